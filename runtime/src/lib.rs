@@ -1,0 +1,16 @@
+//! Wasm sandboxes and the guest side of the virtual network.
+//!
+//! Data in: pod and container configurations with compiled components, requests and connections
+//! for pod addresses. Data out: exits, usage, log lines, guests' outgoing connections.
+//!
+//! # Invariants
+//!
+//! - Knows no Kubernetes object and no consensus: the agent translates.
+//! - A guest reaches the host only through what its linker was given; imports are denied by default.
+//! - No guest can delay the control plane: guests run on their own threads at lower priority.
+//! - The interface to the node ([`PodRuntime`], [`Uplink`]) is narrow enough for a process
+//!   boundary to stand behind it.
+
+mod types;
+
+pub use types::*;

@@ -1,0 +1,246 @@
+//! The seam between the node agent and the sandboxes.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Why a body could not be read to its end.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// Body of every HTTP message that crosses this crate's seams.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BodyError>;
+
+/// A byte stream in both directions: a pipe in memory, a QUIC stream, or a host socket.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+/// Owned [`Io`].
+pub type BoxIo = Box<dyn Io>;
+
+/// Who a guest is, for policy and for telling others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodId {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+}
+
+/// What a pod is before its first container starts.
+#[derive(Debug, Clone)]
+pub struct PodConfig {
+    /// Identity.
+    pub id: PodId,
+    /// The pod's addresses on the virtual network; the first is the primary.
+    pub ips: Vec<IpAddr>,
+    /// What the guest sees as its host name.
+    pub hostname: String,
+    /// Sum of linear memory over all containers, in bytes; `None` is no limit.
+    pub memory_bytes_max: Option<u64>,
+}
+
+/// A folder of the host that a guest sees.
+#[derive(Debug, Clone)]
+pub struct Mount {
+    /// Folder on the host; must exist.
+    pub host_path: PathBuf,
+    /// Absolute path in the guest.
+    pub guest_path: String,
+    /// No write, create, rename, truncate or remove through this mount.
+    pub is_read_only: bool,
+}
+
+/// What one container runs.
+#[derive(Debug, Clone)]
+pub struct ContainerConfig {
+    /// Name within the pod.
+    pub name: String,
+    /// File with the compiled component (`.cwasm`), made by [`PodRuntime`]'s own compiler.
+    pub compiled: PathBuf,
+    /// `argv`, including `argv[0]`.
+    pub args: Vec<String>,
+    /// Environment, in order.
+    pub env: Vec<(String, String)>,
+    /// Preopened folders.
+    pub mounts: Vec<Mount>,
+    /// Linear memory of this container over all its instances, in bytes; `None` is the engine's slot size.
+    pub memory_bytes_max: Option<u64>,
+    /// CPU time per second of wall time, in thousandths of a core; `None` is not throttled.
+    pub cpu_millis_max: Option<u64>,
+    /// Port at which an HTTP component is served on the pod's address.
+    pub http_port: u16,
+    /// A fresh instance for each HTTP request instead of a kept one.
+    pub fresh_instance_per_request: bool,
+    /// File that takes stdout and stderr, in the CRI log format: `<RFC 3339> stdout|stderr F|P <line>`.
+    pub log_path: PathBuf,
+    /// Size at which the log file is rotated to `<log_path>.1`, in bytes.
+    pub log_bytes_max: u64,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 for success; 137 when killed or out of memory; 134 for a trap; else the guest's own code.
+    pub code: i32,
+    /// Kubernetes' word: `Completed`, `Error` or `OOMKilled`.
+    pub reason: ExitReason,
+    /// For people: the trap, the import that was missing, the limit that was hit.
+    pub message: String,
+}
+
+/// Why a container ended, in Kubernetes' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitReason {
+    /// Exit code 0.
+    Completed,
+    /// Non-zero exit or trap.
+    Error,
+    /// The memory limit stopped it.
+    OomKilled,
+    /// Stopped from outside.
+    Killed,
+}
+
+/// What a container has used so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time, by epoch accounting.
+    pub cpu: Duration,
+    /// Linear memory now, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// Why a pod or container could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The component wants something no linker offers. Give up; `RunContainerError`.
+    #[error("component needs the import {import}, which this node does not offer")]
+    MissingImport {
+        /// Interface or function, as the component names it.
+        import: String,
+    },
+    /// Not a component this engine can run. Give up.
+    #[error("cannot run the component: {reason}")]
+    Unsupported {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A port of the pod is already taken by a sibling. Give up.
+    #[error("port {port} of the pod is already in use")]
+    PortInUse {
+        /// The port asked for twice.
+        port: u16,
+    },
+    /// Host trouble: file missing, no memory. Retry with back-off.
+    #[error("cannot start the container: {0}")]
+    Host(String),
+}
+
+/// Why a module was not compiled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// The bytes are no Wasm module or component, or use a proposal that is off. Give up.
+    #[error("not a valid WebAssembly module or component: {0}")]
+    Invalid(String),
+    /// Valid, but neither a command, nor an HTTP handler, nor a reactor. Give up.
+    #[error("{0}")]
+    UnknownWorld(String),
+    /// The compiler failed or a limit was hit.
+    #[error("cannot compile: {0}")]
+    Failed(String),
+}
+
+/// What a compiled component is, read from its exports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum World {
+    /// `wasi:cli/run`: runs to its end.
+    Command,
+    /// `wasi:http/incoming-handler@0.2`: served by the host.
+    HttpP2,
+    /// `wasi:http/handler@0.3`: served by the host.
+    HttpP3,
+    /// Neither: instantiated (`_initialize`) and kept.
+    Reactor,
+}
+
+/// Creates pods. The seam between agent and sandboxes: wasmtime in production, a script in tests.
+#[async_trait]
+pub trait PodRuntime: Send + Sync + 'static {
+    /// Makes the sandbox of a pod: its loopback, its limits, its addresses on the node's network.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Host`] when the node is out of something.
+    async fn create(&self, pod: PodConfig) -> Result<Arc<dyn Pod>, StartError>;
+
+    /// Opaque string; compiled code is good for exactly the runtimes that give the same one.
+    fn compatibility_hash(&self) -> String;
+}
+
+/// The sandbox of one pod.
+#[async_trait]
+pub trait Pod: Send + Sync + 'static {
+    /// Links and starts one container. Returns once its code runs (HTTP: once it can take requests).
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]; nothing is left behind.
+    async fn start(&self, container: ContainerConfig) -> Result<Arc<dyn Container>, StartError>;
+
+    /// Stops what still runs and takes the pod's addresses off the network. Idempotent.
+    async fn destroy(&self);
+}
+
+/// One started container.
+#[async_trait]
+pub trait Container: Send + Sync + 'static {
+    /// Waits for the end. May be called many times, also after the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn wait(&self) -> Exit;
+
+    /// Asks the guest to end: HTTP stops accepting and drains; a command is interrupted at
+    /// `grace`'s end. Returns when it has ended.
+    async fn stop(&self, grace: Duration);
+
+    /// What it has used so far.
+    fn usage(&self) -> Usage;
+}
+
+/// The way from a guest to everything that is not its own pod. Implemented by the node's mesh.
+#[async_trait]
+pub trait Uplink: Send + Sync + 'static {
+    /// Opens a TCP-like connection to a pod, Service or outside address.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused`, `TimedOut`, `HostUnreachable`, `PermissionDenied` become the WASI codes.
+    async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo>;
+
+    /// Resolves a name with the pod's search domains. Empty is "no such name".
+    async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr>;
+
+    /// Sends an HTTP request; the authority names a pod, Service or outside host.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept the response head from arriving.
+    async fn http(
+        &self,
+        from: &PodId,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, BodyError>;
+}
+
+/// Labels for the runtime's metrics: name to value.
+pub type Counters = BTreeMap<&'static str, u64>;
