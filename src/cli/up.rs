@@ -1,0 +1,148 @@
+//! `edgeorc up`: one node, one app, one URL.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use super::api::Session;
+use super::args::Up;
+use super::exit::{self, Failure};
+use super::manifest::App;
+use super::progress::Progress;
+use super::{deploy, node, output, push, wait};
+use crate::config::{Environment, NodeFlags, NodeSettings};
+use crate::roles;
+
+/// The app that runs when none is named.
+const HELLO: &[u8] = include_bytes!("../../wasm-apps/hello.wasm");
+/// How long the app has to answer; the first start may compile.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+/// Pause between two tries to reach the app.
+const PROBE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Starts the node, deploys the app, prints its URL, and runs until told to stop.
+pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure> {
+    let (name, wasm) = match &up.app {
+        Some(path) => (deploy::name_of(path)?, deploy::read_component(path)?),
+        None => ("hello".to_owned(), HELLO.to_vec()),
+    };
+    let env = deploy::parse_env(&up.env)?;
+    let scratch = Scratch::open(up.data_dir.as_deref())?;
+    let flags = NodeFlags {
+        bind_address: Some(up.bind_address),
+        data_dir: Some(scratch.dir.clone()),
+        api_port: up.api_port,
+        ingress_port: up.ingress_port,
+        ..NodeFlags::default()
+    };
+    let settings = NodeSettings::build(flags, environment)
+        .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;
+    let mut progress = Progress::start("starting the node");
+    let url = format!("http://{}/", settings.ingress_address());
+    let address = settings.ingress_address();
+    let stop = node::stop_signal()?;
+    let running = node::start(settings).await?;
+    let session = Session { client: running.client(), namespace: "default".to_owned() };
+    let serve = async {
+        progress.step(&format!("deploying {name}"));
+        let image = push::push(&session, &name, &wasm).await?;
+        let app = App {
+            host: format!("{name}.default.localhost"),
+            name: name.clone(),
+            namespace: session.namespace.clone(),
+            image,
+            port: up.port,
+            env,
+            replicas: Some(up.replicas),
+            sidecars: Vec::new(),
+        };
+        deploy::apply(&session, &app).await?;
+        wait::until_ready(&session, &name, ANSWER_DEADLINE, &mut progress).await?;
+        progress.step(&format!("waiting for {url}"));
+        answers(address, &name).await?;
+        progress.finish();
+        output::words(&format!(
+            "{name} runs. kubectl --kubeconfig {} get pods\nCtrl-C stops everything.",
+            scratch.dir.join(roles::ADMIN_KUBECONFIG).display()
+        ));
+        output::data_line(&url)
+    };
+    tokio::pin!(stop);
+    let served = tokio::select! {
+        served = serve => served,
+        () = &mut stop => {
+            return node::end(running).await;
+        }
+    };
+    if let Err(failure) = served {
+        node::end(running).await?;
+        return Err(failure);
+    }
+    node::run_until(running, stop).await
+}
+
+/// Waits until the ingress answers for the app with something other than a server error.
+async fn answers(address: std::net::SocketAddr, name: &str) -> Result<(), Failure> {
+    let deadline = Instant::now() + ANSWER_DEADLINE;
+    loop {
+        if matches!(probe(address).await, Some(code) if code < 500 && code != 404) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::with(
+                exit::TIMEOUT,
+                format!("{name} does not answer at http://{address}/ after {} s", ANSWER_DEADLINE.as_secs()),
+            ));
+        }
+        sleep(PROBE_PAUSE).await;
+    }
+}
+
+/// One GET of `/`; the status code, or nothing when nobody answers.
+async fn probe(address: std::net::SocketAddr) -> Option<u16> {
+    let stream = TcpStream::connect(address).await.ok()?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    let request = http::Request::builder()
+        .uri("/")
+        .header(http::header::HOST, address.to_string())
+        .body(Empty::<bytes::Bytes>::new())
+        .ok()?;
+    let answer = async { sender.send_request(request).await.ok().map(|a| a.status().as_u16()) };
+    tokio::select! {
+        code = answer => code,
+        _ = connection => None,
+    }
+}
+
+/// The data directory: the user's, or one of our own that is removed at the end.
+struct Scratch {
+    dir: PathBuf,
+    is_temporary: bool,
+}
+
+impl Scratch {
+    fn open(named: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(dir) = named {
+            return Ok(Self { dir: dir.to_owned(), is_temporary: false });
+        }
+        let name = format!("edgeorc-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).map_err(|cause| {
+            Failure::with(exit::NODE, format!("cannot create {}: {cause}; name a folder with --data-dir", dir.display()))
+        })?;
+        Ok(Self { dir, is_temporary: true })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.is_temporary {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}

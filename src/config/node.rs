@@ -1,0 +1,241 @@
+//! Settings of one node.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::Environment;
+
+/// Default port of the API (TCP) and of everything between nodes (UDP).
+const API_PORT: u16 = 6443;
+/// Default port of the HTTP ingress.
+const INGRESS_PORT: u16 = 8080;
+/// Longest node name, in bytes: it becomes a DNS label and a certificate name.
+const NODE_NAME_BYTES_MAX: usize = 63;
+
+/// What the command line said of a node, before defaults.
+#[derive(Debug, Clone, Default)]
+pub struct NodeFlags {
+    /// `--node-name`.
+    pub node_name: Option<String>,
+    /// `--bind-address`.
+    pub bind_address: Option<IpAddr>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--api-port`.
+    pub api_port: Option<u16>,
+    /// `--ingress-port`.
+    pub ingress_port: Option<u16>,
+    /// `--join`: `host:port` or `https://host:port` of a server.
+    pub join: Option<String>,
+    /// `--token`.
+    pub token: Option<String>,
+}
+
+/// How fast the node reacts. The defaults are the design's.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How long a stopping process waits for its tasks. Default 10 s.
+    pub shutdown_grace: Duration,
+    /// How long one attempt to join may take. Default 30 s.
+    pub join_deadline: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { shutdown_grace: Duration::from_secs(10), join_deadline: Duration::from_secs(30) }
+    }
+}
+
+/// Settings of one node, complete and checked.
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    /// Name of the Node object; a DNS-1123 label. Default: the host name.
+    pub node_name: String,
+    /// Address the listeners are bound to. Default `0.0.0.0`.
+    pub bind_address: IpAddr,
+    /// Address other nodes reach this one at. Default: the bind address, or the address of the
+    /// default route when that is unspecified.
+    pub advertise_address: IpAddr,
+    /// Folder for state, certificates, images and logs.
+    pub data_dir: PathBuf,
+    /// Port of the API (TCP) and of QUIC (UDP). Default 6443.
+    pub api_port: u16,
+    /// Port of the HTTP ingress. Default 8080.
+    pub ingress_port: u16,
+    /// Server to join; `None` starts a new cluster, or goes on with the one in `data_dir`.
+    pub join: Option<Join>,
+    /// How fast the node reacts.
+    pub timing: Timing,
+}
+
+/// Where and how to join.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// `host:port` of a server's QUIC endpoint.
+    pub server: String,
+    /// The token, not yet parsed.
+    pub token: String,
+}
+
+/// Why the settings are refused. Give up; the text says what to change.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The node name is no DNS-1123 label.
+    #[error(
+        "node name {name:?} must be at most 63 characters of a-z, 0-9 and '-', and start and end with a letter or digit; set --node-name"
+    )]
+    NodeName {
+        /// What was given.
+        name: String,
+    },
+    /// `--join` without `--token` or the reverse.
+    #[error("--join and --token go together; make a token with `edgeorc node token create` on a server")]
+    JoinWithoutToken,
+    /// `--join` is no address.
+    #[error("--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443")]
+    JoinAddress {
+        /// What was given.
+        url: String,
+    },
+}
+
+impl NodeSettings {
+    /// Completes `flags` with the environment and the defaults, and checks the result.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`]; nothing was touched.
+    pub fn build(flags: NodeFlags, environment: &Environment) -> Result<Self, ConfigError> {
+        let node_name = flags.node_name.unwrap_or_else(host_name);
+        if !is_dns_label(&node_name) {
+            return Err(ConfigError::NodeName { name: node_name });
+        }
+        let bind_address = flags.bind_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let join = match (flags.join, flags.token) {
+            (None, None) => None,
+            (Some(url), Some(token)) => Some(Join { server: parse_server(&url)?, token }),
+            _ => return Err(ConfigError::JoinWithoutToken),
+        };
+        Ok(Self {
+            node_name,
+            bind_address,
+            advertise_address: advertise(bind_address),
+            data_dir: flags.data_dir.unwrap_or_else(|| environment.default_data_dir()),
+            api_port: flags.api_port.unwrap_or(API_PORT),
+            ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
+            join,
+            timing: Timing::default(),
+        })
+    }
+
+    /// Address of the QUIC endpoint as told to other nodes.
+    #[must_use]
+    pub fn quic_address(&self) -> SocketAddr {
+        SocketAddr::new(self.advertise_address, self.api_port)
+    }
+
+    /// Address of the ingress as told to users.
+    #[must_use]
+    pub fn ingress_address(&self) -> SocketAddr {
+        SocketAddr::new(self.advertise_address, self.ingress_port)
+    }
+}
+
+/// `host:port` of `url`, which may carry `https://`; the port defaults to the API's.
+fn parse_server(url: &str) -> Result<String, ConfigError> {
+    let bad = || ConfigError::JoinAddress { url: url.to_owned() };
+    let rest = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
+    if rest.is_empty() || rest.contains(['/', ' ', '@', '?']) {
+        return Err(bad());
+    }
+    if rest.parse::<SocketAddr>().is_ok() {
+        return Ok(rest.to_owned());
+    }
+    if let Ok(ip) = rest.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, API_PORT).to_string());
+    }
+    match rest.split_once(':') {
+        None => Ok(format!("{rest}:{API_PORT}")),
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(rest.to_owned()),
+        Some(_) => Err(bad()),
+    }
+}
+
+/// Whether `name` is a DNS-1123 label.
+fn is_dns_label(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_edge = |c: Option<char>| c.is_some_and(|c| c != '-' && inner(c));
+    name.len() <= NODE_NAME_BYTES_MAX
+        && name.chars().all(inner)
+        && is_edge(name.chars().next())
+        && is_edge(name.chars().last())
+}
+
+/// The machine's host name as a DNS label: lower case, up to the first dot.
+fn host_name() -> String {
+    let uname = rustix::system::uname();
+    let full = uname.nodename().to_string_lossy().to_lowercase();
+    full.split('.').next().unwrap_or_default().replace('_', "-")
+}
+
+/// The address of the default route's interface when `bind` is unspecified. Sends nothing.
+fn advertise(bind: IpAddr) -> IpAddr {
+    if !bind.is_unspecified() {
+        return bind;
+    }
+    // Connecting a UDP socket only asks the routing table which source address it would use.
+    let probe = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    probe().ok().filter(|ip| !ip.is_unspecified()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(name: &str) -> NodeFlags {
+        NodeFlags { node_name: Some(name.to_owned()), ..NodeFlags::default() }
+    }
+
+    #[test]
+    fn a_node_name_must_be_a_dns_label() {
+        let environment = Environment::default();
+        for good in ["pi-1", "a", "0"] {
+            assert!(NodeSettings::build(flags(good), &environment).is_ok(), "{good}");
+        }
+        for bad in ["", "Pi", "a.b", "-a", "a-", "ä", &"x".repeat(64)] {
+            let refused = NodeSettings::build(flags(bad), &environment);
+            assert!(matches!(refused, Err(ConfigError::NodeName { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn join_and_token_go_together() {
+        let lonely = NodeFlags { join: Some("a:1".into()), ..flags("n") };
+        let refused = NodeSettings::build(lonely, &Environment::default());
+        assert!(matches!(refused, Err(ConfigError::JoinWithoutToken)));
+    }
+
+    #[test]
+    fn a_server_address_may_leave_out_scheme_and_port() {
+        let cases = [
+            ("https://10.0.0.1:6443/", "10.0.0.1:6443"),
+            ("10.0.0.1", "10.0.0.1:6443"),
+            ("pi-1", "pi-1:6443"),
+            ("pi-1:7000", "pi-1:7000"),
+            ("[::1]", "[::1]:6443"),
+            ("https://[::1]:1", "[::1]:1"),
+        ];
+        for (given, wanted) in cases {
+            assert_eq!(parse_server(given).unwrap(), wanted, "{given}");
+        }
+        for bad in ["", "https://", "a:b", "a/b", ":1", "a b"] {
+            assert!(parse_server(bad).is_err(), "{bad}");
+        }
+    }
+}

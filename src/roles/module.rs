@@ -1,0 +1,23 @@
+//! What the command line asks of the Wasm runtime without starting a node.
+
+use std::path::Path;
+
+use edgeorc_runtime::CompileError;
+
+/// Checks that `wasm` is a module or component a node can run. Does not compile it.
+///
+/// # Errors
+///
+/// [`CompileError`]: what it is instead.
+pub fn inspect_module(wasm: &[u8]) -> Result<(), CompileError> {
+    edgeorc_runtime::inspect(wasm).map(|_| ())
+}
+
+/// Compiles the module or component `input` for this machine into `output`.
+///
+/// # Errors
+///
+/// [`CompileError`]; `output` is then not written.
+pub fn compile_module(input: &Path, output: &Path) -> Result<(), CompileError> {
+    edgeorc_runtime::compile_file(input, output)
+}

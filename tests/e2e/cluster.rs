@@ -1,0 +1,207 @@
+//! Three nodes as three processes: spread, balance, lose the leader, take it back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::support::{Block, Node, PATIENCE, both, eventually, get, hello, succeed};
+
+/// Longest a request may take; a failed one is one without a 200 by then.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Concurrent users of the load.
+const USERS: usize = 4;
+/// After the kill, no request started later than this may fail.
+const HEALED_AFTER: Duration = Duration::from_secs(1);
+/// After the kill, writes are accepted again within this.
+const WRITES_WITHIN: Duration = Duration::from_secs(3);
+/// After the kill, all replicas are ready again within this.
+const REPLICAS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Requests that failed: when they started, and why.
+type Failures = Vec<(Instant, String)>;
+
+/// Asks `at` from several threads until told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    users: Vec<std::thread::JoinHandle<(usize, Failures)>>,
+}
+
+impl Load {
+    fn start(at: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let users = (0..USERS)
+            .map(|_| {
+                let stop = Arc::clone(&stop);
+                std::thread::spawn(move || {
+                    let (mut asked, mut failures) = (0, Vec::new());
+                    while !stop.load(Ordering::Relaxed) {
+                        let started = Instant::now();
+                        asked += 1;
+                        match get(at, "hello.default.localhost", "/", REQUEST_LIMIT) {
+                            Ok(answer) if answer.code == 200 => {}
+                            other => failures.push((started, format!("{other:?}"))),
+                        }
+                    }
+                    (asked, failures)
+                })
+            })
+            .collect();
+        Self { stop, users }
+    }
+
+    fn stop(self) -> (usize, Failures) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = (0, Vec::new());
+        for user in self.users {
+            let (asked, failures) = user.join().unwrap();
+            all.0 += asked;
+            all.1.extend(failures);
+        }
+        all
+    }
+}
+
+/// Node name of each Ready pod of hello.
+fn ready_pods(node: &Node) -> Result<BTreeMap<String, String>, String> {
+    let template = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} \
+        {.status.conditions[?(@.type=='Ready')].status} {.metadata.deletionTimestamp}{'\\n'}{end}";
+    let output = node
+        .kubectl(&["get", "pods", "-l", "app.kubernetes.io/name=hello", "--request-timeout=2s", "-o", template])
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return Err(both(&output));
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            (words.len() == 3 && words[2] == "True")
+                .then(|| (words[0].to_owned(), words[1].to_owned()))
+        })
+        .collect())
+}
+
+fn nodes_of(pods: &BTreeMap<String, String>) -> BTreeSet<String> {
+    pods.values().cloned().collect()
+}
+
+/// Index of the node that leads, as the cluster's status says.
+fn leader(nodes: &[Node]) -> usize {
+    eventually("a leader is known", PATIENCE, || {
+        for (at, node) in nodes.iter().enumerate() {
+            let metrics = succeed(&mut node.kubectl(&["get", "--raw", "/metrics"]));
+            if metrics.lines().any(|line| line == "edgeorc_store_is_leader 1") {
+                return Ok(at);
+            }
+        }
+        Err("nobody leads")
+    })
+}
+
+fn start_three(folder: &std::path::Path) -> Vec<Node> {
+    let block = Block::take();
+    let first = Node::start(folder, "one", block.address(1), None);
+    first.wait_ready();
+    let mut nodes = vec![first];
+    for (name, host) in [("two", 2), ("three", 3)] {
+        let token = succeed(&mut nodes[0].edgeorc(&["node", "token", "create"]));
+        let node = Node::start(folder, name, block.address(host), Some((&nodes[0], token.trim())));
+        node.wait_ready();
+        nodes.push(node);
+    }
+    eventually("all three are voters", PATIENCE, || {
+        let metrics = succeed(&mut nodes[0].kubectl(&["get", "--raw", "/metrics"]));
+        if metrics.lines().any(|line| line == "edgeorc_store_voters 3") { Ok(()) } else { Err(metrics) }
+    });
+    nodes
+}
+
+/// Which pods answer at this node's ingress in `count` requests.
+fn who_answers(node: &Node, count: usize) -> BTreeSet<String> {
+    (0..count)
+        .filter_map(|_| get(node.ingress(), "hello.default.localhost", "/", REQUEST_LIMIT).ok())
+        .filter(|answer| answer.code == 200)
+        .filter_map(|answer| answer.body.split_whitespace().nth(3).map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nodes = start_three(folder.path());
+    let hello = hello();
+    let hello = hello.to_str().unwrap();
+    succeed(&mut nodes[0].edgeorc(&["deploy", hello, "--replicas", "6", "--wait"]));
+
+    // Spread: two pods on each node.
+    let pods = ready_pods(&nodes[0]).unwrap();
+    assert_eq!(pods.len(), 6, "{pods:?}");
+    for node in &nodes {
+        assert_eq!(pods.values().filter(|name| **name == node.name).count(), 2, "{pods:?}");
+    }
+
+    // Balance: any node's ingress reaches pods on all nodes.
+    for node in &nodes {
+        eventually("every pod answers", PATIENCE, || {
+            let seen = who_answers(node, 60);
+            if seen.len() == 6 { Ok(()) } else { Err(seen) }
+        });
+    }
+
+    // Lose the leader under load.
+    let lost = leader(&nodes);
+    let survivor = (lost + 1) % nodes.len();
+    let load = Load::start(nodes[survivor].ingress());
+    eventually("the load runs", PATIENCE, || {
+        let seen = who_answers(&nodes[survivor], 20);
+        if seen.len() > 2 { Ok(()) } else { Err(seen) }
+    });
+    nodes[lost].process.kill();
+    let killed = Instant::now();
+    eventually("writes are accepted", PATIENCE, || {
+        let output = nodes[survivor]
+            .kubectl(&["annotate", "deploy/hello", "touched=yes", "--overwrite", "--request-timeout=1s"])
+            .output()
+            .unwrap();
+        if output.status.success() { Ok(()) } else { Err(both(&output)) }
+    });
+    let writes = killed.elapsed();
+    eventually("six pods are ready on the nodes left", PATIENCE, || {
+        let pods = ready_pods(&nodes[survivor])?;
+        let is_moved = !nodes_of(&pods).contains(&nodes[lost].name);
+        if pods.len() == 6 && is_moved { Ok(()) } else { Err(format!("{pods:?}")) }
+    });
+    let replicas = killed.elapsed();
+    let (asked, failures) = load.stop();
+    eprintln!(
+        "leader killed: writes again after {writes:?}, six pods ready after {replicas:?}, {asked} requests, {} failed",
+        failures.len()
+    );
+    let late: Vec<_> = failures
+        .iter()
+        .filter(|(started, _)| started.saturating_duration_since(killed) > HEALED_AFTER)
+        .collect();
+    assert!(late.is_empty(), "failed later than {HEALED_AFTER:?} after the kill: {late:?}");
+    assert!(writes <= WRITES_WITHIN, "writes only after {writes:?}");
+    assert!(replicas <= REPLICAS_WITHIN, "replicas only after {replicas:?}");
+
+    // Take it back: it becomes ready and gets pods again.
+    nodes[lost].restart();
+    nodes[lost].wait_ready();
+    succeed(&mut nodes[survivor].edgeorc(&["scale", "deploy/hello", "--replicas", "9"]));
+    eventually("the node that came back is used", PATIENCE, || {
+        let pods = ready_pods(&nodes[survivor])?;
+        let is_used = nodes_of(&pods).contains(&nodes[lost].name);
+        if pods.len() == 9 && is_used { Ok(()) } else { Err(format!("{pods:?}")) }
+    });
+    for node in &mut nodes {
+        node.process.signal("TERM");
+    }
+    for node in &mut nodes {
+        assert_eq!(node.process.end(Duration::from_secs(20)), Some(0), "{}", node.process.stderr());
+    }
+}
