@@ -49,8 +49,10 @@ impl<K> Change<'_, K> {
     }
 }
 
-/// Hears of every change, in order. Must return at once: it runs on the informer's task.
-pub type Handler<K> = Box<dyn FnMut(&Change<'_, K>) + Send>;
+/// Hears of every change, in order, until it returns `false`.
+///
+/// Must return at once: it runs on the informer's task.
+pub type Handler<K> = Box<dyn FnMut(&Change<'_, K>) -> bool + Send>;
 
 /// A cache of one kind that follows the server's watch. Cheap to clone; all clones are one.
 pub struct Informer<K> {
@@ -122,13 +124,16 @@ where
         self.changes.clone()
     }
 
-    /// Tells `handler` of every object there is, then of every change, until the informer ends.
+    /// Tells `handler` of every object there is, then of every change, until it returns `false`
+    /// or the informer ends.
     pub fn subscribe(&self, mut handler: Handler<K>) {
         let mut handlers = self.shared.handlers.lock();
-        for object in self.store.state() {
-            handler(&Change::Applied { old: None, new: &object });
+        let state = self.store.state();
+        let wants_more =
+            state.iter().all(|new| handler(&Change::Applied { old: None, new }));
+        if wants_more {
+            handlers.push(handler);
         }
-        handlers.push(handler);
     }
 
     /// Waits until the cache shows the write that was answered with `resource_version`, so that
@@ -136,8 +141,17 @@ where
     ///
     /// Only for durable kinds: they share one counter, and a later write of the kind does as well.
     pub async fn catch_up(&self, resource_version: u64, patience: Duration) -> bool {
+        self.settled(patience, |_| self.revision() >= resource_version).await
+    }
+
+    /// Waits until the cache is as `is_settled` wants it. Returns `false` after `patience`.
+    pub async fn settled(
+        &self,
+        patience: Duration,
+        is_settled: impl Fn(&Store<K>) -> bool,
+    ) -> bool {
         let mut changes = self.changes.clone();
-        let seen = changes.wait_for(|_| self.revision() >= resource_version);
+        let seen = changes.wait_for(|_| is_settled(&self.store));
         matches!(tokio::time::timeout(patience, seen).await, Ok(Ok(_)))
     }
 
@@ -252,13 +266,12 @@ impl<K: Resource> Feed<K> {
     }
 }
 
-fn tell<K>(handlers: &mut [Handler<K>], change: &Change<'_, K>) {
-    for handler in handlers {
-        handler(change);
-    }
+fn tell<K>(handlers: &mut Vec<Handler<K>>, change: &Change<'_, K>) {
+    handlers.retain_mut(|handler| handler(change));
 }
 
-/// An object's resourceVersion as the number our own server writes.
-pub(crate) fn revision_of<K: Resource>(object: &K) -> Option<u64> {
+/// An object's resourceVersion as the number our own server writes; `None` when it has none.
+#[must_use]
+pub fn revision_of<K: Resource>(object: &K) -> Option<u64> {
     object.meta().resource_version.as_ref()?.parse().ok()
 }

@@ -38,7 +38,7 @@ impl Backoff {
 
     /// How long to wait after one more failure.
     pub fn next_delay(&mut self) -> Duration {
-        let delay = delay_of(self.limits, self.attempts, &self.rng);
+        let delay = retry_delay(self.limits, self.attempts, &self.rng);
         self.attempts = self.attempts.saturating_add(1);
         delay
     }
@@ -49,8 +49,9 @@ impl Backoff {
     }
 }
 
-/// The wait after the `attempt`th failure (from 0): between half of it and the whole.
-pub(crate) fn delay_of(limits: RetryLimits, attempt: u32, rng: &Rng) -> Duration {
+/// The wait after the `attempt`th failure (from 0): between half and the whole of what doubling gives.
+#[must_use]
+pub fn retry_delay(limits: RetryLimits, attempt: u32, rng: &Rng) -> Duration {
     let factor = 1_u32.checked_shl(attempt.min(20)).unwrap_or(u32::MAX);
     let full = limits.delay_min.saturating_mul(factor).min(limits.delay_max);
     let half = full / 2;
@@ -121,7 +122,7 @@ mod tests {
         let rng = Rng::seeded(1);
         for (attempt, full_ms) in [(0, 10), (1, 20), (6, 640), (7, 1000), (40, 1000)] {
             let full = Duration::from_millis(full_ms);
-            let delay = delay_of(limits, attempt, &rng);
+            let delay = retry_delay(limits, attempt, &rng);
             assert!(delay >= full / 2 && delay <= full, "attempt {attempt}: {delay:?}");
         }
     }
