@@ -1,0 +1,84 @@
+//! The informers that every loop of the leader shares: each kind is watched once.
+
+use std::fmt;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher;
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+
+use crate::client::informer::{Informer, informer};
+use crate::rt::TaskGroup;
+
+/// The namespace of the nodes' heartbeats.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// One informer per kind the controllers and the scheduler read. Cheap to clone.
+///
+/// Made once per leadership; ends with its task group, and its subscribers with it.
+#[derive(Debug, Clone)]
+pub struct Informers {
+    /// Pods of all namespaces.
+    pub pods: Informer<Pod>,
+    /// Nodes.
+    pub nodes: Informer<Node>,
+    /// The nodes' heartbeats, in `kube-node-lease`.
+    pub leases: Informer<Lease>,
+    /// Namespaces.
+    pub namespaces: Informer<Namespace>,
+    /// Services of all namespaces.
+    pub services: Informer<Service>,
+    /// `EndpointSlice`s of all namespaces.
+    pub endpoint_slices: Informer<EndpointSlice>,
+    /// Service accounts of all namespaces.
+    pub service_accounts: Informer<ServiceAccount>,
+    /// Deployments of all namespaces.
+    pub deployments: Informer<Deployment>,
+    /// Replica sets of all namespaces.
+    pub replica_sets: Informer<ReplicaSet>,
+}
+
+impl Informers {
+    /// Starts them all.
+    #[must_use]
+    pub fn start(client: &kube::Client, tasks: &TaskGroup) -> Self {
+        Self {
+            pods: everywhere(client, tasks),
+            nodes: everywhere(client, tasks),
+            leases: informer(
+                Api::namespaced(client.clone(), LEASE_NAMESPACE),
+                watcher::Config::default(),
+                tasks,
+            ),
+            namespaces: everywhere(client, tasks),
+            services: everywhere(client, tasks),
+            endpoint_slices: everywhere(client, tasks),
+            service_accounts: everywhere(client, tasks),
+            deployments: everywhere(client, tasks),
+            replica_sets: everywhere(client, tasks),
+        }
+    }
+
+    /// Waits for the first complete list of every kind. Returns `false` when they ended before.
+    pub async fn ready(&self) -> bool {
+        self.pods.ready().await
+            && self.nodes.ready().await
+            && self.leases.ready().await
+            && self.namespaces.ready().await
+            && self.services.ready().await
+            && self.endpoint_slices.ready().await
+            && self.service_accounts.ready().await
+            && self.deployments.ready().await
+            && self.replica_sets.ready().await
+    }
+}
+
+fn everywhere<K>(client: &kube::Client, tasks: &TaskGroup) -> Informer<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static,
+{
+    informer(Api::all(client.clone()), watcher::Config::default(), tasks)
+}

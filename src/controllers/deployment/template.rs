@@ -1,0 +1,168 @@
+//! Which replica set belongs to a pod template, and what a deployment's numbers mean.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+/// Tells the replica sets of a deployment, and their pods, apart.
+pub(super) const HASH_LABEL: &str = "pod-template-hash";
+/// Counts the rollouts of a deployment, on it and on its replica sets.
+pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
+/// The revisions a replica set had before it was rolled back to.
+pub(super) const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
+/// `spec.replicas` of the deployment when the replica set was last scaled.
+pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+/// The most pods the rollout allowed at that time.
+pub(super) const MAX: &str = "deployment.kubernetes.io/max-replicas";
+
+/// Annotations of a deployment that are not copied to its replica sets.
+const NOT_COPIED: &[&str] = &[
+    "kubectl.kubernetes.io/last-applied-configuration",
+    REVISION,
+    REVISION_HISTORY,
+    DESIRED,
+    MAX,
+    "deprecated.deployment.rollback.to",
+];
+
+/// A hash of `template`, stable for the template, in characters that never spell a word.
+///
+/// The value is private to this controller; `collisions` gives another one when the name is taken.
+pub(super) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
+    const ALPHABET: &[u8; 16] = b"bcdfghjklmnpqrst";
+    let mut hash = 0x811c_9dc5_u32;
+    // Fields and map keys serialize in a fixed order.
+    let text = serde_json::to_vec(template).unwrap_or_default();
+    for byte in text.into_iter().chain(collisions.to_le_bytes()) {
+        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    }
+    let nibbles = hash.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles.filter_map(|nibble| ALPHABET.get(usize::from(nibble)).copied().map(char::from)).collect()
+}
+
+/// Whether two templates make the same pods; the hash label does not count.
+pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
+    let without_hash = |template: &PodTemplateSpec| {
+        let mut template = template.clone();
+        if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+            labels.remove(HASH_LABEL);
+        }
+        template
+    };
+    let meta = |template: &PodTemplateSpec| {
+        let meta = template.metadata.clone().unwrap_or_default();
+        (meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default())
+    };
+    let (a, b) = (without_hash(a), without_hash(b));
+    a.spec == b.spec && meta(&a) == meta(&b)
+}
+
+/// The replica set of the deployment's present template: the oldest, should there be several.
+pub(super) fn find_new(
+    deployment: &Deployment,
+    replica_sets: &[Arc<ReplicaSet>],
+) -> Option<Arc<ReplicaSet>> {
+    let template = &deployment.spec.as_ref()?.template;
+    let matching = replica_sets.iter().filter(|replica_set| {
+        let found = replica_set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        found.is_some_and(|found| is_same(found, template))
+    });
+    matching.min_by_key(|replica_set| age_key(replica_set)).cloned()
+}
+
+/// Sorts oldest first, by name where the second is the same.
+pub(super) fn age_key(replica_set: &ReplicaSet) -> (Option<jiff::Timestamp>, Option<String>) {
+    let meta = &replica_set.metadata;
+    (meta.creation_timestamp.as_ref().map(|time| time.0), meta.name.clone())
+}
+
+/// The annotations a deployment hands down to its replica set.
+pub(super) fn annotations_to_copy(deployment: &Deployment) -> BTreeMap<String, String> {
+    let mut copied = deployment.metadata.annotations.clone().unwrap_or_default();
+    copied.retain(|key, _| !NOT_COPIED.contains(&key.as_str()));
+    copied
+}
+
+/// The revision a replica set says it is; 0 when it says none.
+pub(super) fn revision(replica_set: &ReplicaSet) -> u64 {
+    annotation(replica_set, REVISION).and_then(|revision| revision.parse().ok()).unwrap_or(0)
+}
+
+/// An annotation of a replica set.
+pub(super) fn annotation<'a>(replica_set: &'a ReplicaSet, key: &str) -> Option<&'a str> {
+    replica_set.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// What a deployment asks for, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// `spec.replicas`.
+    pub(super) replicas: i32,
+    /// How many pods more than that a rollout may run.
+    pub(super) max_surge: i32,
+    /// How many pods less than that may be available during a rollout.
+    pub(super) max_unavailable: i32,
+    /// Whether all old pods go before the first new one comes.
+    pub(super) is_recreate: bool,
+    /// Whether rollouts are on hold.
+    pub(super) is_paused: bool,
+}
+
+impl Wish {
+    /// Reads `deployment`; a percentage of surge rounds up, one of unavailability down, and at
+    /// least one of the two is one, or nothing could move.
+    pub(super) fn of(deployment: &Deployment) -> Self {
+        let spec = deployment.spec.as_ref();
+        let replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1).max(0);
+        let strategy = spec.and_then(|spec| spec.strategy.as_ref());
+        let is_recreate =
+            strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate");
+        let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
+        let surge = rolling.and_then(|rolling| rolling.max_surge.as_ref());
+        let unavailable = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+        let (max_surge, max_unavailable) = if is_recreate {
+            (0, 0)
+        } else {
+            let surge = scaled(surge, replicas, Rounding::Up);
+            let unavailable = scaled(unavailable, replicas, Rounding::Down).min(replicas);
+            if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
+        };
+        let is_paused = spec.and_then(|spec| spec.paused) == Some(true);
+        Self { replicas, max_surge, max_unavailable, is_recreate, is_paused }
+    }
+
+    /// The most pods there may be.
+    pub(super) fn total_max(self) -> i32 {
+        self.replicas.saturating_add(self.max_surge)
+    }
+
+    /// The fewest pods that must be available.
+    pub(super) fn available_min(self) -> i32 {
+        (self.replicas - self.max_unavailable).max(0)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Rounding {
+    Up,
+    Down,
+}
+
+fn scaled(value: Option<&IntOrString>, replicas: i32, rounding: Rounding) -> i32 {
+    let percent = match value {
+        Some(IntOrString::Int(number)) => return (*number).max(0),
+        Some(IntOrString::String(text)) => {
+            text.strip_suffix('%').and_then(|number| number.parse::<i64>().ok()).unwrap_or(0)
+        }
+        None => 25,
+    };
+    let hundredfold = percent.max(0).saturating_mul(i64::from(replicas));
+    let whole = match rounding {
+        Rounding::Up => hundredfold.saturating_add(99) / 100,
+        Rounding::Down => hundredfold / 100,
+    };
+    i32::try_from(whole).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,172 @@
+//! What every controller asks of objects: who owns them, whether pods serve.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use kube::core::Selector;
+use kube::{Resource, ResourceExt as _};
+
+/// Namespace and name of an object, as the key of a queue.
+pub(crate) type Key = (String, String);
+
+/// The key of `object`.
+pub(crate) fn key<K: Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// `namespace/name`, for messages.
+pub(crate) fn full_name(meta: &ObjectMeta) -> String {
+    let name = meta.name.as_deref().unwrap_or_default();
+    match meta.namespace.as_deref() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
+
+/// The owner that controls the object, if one does.
+pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether `owner` controls the object.
+pub(crate) fn is_controlled_by<K: Resource>(meta: &ObjectMeta, owner: &K) -> bool {
+    match (controller_of(meta), owner.meta().uid.as_ref()) {
+        (Some(reference), Some(uid)) => reference.uid == *uid,
+        _ => false,
+    }
+}
+
+/// The reference that makes `owner` the controller of an object.
+pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: owner.name_any(),
+        uid: owner.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// The object's owner references without the one to `uid`.
+pub(crate) fn owners_without(meta: &ObjectMeta, uid: &str) -> Vec<OwnerReference> {
+    meta.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect()
+}
+
+/// Whether deletion of the object has begun.
+pub(crate) fn is_deleting(meta: &ObjectMeta) -> bool {
+    meta.deletion_timestamp.is_some()
+}
+
+/// A label selector in the form that matches; `None` when it is malformed, and matches nothing.
+pub(crate) fn selector_of(selector: &LabelSelector) -> Option<Selector> {
+    Selector::try_from(selector.clone()).ok().filter(|selector| !selector.selects_all())
+}
+
+/// The condition of that type.
+pub(crate) fn condition<'a>(pod: &'a Pod, condition_type: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == condition_type)
+}
+
+/// Whether the pod's Ready condition is true.
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
+}
+
+/// Since when the pod is ready, if it is and says so.
+pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let ready = condition(pod, "Ready").filter(|condition| condition.status == "True")?;
+    ready.last_transition_time.as_ref().map(|time| time.0)
+}
+
+/// The pod's phase; empty before it has one.
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether the pod has ended for good.
+pub(crate) fn is_terminal(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// Whether the pod counts as one of its owner's: it has not ended and is not being deleted.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    !is_terminal(pod) && !is_deleting(&pod.metadata)
+}
+
+/// The node the pod is bound to.
+pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+/// Whether a ready pod has been so for long enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Availability {
+    /// Ready for at least the time asked.
+    Available,
+    /// Ready; available after this much longer, if it stays so.
+    In(Duration),
+    /// Not ready.
+    No,
+}
+
+/// Whether `pod` has been ready for `min_ready_seconds` at `now`.
+pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Availability {
+    if !is_ready(pod) {
+        return Availability::No;
+    }
+    let wanted = Duration::from_secs(u64::try_from(min_ready_seconds).unwrap_or(0));
+    if wanted.is_zero() {
+        return Availability::Available;
+    }
+    let Some(since) = ready_since(pod) else {
+        return Availability::No;
+    };
+    match wanted.checked_sub(elapsed(since, now)) {
+        None | Some(Duration::ZERO) => Availability::Available,
+        Some(left) => Availability::In(left),
+    }
+}
+
+/// The time from `since` to `now`; zero when the clock went back.
+pub(crate) fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::PodStatus;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    fn ready_pod(since: i64) -> Pod {
+        let ready = PodCondition {
+            type_: "Ready".into(),
+            status: "True".into(),
+            last_transition_time: Some(Time(Timestamp::from_second(since).unwrap())),
+            ..PodCondition::default()
+        };
+        let status = PodStatus { conditions: Some(vec![ready]), ..PodStatus::default() };
+        Pod { status: Some(status), ..Pod::default() }
+    }
+
+    #[test]
+    fn a_pod_is_available_once_it_was_ready_long_enough() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let pod = ready_pod(100);
+        assert_eq!(availability(&pod, 0, at(100)), Availability::Available);
+        assert_eq!(availability(&pod, 10, at(104)), Availability::In(Duration::from_secs(6)));
+        assert_eq!(availability(&pod, 10, at(110)), Availability::Available);
+        assert_eq!(availability(&pod, 10, at(90)), Availability::In(Duration::from_secs(10)));
+        assert_eq!(availability(&Pod::default(), 0, at(100)), Availability::No);
+    }
+
+    #[test]
+    fn an_empty_selector_selects_nothing() {
+        assert!(selector_of(&LabelSelector::default()).is_none());
+    }
+}

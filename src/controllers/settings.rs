@@ -1,0 +1,34 @@
+//! Delays and bounds of the controllers.
+
+use std::time::Duration;
+
+/// How the controllers behave. The defaults suit a cluster of any size.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// A node without a renewed Lease for this long is `NotReady`. Longer on links that stall.
+    pub node_silent_after: Duration,
+    /// A pod that does not tolerate its node's `not-ready` or `unreachable` taint is evicted this
+    /// long after the taint, as if admission had added the toleration.
+    pub default_toleration: Duration,
+    /// No evictions in this time after a leader started: agents are still finding it.
+    pub eviction_quiet_time: Duration,
+    /// How long a node must be gone before its pods are removed.
+    pub orphaned_pod_after: Duration,
+    /// Pods that ended are kept for their logs and status up to this number, then the oldest go.
+    pub terminated_pods_max: usize,
+    /// The first two numbers of every pod CIDR, `A.B.N.0/24` with N by node.
+    pub pod_cidr_prefix: (u8, u8),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node_silent_after: Duration::from_secs(3),
+            default_toleration: Duration::from_secs(2),
+            eviction_quiet_time: Duration::from_secs(5),
+            orphaned_pod_after: Duration::from_secs(5),
+            terminated_pods_max: 1_000,
+            pod_cidr_prefix: (10, 42),
+        }
+    }
+}

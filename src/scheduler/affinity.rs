@@ -1,0 +1,204 @@
+//! What a pod says about the nodes it may or would like to run on.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
+
+use crate::scheduler::view::Facts;
+
+const NO_SCHEDULE: &str = "NoSchedule";
+const NO_EXECUTE: &str = "NoExecute";
+const PREFER_NO_SCHEDULE: &str = "PreferNoSchedule";
+/// The taint a cordoned node counts as having.
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// A pod's wishes about nodes, borrowed from it.
+#[derive(Debug)]
+pub(super) struct Wishes<'a> {
+    node_name: Option<&'a str>,
+    node_selector: Option<&'a BTreeMap<String, String>>,
+    node_affinity: Option<&'a NodeAffinity>,
+    tolerations: &'a [Toleration],
+}
+
+impl<'a> Wishes<'a> {
+    pub(super) fn of(pod: &'a Pod) -> Self {
+        let spec = pod.spec.as_ref();
+        Self {
+            node_name: spec.and_then(|spec| spec.node_name.as_deref()),
+            node_selector: spec.and_then(|spec| spec.node_selector.as_ref()),
+            node_affinity: spec
+                .and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref()),
+            tolerations: spec
+                .and_then(|spec| spec.tolerations.as_deref())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Whether the pod names another node.
+    pub(super) fn names_another(&self, node: &str) -> bool {
+        self.node_name.is_some_and(|wanted| !wanted.is_empty() && wanted != node)
+    }
+
+    /// Whether the pod may run on a cordoned node.
+    pub(super) fn tolerates_cordon(&self) -> bool {
+        let cordon = Taint {
+            key: UNSCHEDULABLE.to_owned(),
+            effect: NO_SCHEDULE.to_owned(),
+            ..Taint::default()
+        };
+        self.tolerates(&cordon)
+    }
+
+    /// The first taint that keeps the pod away.
+    pub(super) fn untolerated<'t>(&self, taints: &'t [Taint]) -> Option<&'t Taint> {
+        taints.iter().find(|taint| {
+            matches!(taint.effect.as_str(), NO_SCHEDULE | NO_EXECUTE) && !self.tolerates(taint)
+        })
+    }
+
+    /// How many taints speak against the node without forbidding it.
+    pub(super) fn discouraging(&self, taints: &[Taint]) -> usize {
+        let discourages =
+            |taint: &&Taint| taint.effect == PREFER_NO_SCHEDULE && !self.tolerates(taint);
+        taints.iter().filter(discourages).count()
+    }
+
+    fn tolerates(&self, taint: &Taint) -> bool {
+        self.tolerations.iter().any(|toleration| tolerates(toleration, taint))
+    }
+
+    /// Whether node selector and required affinity accept the node.
+    pub(super) fn accepts(&self, name: &str, facts: &Facts) -> bool {
+        let selects = self.node_selector.is_none_or(|selector| {
+            selector.iter().all(|(key, value)| facts.labels.get(key) == Some(value))
+        });
+        let required = self.node_affinity.and_then(|affinity| {
+            affinity.required_during_scheduling_ignored_during_execution.as_ref()
+        });
+        selects
+            && required.is_none_or(|required| {
+                required.node_selector_terms.iter().any(|term| term_matches(term, name, facts))
+            })
+    }
+
+    /// The sum of the weights of the preferences the node meets.
+    pub(super) fn preference(&self, name: &str, facts: &Facts) -> i64 {
+        let preferred = self.node_affinity.and_then(|affinity| {
+            affinity.preferred_during_scheduling_ignored_during_execution.as_ref()
+        });
+        let met = preferred.into_iter().flatten().filter(|wish| {
+            // Unlike a required one, an empty preference matches every node.
+            is_empty(&wish.preference) || term_matches(&wish.preference, name, facts)
+        });
+        met.map(|wish| i64::from(wish.weight)).sum()
+    }
+}
+
+/// Whether `toleration` covers `taint`.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    let (key, effect) = (text(&toleration.key), text(&toleration.effect));
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    if !key.is_empty() && key != taint.key {
+        return false;
+    }
+    match toleration.operator.as_deref() {
+        Some("Exists") => true,
+        None | Some("" | "Equal") => {
+            !key.is_empty() && text(&toleration.value) == text(&taint.value)
+        }
+        Some(_) => false,
+    }
+}
+
+fn is_empty(term: &NodeSelectorTerm) -> bool {
+    let is_empty = |requirements: &Option<Vec<NodeSelectorRequirement>>| {
+        requirements.as_ref().is_none_or(Vec::is_empty)
+    };
+    is_empty(&term.match_expressions) && is_empty(&term.match_fields)
+}
+
+fn term_matches(term: &NodeSelectorTerm, name: &str, facts: &Facts) -> bool {
+    if is_empty(term) {
+        return false;
+    }
+    let mut labels = term.match_expressions.iter().flatten();
+    let mut fields = term.match_fields.iter().flatten();
+    labels.all(|wanted| {
+        requirement_matches(wanted, facts.labels.get(&wanted.key).map(String::as_str))
+    }) && fields.all(|wanted| {
+        requirement_matches(wanted, (wanted.key == "metadata.name").then_some(name))
+    })
+}
+
+fn requirement_matches(requirement: &NodeSelectorRequirement, found: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let is_listed = found.is_some_and(|found| values.iter().any(|value| value == found));
+    let numbers = || {
+        let found: i64 = found?.parse().ok()?;
+        let bound: i64 = values.first()?.parse().ok()?;
+        Some((found, bound))
+    };
+    match requirement.operator.as_str() {
+        "In" => is_listed,
+        "NotIn" => !is_listed,
+        "Exists" => found.is_some(),
+        "DoesNotExist" => found.is_none(),
+        "Gt" => numbers().is_some_and(|(found, bound)| found > bound),
+        "Lt" => numbers().is_some_and(|(found, bound)| found < bound),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_requirement_compares_as_its_operator_says() {
+        for (operator, values, found, expected) in [
+            ("In", json!(["a", "b"]), Some("b"), true),
+            ("In", json!(["a"]), None, false),
+            ("NotIn", json!(["a"]), None, true),
+            ("NotIn", json!(["a"]), Some("a"), false),
+            ("Exists", Value::Null, Some(""), true),
+            ("DoesNotExist", Value::Null, None, true),
+            ("Gt", json!(["3"]), Some("4"), true),
+            ("Gt", json!(["3"]), Some("x"), false),
+            ("Lt", json!(["3"]), Some("2"), true),
+            ("Like", json!(["3"]), Some("3"), false),
+        ] {
+            let requirement = serde_json::from_value(
+                json!({ "key": "k", "operator": operator, "values": values }),
+            )
+            .unwrap();
+            assert_eq!(requirement_matches(&requirement, found), expected, "{operator}");
+        }
+    }
+
+    #[test]
+    fn a_toleration_covers_what_it_names() {
+        let taint: Taint =
+            serde_json::from_value(json!({ "key": "k", "value": "v", "effect": "NoSchedule" }))
+                .unwrap();
+        for (toleration, expected) in [
+            (json!({ "operator": "Exists" }), true),
+            (json!({ "key": "k", "operator": "Exists" }), true),
+            (json!({ "key": "k", "value": "v" }), true),
+            (json!({ "key": "k", "value": "w" }), false),
+            (json!({ "key": "k", "operator": "Exists", "effect": "NoExecute" }), false),
+            (json!({ "key": "other", "operator": "Exists" }), false),
+            (json!({ "value": "v" }), false),
+        ] {
+            let parsed = serde_json::from_value(toleration.clone()).unwrap();
+            assert_eq!(tolerates(&parsed, &taint), expected, "{toleration}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What a pod takes from a node, and what a node has to give.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::api::quantity::{parse_bytes, parse_cpu_millis};
+
+/// Pods on a node whose status names no limit, as the kubelet's default.
+const PODS_DEFAULT: i64 = 110;
+
+/// Amounts of what is shared out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpu_millis: i64,
+    /// Memory.
+    pub memory_bytes: i64,
+    /// Pods.
+    pub pods: i64,
+}
+
+impl Resources {
+    /// What `node` can give to pods.
+    #[must_use]
+    pub fn allocatable(node: &Node) -> Self {
+        let status = node.status.as_ref();
+        let amounts = status.and_then(|status| {
+            status.allocatable.as_ref().filter(|all| !all.is_empty()).or(status.capacity.as_ref())
+        });
+        let pods = amounts.and_then(|amounts| amounts.get("pods")).and_then(|n| n.0.parse().ok());
+        Self { pods: pods.unwrap_or(PODS_DEFAULT), ..Self::of(amounts) }
+    }
+
+    fn of(amounts: Option<&BTreeMap<String, Quantity>>) -> Self {
+        let amount = |name: &str| amounts.and_then(|amounts| amounts.get(name));
+        let cpu = amount("cpu").and_then(|cpu| parse_cpu_millis(&cpu.0).ok());
+        let memory = amount("memory").and_then(|memory| parse_bytes(&memory.0).ok());
+        Self { cpu_millis: cpu.unwrap_or(0), memory_bytes: memory.unwrap_or(0), pods: 0 }
+    }
+
+    /// The sum of two amounts.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            pods: self.pods.saturating_add(other.pods),
+        }
+    }
+
+    /// What is left of this after `other` is taken.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
+            pods: self.pods.saturating_sub(other.pods),
+        }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.max(other.cpu_millis),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            pods: self.pods.max(other.pods),
+        }
+    }
+}
+
+/// A port of the node that a container wants for itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// The port.
+    pub port: i32,
+    /// The address; empty for every one.
+    pub ip: String,
+}
+
+impl HostPort {
+    /// Whether the two cannot be had on one node.
+    #[must_use]
+    pub fn clashes(&self, other: &Self) -> bool {
+        let is_any = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";
+        self.protocol == other.protocol
+            && self.port == other.port
+            && (self.ip == other.ip || is_any(&self.ip) || is_any(&other.ip))
+    }
+}
+
+/// What a pod takes from its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Its effective request, and itself as one pod.
+    pub resources: Resources,
+    /// Its host ports.
+    pub ports: Vec<HostPort>,
+    /// The uid of its controller: the pods of one are spread over nodes.
+    pub group: Option<String>,
+}
+
+impl Need {
+    /// What `pod` takes.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Self {
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let group =
+            owners.filter(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
+        Self {
+            resources: Resources { pods: 1, ..request(pod) },
+            ports: host_ports(pod),
+            group: group.last(),
+        }
+    }
+}
+
+/// The effective request: mains and sidecars run together; a plain init container runs alone, but
+/// for the sidecars started before it.
+fn request(pod: &Pod) -> Resources {
+    let Some(spec) = &pod.spec else {
+        return Resources::default();
+    };
+    let mut sidecars = Resources::default();
+    let mut peak = Resources::default();
+    for container in spec.init_containers.iter().flatten() {
+        let request = container_request(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars = sidecars.plus(request);
+            peak = peak.max(sidecars);
+        } else {
+            peak = peak.max(sidecars.plus(request));
+        }
+    }
+    let mains = spec.containers.iter().map(container_request);
+    let overhead = Resources::of(spec.overhead.as_ref());
+    mains.fold(sidecars, Resources::plus).max(peak).plus(overhead)
+}
+
+/// Requests; a limit stands in for a request that is not there.
+fn container_request(container: &Container) -> Resources {
+    let Some(resources) = &container.resources else {
+        return Resources::default();
+    };
+    let mut amounts = resources.limits.clone().unwrap_or_default();
+    amounts.extend(resources.requests.clone().unwrap_or_default());
+    Resources::of(Some(&amounts))
+}
+
+fn host_ports(pod: &Pod) -> Vec<HostPort> {
+    let containers = pod.spec.iter().flat_map(|spec| {
+        let sidecars = spec.init_containers.iter().flatten();
+        let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+        spec.containers.iter().chain(sidecars)
+    });
+    containers
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            Some(HostPort {
+                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                port: port.host_port.filter(|&port| port > 0)?,
+                ip: port.host_ip.clone().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn container(cpu: &str, memory: &str, restart_policy: Value) -> Value {
+        json!({
+            "name": "c", "restartPolicy": restart_policy,
+            "resources": { "requests": { "cpu": cpu, "memory": memory } },
+        })
+    }
+
+    #[test]
+    fn the_request_is_the_peak_of_init_and_main_containers() {
+        let pod: Pod = serde_json::from_value(json!({ "spec": {
+            "initContainers": [
+                container("100m", "10Mi", json!("Always")),
+                container("2", "1Mi", Value::Null),
+            ],
+            "containers": [container("500m", "64Mi", Value::Null), {
+                "name": "limited", "resources": { "limits": { "cpu": "1", "memory": "1Mi" } },
+            }],
+        }}))
+        .unwrap();
+        let resources = Need::of(&pod).resources;
+        assert_eq!(resources.cpu_millis, 2_100);
+        assert_eq!(resources.memory_bytes, 75 << 20);
+        assert_eq!(resources.pods, 1);
+    }
+
+    #[test]
+    fn host_ports_clash_on_the_same_address() {
+        let port = |port, ip: &str| HostPort { protocol: "TCP".into(), port, ip: ip.into() };
+        assert!(port(80, "").clashes(&port(80, "10.0.0.1")));
+        assert!(!port(80, "10.0.0.2").clashes(&port(80, "10.0.0.1")));
+        assert!(!port(80, "").clashes(&port(81, "")));
+    }
+}

@@ -1,0 +1,214 @@
+//! Pods that wait for a node: ready ones by priority and age, refused ones until something changes.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::client::{RetryLimits, retry_delay};
+use crate::rt::Rng;
+use crate::scheduler::view::PodKey;
+
+/// The least time between two tries of one pod, doubling with each.
+const RETRY: RetryLimits =
+    RetryLimits { delay_min: Duration::from_millis(50), delay_max: Duration::from_secs(10) };
+/// A refused pod is tried again after this long even if nothing was seen to change.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+
+/// A place in line: higher priority first, then first come, first served.
+type Place = (Reverse<i32>, u64);
+
+/// The queue. Owned by one task; knows nothing of nodes.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pods: BTreeMap<PodKey, Waiting>,
+    ready: BTreeMap<Place, PodKey>,
+    /// Pods that wait for a time, by time.
+    timeline: BTreeSet<(Instant, PodKey)>,
+    arrivals: u64,
+    rng: Rng,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    place: Place,
+    attempts: u32,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Ready,
+    /// Taken by [`Queue::pop`].
+    Taken,
+    /// Tried in vain; comes back at `until`, or at `earliest` when something changes.
+    Refused { earliest: Instant, until: Instant },
+}
+
+impl Queue {
+    pub(super) fn new(rng: Rng) -> Self {
+        Self {
+            pods: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            timeline: BTreeSet::new(),
+            arrivals: 0,
+            rng,
+        }
+    }
+
+    /// Lines `key` up, unless it waits already.
+    pub(super) fn add(&mut self, key: &PodKey, priority: i32) {
+        if self.pods.contains_key(key) {
+            return;
+        }
+        self.arrivals += 1;
+        let place = (Reverse(priority), self.arrivals);
+        self.pods.insert(key.clone(), Waiting { place, attempts: 0, state: State::Ready });
+        self.ready.insert(place, key.clone());
+    }
+
+    /// The pod needs no node any more.
+    pub(super) fn remove(&mut self, key: &PodKey) {
+        if let Some(waiting) = self.pods.remove(key) {
+            self.ready.remove(&waiting.place);
+            if let State::Refused { until, .. } = waiting.state {
+                self.timeline.remove(&(until, key.clone()));
+            }
+        }
+    }
+
+    /// The next pod to try. It stays known until [`Self::remove`] or [`Self::refuse`].
+    pub(super) fn pop(&mut self, now: Instant) -> Option<PodKey> {
+        while self.timeline.first().is_some_and(|(until, _)| *until <= now) {
+            if let Some((_, key)) = self.timeline.pop_first() {
+                self.make_ready(&key);
+            }
+        }
+        let (_, key) = self.ready.pop_first()?;
+        if let Some(waiting) = self.pods.get_mut(&key) {
+            waiting.state = State::Taken;
+            waiting.attempts = waiting.attempts.saturating_add(1);
+        }
+        Some(key)
+    }
+
+    /// The pod was tried in vain: it waits for a change, at least its back-off.
+    pub(super) fn refuse(&mut self, key: &PodKey, now: Instant) {
+        self.wait(key, now, REFUSED_MAX);
+    }
+
+    /// The try failed for no fault of the pod: it is tried again after its back-off.
+    pub(super) fn retry(&mut self, key: &PodKey, now: Instant) {
+        self.wait(key, now, Duration::ZERO);
+    }
+
+    fn wait(&mut self, key: &PodKey, now: Instant, at_least: Duration) {
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        let delay = retry_delay(RETRY, waiting.attempts.saturating_sub(1), &self.rng);
+        let earliest = now + delay;
+        let until = earliest.max(now + at_least);
+        self.ready.remove(&waiting.place);
+        if let State::Refused { until, .. } = waiting.state {
+            self.timeline.remove(&(until, key.clone()));
+        }
+        waiting.state = State::Refused { earliest, until };
+        self.timeline.insert((until, key.clone()));
+    }
+
+    /// Something changed that may make refused pods fit: they are tried once their back-off is
+    /// over.
+    pub(super) fn wake(&mut self) {
+        for (key, waiting) in &mut self.pods {
+            if let State::Refused { earliest, until } = waiting.state
+                && earliest < until
+            {
+                self.timeline.remove(&(until, key.clone()));
+                self.timeline.insert((earliest, key.clone()));
+                waiting.state = State::Refused { earliest, until: earliest };
+            }
+        }
+    }
+
+    /// When the next waiting pod is due; `None` when only changes can help.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.timeline.first().map(|(until, _)| *until)
+    }
+
+    /// Whether a pod could be tried now.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    fn make_ready(&mut self, key: &PodKey) {
+        if let Some(waiting) = self.pods.get_mut(key) {
+            waiting.state = State::Ready;
+            self.ready.insert(waiting.place, key.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> PodKey {
+        ("default".into(), name.into())
+    }
+
+    fn queue() -> Queue {
+        Queue::new(Rng::seeded(1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn priority_comes_before_age() {
+        let mut queue = queue();
+        for (name, priority) in [("first", 0), ("second", 0), ("urgent", 10), ("first", 99)] {
+            queue.add(&key(name), priority);
+        }
+        let order: Vec<_> =
+            std::iter::from_fn(|| queue.pop(Instant::now())).map(|(_, name)| name).collect();
+        assert_eq!(order, ["urgent", "first", "second"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_pod_waits_for_a_change_and_for_its_back_off() {
+        let mut queue = queue();
+        queue.add(&key("p"), 0);
+        for attempt in 0..4_u32 {
+            assert!(queue.pop(Instant::now()).is_some());
+            queue.refuse(&key("p"), Instant::now());
+            assert_eq!(queue.pop(Instant::now() + RETRY.delay_max), None, "nothing changed");
+            queue.wake();
+            assert_eq!(queue.pop(Instant::now()), None, "too early");
+            let full = RETRY.delay_min * 2_u32.pow(attempt);
+            let due = queue.next_due().unwrap();
+            assert!(due <= Instant::now() + full && due >= Instant::now() + full / 2);
+            tokio::time::advance(full).await;
+        }
+        assert!(queue.pop(Instant::now()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_pod_is_tried_now_and_then_without_a_change() {
+        let mut queue = queue();
+        queue.add(&key("p"), 0);
+        queue.pop(Instant::now());
+        queue.refuse(&key("p"), Instant::now());
+        tokio::time::advance(REFUSED_MAX).await;
+        assert!(queue.pop(Instant::now()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removed_pod_does_not_come_back() {
+        let mut queue = queue();
+        for name in ["ready", "refused"] {
+            queue.add(&key(name), 0);
+        }
+        queue.pop(Instant::now());
+        queue.refuse(&key("ready"), Instant::now());
+        queue.remove(&key("ready"));
+        queue.remove(&key("refused"));
+        assert_eq!((queue.next_due(), queue.has_ready()), (None, false));
+    }
+}

@@ -1,0 +1,257 @@
+//! The scheduler's one task: it owns view and queue, and everything that wakes it is in one loop.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Resource, ResourceExt as _};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::client::{EventRecorder, EventType, Handler, Informer, Regarding};
+use crate::scheduler::Context;
+use crate::scheduler::bind::{Bound, bind, say_unschedulable};
+use crate::scheduler::decide::decide;
+use crate::scheduler::need::Need;
+use crate::scheduler::queue::Queue;
+use crate::scheduler::view::{ClusterView, Facts, PodKey};
+
+/// The scheduler pods ask for when they name none.
+const SCHEDULER_NAME: &str = "default-scheduler";
+/// Requests under way at once; beyond it, pods wait in the queue.
+const REQUESTS_MAX: usize = 128;
+/// Pods tried before changes are looked at again.
+const BATCH_LEN_MAX: usize = 256;
+/// How long bindings under way are waited for at the end.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// What changed since the scheduler looked last. Bounded by the number of objects.
+#[derive(Debug, Default)]
+struct Dirty {
+    pods: Mutex<BTreeSet<PodKey>>,
+    nodes: Mutex<BTreeSet<PodKey>>,
+    wake: Notify,
+}
+
+fn watch<K: Resource + Debug + 'static>(
+    informer: &Informer<K>,
+    dirty: &Arc<Dirty>,
+    set: fn(&Dirty) -> &Mutex<BTreeSet<PodKey>>,
+) {
+    let dirty = Arc::downgrade(dirty);
+    let handler: Handler<K> = Box::new(move |change| {
+        let Some(dirty) = dirty.upgrade() else {
+            return false;
+        };
+        let object = change.object();
+        let key = (object.namespace().unwrap_or_default(), object.name_any());
+        set(&dirty).lock().insert(key);
+        dirty.wake.notify_one();
+        true
+    });
+    informer.subscribe(handler);
+}
+
+/// What a request under way came to.
+enum Done {
+    Bound { pod: Arc<Pod>, node: String, outcome: Bound },
+    Told,
+}
+
+pub(super) struct Scheduler {
+    context: Context,
+    events: EventRecorder,
+    dirty: Arc<Dirty>,
+    view: ClusterView,
+    queue: Queue,
+    requests: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+impl Scheduler {
+    pub(super) fn new(context: Context, events: EventRecorder) -> Self {
+        let queue = Queue::new(context.rng.clone());
+        let dirty = Arc::new(Dirty::default());
+        watch(&context.informers.nodes, &dirty, |dirty| &dirty.nodes);
+        watch(&context.informers.pods, &dirty, |dirty| &dirty.pods);
+        let view = ClusterView::new();
+        Self { context, events, dirty, view, queue, requests: FuturesUnordered::new() }
+    }
+
+    pub(super) async fn run(mut self, cancel: CancellationToken) {
+        loop {
+            self.look();
+            self.schedule();
+            let is_full = self.requests.len() >= REQUESTS_MAX;
+            let due = if self.queue.has_ready() && !is_full {
+                Some(Instant::now())
+            } else {
+                self.queue.next_due().filter(|_| !is_full)
+            };
+            let dirty = Arc::clone(&self.dirty);
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                Some(done) = self.requests.next() => self.finish(&done),
+                () = dirty.wake.notified() => {}
+                () = sleep_until(due) => {}
+            }
+        }
+        let drain = async { while self.requests.next().await.is_some() {} };
+        let _ = tokio::time::timeout(DRAIN_MAX, drain).await;
+    }
+
+    /// Brings view and queue up to what the caches show.
+    fn look(&mut self) {
+        let nodes = std::mem::take(&mut *self.dirty.nodes.lock());
+        let pods = std::mem::take(&mut *self.dirty.pods.lock());
+        let mut has_room = false;
+        for (_, name) in nodes {
+            let node = self.context.informers.nodes.store.named("", &name);
+            has_room |= self.view.set_node(&name, node.as_deref().map(Facts::of));
+        }
+        for key in pods {
+            let pod = self.context.informers.pods.store.named(&key.0, &key.1);
+            has_room |= self.see_pod(&key, pod.as_deref());
+        }
+        if has_room {
+            self.queue.wake();
+        }
+    }
+
+    /// Takes note of a pod as the cache shows it. Returns whether room was made on a node.
+    fn see_pod(&mut self, key: &PodKey, pod: Option<&Pod>) -> bool {
+        let Some(pod) = pod.filter(|pod| !has_ended(pod)) else {
+            self.queue.remove(key);
+            return self.view.remove(key);
+        };
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(node) = node_name(pod) {
+            self.queue.remove(key);
+            self.view.place(key, uid, node, Need::of(pod));
+            return false;
+        }
+        if self.view.is_assumed(key, uid) {
+            return false;
+        }
+        let room = self.view.remove(key);
+        if is_ours(pod) {
+            let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+            self.queue.add(key, priority);
+        } else {
+            self.queue.remove(key);
+        }
+        room
+    }
+
+    /// Decides for as many pods as there may be requests.
+    fn schedule(&mut self) {
+        for _ in 0..BATCH_LEN_MAX {
+            if self.requests.len() >= REQUESTS_MAX {
+                return;
+            }
+            let Some(key) = self.queue.pop(Instant::now()) else {
+                return;
+            };
+            match self.context.informers.pods.store.named(&key.0, &key.1) {
+                Some(pod) if node_name(&pod).is_none() && is_ours(&pod) => self.place(&key, pod),
+                _ => self.queue.remove(&key),
+            }
+        }
+    }
+
+    fn place(&mut self, key: &PodKey, pod: Arc<Pod>) {
+        let seed = self.context.rng.below(u64::MAX);
+        match decide(&self.view, &pod, seed) {
+            Ok(node) => {
+                let node = node.to_owned();
+                let uid = pod.uid().unwrap_or_default();
+                self.view.assume(key, &uid, &node, Need::of(&pod));
+                let (client, rng) = (self.context.client.clone(), self.context.rng.clone());
+                let request = async move {
+                    let outcome = bind(&client, &pod, &node, &rng).await;
+                    Done::Bound { pod, node, outcome }
+                };
+                self.requests.push(request.boxed());
+            }
+            Err(refusal) => {
+                let message = refusal.to_string();
+                debug!(k8s.pod.name = key.1, message, "no node takes the pod");
+                self.queue.refuse(key, Instant::now());
+                self.tell(&pod, EventType::Warning, "FailedScheduling", message.clone());
+                let (client, now) = (self.context.client.clone(), self.context.clock.now());
+                let request = async move {
+                    if let Err(err) = say_unschedulable(&client, &pod, &message, now).await {
+                        debug!(%err, "condition not written, the next try writes it");
+                    }
+                    Done::Told
+                };
+                self.requests.push(request.boxed());
+            }
+        }
+    }
+
+    fn finish(&mut self, done: &Done) {
+        let Done::Bound { pod, node, outcome } = done else {
+            return;
+        };
+        let key = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let uid = pod.uid().unwrap_or_default();
+        match outcome {
+            Bound::Yes => {
+                let (namespace, name) = (&key.0, &key.1);
+                info!(
+                    k8s.namespace.name = namespace,
+                    k8s.pod.name = name,
+                    k8s.node.name = node,
+                    "pod bound"
+                );
+                let message = format!("Successfully assigned {namespace}/{name} to {node}");
+                self.tell(pod, EventType::Normal, "Scheduled", message);
+                self.queue.remove(&key);
+            }
+            // Bound elsewhere or gone: the cache shows it soon and the queue drops the pod.
+            Bound::No => {
+                self.view.forget(&key, &uid);
+                self.queue.retry(&key, Instant::now());
+            }
+        }
+    }
+
+    fn tell(&self, pod: &Pod, event_type: EventType, reason: &'static str, message: String) {
+        self.events.record(Regarding::of(pod), event_type, reason, message);
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Whether this scheduler is to find a node for the pod.
+fn is_ours(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let scheduler = spec.and_then(|spec| spec.scheduler_name.as_deref());
+    let is_gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
+    scheduler.is_none_or(|name| name == SCHEDULER_NAME)
+        && !is_gated
+        && pod.metadata.deletion_timestamp.is_none()
+}

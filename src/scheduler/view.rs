@@ -1,0 +1,276 @@
+//! The cluster as the scheduler sees it: nodes, and what their pods take.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::scheduler::need::{HostPort, Need, Resources};
+
+/// Namespace and name.
+pub type PodKey = (String, String);
+
+/// A node and what is taken of it.
+#[derive(Debug, Clone, Default)]
+pub struct NodeInfo {
+    /// The node's name.
+    pub name: String,
+    /// What is known of the node itself; `None` while only pods speak of it.
+    pub facts: Option<Facts>,
+    /// What its pods take, assumed ones included.
+    pub used: Resources,
+    /// The host ports its pods hold.
+    pub ports: Vec<HostPort>,
+    /// How many pods of each group it has.
+    pub groups: BTreeMap<String, u32>,
+}
+
+/// What a node says of itself, as far as it matters to a choice.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// Whether it is cordoned.
+    pub is_unschedulable: bool,
+    /// What it can give.
+    pub allocatable: Resources,
+}
+
+impl Facts {
+    /// What `node` says.
+    #[must_use]
+    pub fn of(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        Self {
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
+            is_unschedulable: spec.and_then(|spec| spec.unschedulable) == Some(true),
+            allocatable: Resources::allocatable(node),
+        }
+    }
+}
+
+/// Where a pod is, and what it takes there.
+#[derive(Debug, Clone)]
+struct Placed {
+    uid: String,
+    node: String,
+    need: Need,
+    /// Chosen by us, not yet seen in the API.
+    is_assumed: bool,
+}
+
+/// All nodes and placements. What is assumed counts as taken, so that nothing is given twice.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterView {
+    nodes: Vec<NodeInfo>,
+    by_name: BTreeMap<String, usize>,
+    pods: BTreeMap<PodKey, Placed>,
+    known: usize,
+}
+
+impl ClusterView {
+    /// An empty cluster.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every node, known or only spoken of. The order means nothing.
+    #[must_use]
+    pub fn nodes(&self) -> &[NodeInfo] {
+        &self.nodes
+    }
+
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.nodes.get(*self.by_name.get(name)?)
+    }
+
+    /// How many nodes there are.
+    #[must_use]
+    pub fn nodes_known(&self) -> usize {
+        self.known
+    }
+
+    /// Takes note of what a node is now; `None` when it is gone. Returns whether that may make a
+    /// pod fit that did not.
+    pub fn set_node(&mut self, name: &str, facts: Option<Facts>) -> bool {
+        if facts.is_none() && !self.by_name.contains_key(name) {
+            return false;
+        }
+        let Some(node) = self.entry(name) else {
+            return false;
+        };
+        let (was_known, is_known) = (node.facts.is_some(), facts.is_some());
+        let differs = node.facts != facts;
+        node.facts = facts;
+        match (was_known, is_known) {
+            (false, true) => self.known += 1,
+            (true, false) => self.known = self.known.saturating_sub(1),
+            _ => {}
+        }
+        self.drop_if_empty(name);
+        differs && is_known
+    }
+
+    /// Takes note that the API shows the pod on `node`.
+    pub fn place(&mut self, key: &PodKey, uid: &str, node: &str, need: Need) {
+        self.put(key, Placed { uid: uid.into(), node: node.into(), need, is_assumed: false });
+    }
+
+    /// Counts the pod as on `node` before the API shows it.
+    pub fn assume(&mut self, key: &PodKey, uid: &str, node: &str, need: Need) {
+        self.put(key, Placed { uid: uid.into(), node: node.into(), need, is_assumed: true });
+    }
+
+    /// Whether a choice for this very pod is made but not yet shown by the API.
+    #[must_use]
+    pub fn is_assumed(&self, key: &PodKey, uid: &str) -> bool {
+        self.pods.get(key).is_some_and(|placed| placed.is_assumed && placed.uid == uid)
+    }
+
+    /// Takes back a choice that came to nothing.
+    pub fn forget(&mut self, key: &PodKey, uid: &str) {
+        if self.is_assumed(key, uid) {
+            self.remove(key);
+        }
+    }
+
+    /// The pod is gone or has ended. Returns whether it took something.
+    pub fn remove(&mut self, key: &PodKey) -> bool {
+        let Some(placed) = self.pods.remove(key) else {
+            return false;
+        };
+        if let Some(&at) = self.by_name.get(&placed.node)
+            && let Some(node) = self.nodes.get_mut(at)
+        {
+            node.release(&placed.need);
+        }
+        self.drop_if_empty(&placed.node);
+        true
+    }
+
+    fn put(&mut self, key: &PodKey, placed: Placed) {
+        if let Some(known) = self.pods.get_mut(key)
+            && known.uid == placed.uid
+            && known.node == placed.node
+            && known.need == placed.need
+        {
+            known.is_assumed = placed.is_assumed;
+            return;
+        }
+        self.remove(key);
+        if let Some(node) = self.entry(&placed.node) {
+            node.take(&placed.need);
+        }
+        self.pods.insert(key.clone(), placed);
+    }
+
+    fn entry(&mut self, name: &str) -> Option<&mut NodeInfo> {
+        let at = match self.by_name.get(name) {
+            Some(&at) => at,
+            None => {
+                self.nodes.push(NodeInfo { name: name.to_owned(), ..NodeInfo::default() });
+                self.by_name.insert(name.to_owned(), self.nodes.len() - 1);
+                self.nodes.len() - 1
+            }
+        };
+        self.nodes.get_mut(at)
+    }
+
+    fn drop_if_empty(&mut self, name: &str) {
+        let Some(&at) = self.by_name.get(name) else { return };
+        if self.nodes.get(at).is_some_and(|node| node.facts.is_none() && node.used.pods == 0) {
+            self.nodes.swap_remove(at);
+            self.by_name.remove(name);
+            if let Some(moved) = self.nodes.get(at) {
+                self.by_name.insert(moved.name.clone(), at);
+            }
+        }
+    }
+}
+
+impl NodeInfo {
+    fn take(&mut self, need: &Need) {
+        self.used = self.used.plus(need.resources);
+        self.ports.extend(need.ports.iter().cloned());
+        if let Some(group) = &need.group {
+            *self.groups.entry(group.clone()).or_insert(0) += 1;
+        }
+    }
+
+    fn release(&mut self, need: &Need) {
+        self.used = self.used.minus(need.resources);
+        for port in &need.ports {
+            if let Some(at) = self.ports.iter().position(|held| held == port) {
+                self.ports.swap_remove(at);
+            }
+        }
+        if let Some(group) = &need.group
+            && let Some(count) = self.groups.get_mut(group)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.groups.remove(group);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn need(pods: i64) -> Need {
+        let resources = Resources { cpu_millis: 100, memory_bytes: 1, pods };
+        Need { resources, ports: Vec::new(), group: Some("g".into()) }
+    }
+
+    fn key(name: &str) -> PodKey {
+        ("default".into(), name.into())
+    }
+
+    #[test]
+    fn an_assumption_holds_until_the_api_shows_or_refutes_it() {
+        let mut view = ClusterView::new();
+        view.set_node("a", Some(Facts::default()));
+        view.assume(&key("p"), "1", "a", need(1));
+        assert!(view.is_assumed(&key("p"), "1"));
+        assert_eq!(view.node("a").unwrap().used.cpu_millis, 100);
+        view.place(&key("p"), "1", "a", need(1));
+        assert!(!view.is_assumed(&key("p"), "1"));
+        assert_eq!(view.node("a").unwrap().used.cpu_millis, 100, "counted once");
+        view.forget(&key("p"), "1");
+        assert_eq!(view.node("a").unwrap().used.cpu_millis, 100, "what is shown is no assumption");
+        view.remove(&key("p"));
+        assert_eq!(view.node("a").unwrap().used, Resources::default());
+        assert!(view.node("a").unwrap().groups.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_goes_keeps_its_pods_until_they_go() {
+        let mut view = ClusterView::new();
+        for name in ["a", "b", "c"] {
+            view.set_node(name, Some(Facts::default()));
+        }
+        view.place(&key("p"), "1", "a", need(1));
+        assert!(!view.set_node("a", None));
+        assert_eq!((view.nodes().len(), view.nodes_known()), (3, 2));
+        view.remove(&key("p"));
+        assert_eq!(view.nodes().len(), 2);
+        assert_eq!(view.node("c").unwrap().name, "c");
+        assert!(view.node("a").is_none());
+    }
+
+    #[test]
+    fn only_a_real_change_of_a_node_wakes_pods() {
+        let mut view = ClusterView::new();
+        assert!(view.set_node("a", Some(Facts::default())));
+        assert!(!view.set_node("a", Some(Facts::default())));
+        let cordoned = Facts { is_unschedulable: true, ..Facts::default() };
+        assert!(view.set_node("a", Some(cordoned)));
+    }
+}
