@@ -10,6 +10,10 @@
 //! - Knows bytes and revisions, never Kubernetes.
 //! - No type of openraft leaves this crate.
 
+mod replica;
 mod types;
+mod watch;
 
+pub use replica::Replica;
 pub use types::*;
+pub use watch::{Watch, WatchBatch};
