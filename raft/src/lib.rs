@@ -10,6 +10,16 @@
 //! - Knows bytes and revisions, never Kubernetes.
 //! - No type of openraft leaves this crate.
 
+mod envelope;
+mod frozen;
+mod log;
+mod replica;
+mod state;
+mod tasks;
+mod type_config;
 mod types;
+mod watch;
 
+pub use replica::Replica;
 pub use types::*;
+pub use watch::{Watch, WatchBatch};

@@ -45,6 +45,22 @@ pub struct Config {
     pub history_age_min: Duration,
 }
 
+impl Config {
+    /// The defaults of the design for a store of `me` in `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>, me: Member) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            me,
+            heartbeat: Duration::from_millis(150),
+            election_timeout: (Duration::from_millis(600), Duration::from_millis(1_200)),
+            snapshot_every: 20_000,
+            history_revisions_min: 10_000,
+            history_age_min: Duration::from_secs(300),
+        }
+    }
+}
+
 /// What must hold for a transaction to be applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Precondition {

@@ -1,0 +1,149 @@
+//! The tier in the log.
+
+use edgeorc_raft::{Precondition, Replica, Txn, TxnOutcome};
+use serde_json::Value;
+
+use crate::rt::Rng;
+use crate::store::object::{Listed, Page, Side, Stored};
+use crate::store::{Freshness, Key, Scope, StoreError, StoreWatch};
+
+/// Root of the keys that keep things unique.
+const SIDES: &str = "/unique/";
+
+/// Objects in the replicated log.
+#[derive(Debug, Clone)]
+pub(super) struct Durable {
+    replica: Replica,
+    rng: Rng,
+}
+
+impl Durable {
+    pub(super) fn new(replica: Replica) -> Self {
+        Self { replica, rng: Rng::from_os() }
+    }
+
+    async fn catch_up(&self, freshness: Freshness) -> Result<(), StoreError> {
+        if freshness == Freshness::Latest {
+            self.replica.read_barrier().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn get(
+        &self,
+        key: &Key,
+        freshness: Freshness,
+    ) -> Result<Option<Stored>, StoreError> {
+        self.catch_up(freshness).await?;
+        self.replica.get(&key.bytes()).as_ref().map(Stored::read).transpose()
+    }
+
+    pub(super) async fn list(
+        &self,
+        scope: &Scope,
+        page: &Page,
+        freshness: Freshness,
+    ) -> Result<Listed, StoreError> {
+        self.catch_up(freshness).await?;
+        let mut start = scope.start();
+        if let Some(after) = &page.after
+            && *after >= start
+        {
+            start.clone_from(after);
+            // The first key after this one.
+            start.push(0);
+        }
+        let found = self.replica.range(&start, &scope.end(), page.limit, page.at)?;
+        let last_key = found.entries.last().map(|entry| entry.key.to_vec());
+        let items = found.entries.iter().map(Stored::read).collect::<Result<_, _>>()?;
+        Ok(Listed { items, revision: found.revision, remaining: found.remaining, last_key })
+    }
+
+    pub(super) async fn create(
+        &self,
+        key: &Key,
+        object: &Value,
+        sides: &[Side],
+    ) -> Result<Stored, StoreError> {
+        let key = key.bytes();
+        let first = Precondition::Absent(key.clone());
+        let put = Some((key, Stored::bytes(object)));
+        match self.commit(first, put, None, sides).await? {
+            Ok(revision) => Ok(Stored::new(object.clone(), revision)),
+            Err(_) => Err(StoreError::Exists),
+        }
+    }
+
+    pub(super) async fn update(
+        &self,
+        key: &Key,
+        revision: u64,
+        object: &Value,
+        sides: &[Side],
+    ) -> Result<Stored, StoreError> {
+        let key = key.bytes();
+        let first = Precondition::ModRevision(key.clone(), revision);
+        let put = Some((key, Stored::bytes(object)));
+        match self.commit(first, put, None, sides).await? {
+            Ok(revision) => Ok(Stored::new(object.clone(), revision)),
+            Err(current) => Err(changed(current)),
+        }
+    }
+
+    pub(super) async fn delete(
+        &self,
+        key: &Key,
+        revision: u64,
+        sides: &[Side],
+    ) -> Result<u64, StoreError> {
+        let key = key.bytes();
+        let first = Precondition::ModRevision(key.clone(), revision);
+        self.commit(first, None, Some(key), sides).await?.map_err(changed)
+    }
+
+    /// One transaction: `first` guards the object, the claims guard the sides. The inner error is
+    /// what the object's last revision is, when `first` did not hold.
+    async fn commit(
+        &self,
+        first: Precondition,
+        put: Option<(Vec<u8>, Vec<u8>)>,
+        delete: Option<Vec<u8>>,
+        sides: &[Side],
+    ) -> Result<Result<u64, Option<u64>>, StoreError> {
+        let mut txn = Txn {
+            preconditions: vec![first],
+            puts: put.into_iter().collect(),
+            deletes: delete.into_iter().collect(),
+            ..Txn::default()
+        };
+        self.rng.fill(&mut txn.request_id);
+        let mut claims = Vec::new();
+        for side in sides {
+            match side {
+                Side::Claim(name) => {
+                    let key = format!("{SIDES}{name}").into_bytes();
+                    txn.preconditions.push(Precondition::Absent(key.clone()));
+                    txn.puts.push((key, Vec::new()));
+                    claims.push(name.clone());
+                }
+                Side::Release(name) => txn.deletes.push(format!("{SIDES}{name}").into_bytes()),
+            }
+        }
+        match self.replica.txn(txn).await? {
+            TxnOutcome::Committed(revision) => Ok(Ok(revision)),
+            TxnOutcome::Refused { index: 0, current } => Ok(Err(current.map(|e| e.mod_revision))),
+            TxnOutcome::Refused { index, .. } => {
+                let key = claims.into_iter().nth(index - 1).unwrap_or_default();
+                Err(StoreError::SideTaken { key })
+            }
+        }
+    }
+
+    pub(super) fn watch(&self, scope: &Scope, revision: u64) -> Result<StoreWatch, StoreError> {
+        Ok(StoreWatch::durable(self.replica.watch(&scope.start(), &scope.end(), revision)?))
+    }
+}
+
+fn changed(current: Option<u64>) -> StoreError {
+    current.map_or(StoreError::NotFound, |current| StoreError::Conflict { current })
+}

@@ -1,0 +1,325 @@
+//! The tier in the leader's memory: Events and node Leases.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use edgeorc_raft::{Entry, Event};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::store::object::{Listed, Page, Stored};
+use crate::store::{Key, Scope, StoreError, StoreWatch};
+
+/// Most objects kept; the oldest written goes first.
+const OBJECTS_MAX: usize = 10_000;
+/// Most changes kept for watches.
+const HISTORY_MAX: usize = 10_000;
+/// How long an object is kept after its last write: Kubernetes' event TTL.
+const AGE_MAX: Duration = Duration::from_secs(3600);
+/// Revisions of one term: the term stands above these bits, so that a new leader's revisions are
+/// higher than any of the leader before.
+const TERM_SHIFT: u32 = 32;
+
+/// Objects of the present leader; empty elsewhere.
+#[derive(Debug)]
+pub(super) struct Volatile {
+    inner: Mutex<Inner>,
+    revision: watch::Sender<u64>,
+}
+
+impl Default for Volatile {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), revision: watch::Sender::new(0) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// 0 while this server does not lead.
+    revision: u64,
+    /// The history begins after this revision.
+    oldest: u64,
+    objects: BTreeMap<Vec<u8>, (Entry, Instant)>,
+    /// Revision of the last write to key, for evicting the oldest.
+    by_revision: BTreeMap<u64, Vec<u8>>,
+    history: VecDeque<Event>,
+}
+
+impl Volatile {
+    /// This server leads from now on: starts empty, above every earlier revision.
+    pub(super) fn begin(&self, term: u64) {
+        let base = (term << TERM_SHIFT) | 1;
+        let mut inner = self.inner.lock();
+        if inner.revision >> TERM_SHIFT == term {
+            return;
+        }
+        *inner = Inner { revision: base, oldest: base, ..Inner::default() };
+        drop(inner);
+        self.revision.send_replace(base);
+    }
+
+    /// This server no longer leads: watchers end, readers are sent to the leader.
+    pub(super) fn end(&self) {
+        *self.inner.lock() = Inner::default();
+        self.revision.send_if_modified(|revision| std::mem::replace(revision, 0) != 0);
+    }
+
+    pub(super) fn revision(&self) -> u64 {
+        self.inner.lock().revision
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
+        let inner = self.leading()?;
+        inner.objects.get(&key.bytes()).map(|(entry, _)| Stored::read(entry)).transpose()
+    }
+
+    pub(super) fn list(&self, scope: &Scope, page: &Page) -> Result<Listed, StoreError> {
+        let inner = self.leading()?;
+        let start = page.after.clone().unwrap_or_else(|| scope.start());
+        let mut found = inner
+            .objects
+            .range(start..scope.end())
+            .filter(|(key, _)| page.after.as_ref() != Some(key));
+        let limit = if page.limit == 0 { usize::MAX } else { page.limit };
+        let mut items = Vec::new();
+        let mut last_key = None;
+        for (key, (entry, _)) in found.by_ref().take(limit) {
+            items.push(Stored::read(entry)?);
+            last_key = Some(key.clone());
+        }
+        let remaining = found.count() as u64;
+        Ok(Listed { items, revision: inner.revision, remaining, last_key })
+    }
+
+    pub(super) fn create(&self, key: &Key, object: &Value) -> Result<Stored, StoreError> {
+        let key = key.bytes();
+        let mut inner = self.leading()?;
+        if inner.objects.contains_key(&key) {
+            return Err(StoreError::Exists);
+        }
+        let revision = inner.put(key, object);
+        self.announce(inner);
+        Ok(Stored::new(object.clone(), revision))
+    }
+
+    pub(super) fn update(
+        &self,
+        key: &Key,
+        revision: u64,
+        object: &Value,
+    ) -> Result<Stored, StoreError> {
+        let key = key.bytes();
+        let mut inner = self.leading()?;
+        inner.expect(&key, revision)?;
+        let revision = inner.put(key, object);
+        self.announce(inner);
+        Ok(Stored::new(object.clone(), revision))
+    }
+
+    pub(super) fn delete(&self, key: &Key, revision: u64) -> Result<u64, StoreError> {
+        let key = key.bytes();
+        let mut inner = self.leading()?;
+        inner.expect(&key, revision)?;
+        let revision = inner.remove(&key);
+        self.announce(inner);
+        Ok(revision)
+    }
+
+    pub(super) fn watch(
+        self: &std::sync::Arc<Self>,
+        scope: &Scope,
+        revision: u64,
+    ) -> Result<StoreWatch, StoreError> {
+        let inner = self.leading()?;
+        if revision < inner.oldest {
+            return Err(StoreError::Compacted { asked: revision, oldest: inner.oldest });
+        }
+        drop(inner);
+        let feed = VolatileWatch {
+            tier: std::sync::Arc::clone(self),
+            changed: self.revision.subscribe(),
+            range: (scope.start(), scope.end()),
+            after: revision,
+        };
+        Ok(StoreWatch::volatile(feed))
+    }
+
+    fn leading(&self) -> Result<parking_lot::MutexGuard<'_, Inner>, StoreError> {
+        let inner = self.inner.lock();
+        if inner.revision == 0 { Err(StoreError::NotLeader) } else { Ok(inner) }
+    }
+
+    fn announce(&self, inner: parking_lot::MutexGuard<'_, Inner>) {
+        let revision = inner.revision;
+        drop(inner);
+        self.revision.send_replace(revision);
+    }
+
+    /// Changes in `range` after `after`, and the revision they reach to.
+    fn changes(
+        &self,
+        range: &(Vec<u8>, Vec<u8>),
+        after: u64,
+    ) -> Result<(Vec<Event>, u64), StoreError> {
+        let inner = self.inner.lock();
+        if inner.revision == 0 || after < inner.oldest {
+            return Err(StoreError::Compacted { asked: after, oldest: inner.oldest });
+        }
+        let from = inner.history.partition_point(|event| event.revision <= after);
+        let is_inside = |event: &&Event| range.0.as_slice() <= &event.key[..] && event.key[..] < range.1[..];
+        Ok((inner.history.range(from..).filter(is_inside).cloned().collect(), inner.revision))
+    }
+}
+
+impl Inner {
+    fn expect(&self, key: &[u8], revision: u64) -> Result<(), StoreError> {
+        match self.objects.get(key) {
+            None => Err(StoreError::NotFound),
+            Some((entry, _)) if entry.mod_revision != revision => {
+                Err(StoreError::Conflict { current: entry.mod_revision })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn put(&mut self, key: Vec<u8>, object: &Value) -> u64 {
+        self.evict();
+        self.revision += 1;
+        let revision = self.revision;
+        let previous = self.objects.get(&key).map(|(entry, _)| entry.clone());
+        let entry = Entry {
+            key: Bytes::copy_from_slice(&key),
+            value: Stored::bytes(object).into(),
+            create_revision: previous.as_ref().map_or(revision, |entry| entry.create_revision),
+            mod_revision: revision,
+        };
+        if let Some(previous) = &previous {
+            self.by_revision.remove(&previous.mod_revision);
+        }
+        self.by_revision.insert(revision, key.clone());
+        self.record(entry.key.clone(), Some(entry.clone()), previous);
+        self.objects.insert(key, (entry, Instant::now()));
+        revision
+    }
+
+    fn remove(&mut self, key: &[u8]) -> u64 {
+        self.revision += 1;
+        if let Some((entry, _)) = self.objects.remove(key) {
+            self.by_revision.remove(&entry.mod_revision);
+            self.record(entry.key.clone(), None, Some(entry));
+        }
+        self.revision
+    }
+
+    fn record(&mut self, key: Bytes, entry: Option<Entry>, previous: Option<Entry>) {
+        self.history.push_back(Event { revision: self.revision, key, entry, previous });
+        if self.history.len() > HISTORY_MAX
+            && let Some(forgotten) = self.history.pop_front()
+        {
+            self.oldest = forgotten.revision;
+        }
+    }
+
+    /// Makes room for one more, and drops what is too old.
+    fn evict(&mut self) {
+        while let Some((_, key)) = self.by_revision.first_key_value() {
+            let is_old = self.objects.get(key).is_none_or(|(_, at)| at.elapsed() > AGE_MAX);
+            if !is_old && self.objects.len() < OBJECTS_MAX {
+                return;
+            }
+            let key = key.clone();
+            self.remove(&key);
+        }
+    }
+}
+
+/// Follows the changes in a range.
+#[derive(Debug)]
+pub(super) struct VolatileWatch {
+    tier: std::sync::Arc<Volatile>,
+    changed: watch::Receiver<u64>,
+    range: (Vec<u8>, Vec<u8>),
+    after: u64,
+}
+
+impl VolatileWatch {
+    /// Waits for changes. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<(Vec<Event>, u64), StoreError> {
+        loop {
+            self.changed.borrow_and_update();
+            let (events, revision) = self.tier.changes(&self.range, self.after)?;
+            let is_progress = revision > self.after;
+            self.after = revision;
+            if !events.is_empty() || is_progress {
+                return Ok((events, revision));
+            }
+            if self.changed.changed().await.is_err() {
+                return Err(StoreError::NotLeader);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::api;
+
+    fn event(name: &str) -> Key {
+        Key::new(api::find("", "v1", "events").unwrap(), Some("default"), name)
+    }
+
+    #[tokio::test]
+    async fn a_watch_sees_every_change_once_and_ends_with_the_leadership() {
+        let tier = Arc::new(Volatile::default());
+        assert!(matches!(tier.get(&event("a")), Err(StoreError::NotLeader)));
+        tier.begin(3);
+        let scope = Scope::new(event("a").resource, Some("default"));
+        let mut watch = tier.watch(&scope, tier.revision()).unwrap();
+        let object = json!({"metadata": {"name": "a"}});
+        let made = tier.create(&event("a"), &object).unwrap();
+        assert!(matches!(tier.create(&event("a"), &object), Err(StoreError::Exists)));
+        assert!(matches!(
+            tier.update(&event("a"), made.revision - 1, &object),
+            Err(StoreError::Conflict { .. })
+        ));
+        tier.delete(&event("a"), made.revision).unwrap();
+        let batch = watch.next().await.unwrap();
+        let seen: Vec<_> = batch.changes.iter().map(|c| c.current.is_some()).collect();
+        assert_eq!(seen, [true, false]);
+        assert_eq!(batch.revision, made.revision + 1);
+        tier.end();
+        assert!(watch.next().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_starts_above_every_earlier_revision() {
+        let tier = Arc::new(Volatile::default());
+        tier.begin(1);
+        tier.create(&event("a"), &json!({"metadata": {}})).unwrap();
+        let before = tier.revision();
+        tier.end();
+        tier.begin(2);
+        assert!(tier.revision() > before);
+        let scope = Scope::new(event("a").resource, None);
+        assert!(matches!(tier.watch(&scope, before), Err(StoreError::Compacted { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_objects_make_room() {
+        let tier = Arc::new(Volatile::default());
+        tier.begin(1);
+        tier.create(&event("old"), &json!({"metadata": {}})).unwrap();
+        tokio::time::advance(AGE_MAX + Duration::from_secs(1)).await;
+        tier.create(&event("young"), &json!({"metadata": {}})).unwrap();
+        assert!(tier.get(&event("old")).unwrap().is_none());
+        assert!(tier.get(&event("young")).unwrap().is_some());
+    }
+}
