@@ -1,0 +1,146 @@
+//! Request bodies: JSON and YAML, within limits.
+
+use axum::body::Body;
+use http::{HeaderMap, header};
+use http_body_util::{BodyExt as _, Limited};
+use serde_json::Value;
+
+use crate::api::decode::{self, DecodeError};
+use crate::api::status::Status;
+use crate::api::{Resource, meta, strategy};
+use crate::apiserver::error::ApiError;
+use crate::apiserver::query::FieldValidation;
+
+/// Largest body, in bytes.
+pub(super) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// Largest object, in bytes: what fits a transaction with room to spare.
+pub(super) const OBJECT_BYTES_MAX: usize = 1_572_864;
+/// What bodies may be.
+const SUPPORTED: &[&str] = &["application/json", "application/yaml"];
+
+/// Reads a body whole.
+pub(super) async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(whole) => Ok(whole.to_bytes().to_vec()),
+        Err(cause) if cause.is::<http_body_util::LengthLimitError>() => {
+            Err(Status::too_large(BODY_BYTES_MAX).into())
+        }
+        Err(_) => Err(Status::bad_request("the request body ended early").into()),
+    }
+}
+
+/// The media type without parameters.
+pub(super) fn media_type(headers: &HeaderMap) -> &str {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .map_or("", str::trim)
+}
+
+/// A parsed body, with the fields that stood in it twice.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) value: Value,
+    pub(super) duplicates: Vec<String>,
+}
+
+/// Parses JSON or YAML by its media type.
+pub(super) fn parse(media: &str, bytes: &[u8]) -> Result<Parsed, ApiError> {
+    match media {
+        "" | "application/json" => json(bytes),
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            let text = std::str::from_utf8(bytes)
+                .map_err(|_| Status::bad_request("the YAML body is not UTF-8"))?;
+            let value: Value = serde_saphyr::from_str(text)
+                .map_err(|cause| Status::bad_request(format!("cannot parse YAML: {cause}")))?;
+            Ok(Parsed { value, duplicates: Vec::new() })
+        }
+        _ => Err(Status::unsupported_media_type(SUPPORTED).into()),
+    }
+}
+
+/// Parses JSON.
+pub(super) fn json(bytes: &[u8]) -> Result<Parsed, ApiError> {
+    let decoded = decode::parse_json(bytes).map_err(|cause: DecodeError| {
+        Status::bad_request(format!("error decoding the request body: {cause}"))
+    })?;
+    Ok(Parsed { value: decoded.value, duplicates: decoded.duplicates })
+}
+
+/// Checks that `object` is what `resource` says it is. Returns warnings about unknown fields.
+pub(super) fn check(
+    resource: &Resource,
+    object: &Value,
+    duplicates: &[String],
+    validation: FieldValidation,
+) -> Result<Vec<String>, ApiError> {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    if (!kind.is_empty() && kind != resource.kind)
+        || (!version.is_empty() && version != resource.api_version())
+    {
+        let wanted = format!("{}, Kind={}", resource.api_version(), resource.kind);
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({version}, Kind={kind}) does not match the expected API version ({wanted})"
+        ))
+        .into());
+    }
+    let unknown = strategy::unknown_fields(resource, object).map_err(|cause| {
+        let name = format!("{} in version {:?}", resource.kind, resource.version);
+        Status::bad_request(format!("{name} cannot be handled as a {}: {cause}", resource.kind))
+    })?;
+    let mut complaints: Vec<String> =
+        unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
+    complaints.extend(duplicates.iter().map(|field| format!("duplicate field {field:?}")));
+    match validation {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Strict if !complaints.is_empty() => {
+            let list = complaints.join(", ");
+            let kind = format!("{} in version {:?}", resource.kind, resource.version);
+            Err(Status::bad_request(format!(
+                "{kind} cannot be handled as a {}: strict decoding error: {list}",
+                resource.kind
+            ))
+            .into())
+        }
+        FieldValidation::Warn | FieldValidation::Strict => Ok(complaints),
+    }
+}
+
+/// Refuses objects that would not fit.
+pub(super) fn check_size(object: &Value) -> Result<(), ApiError> {
+    if object.to_string().len() > OBJECT_BYTES_MAX {
+        return Err(Status::too_large(OBJECT_BYTES_MAX).into());
+    }
+    Ok(())
+}
+
+/// Name and namespace of the body must be those of the path.
+pub(super) fn check_place(
+    object: &mut Value,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Result<(), ApiError> {
+    if let Some(namespace) = namespace {
+        let sent = meta::namespace(object);
+        if !sent.is_empty() && sent != namespace {
+            return Err(Status::bad_request(format!(
+                "the namespace of the provided object does not match the namespace sent on the request: {sent:?} != {namespace:?}"
+            ))
+            .into());
+        }
+        meta::set_namespace(object, namespace);
+    }
+    if let Some(name) = name {
+        let sent = meta::name(object);
+        if !sent.is_empty() && sent != name {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({sent}) does not match the name on the URL ({name})"
+            ))
+            .into());
+        }
+        meta::set_name(object, name);
+    }
+    Ok(())
+}

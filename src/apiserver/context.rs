@@ -1,0 +1,86 @@
+//! What every handler needs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::apiserver::registry::Registry;
+use crate::apiserver::stats::Stats;
+use crate::apiserver::{forward, router};
+use crate::net::Peers;
+use crate::rt::{Rng, WallClock};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// What the API server is made of.
+#[derive(Debug, Clone)]
+pub struct ApiServerConfig {
+    /// Name of this node.
+    pub node_name: String,
+    /// The objects.
+    pub store: Store,
+    /// Connections to other nodes; `None` when this server stands alone (tests).
+    pub peers: Option<Peers>,
+    /// The agent in this process, for logs of its own pods.
+    pub node_api: Option<axum::Router>,
+    /// For time stamps.
+    pub clock: WallClock,
+    /// For uids, generated names and time-outs.
+    pub rng: Rng,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
+    /// Where the registry keeps its blobs.
+    pub blob_dir: PathBuf,
+    /// Pause between bookmarks of a watch. Default 60 s.
+    pub bookmark_interval: Duration,
+}
+
+/// The API server: a router over the store.
+#[derive(Debug, Clone)]
+pub struct ApiServer {
+    context: Context,
+}
+
+/// Shared by all handlers. Cheap to clone.
+pub(super) type Context = Arc<ContextInner>;
+
+/// See [`ApiServerConfig`].
+#[derive(Debug)]
+pub(super) struct ContextInner {
+    pub(super) node_name: String,
+    pub(super) store: Store,
+    pub(super) clock: WallClock,
+    pub(super) rng: Rng,
+    pub(super) metrics: Metrics,
+    pub(super) forward: forward::Forward,
+    pub(super) registry: Registry,
+    pub(super) stats: Stats,
+    pub(super) bookmark_interval: Duration,
+}
+
+impl ApiServer {
+    /// Wires the handlers; serves nothing yet.
+    #[must_use]
+    pub fn new(config: ApiServerConfig) -> Self {
+        let stats = Stats::register(&config.metrics);
+        config.store.register(&config.metrics);
+        let context = ContextInner {
+            forward: forward::Forward::new(&config),
+            registry: Registry::new(config.blob_dir),
+            stats,
+            node_name: config.node_name,
+            store: config.store,
+            clock: config.clock,
+            rng: config.rng,
+            metrics: config.metrics,
+            bookmark_interval: config.bookmark_interval,
+        };
+        Self { context: Arc::new(context) }
+    }
+
+    /// All paths. Who asks is the [`crate::api::user::UserInfo`] extension of the request.
+    #[must_use]
+    pub fn router(&self) -> axum::Router {
+        router::build(Arc::clone(&self.context))
+    }
+}

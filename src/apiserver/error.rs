@@ -1,0 +1,80 @@
+//! Errors as clients read them.
+
+use axum::body::Body;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use crate::api::meta;
+use crate::api::status::{OBJECT_MODIFIED, Status};
+use crate::store::{Key, StoreError};
+
+/// Seconds after which a client may try again when the store is not available.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// A request's failure: the `Status` to send. Boxed, since the way of success is the common one.
+#[derive(Debug)]
+pub(super) struct ApiError(pub(super) Box<Status>);
+
+impl From<Status> for ApiError {
+    fn from(status: Status) -> Self {
+        Self(Box::new(status))
+    }
+}
+
+impl ApiError {
+    /// What a store error about `key` means to a client. Paths and peers stay in the log.
+    pub(super) fn store(error: StoreError, key: &Key) -> Self {
+        let (res, name) = (key.resource, key.name.as_str());
+        match error {
+            StoreError::NotFound => Status::not_found(res, name).into(),
+            StoreError::Exists => Status::already_exists(res, name).into(),
+            StoreError::Conflict { .. } => Status::conflict(res, name, OBJECT_MODIFIED).into(),
+            other => other.into(),
+        }
+    }
+
+    pub(super) fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.0.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    pub(super) fn into_response(self) -> Response<Body> {
+        let code = self.status_code();
+        let retry_after = self.0.details.as_ref().and_then(|d| d.retry_after_seconds);
+        let mut response = super::response::json(code, &self.0.to_value());
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let text = error.to_string();
+        let status = match error {
+            StoreError::Compacted { asked, oldest } => {
+                Status::expired(format!("too old resource version: {asked} ({oldest})"))
+            }
+            StoreError::Future { asked, current } => Status::version_too_large(asked, current),
+            StoreError::TooLarge(_) => Status::bad_request(text),
+            StoreError::Unknown(_) => Status::timeout(text, RETRY_AFTER_SECONDS),
+            StoreError::Unavailable(_) | StoreError::NotLeader | StoreError::DiskFull(_) => {
+                Status::unavailable(text)
+            }
+            _ => {
+                tracing::error!(err = %text, "the store failed");
+                Status::internal("the store failed; the server's log says why")
+            }
+        };
+        status.into()
+    }
+}
+
+/// Whether the version an object was sent with is the one it has; absent is "any".
+pub(super) fn sent_revision(object: &serde_json::Value) -> Result<Option<u64>, ApiError> {
+    match meta::resource_version(object) {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            Status::bad_request(format!("metadata.resourceVersion: Invalid value: {text:?}")).into()
+        }),
+    }
+}

@@ -1,0 +1,128 @@
+//! What a path asks for: Kubernetes' `RequestInfo`.
+
+use http::Method;
+
+use crate::api::{self, Resource};
+use crate::store::{Key, Scope};
+
+/// A request for a resource, read from its path.
+#[derive(Debug, Clone)]
+pub(super) struct RequestInfo {
+    /// Kind asked for.
+    pub(super) resource: &'static Resource,
+    /// Namespace in the path.
+    pub(super) namespace: Option<String>,
+    /// Name in the path.
+    pub(super) name: Option<String>,
+    /// `status`, `scale`, `log`, ...
+    pub(super) subresource: Option<String>,
+}
+
+impl RequestInfo {
+    /// Reads `/api/v1/...` and `/apis/<group>/<version>/...`. `None` is "no such path".
+    pub(super) fn parse(path: &str) -> Option<Self> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let (group, version, rest) = match parts.as_slice() {
+            ["api", version, rest @ ..] => ("", *version, rest),
+            ["apis", group, version, rest @ ..] => (*group, *version, rest),
+            _ => return None,
+        };
+        let find = |plural: &str| api::find(group, version, plural);
+        let owned = |text: &str| Some(text.to_owned());
+        let info = |resource, namespace, name, subresource| {
+            Some(Self { resource, namespace, name, subresource })
+        };
+        match rest {
+            // `namespaces/x` and its subresources are the Namespace itself.
+            ["namespaces"] => info(find("namespaces")?, None, None, None),
+            ["namespaces", name] => info(find("namespaces")?, None, owned(name), None),
+            ["namespaces", name, sub @ ("status" | "finalize")] => {
+                info(find("namespaces")?, None, owned(name), owned(sub))
+            }
+            ["namespaces", namespace, plural, tail @ ..] => {
+                let resource = find(plural).filter(|r| r.is_namespaced)?;
+                match tail {
+                    [] => info(resource, owned(namespace), None, None),
+                    [name] => info(resource, owned(namespace), owned(name), None),
+                    [name, sub] => info(resource, owned(namespace), owned(name), owned(sub)),
+                    _ => None,
+                }
+            }
+            [plural] => info(find(plural)?, None, None, None),
+            [plural, name] => {
+                let resource = find(plural).filter(|r| !r.is_namespaced)?;
+                info(resource, None, owned(name), None)
+            }
+            [plural, name, sub] => {
+                let resource = find(plural).filter(|r| !r.is_namespaced)?;
+                info(resource, None, owned(name), owned(sub))
+            }
+            _ => None,
+        }
+    }
+
+    /// Kubernetes' verb for access rules and metrics.
+    pub(super) fn verb(&self, method: &Method, is_watch: bool) -> &'static str {
+        match (method.as_str(), self.name.is_some()) {
+            ("GET" | "HEAD", _) if is_watch => "watch",
+            ("GET" | "HEAD", true) => "get",
+            ("GET" | "HEAD", false) => "list",
+            ("POST", _) => "create",
+            ("PUT", _) => "update",
+            ("PATCH", _) => "patch",
+            ("DELETE", true) => "delete",
+            ("DELETE", false) => "deletecollection",
+            _ => "unknown",
+        }
+    }
+
+    /// The one object asked for.
+    pub(super) fn key(&self) -> Option<Key> {
+        let name = self.name.as_deref()?;
+        Some(Key::new(self.resource, self.namespace.as_deref(), name))
+    }
+
+    /// The collection asked for.
+    pub(super) fn scope(&self) -> Scope {
+        Scope::new(self.resource, self.namespace.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(path: &str) -> Option<String> {
+        let info = RequestInfo::parse(path)?;
+        let part = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        Some(format!(
+            "{} {} {} {}",
+            info.resource.plural,
+            part(&info.namespace),
+            part(&info.name),
+            part(&info.subresource)
+        ))
+    }
+
+    #[test]
+    fn paths_name_kinds_objects_and_subresources() {
+        let cases = [
+            ("/api/v1/pods", Some("pods - - -")),
+            ("/api/v1/namespaces", Some("namespaces - - -")),
+            ("/api/v1/namespaces/a", Some("namespaces - a -")),
+            ("/api/v1/namespaces/a/finalize", Some("namespaces - a finalize")),
+            ("/api/v1/namespaces/a/pods", Some("pods a - -")),
+            ("/api/v1/namespaces/a/pods/x/log", Some("pods a x log")),
+            ("/apis/apps/v1/namespaces/a/deployments/x/scale", Some("deployments a x scale")),
+            ("/api/v1/nodes/n/status", Some("nodes - n status")),
+            ("/api/v1/namespaces/a/nodes", None),
+            ("/api/v1/pods/x", None),
+            ("/api/v1/nonsense", None),
+            ("/apis/apps/v1beta1/deployments", None),
+            ("/api/v1/namespaces/a/pods/x/log/more", None),
+        ];
+        for (path, wanted) in cases {
+            assert_eq!(shown(path).as_deref(), wanted, "{path}");
+        }
+    }
+}
