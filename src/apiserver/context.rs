@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::apiserver::registry::Registry;
 use crate::apiserver::stats::Stats;
 use crate::apiserver::{forward, router};
@@ -33,6 +35,8 @@ pub struct ApiServerConfig {
     pub blob_dir: PathBuf,
     /// Pause between bookmarks of a watch. Default 60 s.
     pub bookmark_interval: Duration,
+    /// Ends open watches and followed logs when this server stops.
+    pub cancel: CancellationToken,
 }
 
 /// The API server: a router over the store.
@@ -56,6 +60,7 @@ pub(super) struct ContextInner {
     pub(super) registry: Registry,
     pub(super) stats: Stats,
     pub(super) bookmark_interval: Duration,
+    pub(super) cancel: CancellationToken,
 }
 
 impl ApiServer {
@@ -74,6 +79,7 @@ impl ApiServer {
             rng: config.rng,
             metrics: config.metrics,
             bookmark_interval: config.bookmark_interval,
+            cancel: config.cancel,
         };
         Self { context: Arc::new(context) }
     }

@@ -1,0 +1,99 @@
+//! Built-in admission: what Kubernetes' default plugins do for the kinds served here.
+
+use serde_json::{Value, json};
+
+use crate::api::status::Status;
+use crate::api::{self, Resource, meta};
+use crate::apiserver::error::ApiError;
+use crate::apiserver::router::Call;
+use crate::store::{Freshness, Key};
+
+/// Seconds a pod stays on a node that is not ready: failover in seconds, not in minutes.
+const TOLERATION_SECONDS: i64 = 2;
+/// Taints every pod tolerates for that long.
+const NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+
+/// NamespaceLifecycle: objects are made only in namespaces that exist and are not ending.
+pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiError> {
+    let (Some(name), Some(resource)) = (&call.info.namespace, api::find("", "v1", "namespaces"))
+    else {
+        return Ok(());
+    };
+    let key = Key::new(resource, None, name);
+    // The local copy is nearly always enough; only its "no" is checked with the leader.
+    for freshness in [Freshness::Any, Freshness::Latest] {
+        let found = call.context.store.get(&key, freshness).await;
+        let Some(stored) = found.map_err(|error| ApiError::store(error, &key))? else { continue };
+        if meta::deletion_timestamp(&stored.object).is_some() && !is_dry_run {
+            let detail = format!(
+                "unable to create new content in namespace {name} because it is being terminated"
+            );
+            return Err(Status::forbidden(call.info.resource, "", &detail)
+                .with_cause("NamespaceTerminating", &format!("namespace {name} is being terminated"), "metadata.namespace")
+                .into());
+        }
+        return Ok(());
+    }
+    Err(Status::not_found(resource, name).into())
+}
+
+/// DefaultTolerationSeconds, and the finalizer and label of a Namespace.
+pub(super) fn default(resource: &Resource, object: &mut Value) {
+    match resource.plural {
+        "pods" => tolerate_lost_nodes(object),
+        "namespaces" => complete_namespace(object),
+        _ => {}
+    }
+}
+
+fn tolerate_lost_nodes(pod: &mut Value) {
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
+    let Some(list) = tolerations.as_array_mut() else { return };
+    for taint in NODE_TAINTS {
+        let is_tolerated = list.iter().any(|toleration| {
+            let text = |key: &str| toleration.get(key).and_then(Value::as_str).unwrap_or_default();
+            let is_key = text("key") == taint || text("key").is_empty();
+            is_key && matches!(text("effect"), "NoExecute" | "")
+        });
+        if !is_tolerated {
+            list.push(json!({
+                "key": taint,
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": TOLERATION_SECONDS,
+            }));
+        }
+    }
+}
+
+fn complete_namespace(namespace: &mut Value) {
+    let name = meta::name(namespace).to_owned();
+    let Some(fields) = namespace.as_object_mut() else { return };
+    fields.insert("spec".to_owned(), json!({"finalizers": ["kubernetes"]}));
+    fields.insert("status".to_owned(), json!({"phase": "Active"}));
+    let labels = fields
+        .get_mut("metadata")
+        .and_then(Value::as_object_mut)
+        .map(|metadata| metadata.entry("labels").or_insert_with(|| json!({})));
+    if let Some(labels) = labels.and_then(Value::as_object_mut) {
+        labels.insert("kubernetes.io/metadata.name".to_owned(), json!(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_leaves_a_lost_node_after_seconds_unless_it_says_otherwise() {
+        let pods = api::find("", "v1", "pods").unwrap();
+        let mut pod = json!({"spec": {"tolerations": [
+            {"key": NODE_TAINTS[0], "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
+        ]}});
+        default(pods, &mut pod);
+        let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array).unwrap();
+        let seconds: Vec<_> = tolerations.iter().map(|t| t["tolerationSeconds"].as_i64()).collect();
+        assert_eq!(seconds, [Some(300), Some(TOLERATION_SECONDS)]);
+    }
+}

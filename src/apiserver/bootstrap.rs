@@ -1,0 +1,54 @@
+//! The objects that every cluster has.
+
+use serde_json::{Value, json};
+
+use crate::api::{self, meta, strategy};
+use crate::apiserver::admission;
+use crate::rt::{Rng, WallClock};
+use crate::store::{Key, Store, StoreError};
+
+/// Namespaces of the system.
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+/// Where clients find the cluster's CA, under Kubernetes' name.
+const ROOT_CA: &str = "kube-root-ca.crt";
+
+/// Writes what is missing: the system's namespaces and the CA's certificate in `kube-system`.
+///
+/// # Errors
+///
+/// [`StoreError`] when the store does not take writes; call again later.
+pub async fn bootstrap(
+    store: &Store,
+    clock: &WallClock,
+    rng: &Rng,
+    ca_pem: &str,
+) -> Result<(), StoreError> {
+    for name in NAMESPACES {
+        let namespace = json!({"metadata": {"name": name}});
+        ensure(store, clock, rng, "namespaces", None, namespace).await?;
+    }
+    let map = json!({
+        "metadata": {"name": ROOT_CA, "namespace": "kube-system"},
+        "data": {"ca.crt": ca_pem},
+    });
+    ensure(store, clock, rng, "configmaps", Some("kube-system"), map).await
+}
+
+async fn ensure(
+    store: &Store,
+    clock: &WallClock,
+    rng: &Rng,
+    plural: &str,
+    namespace: Option<&str>,
+    mut object: Value,
+) -> Result<(), StoreError> {
+    let Some(resource) = api::find("", "v1", plural) else { return Ok(()) };
+    strategy::prepare_create(resource, &mut object);
+    admission::default(resource, &mut object);
+    meta::set_created(&mut object, &rng.uuid().to_string(), &clock.now_rfc3339());
+    let key = Key::new(resource, namespace, meta::name(&object));
+    match store.create(&key, &object, &[]).await {
+        Ok(_) | Err(StoreError::Exists) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

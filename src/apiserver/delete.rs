@@ -1,0 +1,250 @@
+//! delete and deletecollection.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::api::status::Status;
+use crate::api::{Resource, meta};
+use crate::apiserver::error::ApiError;
+use crate::apiserver::read::{self, Filter};
+use crate::apiserver::router::Call;
+use crate::apiserver::update::is_finished;
+use crate::apiserver::{allocate, body, response};
+use crate::store::{Freshness, Key, Stored, StoreError};
+
+/// Grace of a pod that names none, in seconds.
+const GRACE_SECONDS: i64 = 30;
+/// Longest grace taken, in seconds.
+const GRACE_SECONDS_MAX: i64 = 24 * 3600;
+/// How often a delete that named no version is tried anew after a conflict.
+const RETRIES_MAX: usize = 8;
+/// Namespaces the system cannot do without.
+const KEPT_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// `DeleteOptions`, from the body or the query.
+#[derive(Debug, Default)]
+struct Options {
+    grace_seconds: Option<i64>,
+    propagation: Option<String>,
+    uid: Option<String>,
+    revision: Option<String>,
+    is_dry_run: bool,
+}
+
+impl Options {
+    async fn read(call: &Call, request_body: Body) -> Result<Self, ApiError> {
+        let bytes = body::read(request_body).await?;
+        let sent = if bytes.is_empty() {
+            Value::Null
+        } else {
+            body::parse(body::media_type(&call.headers), &bytes)?.value
+        };
+        let text = |path: &str| sent.pointer(path).and_then(Value::as_str).map(str::to_owned);
+        let grace = sent.get("gracePeriodSeconds").and_then(Value::as_i64);
+        let in_query = call.query.number("gracePeriodSeconds")?;
+        let in_query = in_query.and_then(|seconds| i64::try_from(seconds).ok());
+        let propagation = text("/propagationPolicy")
+            .or_else(|| call.query.get("propagationPolicy").map(str::to_owned));
+        if let Some(other) = propagation.as_deref()
+            && !matches!(other, "Background" | "Foreground" | "Orphan")
+        {
+            return Err(Status::unprocessable(format!(
+                "DeleteOptions is invalid: propagationPolicy: Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
+            ))
+            .into());
+        }
+        let is_dry_run = call.query.is_dry_run()?
+            || sent.pointer("/dryRun/0").and_then(Value::as_str) == Some("All");
+        Ok(Self {
+            grace_seconds: grace.or(in_query).map(|seconds| seconds.clamp(0, GRACE_SECONDS_MAX)),
+            propagation,
+            uid: text("/preconditions/uid"),
+            revision: text("/preconditions/resourceVersion"),
+            is_dry_run,
+        })
+    }
+}
+
+/// Deletes one object.
+pub(super) async fn one(call: Call, request_body: Body) -> Result<Response<Body>, ApiError> {
+    let options = Options::read(&call, request_body).await?;
+    let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
+    let deleted = delete(&call, &key, &options).await?;
+    Ok(match deleted {
+        Deleted::Gone(object) if key.resource.plural != "pods" => {
+            let status = Status::deleted(key.resource, &key.name, meta::uid(&object));
+            response::json(StatusCode::OK, &status.to_value())
+        }
+        Deleted::Gone(object) | Deleted::Later(object) => response::json(StatusCode::OK, &object),
+    })
+}
+
+/// Deletes every object that the selectors let through.
+pub(super) async fn collection(call: Call, request_body: Body) -> Result<Response<Body>, ApiError> {
+    let options = Options::read(&call, request_body).await?;
+    let filter = Filter::of(&call)?;
+    let found = read::all(&call, &filter).await?;
+    for object in &found.items {
+        let key = Key::new(call.info.resource, Some(meta::namespace(object)), meta::name(object));
+        match delete(&call, &key, &options).await {
+            // Gone meanwhile: that is what was asked for.
+            Err(refused) if refused.0.code == 404 => {}
+            other => drop(other?),
+        }
+    }
+    let list = json!({
+        "kind": call.info.resource.list_kind,
+        "apiVersion": call.info.resource.api_version(),
+        "metadata": {"resourceVersion": found.revision.to_string()},
+        "items": found.items,
+    });
+    Ok(response::json(StatusCode::OK, &list))
+}
+
+/// What became of a delete.
+enum Deleted {
+    /// The object is gone.
+    Gone(Value),
+    /// It goes when its finalizers and its grace are over.
+    Later(Value),
+}
+
+async fn delete(call: &Call, key: &Key, options: &Options) -> Result<Deleted, ApiError> {
+    let store = &call.context.store;
+    for _ in 0..RETRIES_MAX {
+        let found = store.get(key, Freshness::Latest).await;
+        let current = found
+            .map_err(|error| ApiError::store(error, key))?
+            .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
+        check(key, &current, options)?;
+        let marked = mark(key.resource, &current.object, options, call.context.clock.now());
+        if options.is_dry_run {
+            return Ok(Deleted::Gone(marked));
+        }
+        let written = if is_finished(key.resource, &marked) {
+            let releases = allocate::releases(key.resource, &current.object);
+            let gone = store.delete(key, current.revision, &releases).await;
+            gone.map(|revision| Deleted::Gone(Stored::new(marked, revision).object))
+        } else if marked == current.object {
+            return Ok(Deleted::Later(marked));
+        } else {
+            let later = store.update(key, current.revision, &marked, &[]).await;
+            later.map(|stored| Deleted::Later(stored.object))
+        };
+        match written {
+            Ok(deleted) => return Ok(deleted),
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(ApiError::store(error, key)),
+        }
+    }
+    Err(Status::conflict(key.resource, &key.name, "the object is being written too often").into())
+}
+
+/// Preconditions, and what may not be deleted at all.
+fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError> {
+    let uid = meta::uid(&current.object);
+    if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
+        let detail =
+            format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        return Err(Status::conflict(key.resource, &key.name, &detail).into());
+    }
+    let revision = current.revision.to_string();
+    if let Some(wanted) = options.revision.as_deref().filter(|wanted| *wanted != revision) {
+        let detail = format!(
+            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {revision}"
+        );
+        return Err(Status::conflict(key.resource, &key.name, &detail).into());
+    }
+    if key.resource.plural == "namespaces" && KEPT_NAMESPACES.contains(&key.name.as_str()) {
+        return Err(Status::forbidden(key.resource, &key.name, "this namespace may not be deleted").into());
+    }
+    Ok(())
+}
+
+/// The object with its deletion marked, as it would be stored if it had to wait.
+fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp) -> Value {
+    let mut object = current.clone();
+    let finalizer = match options.propagation.as_deref() {
+        Some("Foreground") => Some("foregroundDeletion"),
+        Some("Orphan") => Some("orphan"),
+        _ => None,
+    };
+    if let Some(finalizer) = finalizer
+        && !meta::finalizers(current).contains(&finalizer)
+        && meta::deletion_timestamp(current).is_none()
+    {
+        let mut list: Vec<&str> = meta::finalizers(current);
+        list.push(finalizer);
+        meta::set_field(&mut object, "finalizers", json!(list));
+    }
+    let grace = grace(resource, current, options);
+    let left = current.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64);
+    let is_shorter = left.is_none_or(|left| grace < left);
+    if meta::deletion_timestamp(current).is_none() || is_shorter {
+        let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+        let at = Timestamp::from_second(at.as_second()).unwrap_or(at);
+        meta::set_deleted(&mut object, &at.to_string(), grace);
+    }
+    if resource.plural == "namespaces"
+        && let Some(status) = object.get_mut("status").and_then(Value::as_object_mut)
+    {
+        status.insert("phase".to_owned(), json!("Terminating"));
+    }
+    object
+}
+
+/// Seconds a pod has to end by itself: none when it does not run.
+fn grace(resource: &Resource, object: &Value, options: &Options) -> i64 {
+    let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let is_over = matches!(text("/status/phase"), "Succeeded" | "Failed");
+    if resource.plural != "pods" || text("/spec/nodeName").is_empty() || is_over {
+        return 0;
+    }
+    let own = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
+    options.grace_seconds.or(own).unwrap_or(GRACE_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api;
+
+    fn marked(pod: &Value, options: &Options) -> Value {
+        mark(api::find("", "v1", "pods").unwrap(), pod, options, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_running_pod_gets_its_grace_and_a_waiting_one_goes_at_once() {
+        let pods = api::find("", "v1", "pods").unwrap();
+        let running = json!({"metadata": {}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 7}});
+        let later = marked(&running, &Options::default());
+        assert_eq!(later["metadata"]["deletionTimestamp"], "1970-01-01T00:00:07Z");
+        assert!(!is_finished(pods, &later));
+        let forced = Options { grace_seconds: Some(0), ..Options::default() };
+        assert!(is_finished(pods, &marked(&later, &forced)));
+        let waiting = json!({"metadata": {}, "spec": {}});
+        assert!(is_finished(pods, &marked(&waiting, &Options::default())));
+    }
+
+    #[test]
+    fn grace_is_never_lengthened() {
+        let running = json!({"metadata": {}, "spec": {"nodeName": "n"}});
+        let short = marked(&running, &Options { grace_seconds: Some(1), ..Options::default() });
+        let again = marked(&short, &Options { grace_seconds: Some(60), ..Options::default() });
+        assert_eq!(again, short);
+    }
+
+    #[test]
+    fn finalizers_and_propagation_keep_an_object() {
+        let maps = api::find("", "v1", "configmaps").unwrap();
+        let object = json!({"metadata": {"name": "x"}});
+        let options = Options { propagation: Some("Foreground".into()), ..Options::default() };
+        let kept = mark(maps, &object, &options, Timestamp::UNIX_EPOCH);
+        assert_eq!(kept["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+        assert!(!is_finished(maps, &kept));
+        let gone = mark(maps, &object, &Options::default(), Timestamp::UNIX_EPOCH);
+        assert!(is_finished(maps, &gone));
+    }
+}

@@ -1,0 +1,229 @@
+//! get and list.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::api::selector::{FieldSelector, LabelSelector};
+use crate::api::status::Status;
+use crate::apiserver::error::ApiError;
+use crate::apiserver::negotiate::Shape;
+use crate::apiserver::router::Call;
+use crate::store::{Freshness, Page, Scope, StoreError};
+
+/// How long a read waits for a revision that this server has not yet; Kubernetes' figure.
+const FUTURE_WAIT: Duration = Duration::from_secs(3);
+/// Objects read at once while filtering a page by a selector.
+const SCAN_PAGE: usize = 500;
+
+/// Reads one object.
+pub(super) async fn get(call: Call) -> Result<Response<Body>, ApiError> {
+    let shape = Shape::negotiate(&call.headers, &call.query)?;
+    let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
+    let store = &call.context.store;
+    let freshness = freshness(&call, &call.info.scope()).await?;
+    let found = store.get(&key, freshness).await.map_err(|error| ApiError::store(error, &key))?;
+    let stored = found.ok_or_else(|| Status::not_found(key.resource, &key.name))?;
+    let now = call.context.clock.now();
+    Ok(shape.respond(StatusCode::OK, key.resource, &stored.object, now))
+}
+
+/// How current a read without an exact revision must be.
+async fn freshness(call: &Call, scope: &Scope) -> Result<Freshness, ApiError> {
+    match call.query.number("resourceVersion")? {
+        None => Ok(Freshness::Latest),
+        Some(0) => Ok(Freshness::Any),
+        Some(revision) => {
+            call.context.store.wait_for(scope, revision, FUTURE_WAIT).await?;
+            Ok(Freshness::Any)
+        }
+    }
+}
+
+/// What a selector or a name in the path lets through.
+#[derive(Debug, Clone)]
+pub(super) struct Filter {
+    labels: LabelSelector,
+    fields: FieldSelector,
+    name: Option<String>,
+}
+
+impl Filter {
+    pub(super) fn of(call: &Call) -> Result<Self, ApiError> {
+        Ok(Self {
+            labels: call.query.labels()?,
+            fields: call.query.fields(call.info.resource)?,
+            name: call.info.name.clone(),
+        })
+    }
+
+    pub(super) fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_empty() && self.name.is_none()
+    }
+
+    pub(super) fn matches(&self, object: &Value) -> bool {
+        let is_named =
+            self.name.as_deref().is_none_or(|name| crate::api::meta::name(object) == name);
+        is_named && self.labels.matches(object) && self.fields.matches(object)
+    }
+}
+
+/// Where a list goes on: opaque to clients.
+#[derive(Debug, Serialize, Deserialize)]
+struct Token {
+    /// Revision of the whole list; 0 goes on with whatever is there now.
+    rv: u64,
+    /// Last key seen, in hex.
+    after: String,
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn decode(text: &str) -> Option<(u64, Vec<u8>)> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let token: Self = serde_json::from_slice(&bytes).ok()?;
+        Some((token.rv, hex::decode(token.after).ok()?))
+    }
+}
+
+/// A list as far as it was asked for.
+pub(super) struct Found {
+    pub(super) items: Vec<Value>,
+    pub(super) revision: u64,
+    remaining: u64,
+    last_key: Option<Vec<u8>>,
+}
+
+/// Reads a collection.
+pub(super) async fn list(call: Call) -> Result<Response<Body>, ApiError> {
+    let shape = Shape::negotiate(&call.headers, &call.query)?;
+    let filter = Filter::of(&call)?;
+    let limit = call.query.limit()?;
+    let (mut page, freshness) = place(&call, limit).await?;
+    let scope = call.info.scope();
+    let found = match scan(&call, &scope, &mut page, freshness, &filter, limit).await {
+        Err(StoreError::Compacted { .. }) if call.query.get("continue").is_some() => {
+            let after = hex::encode(page.after.unwrap_or_default());
+            return Err(Status::expired_continue(Token { rv: 0, after }.encode()).into());
+        }
+        other => other?,
+    };
+    let mut list_meta = json!({"resourceVersion": found.revision.to_string()});
+    if let (Some(fields), Some(last), true) =
+        (list_meta.as_object_mut(), &found.last_key, found.remaining > 0)
+    {
+        let token = Token { rv: found.revision, after: hex::encode(last) };
+        fields.insert("continue".to_owned(), json!(token.encode()));
+        if filter.is_everything() {
+            fields.insert("remainingItemCount".to_owned(), json!(found.remaining));
+        }
+    }
+    let now = call.context.clock.now();
+    let document = shape.list(call.info.resource, found.items, list_meta, now);
+    Ok(super::response::json(StatusCode::OK, &document))
+}
+
+/// Where to start and at which revision, from `continue`, `resourceVersion` and
+/// `resourceVersionMatch`.
+async fn place(call: &Call, limit: usize) -> Result<(Page, Freshness), ApiError> {
+    let query = &call.query;
+    let exact = query.get("resourceVersionMatch");
+    if let Some(text) = query.get("continue") {
+        if exact.is_some() {
+            return Err(Status::bad_request("resourceVersionMatch is forbidden for continue").into());
+        }
+        let (rv, after) = Token::decode(text)
+            .ok_or_else(|| Status::bad_request("continue key is not valid: it was not made by this server"))?;
+        let at = (rv > 0).then_some(rv);
+        return Ok((Page { limit, after: Some(after), at }, Freshness::Any));
+    }
+    let asked = query.number("resourceVersion")?;
+    let is_exact = match (exact, asked) {
+        (None, Some(revision)) => limit > 0 && revision > 0,
+        (None, None) => false,
+        (Some(_), None) => {
+            return Err(Status::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided").into());
+        }
+        (Some("NotOlderThan"), Some(_)) => false,
+        (Some("Exact"), Some(0)) => {
+            return Err(Status::bad_request("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"").into());
+        }
+        (Some("Exact"), Some(_)) => true,
+        (Some(other), Some(_)) => {
+            return Err(Status::bad_request(format!("resourceVersionMatch: Unsupported value: {other:?}")).into());
+        }
+    };
+    let freshness = freshness(call, &call.info.scope()).await?;
+    let at = asked.filter(|_| is_exact);
+    Ok((Page { limit, after: None, at }, freshness))
+}
+
+/// Reads until `limit` objects passed the filter or the collection ended.
+async fn scan(
+    call: &Call,
+    scope: &Scope,
+    page: &mut Page,
+    mut freshness: Freshness,
+    filter: &Filter,
+    limit: usize,
+) -> Result<Found, StoreError> {
+    let store = &call.context.store;
+    if limit == 0 || filter.is_everything() {
+        let listed = store.list(scope, page, freshness).await?;
+        let items = listed.items.into_iter().map(|stored| stored.object);
+        return Ok(Found {
+            items: items.filter(|object| filter.matches(object)).collect(),
+            revision: listed.revision,
+            remaining: listed.remaining,
+            last_key: listed.last_key,
+        });
+    }
+    let mut items = Vec::new();
+    loop {
+        // Never more than the places left, so that the last key read is the last one returned.
+        page.limit = (limit - items.len()).min(SCAN_PAGE);
+        let listed = store.list(scope, page, freshness).await?;
+        freshness = Freshness::Any;
+        page.at = Some(listed.revision);
+        let matching = listed.items.into_iter().map(|stored| stored.object);
+        items.extend(matching.filter(|object| filter.matches(object)));
+        if listed.remaining == 0 || items.len() >= limit {
+            return Ok(Found {
+                items,
+                revision: listed.revision,
+                remaining: listed.remaining,
+                last_key: listed.last_key,
+            });
+        }
+        page.after = listed.last_key;
+    }
+}
+
+/// A whole collection, for watches that begin with the present state.
+pub(super) async fn all(call: &Call, filter: &Filter) -> Result<Found, ApiError> {
+    let scope = call.info.scope();
+    let freshness = freshness(call, &scope).await?;
+    Ok(scan(call, &scope, &mut Page::default(), freshness, filter, 0).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_continue_token_survives_its_way_through_the_client() {
+        let token = Token { rv: 7, after: hex::encode(b"/registry/x") }.encode();
+        assert_eq!(Token::decode(&token), Some((7, b"/registry/x".to_vec())));
+        for bad in ["", "x", "!!", "e30"] {
+            assert_eq!(Token::decode(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! From a path to its handler.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use http::{Method, Request, Response};
+use tokio::time::Instant;
+
+use crate::api::status::Status;
+use crate::api::user::UserInfo;
+use crate::apiserver::context::Context;
+use crate::apiserver::error::ApiError;
+use crate::apiserver::query::Query;
+use crate::apiserver::request_info::RequestInfo;
+use crate::apiserver::{
+    access, create, delete, documents, health, logs, read, registry, subresource, update, watch,
+};
+use crate::store::Store;
+
+/// What the handlers of one request share.
+pub(super) struct Call {
+    pub(super) context: Context,
+    pub(super) user: UserInfo,
+    pub(super) query: Query,
+    pub(super) headers: http::HeaderMap,
+    pub(super) info: RequestInfo,
+}
+
+/// All paths lead to one handler: the API's paths are made of data (the table of resources), not
+/// of routes.
+pub(super) fn build(context: Context) -> Router {
+    Router::new().fallback(entry).with_state(context)
+}
+
+async fn entry(State(context): State<Context>, request: Request<Body>) -> Response<Body> {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let query = Query::parse(request.uri().query());
+    let info = RequestInfo::parse(&path);
+    let is_watch = query.is_set("watch");
+    let verb = info.as_ref().map_or("other", |info| info.verb(&method, is_watch));
+    let resource = info.as_ref().map_or("", |info| info.resource.plural);
+    let stats = Arc::clone(&context);
+    let response = match dispatch(context, request, info, query).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    };
+    let code = response.status().as_u16();
+    stats.stats.record(verb, resource, code, began.elapsed());
+    tracing::debug!(
+        http.method = %method,
+        url.path = %path,
+        http.status = code,
+        elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "request"
+    );
+    response
+}
+
+async fn dispatch(
+    context: Context,
+    request: Request<Body>,
+    info: Option<RequestInfo>,
+    query: Query,
+) -> Result<Response<Body>, ApiError> {
+    let user = access::user(&request)?;
+    let path = request.uri().path();
+    if path == "/v2" || path.starts_with("/v2/") {
+        return Ok(registry::handle(&context, &user, request).await);
+    }
+    if let Some(response) = health::respond(&context, path, &query) {
+        return Ok(response);
+    }
+    let Some(info) = info else {
+        access::check_path(&user, request.method(), path)?;
+        return documents::respond(&context, &request);
+    };
+    let is_watch = query.is_set("watch") || query.is_set("follow");
+    access::check(&user, info.verb(request.method(), is_watch), &info)?;
+    if Store::is_volatile(info.resource, info.namespace.as_deref())
+        && let Some(leader) = context.store.leader_elsewhere()
+    {
+        return context.forward.to_leader(&leader, request, &user).await;
+    }
+    let headers = request.headers().clone();
+    let method = request.method().clone();
+    let call = Call { context, user, query, headers, info };
+    resource(call, &method, request.into_body()).await
+}
+
+/// A request for a resource, by verb and subresource.
+async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Body>, ApiError> {
+    let has_name = call.info.name.is_some();
+    if let Some(sub) = call.info.subresource.clone() {
+        if sub == "log" && call.info.resource.plural == "pods" {
+            return logs::respond(call).await;
+        }
+        return subresource::respond(call, method, &sub, body).await;
+    }
+    match (method.as_str(), has_name) {
+        ("GET", _) if call.query.is_set("watch") => watch::respond(call).await,
+        ("GET" | "HEAD", true) => read::get(call).await,
+        ("GET" | "HEAD", false) => read::list(call).await,
+        ("POST", false) => create::respond(call, body).await,
+        ("PUT", true) => update::put(call, body).await,
+        ("PATCH", true) => update::patch(call, body).await,
+        ("DELETE", true) => delete::one(call, body).await,
+        ("DELETE", false) => delete::collection(call, body).await,
+        (other, _) => Err(Status::method_not_allowed(call.info.resource, other).into()),
+    }
+}

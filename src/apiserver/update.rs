@@ -1,0 +1,208 @@
+//! update and patch, of objects and of their subresources.
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use serde_json::Value;
+
+use crate::api::patch::{self, PatchError};
+use crate::api::status::{OBJECT_MODIFIED, Status};
+use crate::api::{Resource, meta, strategy};
+use crate::apiserver::error::{self, ApiError};
+use crate::apiserver::negotiate::Shape;
+use crate::apiserver::router::Call;
+use crate::apiserver::{allocate, body, response};
+use crate::store::{Freshness, Key, StoreError};
+
+/// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
+const RETRIES_MAX: usize = 5;
+/// What patches may be.
+const PATCH_TYPES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+/// Which part of an object a write may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All but status.
+    Main,
+    /// Only status.
+    Status,
+    /// As the server itself decides; taken as it is.
+    Internal,
+}
+
+/// Replaces an object.
+pub(super) async fn put(call: Call, request_body: Body) -> Result<Response<Body>, ApiError> {
+    replace(call, request_body, Part::Main).await
+}
+
+/// Replaces a part of an object by what the body holds.
+pub(super) async fn replace(call: Call, request_body: Body, part: Part) -> Result<Response<Body>, ApiError> {
+    let shape = Shape::negotiate(&call.headers, &call.query)?;
+    let validation = call.query.field_validation()?;
+    let bytes = body::read(request_body).await?;
+    let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
+    let warnings = body::check(call.info.resource, &parsed.value, &parsed.duplicates, validation)?;
+    let mut sent = parsed.value;
+    body::check_place(&mut sent, call.info.namespace.as_deref(), call.info.name.as_deref())?;
+    let expected = error::sent_revision(&sent)?;
+    let updated = modify(&call, part, expected, |_| Ok(sent.clone())).await?;
+    Ok(answer(&call, &shape, &updated, &warnings))
+}
+
+/// Patches an object.
+pub(super) async fn patch(call: Call, request_body: Body) -> Result<Response<Body>, ApiError> {
+    patch_part(call, request_body, Part::Main).await
+}
+
+/// Patches a part of an object.
+pub(super) async fn patch_part(
+    call: Call,
+    request_body: Body,
+    part: Part,
+) -> Result<Response<Body>, ApiError> {
+    let shape = Shape::negotiate(&call.headers, &call.query)?;
+    let validation = call.query.field_validation()?;
+    let media = body::media_type(&call.headers).to_owned();
+    check_patch_type(&media)?;
+    let bytes = body::read(request_body).await?;
+    let sent = body::json(&bytes)?.value;
+    let expected = error::sent_revision(&sent)?;
+    let resource = call.info.resource;
+    let mut warnings = Vec::new();
+    let updated = modify(&call, part, expected, |current| {
+        let patched = apply(resource, &media, current, &sent)?;
+        warnings = body::check(resource, &patched, &[], validation)?;
+        Ok(patched)
+    })
+    .await?;
+    Ok(answer(&call, &shape, &updated, &warnings))
+}
+
+fn answer(call: &Call, shape: &Shape, object: &Value, warnings: &[String]) -> Response<Body> {
+    let now = call.context.clock.now();
+    let mut answer = shape.respond(StatusCode::OK, call.info.resource, object, now);
+    response::warn(&mut answer, warnings);
+    answer
+}
+
+/// Refuses patch types that are not served.
+pub(super) fn check_patch_type(media: &str) -> Result<(), ApiError> {
+    if PATCH_TYPES.contains(&media) {
+        return Ok(());
+    }
+    Err(Status::unsupported_media_type(PATCH_TYPES).into())
+}
+
+/// `current` with the patch applied.
+pub(super) fn apply(
+    resource: &Resource,
+    media: &str,
+    current: &Value,
+    patch: &Value,
+) -> Result<Value, ApiError> {
+    let mut object = current.clone();
+    let applied = match media {
+        "application/json-patch+json" => patch::json(&mut object, patch),
+        "application/merge-patch+json" => patch::merge(&mut object, patch),
+        _ => patch::strategic(resource, &mut object, patch),
+    };
+    applied.map_err(|cause| match cause {
+        PatchError::Malformed(text) => ApiError::from(Status::bad_request(text)),
+        other => Status::unprocessable(other.to_string()).into(),
+    })?;
+    Ok(object)
+}
+
+/// Reads the object, lets `change` make the new one, and writes it with the version read.
+///
+/// With `expected`, the object must have that version; without, conflicts are retried.
+pub(super) async fn modify(
+    call: &Call,
+    part: Part,
+    expected: Option<u64>,
+    mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
+) -> Result<Value, ApiError> {
+    let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
+    let is_dry_run = call.query.is_dry_run()?;
+    let store = &call.context.store;
+    let mut tries = 0;
+    loop {
+        let found = store.get(&key, Freshness::Latest).await;
+        let current = found
+            .map_err(|error| ApiError::store(error, &key))?
+            .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
+        if expected.is_some_and(|expected| expected != current.revision) {
+            return Err(Status::conflict(key.resource, &key.name, OBJECT_MODIFIED).into());
+        }
+        let mut new = change(&current.object)?;
+        check_identity(&key, &current.object, &new)?;
+        complete(key.resource, part, &current.object, &mut new)?;
+        let sides = allocate::claims(&call.context, key.resource, Some(&current.object), &mut new)?;
+        meta::set_resource_version(&mut new, current.revision);
+        if new == current.object || is_dry_run {
+            return Ok(new);
+        }
+        body::check_size(&new)?;
+        let written = if is_finished(key.resource, &new) {
+            let releases = allocate::releases(key.resource, &current.object);
+            store.delete(&key, current.revision, &releases).await.map(|_| new)
+        } else {
+            store.update(&key, current.revision, &new, &sides).await.map(|stored| stored.object)
+        };
+        tries += 1;
+        match written {
+            Ok(object) => return Ok(object),
+            Err(StoreError::Conflict { .. }) if expected.is_none() && tries < RETRIES_MAX => {}
+            Err(StoreError::SideTaken { key: taken }) => {
+                let refused = allocate::refuse(key.resource, &current.object, &taken);
+                let taken = || Status::unprocessable("a chosen address or port is already allocated").into();
+                if tries >= RETRIES_MAX {
+                    return Err(refused.unwrap_or_else(taken));
+                }
+            }
+            Err(error) => return Err(ApiError::store(error, &key)),
+        }
+    }
+}
+
+/// A write meant for an object that was deleted and made again is a conflict.
+fn check_identity(key: &Key, old: &Value, new: &Value) -> Result<(), ApiError> {
+    let (sent, has) = (meta::uid(new), meta::uid(old));
+    if sent.is_empty() || sent == has {
+        return Ok(());
+    }
+    let detail = format!("Precondition failed: UID in precondition: {sent}, UID in object meta: {has}");
+    Err(Status::conflict(key.resource, &key.name, &detail).into())
+}
+
+/// Defaults and checks the new object against the old.
+fn complete(resource: &Resource, part: Part, old: &Value, new: &mut Value) -> Result<(), ApiError> {
+    match part {
+        Part::Main => strategy::prepare_update(resource, old, new),
+        Part::Status => strategy::prepare_status_update(resource, old, new),
+        Part::Internal => return Ok(()),
+    }
+    let errors = strategy::validate_update(resource, old, new);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid(resource, meta::name(new), &errors).into())
+}
+
+/// Whether a deleted object has nothing left to wait for.
+pub(super) fn is_finished(resource: &Resource, object: &Value) -> bool {
+    let is_deleted = meta::deletion_timestamp(object).is_some();
+    let grace = object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64);
+    let has_spec_finalizers = object
+        .pointer("/spec/finalizers")
+        .and_then(Value::as_array)
+        .is_some_and(|list| !list.is_empty());
+    is_deleted
+        && meta::finalizers(object).is_empty()
+        && (resource.plural != "pods" || grace.unwrap_or(0) == 0)
+        && (resource.plural != "namespaces" || !has_spec_finalizers)
+}
+
