@@ -59,7 +59,7 @@ fn root(headers: &HeaderMap, is_core: bool) -> Response<Body> {
         let rest = entry.trim().strip_prefix(AGGREGATED)?;
         match rest.split(';').next() {
             Some("v2") => Some((AggregatedVersion::V2, "v2")),
-            Some("v2beta1") => Some((AggregatedVersion::V2Beta1, "v2beta1")),
+            Some("v2beta1") => Some((AggregatedVersion::V2beta1, "v2beta1")),
             _ => None,
         }
     });

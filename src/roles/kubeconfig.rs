@@ -20,7 +20,7 @@ pub(super) fn write(
     server: &str,
 ) -> Result<(), NodeError> {
     let admin = authority
-        .issue_client("edgeorc-admin", &["system:masters".to_owned()])
+        .issue_client("edgeorc-admin", &["system:masters"])
         .map_err(NodeError::failed)?;
     let config = json!({
         "apiVersion": "v1",

@@ -139,6 +139,30 @@ impl Durable {
         }
     }
 
+    pub(super) async fn raw_get(&self, key: &str) -> Result<Option<bytes::Bytes>, StoreError> {
+        self.replica.read_barrier().await?;
+        Ok(self.replica.get(key.as_bytes()).map(|entry| entry.value))
+    }
+
+    pub(super) async fn raw_put(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        let mut txn = Txn { puts: vec![(key.as_bytes().to_vec(), value)], ..Txn::default() };
+        self.rng.fill(&mut txn.request_id);
+        self.replica.txn(txn).await?;
+        Ok(())
+    }
+
+    pub(super) async fn raw_keys(
+        &self,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        self.replica.read_barrier().await?;
+        // No key holds a byte above those of UTF-8.
+        let end = [prefix.as_bytes(), &[0xff]].concat();
+        let page = self.replica.range(prefix.as_bytes(), &end, limit, None)?;
+        Ok(page.entries.iter().map(|e| String::from_utf8_lossy(&e.key).into_owned()).collect())
+    }
+
     pub(super) fn watch(&self, scope: &Scope, revision: u64) -> Result<StoreWatch, StoreError> {
         Ok(StoreWatch::durable(self.replica.watch(&scope.start(), &scope.end(), revision)?))
     }

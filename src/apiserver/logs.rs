@@ -1,0 +1,132 @@
+//! `pods/log`: streamed from the agent of the pod's node.
+
+use axum::body::Body;
+use http::{Response, StatusCode, header};
+use serde_json::Value;
+
+use crate::api::status::Status;
+use crate::apiserver::error::ApiError;
+use crate::apiserver::forward;
+use crate::apiserver::router::Call;
+use crate::store::Freshness;
+
+/// Parameters that the agent understands, under kubelet's names.
+const PARAMETERS: &[&str] =
+    &["follow", "tailLines", "sinceSeconds", "sinceTime", "timestamps", "limitBytes", "previous"];
+
+/// Streams the log of one container.
+pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
+    let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
+    let found = call.context.store.get(&key, Freshness::Latest).await;
+    let pod = found
+        .map_err(|error| ApiError::store(error, &key))?
+        .ok_or_else(|| Status::not_found(key.resource, &key.name))?
+        .object;
+    let namespace = key.namespace.clone().unwrap_or_default();
+    let container = container(&pod, &key.name, call.query.get("container"))?;
+    let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+    if node.is_empty() {
+        return Err(Status::bad_request(format!("pod {} does not have a host assigned", key.name)).into());
+    }
+    let is_previous = call.query.is_set("previous");
+    check_state(&pod, &key.name, &container, is_previous)?;
+    let mut path = format!("/containerLogs/{namespace}/{}/{container}?", key.name);
+    for name in PARAMETERS {
+        if let Some(value) = call.query.get(name) {
+            path.push_str(&format!("{name}={}&", value.replace(['&', ' ', '#', '+'], "")));
+        }
+    }
+    let request = forward::get(path.trim_end_matches(['&', '?']));
+    let answer = call.context.forward.node(node, request).await?;
+    let (head, body) = answer.into_parts();
+    if head.status.is_server_error() {
+        return Err(Status::internal(format!("node {node} cannot read the log of {}", key.name)).into());
+    }
+    if !head.status.is_success() {
+        let what = format!("container {container:?} in pod {:?} has no such log", key.name);
+        return Err(Status::bad_request(what).into());
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::OK;
+    let text = http::HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    Ok(response)
+}
+
+/// The container asked for, or the only one.
+fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, ApiError> {
+    let names = |list: &str| -> Vec<String> {
+        let items = pod.pointer(list).and_then(Value::as_array);
+        let name = |c: &Value| c.get("name").and_then(Value::as_str).map(str::to_owned);
+        items.into_iter().flatten().filter_map(name).collect()
+    };
+    let (mains, inits) = (names("/spec/containers"), names("/spec/initContainers"));
+    if let Some(asked) = asked {
+        if mains.iter().chain(&inits).any(|name| name == asked) {
+            return Ok(asked.to_owned());
+        }
+        return Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")).into());
+    }
+    match mains.as_slice() {
+        [only] => Ok(only.clone()),
+        many => Err(Status::bad_request(format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            many.join(" ")
+        ))
+        .into()),
+    }
+}
+
+/// A container that never ran has no log.
+fn check_state(pod: &Value, name: &str, container: &str, is_previous: bool) -> Result<(), ApiError> {
+    let status = ["/status/containerStatuses", "/status/initContainerStatuses"]
+        .iter()
+        .filter_map(|list| pod.pointer(list).and_then(Value::as_array))
+        .flatten()
+        .find(|status| status.get("name").and_then(Value::as_str) == Some(container));
+    let restarts = status.and_then(|s| s.get("restartCount")).and_then(Value::as_u64).unwrap_or(0);
+    if is_previous && restarts == 0 {
+        return Err(Status::bad_request(format!(
+            "previous terminated container {container:?} in pod {name:?} not found"
+        ))
+        .into());
+    }
+    let waiting = status.and_then(|s| s.pointer("/state/waiting/reason")).and_then(Value::as_str);
+    let reason = if status.is_none() { Some("ContainerCreating") } else { waiting };
+    match reason {
+        Some(reason) if restarts == 0 => Err(Status::bad_request(format!(
+            "container {container:?} in pod {name:?} is waiting to start: {reason}"
+        ))
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_with_several_containers_needs_a_name() {
+        let pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
+        assert_eq!(container(&pod, "p", Some("b")).unwrap(), "b");
+        let refused = container(&pod, "p", None).unwrap_err().0.message;
+        assert_eq!(refused, "a container name must be specified for pod p, choose one of: [a b]");
+    }
+
+    #[test]
+    fn a_container_that_waits_has_no_log() {
+        let waiting = json!({"status": {"containerStatuses": [
+            {"name": "a", "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull"}}}
+        ]}});
+        let refused = check_state(&waiting, "p", "a", false).unwrap_err().0.message;
+        assert_eq!(refused, "container \"a\" in pod \"p\" is waiting to start: ErrImagePull");
+        assert!(check_state(&json!({}), "p", "a", false).is_err());
+        let crashed = json!({"status": {"containerStatuses": [
+            {"name": "a", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+        ]}});
+        assert!(check_state(&crashed, "p", "a", false).is_ok());
+    }
+}
