@@ -50,7 +50,8 @@ impl Inner {
 
     /// Changes members only if nobody else did since `seen`.
     async fn change(&self, change: Change, retain: bool, seen: &StoredMembership) -> AdminReplyV1 {
-        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: *seen.log_id() };
+        let unchanged =
+            Precondition::LastMembershipLogId { last_membership_log_id: *seen.log_id() };
         match self.raft.change_membership_if(change, retain, [unchanged]).await {
             Ok(_) => AdminReplyV1::Done(0),
             Err(e) => failed(e),

@@ -133,9 +133,9 @@ impl Rounds {
                 match self.peers.call(&leader, &question, ROUND_DEADLINE).await {
                     Ok(ReadIndexReplyV1::Index(index)) => Ok(Some(index.saturating_add(1))),
                     Ok(ReadIndexReplyV1::NotLeader(_) | ReadIndexReplyV1::NoQuorum) => Ok(None),
-                    Err(
-                        CallError::Unreachable(_) | CallError::Lost(_) | CallError::Refused(_),
-                    ) => Ok(None),
+                    Err(CallError::Unreachable(_) | CallError::Lost(_) | CallError::Refused(_)) => {
+                        Ok(None)
+                    }
                 }
             }
         }

@@ -40,7 +40,7 @@ pub(crate) struct DirLock(#[expect(dead_code, reason = "held, not read")] File);
 /// Makes the folder, claims it, and checks (or writes) whose it is. Blocks on the disk.
 pub(crate) fn claim(dir: &Path, me: &Member) -> Result<DirLock, OpenError> {
     let io = |action, name: &str, source| OpenError::Io { action, path: dir.join(name), source };
-    std::fs::create_dir_all(dir).map_err(|e| io("create", "", e))?;
+    make_durably(dir).map_err(|e| io("create", "", e))?;
     let mut options = OpenOptions::new();
     let lock = options
         .read(true)
@@ -78,6 +78,18 @@ pub(crate) fn claim(dir: &Path, me: &Member) -> Result<DirLock, OpenError> {
         Err(e) => return Err(io("read", IDENTITY_NAME, e)),
     }
     Ok(DirLock(lock))
+}
+
+/// Makes a folder and those above it; their names survive a power cut.
+fn make_durably(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|folder| !folder.exists()).collect();
+    std::fs::create_dir_all(dir)?;
+    for made in missing {
+        // The parent of a relative one-part path is the empty path: the working directory.
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn write_identity(dir: &Path, identity: &IdentityV1) -> io::Result<()> {

@@ -15,7 +15,7 @@ use crate::barrier::Rounds;
 use crate::dir::{self, DirLock, Space};
 use crate::frozen::StateMetaV1;
 use crate::log::{FsDisk, LogStore, Recovered, Wal};
-use crate::peer::{Incoming, Network, Peers};
+use crate::peer::{Gate, Incoming, Network, Peers};
 use crate::proposer::Proposer;
 use crate::replica::{Inner, Raft};
 use crate::state::{Db, Mvcc, Snapshots, StateMachine};
@@ -47,9 +47,11 @@ fn open_disk(config: &Config) -> Result<Opened, OpenError> {
     let lock = dir::claim(dir, &config.me)?;
     let folder = |name: &str| {
         let path = dir.join(name);
-        FsDisk::new(&path)
-            .map(Arc::new)
-            .map_err(|source| OpenError::Io { action: "create", path, source })
+        FsDisk::new(&path).map(Arc::new).map_err(|source| OpenError::Io {
+            action: "create",
+            path,
+            source,
+        })
     };
     let salt = OsRng.try_next_u32().map_err(|source| OpenError::Io {
         action: "draw a random number for",
@@ -93,6 +95,12 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// How long a leader without a quorum is quiet: for the others' lease to end, and for two
+/// election timeouts, should the first vote be split.
+fn quiet_period(config: &Config) -> Duration {
+    config.election_timeout.1.saturating_mul(3)
+}
+
 fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
     let (shortest, longest) = config.election_timeout;
     let snapshot_every = config.snapshot_every.max(1);
@@ -107,7 +115,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config, OpenError> {
         snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
         // A member that was away for a while catches up from the log.
         max_in_snapshot_log_to_keep: snapshot_every / 2,
-        quorum_loss_probe_interval: Some(ms(longest).saturating_mul(2)),
+        quorum_loss_probe_interval: Some(ms(quiet_period(config))),
         enable_pre_vote: Some(true),
         allow_log_reversion: Some(false),
         enable_leader_restore: Some(false),
@@ -135,10 +143,13 @@ pub(crate) async fn open(
             .map_err(|e| OpenError::Raft(e.to_string()))?;
     let log = LogStore::start(opened.wal, opened.recovered, &tasks);
     let peers = Arc::new(Peers::new(transport, config.me.clone()));
-    let network = Network::new(peers.clone(), config.election_timeout.1);
+    let gate = Arc::new(Gate::new(config.election_timeout.1, quiet_period(&config)));
+    let network = Network::new(peers.clone(), config.election_timeout.1, gate.clone());
     let raft = Raft::new(config.me.id, raft_config, network, log.clone(), machine)
         .await
         .map_err(|e| OpenError::Raft(e.to_string()))?;
+
+    gate.follow(raft.metrics());
 
     let ended = CancellationToken::new();
     let (proposals, proposer) = Proposer::new(raft.clone(), shared.clone(), &config);

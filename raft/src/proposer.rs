@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::errors::{ClientWriteError, RaftError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,9 @@ use crate::{Config, Revision, TxnOutcome};
 
 /// Transactions that may wait for an entry.
 const QUEUE_LEN_MAX: usize = 4096;
+/// Bytes of transactions that are waiting or under way, in units of [`PERMIT_BYTES`].
+const PERMITS_MAX: usize = 32 * 1024;
+const PERMIT_BYTES: usize = 1024;
 /// Entries under way at once: while they are, what arrives gathers for the next.
 const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 /// Transactions and bytes of one entry; a larger transaction goes alone.
@@ -52,11 +55,16 @@ struct Proposal {
     txn: TxnV1,
     bytes: usize,
     reply: oneshot::Sender<Answer>,
+    /// Its share of the memory for waiting transactions.
+    permit: OwnedSemaphorePermit,
 }
 
 /// Hands transactions to the proposer.
 #[derive(Debug, Clone)]
-pub(crate) struct Proposals(mpsc::Sender<Proposal>);
+pub(crate) struct Proposals {
+    queue: mpsc::Sender<Proposal>,
+    memory: Arc<Semaphore>,
+}
 
 impl Proposals {
     /// Writes one transaction as leader.
@@ -65,15 +73,15 @@ impl Proposals {
     ///
     /// Once polled it may be applied, whether or not anyone waits.
     pub(crate) async fn propose(&self, txn: TxnV1) -> Answer {
+        let stopped = || ProposeError::Stopped("the replica is shut down".to_owned());
         let (reply, answer) = oneshot::channel();
         let bytes = txn_bytes(&txn);
-        if self.0.send(Proposal { txn, bytes, reply }).await.is_err() {
-            return Err(ProposeError::Stopped("the replica is shut down".to_owned()));
-        }
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) => Err(ProposeError::Stopped("the replica is shut down".to_owned())),
-        }
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES).clamp(1, PERMITS_MAX));
+        let memory = self.memory.clone().acquire_many_owned(permits.unwrap_or(1));
+        let permit = memory.await.map_err(|_| stopped())?;
+        let proposal = Proposal { txn, bytes, reply, permit };
+        self.queue.send(proposal).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
     }
 }
 
@@ -106,7 +114,8 @@ impl Proposer {
             samples: VecDeque::new(),
             old_enough: 0,
         };
-        (Proposals(sender), Self { raft, queue, retention })
+        let memory = Arc::new(Semaphore::new(PERMITS_MAX));
+        (Proposals { queue: sender, memory }, Self { raft, queue, retention })
     }
 
     pub(crate) async fn run(mut self, token: CancellationToken) {
@@ -142,8 +151,15 @@ impl Proposer {
 }
 
 async fn write(raft: Raft, batch: Vec<Proposal>, compact: Revision) {
-    let (txns, replies): (Vec<_>, Vec<_>) =
-        batch.into_iter().map(|proposal| (proposal.txn, proposal.reply)).unzip();
+    let mut txns = Vec::with_capacity(batch.len());
+    let mut replies = Vec::with_capacity(batch.len());
+    // Held until the entry is applied or refused.
+    let mut permits = Vec::with_capacity(batch.len());
+    for Proposal { txn, reply, permit, .. } in batch {
+        txns.push(txn);
+        replies.push(reply);
+        permits.push(permit);
+    }
     let answers = match envelope::encode(&CommandV1 { compact, txns }) {
         Ok(bytes) => raft.client_write(Command(bytes)).await.map_err(propose_error),
         Err(e) => Err(ProposeError::Unknown(e.to_string())),

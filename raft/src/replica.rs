@@ -281,9 +281,8 @@ impl Replica {
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.ended.cancel();
-        let flush = inner
-            .raft
-            .with_state_machine(|machine: &mut StateMachine| Box::pin(machine.flush()));
+        let flush =
+            inner.raft.with_state_machine(|machine: &mut StateMachine| Box::pin(machine.flush()));
         match tokio::time::timeout(FLUSH_DEADLINE, flush).await {
             Ok(Ok(Ok(()))) => {}
             // The log has it all: the next start takes longer, nothing is lost.

@@ -44,22 +44,22 @@ impl Reporter {
                 is_new
             });
             if is_over {
-                self.ended.cancel();
                 break;
             }
             tokio::select! {
                 biased;
                 () = token.cancelled() => break,
-                changed = metrics.changed() => if changed.is_err() {
-                    self.status.send_modify(|status| status.role = Role::Stopped);
-                    self.ended.cancel();
-                    break;
-                },
+                changed = metrics.changed() => if changed.is_err() { break },
                 // Silence of the others is no change of metrics.
                 () = tokio::time::sleep(self.quorum_age_max), if leads => {}
             }
             tokio::time::sleep(SETTLE).await;
         }
+        self.status.send_modify(|status| {
+            status.role = Role::Stopped;
+            status.has_quorum = false;
+        });
+        self.ended.cancel();
     }
 
     fn status_of(&self, metrics: &RaftMetrics<TypeConfig>) -> Status {

@@ -112,8 +112,7 @@ pub(crate) fn append<E>(
 pub(crate) fn read(salt: u32, bytes: &[u8]) -> Option<(RecordHeader, &[u8])> {
     let header = RecordHeader::parse(bytes)?;
     let length = usize::try_from(header.length).ok()?;
-    let payload =
-        bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.saturating_add(length))?;
+    let payload = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.saturating_add(length))?;
     let head = bytes.get(..RECORD_HEADER_BYTES)?;
     (checksum(salt, head, payload) == header.crc).then_some((header, payload))
 }

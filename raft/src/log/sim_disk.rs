@@ -241,7 +241,7 @@ impl DiskFile for SimFile {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let state = self.disk.0.lock();
         let live = &state.files[&self.id].live;
-        let offset = offset as usize;
+        let offset = usize::try_from(offset).unwrap();
         let part = live.get(offset..offset + out.len());
         out.copy_from_slice(part.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
         Ok(())
@@ -253,9 +253,10 @@ impl DiskFile for SimFile {
         let spent = state.spend();
         // The write under way when the power goes may have reached the disk in part.
         if spent.is_ok() || is_last {
+            let offset = usize::try_from(offset).unwrap();
             let content = state.files.get_mut(&self.id).unwrap();
-            put(&mut content.live, offset as usize, bytes);
-            content.unsynced.push((offset as usize, bytes.to_vec()));
+            put(&mut content.live, offset, bytes);
+            content.unsynced.push((offset, bytes.to_vec()));
         }
         spent
     }

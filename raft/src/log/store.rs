@@ -119,7 +119,7 @@ impl Writer {
             }
             let written = self.batch(ops, stop.is_some()).await;
             for done in waiting {
-                done.tell(written.as_ref().map(|()| ()).map_err(copy_error));
+                done.tell(written.as_ref().copied().map_err(copy_error));
             }
             if let Some(stop) = stop {
                 drop(self.wal.take());

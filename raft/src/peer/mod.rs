@@ -9,15 +9,18 @@
 //!   asks nor answers as the member it was.
 //! - A member that was removed is told so and gets nothing else.
 //! - An answer is always an envelope; a request that was not served gets a refusal.
+//! - A leader that no quorum answers is quiet now and then, so that the others can elect.
 //! - A forwarded call is served by the leader or refused, never passed on again.
 
 mod call;
+mod gate;
 mod network;
 mod receive;
 mod serve;
 mod wire;
 
 pub(crate) use call::{CallError, Peers};
+pub(crate) use gate::Gate;
 pub(crate) use network::Network;
 pub(crate) use receive::Incoming;
 pub(crate) use serve::serve;

@@ -12,13 +12,14 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, Snapshot};
+use tokio::time::Instant;
 
 use crate::frozen::{LogIdV1, VoteV1};
 use crate::peer::wire::{
     AppendReplyV1, AppendV1, AskPreVoteV1, AskVoteV1, SnapshotPartV1, TransferReplyV1, TransferV1,
     VoteReplyV1,
 };
-use crate::peer::{CallError, Peers};
+use crate::peer::{CallError, Gate, Peers};
 use crate::state::SnapshotFile;
 use crate::type_config::{LogId, TypeConfig, Vote};
 use crate::{Member, NodeId};
@@ -40,11 +41,12 @@ pub(crate) struct Network {
     peers: Arc<Peers>,
     /// For a follower to write and answer, longer than a slow card stalls.
     append_deadline: Duration,
+    gate: Arc<Gate>,
 }
 
 impl Network {
-    pub(crate) fn new(peers: Arc<Peers>, append_deadline: Duration) -> Self {
-        Self { peers, append_deadline }
+    pub(crate) fn new(peers: Arc<Peers>, append_deadline: Duration, gate: Arc<Gate>) -> Self {
+        Self { peers, append_deadline, gate }
     }
 }
 
@@ -52,7 +54,7 @@ impl RaftNetworkFactory<C> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, _target: NodeId, node: &Member) -> Peer {
-        Peer { network: self.clone(), target: node.clone() }
+        Peer { network: self.clone(), target: node.clone(), since: Instant::now() }
     }
 }
 
@@ -61,15 +63,15 @@ impl RaftNetworkFactory<C> for Network {
 pub(crate) struct Peer {
     network: Network,
     target: Member,
+    /// When it was made: at the latest when this leader began to send.
+    since: Instant,
 }
 
 fn rpc_error(error: CallError) -> RPCError<C> {
     match error {
         CallError::Lost(reason) => RPCError::Network(NetworkError::from_string(reason)),
         // openraft waits before it tries an unreachable peer again; a refusal deserves the same.
-        CallError::Unreachable(reason) => {
-            RPCError::Unreachable(Unreachable::from_string(reason))
-        }
+        CallError::Unreachable(reason) => RPCError::Unreachable(Unreachable::from_string(reason)),
         CallError::Refused(refusal) => RPCError::Unreachable(Unreachable::from_string(refusal)),
     }
 }
@@ -94,6 +96,10 @@ impl RaftNetworkV2<C> for Peer {
         rpc: AppendEntriesRequest<C>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<C>, RPCError<C>> {
+        if self.network.gate.is_shut(self.since) {
+            let reason = "no quorum answers: quiet, so that the others can elect".to_owned();
+            return Err(rpc_error(CallError::Unreachable(reason)));
+        }
         let request = AppendV1 {
             vote: (&rpc.vote).into(),
             prev: rpc.prev_log_id.as_ref().map(LogIdV1::from),

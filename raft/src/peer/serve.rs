@@ -190,18 +190,12 @@ async fn snapshot_part(inner: &Arc<Inner>, part: SnapshotPartV1) -> Result<Bytes
 }
 
 async fn transfer(inner: &Inner, request: TransferV1) -> Result<Bytes, RefusalV1> {
-    let rpc = TransferLeaderRequest::new(
-        request.from.into(),
-        request.to,
-        request.last.map(LogId::from),
-    );
+    let rpc =
+        TransferLeaderRequest::new(request.from.into(), request.to, request.last.map(LogId::from));
     Ok(answer(&match inner.raft.handle_transfer_leader(rpc).await? {
         Ok(()) => TransferReplyV1::Taken,
         Err(TransferLeaderError::VoteChanged { expected, actual }) => {
-            TransferReplyV1::VoteChanged {
-                expected: (&expected).into(),
-                actual: (&actual).into(),
-            }
+            TransferReplyV1::VoteChanged { expected: (&expected).into(), actual: (&actual).into() }
         }
         Err(TransferLeaderError::LogNotFlushed { expected, actual }) => {
             TransferReplyV1::LogNotFlushed {

@@ -85,10 +85,8 @@ fn a_failed_precondition_changes_nothing_and_tells_what_is_there() {
         panic!("not refused");
     };
     assert_eq!((current.value, current.mod_revision), (bytes("1"), 1));
-    let stale = vec![
-        PreconditionV1::Present(bytes("a")),
-        PreconditionV1::ModRevision(bytes("a"), 7),
-    ];
+    let stale =
+        vec![PreconditionV1::Present(bytes("a")), PreconditionV1::ModRevision(bytes("a"), 7)];
     let refused = script.run(None, txn(stale, &[("a", "2")], &[]));
     assert!(matches!(refused, TxnOutcome::Refused { index: 1, .. }));
     assert_eq!(script.mvcc.revision(), 1);

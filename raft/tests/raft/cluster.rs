@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::router::Router;
 
-pub fn member(id: NodeId) -> Member {
+pub(crate) fn member(id: NodeId) -> Member {
     Member {
         id,
         name: format!("n{id}"),
@@ -18,12 +18,15 @@ pub fn member(id: NodeId) -> Member {
     }
 }
 
-pub fn put(key: &str, value: &str) -> Txn {
+pub(crate) fn put(key: &str, value: &str) -> Txn {
     Txn { puts: vec![(key.into(), value.into())], ..Txn::default() }
 }
 
 /// Waits for something that must come true soon.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
     let started = tokio::time::Instant::now();
     loop {
         if let Some(found) = look().await {
@@ -34,20 +37,20 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: 
     }
 }
 
-pub struct Cluster {
-    pub router: Router,
-    pub dirs: BTreeMap<NodeId, TempDir>,
-    pub replicas: BTreeMap<NodeId, Replica>,
-    pub tune: fn(&mut Config),
+pub(crate) struct Cluster {
+    pub(crate) router: Router,
+    pub(crate) dirs: BTreeMap<NodeId, TempDir>,
+    pub(crate) replicas: BTreeMap<NodeId, Replica>,
+    pub(crate) tune: fn(&mut Config),
 }
 
 impl Cluster {
-    pub fn new(tune: fn(&mut Config)) -> Self {
+    pub(crate) fn new(tune: fn(&mut Config)) -> Self {
         Self { router: Router::default(), dirs: BTreeMap::new(), replicas: BTreeMap::new(), tune }
     }
 
     /// Three voters, 1 to 3.
-    pub async fn of_three(tune: fn(&mut Config)) -> Self {
+    pub(crate) async fn of_three(tune: fn(&mut Config)) -> Self {
         let mut cluster = Self::new(tune);
         cluster.start(1).await.bootstrap().await.unwrap();
         for id in [2, 3] {
@@ -58,13 +61,13 @@ impl Cluster {
         cluster
     }
 
-    pub fn config(&self, id: NodeId) -> Config {
+    pub(crate) fn config(&self, id: NodeId) -> Config {
         let mut config = Config::new(self.dirs[&id].path(), member(id));
         (self.tune)(&mut config);
         config
     }
 
-    pub async fn start(&mut self, id: NodeId) -> Replica {
+    pub(crate) async fn start(&mut self, id: NodeId) -> Replica {
         self.dirs.entry(id).or_insert_with(|| tempfile::tempdir().unwrap());
         let replica = Replica::open(self.config(id), self.router.transport(id)).await.unwrap();
         self.router.plug(id, replica.clone());
@@ -72,13 +75,13 @@ impl Cluster {
         replica
     }
 
-    pub async fn stop(&mut self, id: NodeId) {
+    pub(crate) async fn stop(&mut self, id: NodeId) {
         self.router.unplug(id);
         self.replicas.remove(&id).unwrap().shutdown().await;
     }
 
     /// A leader that others than `except` follow.
-    pub async fn leader(&self, except: Option<NodeId>) -> NodeId {
+    pub(crate) async fn leader(&self, except: Option<NodeId>) -> NodeId {
         eventually("a leader", || async {
             self.replicas.iter().find_map(|(id, replica)| {
                 let status = replica.status();
@@ -89,12 +92,12 @@ impl Cluster {
         .await
     }
 
-    pub async fn follower(&self) -> NodeId {
+    pub(crate) async fn follower(&self) -> NodeId {
         let leader = self.leader(None).await;
         *self.replicas.keys().find(|id| **id != leader).unwrap()
     }
 
-    pub async fn put(&self, id: NodeId, key: &str, value: &str) -> u64 {
+    pub(crate) async fn put(&self, id: NodeId, key: &str, value: &str) -> u64 {
         match self[id].txn(put(key, value)).await.unwrap() {
             TxnOutcome::Committed(revision) => revision,
             refused @ TxnOutcome::Refused { .. } => panic!("{refused:?}"),
@@ -102,7 +105,7 @@ impl Cluster {
     }
 
     /// Waits until every member shows the same at the same revision.
-    pub async fn converge(&self, revision: u64) {
+    pub(crate) async fn converge(&self, revision: u64) {
         for (id, replica) in &self.replicas {
             eventually(&format!("member {id} at revision {revision}"), || async {
                 (replica.revision() >= revision).then_some(())
@@ -117,7 +120,7 @@ impl Cluster {
         assert!(pages.windows(2).all(|pair| pair[0] == pair[1]), "members differ");
     }
 
-    pub async fn stop_all(&mut self) {
+    pub(crate) async fn stop_all(&mut self) {
         for id in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.stop(id).await;
         }

@@ -63,7 +63,10 @@ fn writer() {
                 tokio::spawn(async move {
                     for n in start + 1.. {
                         // Padded: records of many sizes.
-                        let value = format!("{n:>width$}", width = (n as usize * 37) % 2000 + 1);
+                        let value = format!(
+                            "{n:>width$}",
+                            width = usize::try_from(n * 37 % 2000).unwrap() + 1
+                        );
                         replica.txn(put(&key, &value)).await.unwrap();
                         say(&format!("wrote {key} {n}"));
                     }

@@ -83,7 +83,11 @@ async fn a_member_far_behind_gets_a_snapshot() {
         revision = cluster.put(1, &format!("k{}", n % 150), &large).await;
     }
     eventually("a snapshot", || async {
-        std::fs::read_dir(cluster.dirs[&1].path().join("snapshots")).unwrap().count().ge(&1).then_some(())
+        std::fs::read_dir(cluster.dirs[&1].path().join("snapshots"))
+            .unwrap()
+            .count()
+            .ge(&1)
+            .then_some(())
     })
     .await;
     cluster.start(2).await;
@@ -206,10 +210,7 @@ async fn membership_has_rules() {
     })
     .await;
     // The removed one asks in vain.
-    assert!(matches!(
-        cluster[gone].txn(put("b", "1")).await,
-        Err(WriteError::NoLeader { .. })
-    ));
+    assert!(matches!(cluster[gone].txn(put("b", "1")).await, Err(WriteError::NoLeader { .. })));
     cluster.stop(gone).await;
     cluster.converge(revision).await;
     cluster.stop_all().await;

@@ -21,23 +21,23 @@ struct Links {
 
 /// Connects the replicas of a test.
 #[derive(Clone, Default)]
-pub struct Router(Arc<Mutex<Links>>);
+pub(crate) struct Router(Arc<Mutex<Links>>);
 
 impl Router {
-    pub fn plug(&self, id: NodeId, replica: Replica) {
+    pub(crate) fn plug(&self, id: NodeId, replica: Replica) {
         self.0.lock().replicas.insert(id, replica);
     }
 
-    pub fn unplug(&self, id: NodeId) {
+    pub(crate) fn unplug(&self, id: NodeId) {
         self.0.lock().replicas.remove(&id);
     }
 
-    pub fn cut(&self, from: NodeId, to: NodeId) {
+    pub(crate) fn cut(&self, from: NodeId, to: NodeId) {
         self.0.lock().cut.insert((from, to));
     }
 
     /// Cuts a member off from everybody, both ways.
-    pub fn isolate(&self, id: NodeId) {
+    pub(crate) fn isolate(&self, id: NodeId) {
         let mut links = self.0.lock();
         for other in 0..10 {
             links.cut.insert((id, other));
@@ -45,15 +45,15 @@ impl Router {
         }
     }
 
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.0.lock().cut.clear();
     }
 
-    pub fn set_delay(&self, delay: Duration) {
+    pub(crate) fn set_delay(&self, delay: Duration) {
         self.0.lock().delay = delay;
     }
 
-    pub fn transport(&self, from: NodeId) -> Arc<dyn Transport> {
+    pub(crate) fn transport(&self, from: NodeId) -> Arc<dyn Transport> {
         Arc::new(Wire { from, links: Arc::downgrade(&self.0) })
     }
 }
@@ -97,8 +97,7 @@ impl Transport for Wire {
             tokio::time::sleep(delay).await;
             answer
         };
-        let answer =
-            tokio::time::timeout(deadline, answer).await.map_err(|_| lost("deadline"))?;
+        let answer = tokio::time::timeout(deadline, answer).await.map_err(|_| lost("deadline"))?;
         let mut links = links.lock();
         if links.cut.contains(&back) {
             return Err(lost("cut"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use edgeorc_raft::{
-    Config, OpenError, Precondition, ReadError, Replica, Txn, TxnOutcome, WriteError,
+    Config, OpenError, Precondition, ReadError, Replica, Role, Txn, TxnOutcome, WriteError,
 };
 
 use crate::cluster::{Cluster, eventually, member, put};
@@ -199,5 +199,28 @@ async fn many_writers_share_entries_and_all_are_answered() {
     })
     .await;
     assert!(entries < 64 * 20, "{entries} entries");
+    cluster.stop(1).await;
+}
+
+/// A write of the log that fails is never tried again: the member stops and says so.
+#[tokio::test]
+async fn a_member_whose_log_fails_stops() {
+    let mut cluster = Cluster::new(|_| {});
+    let one = cluster.start(1).await;
+    one.bootstrap().await.unwrap();
+    cluster.put(1, "a", "1").await;
+    // The open segment can still be written, a new one cannot be made.
+    std::fs::remove_dir_all(cluster.dirs[&1].path().join("log")).unwrap();
+    let large = "x".repeat(100_000);
+    let error = loop {
+        if let Err(error) = one.txn(put("b", &large)).await {
+            break error;
+        }
+    };
+    assert!(matches!(error, WriteError::Unknown { .. } | WriteError::Stopped(_)), "{error}");
+    let mut status = one.status();
+    status.wait_for(|status| status.role == Role::Stopped).await.unwrap();
+    assert!(matches!(one.txn(put("c", "1")).await, Err(WriteError::Stopped(_))));
+    assert!(matches!(one.read_barrier().await, Err(ReadError::Stopped(_))));
     cluster.stop(1).await;
 }
