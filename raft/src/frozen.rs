@@ -98,8 +98,7 @@ impl From<&Membership> for MembershipV1 {
     fn from(membership: &Membership) -> Self {
         let voters =
             membership.get_joint_config().iter().map(|set| set.iter().copied().collect()).collect();
-        let members =
-            membership.nodes().map(|(id, member)| (*id, member.clone().into())).collect();
+        let members = membership.nodes().map(|(id, member)| (*id, member.clone().into())).collect();
         Self { voters, members }
     }
 }
@@ -269,14 +268,9 @@ impl From<OutcomeV1> for TxnOutcome {
             OutcomeV1::Committed(revision) => Self::Committed(revision),
             OutcomeV1::Refused { index, current } => Self::Refused {
                 index: usize::try_from(index).unwrap_or(usize::MAX),
-                current: current.map(
-                    |KeyValueV1 { key, value, create_revision, mod_revision }| Entry {
-                        key,
-                        value,
-                        create_revision,
-                        mod_revision,
-                    },
-                ),
+                current: current.map(|KeyValueV1 { key, value, create_revision, mod_revision }| {
+                    Entry { key, value, create_revision, mod_revision }
+                }),
             },
         }
     }
@@ -303,7 +297,11 @@ pub(crate) struct RequestV1 {
 pub(crate) enum RememberedV1 {
     Committed(Revision),
     /// Precondition `index` on `key` failed; the key held the value of `revision`, 0 is none.
-    Refused { index: u32, key: Bytes, revision: Revision },
+    Refused {
+        index: u32,
+        key: Bytes,
+        revision: Revision,
+    },
 }
 
 /// Everything of the state but its rows and requests.

@@ -1,18 +1,102 @@
 //! One member of the group: opens the store, answers callers and peers.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::RaftError;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
+use crate::barrier::Barriers;
+use crate::dir::{DirLock, Space};
+use crate::log::LogStore;
+use crate::peer::{AdminV1, Incoming, Peers, serve};
+use crate::proposer::Proposals;
+use crate::state::{Db, Shared, Snapshots, StateMachine};
+use crate::tasks::Tasks;
+use crate::type_config::{StoredMembership, TypeConfig, Vote};
 use crate::{
     Config, Entry, Member, NodeId, OpenError, Page, ReadError, Revision, Status, Transport, Txn,
     TxnOutcome, Watch, WriteError,
 };
 
-/// One member of the replicated store. Cheap to clone; all clones are the same member.
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// For the last commit of the state file when the replica is shut down.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Who leads, as this replica knows it.
 #[derive(Debug, Clone)]
+pub(crate) enum Leader {
+    Me,
+    Other(Member),
+    Unknown,
+}
+
+/// Who leads now.
+pub(crate) fn leader_now(raft: &Raft) -> Leader {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    match metrics.current_leader {
+        Some(id) if id == metrics.id && metrics.state.is_leader() => Leader::Me,
+        Some(id) if id != metrics.id => {
+            metrics.membership_config.get_node(&id).cloned().map_or(Leader::Unknown, Leader::Other)
+        }
+        Some(_) | None => Leader::Unknown,
+    }
+}
+
+/// The parts of a replica.
+pub(crate) struct Inner {
+    pub(crate) me: Member,
+    pub(crate) config: Config,
+    pub(crate) raft: Raft,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// An async lock: a part is written while it is held, so that parts do not overtake.
+    pub(crate) incoming: Arc<tokio::sync::Mutex<Incoming>>,
+    pub(crate) proposals: Proposals,
+    pub(crate) barriers: Barriers,
+    pub(crate) space: Space,
+    pub(crate) log: LogStore,
+    pub(crate) db: Arc<Db>,
+    pub(crate) status: watch::Receiver<Status>,
+    /// Cancelled once nothing works any more.
+    pub(crate) ended: CancellationToken,
+    pub(crate) tasks: Tasks,
+    pub(crate) lock: Mutex<Option<DirLock>>,
+}
+
+impl Inner {
+    /// The newest membership in the log, committed or not.
+    pub(crate) fn membership(&self) -> Arc<StoredMembership> {
+        self.raft.server_metrics().borrow_watched().membership_config.clone()
+    }
+
+    /// The vote of this replica.
+    pub(crate) fn vote(&self) -> Vote {
+        self.raft.server_metrics().borrow_watched().vote
+    }
+}
+
+/// One member of the replicated store. Cheap to clone; all clones are the same member.
+///
+/// Call [`Replica::shutdown`] before dropping the last clone: it waits until the files are closed.
+#[derive(Clone)]
 pub struct Replica {
-    status: tokio::sync::watch::Receiver<Status>,
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica").field("me", &self.inner.me).finish_non_exhaustive()
+    }
 }
 
 impl Replica {
@@ -21,13 +105,8 @@ impl Replica {
     /// # Errors
     ///
     /// See [`OpenError`].
-    #[expect(clippy::unused_async, reason = "the signature callers code against")]
-    pub async fn open(
-        config: Config,
-        transport: Arc<dyn Transport>,
-    ) -> Result<Self, OpenError> {
-        let _ = (config, transport);
-        Err(OpenError::Raft("not wired yet".to_owned()))
+    pub async fn open(config: Config, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
+        crate::open::open(config, transport).await.map(|inner| Self { inner })
     }
 
     /// Makes this member the single voter of a group; does nothing when it is in one already.
@@ -36,23 +115,35 @@ impl Replica {
     ///
     /// [`WriteError::Stopped`].
     pub async fn bootstrap(&self) -> Result<(), WriteError> {
-        Err(stopped())
+        if self.is_initialized() {
+            return Ok(());
+        }
+        let me = self.inner.me.clone();
+        match self.inner.raft.initialize(BTreeMap::from([(me.id, me)])).await {
+            // Refused: it is in a group by now.
+            Ok(()) | Err(RaftError::APIError(_)) => Ok(()),
+            Err(RaftError::Fatal(e)) => Err(WriteError::Stopped(e.to_string())),
+        }
     }
 
     /// `true` once this member belongs to a group (bootstrapped, or reached by a leader).
     #[must_use]
     pub fn is_initialized(&self) -> bool {
-        false
+        self.inner.membership().voter_ids().next().is_some()
     }
 
-    /// Applies a transaction through the leader, wherever it is, within 5 s.
+    /// Applies a transaction through the leader, wherever it is, within 5 s. A request id of all
+    /// zeros is replaced by a random one.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may yet be applied; a later call with the same request id tells.
     ///
     /// # Errors
     ///
     /// See [`WriteError`]; [`WriteError::Unknown`] means it may yet be applied.
     pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, WriteError> {
-        let _ = txn;
-        Err(stopped())
+        self.inner.txn(txn).await
     }
 
     /// Waits until this member has applied everything committed before the call; local reads
@@ -62,20 +153,25 @@ impl Replica {
     ///
     /// [`ReadError::NoQuorum`] or [`ReadError::Stopped`].
     pub async fn read_barrier(&self) -> Result<Revision, ReadError> {
-        Err(ReadError::Stopped(String::new()))
+        tokio::select! {
+            biased;
+            () = self.inner.ended.cancelled() => {
+                Err(ReadError::Stopped("the replica has ended".to_owned()))
+            }
+            reached = self.inner.barriers.wait() => reached,
+        }
     }
 
     /// Newest revision applied here.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        0
+        self.inner.shared.mvcc.read().revision()
     }
 
     /// The key's value now, as known here.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Entry> {
-        let _ = key;
-        None
+        self.inner.shared.mvcc.read().get(key)
     }
 
     /// The key's value at `revision`.
@@ -84,8 +180,7 @@ impl Replica {
     ///
     /// [`ReadError::Compacted`] or [`ReadError::Future`].
     pub fn get_at(&self, key: &[u8], revision: Revision) -> Result<Option<Entry>, ReadError> {
-        let _ = (key, revision);
-        Ok(None)
+        self.inner.shared.mvcc.read().get_at(key, revision)
     }
 
     /// Keys from `start` up to, not including, `end` in order, at `at` or now; at most `limit`
@@ -101,29 +196,28 @@ impl Replica {
         limit: usize,
         at: Option<Revision>,
     ) -> Result<Page, ReadError> {
-        let _ = (start, end, limit, at);
-        Err(ReadError::Stopped(String::new()))
+        self.inner.shared.mvcc.read().range(start, end, limit, at)
     }
 
-    /// Every change of keys in `start..end` with a revision over `after`, each exactly once.
+    /// Every change of keys in `start..end` with a revision over `after`, each exactly once. An
+    /// empty `end` is no bound.
     ///
     /// # Errors
     ///
     /// [`ReadError::Compacted`] when `after` is older than the history; [`ReadError::Future`]
     /// when it is not here yet.
     pub fn watch(&self, start: &[u8], end: &[u8], after: Revision) -> Result<Watch, ReadError> {
-        let _ = (start, end, after);
-        Err(ReadError::Stopped(String::new()))
+        let range = (start.to_vec(), end.to_vec());
+        Watch::new(self.inner.shared.clone(), self.inner.ended.clone(), range, after)
     }
 
     /// Adds a member that gets the log but has no vote; a known id with the same store is updated.
     ///
     /// # Errors
     ///
-    /// See [`WriteError`].
+    /// See [`WriteError`]; [`WriteError::Refused`] for an id that was removed or has another store.
     pub async fn add_learner(&self, member: Member) -> Result<(), WriteError> {
-        let _ = member;
-        Err(stopped())
+        self.inner.admin(AdminV1::AddLearner(member.into())).await.map(drop)
     }
 
     /// Makes exactly these members voters; the others stay on as learners.
@@ -132,18 +226,16 @@ impl Replica {
     ///
     /// See [`WriteError`].
     pub async fn set_voters(&self, ids: Vec<NodeId>) -> Result<(), WriteError> {
-        let _ = ids;
-        Err(stopped())
+        self.inner.admin(AdminV1::SetVoters(ids)).await.map(drop)
     }
 
-    /// Takes a member out of the group.
+    /// Takes a member out of the group. Its id is never used again.
     ///
     /// # Errors
     ///
     /// See [`WriteError`].
     pub async fn remove(&self, id: NodeId) -> Result<(), WriteError> {
-        let _ = id;
-        Err(stopped())
+        self.inner.admin(AdminV1::Remove(id)).await.map(drop)
     }
 
     /// An id that no member had or will have.
@@ -152,45 +244,60 @@ impl Replica {
     ///
     /// See [`WriteError`].
     pub async fn allocate_id(&self) -> Result<NodeId, WriteError> {
-        Err(stopped())
+        self.inner.admin(AdminV1::AllocateId).await
     }
 
-    /// Records a member's changed name or address.
+    /// Records a member's changed name or address; its store must be the same.
     ///
     /// # Errors
     ///
     /// See [`WriteError`].
     pub async fn update_member(&self, member: Member) -> Result<(), WriteError> {
-        let _ = member;
-        Err(stopped())
+        self.inner.admin(AdminV1::UpdateMember(member.into())).await.map(drop)
     }
 
     /// What this member knows of the group; changes are announced.
     #[must_use]
-    pub fn status(&self) -> tokio::sync::watch::Receiver<Status> {
-        self.status.clone()
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.inner.status.clone()
     }
 
-    /// Hands leadership to the voter `to`; call on the leader or anywhere (forwarded).
+    /// Hands leadership to the voter `to`; may be called on any member.
     ///
     /// # Errors
     ///
-    /// See [`WriteError`].
+    /// See [`WriteError`]; [`WriteError::Unknown`] when `to` has not taken over in time.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), WriteError> {
-        let _ = to;
-        Err(stopped())
+        self.inner.admin(AdminV1::TransferLeader(to)).await.map(drop)
     }
 
-    /// Answers one request of a peer; `from` is the id the peer proved or claimed.
+    /// Answers one request of a peer; `from` is the id the peer claims. The transport proves
+    /// that the peer belongs to the cluster; ids and stores are checked here.
     pub async fn handle(&self, from: NodeId, request: Bytes) -> Bytes {
-        let _ = (from, request);
-        Bytes::new()
+        serve(&self.inner, from, request).await
     }
 
     /// Stops Raft, makes the state durable and closes the files. Every later call fails.
-    pub async fn shutdown(&self) {}
-}
-
-fn stopped() -> WriteError {
-    WriteError::Stopped(String::new())
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        inner.ended.cancel();
+        let flush =
+            inner.raft.with_state_machine(|machine: &mut StateMachine| Box::pin(machine.flush()));
+        match tokio::time::timeout(FLUSH_DEADLINE, flush).await {
+            Ok(Ok(Ok(()))) => {}
+            // The log has it all: the next start takes longer, nothing is lost.
+            Ok(Ok(Err(e))) => tracing::warn!(err = %e, "cannot commit the state at shutdown"),
+            Ok(Err(e)) => tracing::debug!(err = %e, "raft had ended before the shutdown"),
+            Err(_) => tracing::warn!("the state was not committed in time at shutdown"),
+        }
+        if let Err(e) = inner.raft.shutdown().await {
+            tracing::warn!(err = %e, "raft did not end cleanly");
+        }
+        inner.log.stop().await;
+        inner.tasks.shutdown().await;
+        let db = inner.db.clone();
+        // Only a panic in it could fail, and then there is nothing left to close.
+        drop(tokio::task::spawn_blocking(move || db.close()).await);
+        drop(inner.lock.lock().take());
+    }
 }

@@ -35,7 +35,6 @@ pub(crate) struct Reply(pub(crate) Vec<TxnOutcome>);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TypeConfig;
 
-#[expect(deprecated, reason = "the sibling crate that names the runtime is not a dependency")]
 type Runtime = openraft::impls::TokioRuntime;
 
 impl RaftTypeConfig for TypeConfig {

@@ -212,6 +212,10 @@ pub enum WriteError {
         /// Bytes free on the data folder's filesystem.
         free_bytes: u64,
     },
+    /// The group does not allow it (not a member, another store, the last voter); nothing was
+    /// written. Give up.
+    #[error("refused by the group: {0}")]
+    Refused(String),
     /// This replica has ended. Give up.
     #[error("the store has stopped: {0}")]
     Stopped(String),

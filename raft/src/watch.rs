@@ -1,6 +1,23 @@
 //! A stream of changes.
+//!
+//! A watch has no queue: it is a place in the history. It wakes when the revision moves and takes
+//! what is new, so it misses and repeats nothing; one that falls behind the kept history ends
+//! with [`ReadError::Compacted`].
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch::Receiver;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::state::{Applied, Shared};
 use crate::{Event, ReadError, Revision};
+
+/// Events taken at once, give or take one revision.
+const BATCH_EVENTS_MAX: usize = 512;
+/// A watch whose keys do not change still tells how far it is, at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Changes at consecutive revisions, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,10 +30,34 @@ pub struct WatchBatch {
 
 /// Delivers every change in a key range exactly once, in revision order.
 #[derive(Debug)]
-pub struct Watch {}
+pub struct Watch {
+    shared: Arc<Shared>,
+    applied: Receiver<Applied>,
+    ended: CancellationToken,
+    start: Vec<u8>,
+    end: Vec<u8>,
+    /// Everything up to here was looked at.
+    cursor: Revision,
+    /// Everything up to here was told.
+    told: Revision,
+    told_at: Instant,
+}
 
 impl Watch {
-    /// The next batch; waits for one.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        ended: CancellationToken,
+        (start, end): (Vec<u8>, Vec<u8>),
+        after: Revision,
+    ) -> Result<Self, ReadError> {
+        let applied = shared.applied.subscribe();
+        // Refuses a revision that is gone or not here yet.
+        shared.mvcc.read().events(&start, &end, after, 1)?;
+        let told_at = Instant::now();
+        Ok(Self { shared, applied, ended, start, end, cursor: after, told: after, told_at })
+    }
+
+    /// The next batch; waits for one. A batch without events tells progress only.
     ///
     /// # Cancel safety
     ///
@@ -27,6 +68,33 @@ impl Watch {
     /// [`ReadError::Compacted`] when this watcher was too slow: list again, then watch.
     /// [`ReadError::Stopped`] when the replica ended.
     pub async fn next(&mut self) -> Result<WatchBatch, ReadError> {
-        Err(ReadError::Stopped(String::new()))
+        loop {
+            if self.ended.is_cancelled() {
+                return Err(ReadError::Stopped("the replica has ended".to_owned()));
+            }
+            self.applied.mark_unchanged();
+            let (events, upto) = {
+                let mvcc = self.shared.mvcc.read();
+                mvcc.events(&self.start, &self.end, self.cursor, BATCH_EVENTS_MAX)?
+            };
+            self.cursor = upto;
+            let progress_at = self.told_at + PROGRESS_EVERY;
+            let is_behind = self.cursor > self.told;
+            if !events.is_empty() || (is_behind && Instant::now() >= progress_at) {
+                self.told = self.cursor;
+                self.told_at = Instant::now();
+                return Ok(WatchBatch { events, revision: self.cursor });
+            }
+            let (applied, cursor) = (&mut self.applied, self.cursor);
+            tokio::select! {
+                moved = applied.wait_for(|applied| applied.revision > cursor) => {
+                    if moved.is_err() {
+                        return Err(ReadError::Stopped("the replica has ended".to_owned()));
+                    }
+                }
+                () = self.ended.cancelled() => {}
+                () = tokio::time::sleep_until(progress_at), if is_behind => {}
+            }
+        }
     }
 }

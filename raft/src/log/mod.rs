@@ -32,5 +32,5 @@ mod store;
 mod wal;
 
 pub(crate) use disk::{Disk, DiskFile, FsDisk};
-pub(crate) use store::{LogReader, LogStore};
-pub(crate) use wal::Wal;
+pub(crate) use store::LogStore;
+pub(crate) use wal::{Recovered, Wal};

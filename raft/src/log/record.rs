@@ -112,8 +112,7 @@ pub(crate) fn append<E>(
 pub(crate) fn read(salt: u32, bytes: &[u8]) -> Option<(RecordHeader, &[u8])> {
     let header = RecordHeader::parse(bytes)?;
     let length = usize::try_from(header.length).ok()?;
-    let payload =
-        bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.saturating_add(length))?;
+    let payload = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES.saturating_add(length))?;
     let head = bytes.get(..RECORD_HEADER_BYTES)?;
     (checksum(salt, head, payload) == header.crc).then_some((header, payload))
 }
@@ -157,7 +156,7 @@ mod tests {
         assert_eq!(bytes.len(), SECTOR_BYTES);
         let hex: String = bytes[..63].iter().map(|b| format!("{b:02x}")).collect();
         let golden = concat!(
-            "45444752030001000700000072d83ecc0403020100000000",
+            "45444752030001000700000014bedebd0403020100000000",
             "0900000000000000080000000000000007000000000000000600000000000000",
             "7061796c6f6164"
         );

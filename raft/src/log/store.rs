@@ -69,17 +69,6 @@ impl LogStore {
         Self { index, queue }
     }
 
-    /// Last purged entry.
-    pub(crate) fn purged(&self) -> Option<LogId> {
-        self.index.read().purged()
-    }
-
-    /// `true` when there is neither vote nor entry.
-    pub(crate) fn is_empty(&self) -> bool {
-        let index = self.index.read();
-        index.vote.is_none() && index.last().is_none()
-    }
-
     /// Writes what waits and ends the writer. Later calls fail.
     pub(crate) async fn stop(&self) {
         let (sender, stopped) = oneshot::channel();
@@ -130,12 +119,12 @@ impl Writer {
             }
             let written = self.batch(ops, stop.is_some()).await;
             for done in waiting {
-                done.tell(written.as_ref().map(|()| ()).map_err(copy_error));
+                done.tell(written.as_ref().copied().map_err(copy_error));
             }
             if let Some(stop) = stop {
                 drop(self.wal.take());
                 // The caller may have stopped waiting.
-                drop(stop.send(()));
+                let _ = stop.send(());
                 break;
             }
         }

@@ -94,11 +94,8 @@ pub(crate) struct Wal {
 impl Wal {
     /// Opens the log in `disk` or makes one, then with `salt`. Cuts a torn tail.
     pub(crate) fn open(disk: Arc<dyn Disk>, salt: u32) -> Result<(Self, Recovered), OpenError> {
-        let io = |action, name: &str, source| OpenError::Io {
-            action,
-            path: disk.path(name),
-            source,
-        };
+        let io =
+            |action, name: &str, source| OpenError::Io { action, path: disk.path(name), source };
         let (numbers, spares) = tidy_folder(disk.as_ref()).map_err(|e| io("list", "", e))?;
         let mut wal = Self {
             disk: disk.clone(),
@@ -131,7 +128,8 @@ impl Wal {
             let name = segment_name(*number);
             let path = self.disk.path(&name);
             let io = |action, source| OpenError::Io { action, path: path.clone(), source };
-            let corrupt = |offset, reason| OpenError::Corrupt { path: path.clone(), offset, reason };
+            let corrupt =
+                |offset, reason| OpenError::Corrupt { path: path.clone(), offset, reason };
             let file = self.disk.open(&name).map_err(|e| io("open", e))?;
             let segment = Segment::read(file.as_ref())
                 .map_err(|e| io("read", e))?
@@ -185,9 +183,11 @@ impl Wal {
             Ok(())
         };
         // After a crash of the process alone the pages read may never have reached the disk.
-        settled
-            .and_then(|()| file.sync())
-            .map_err(|source| OpenError::Io { action: "sync", path, source })?;
+        settled.and_then(|()| file.sync()).map_err(|source| OpenError::Io {
+            action: "sync",
+            path,
+            source,
+        })?;
         self.offset = end.offset;
         self.chain = end.chain;
         self.next = end.next;

@@ -101,9 +101,7 @@ impl Db {
                         .map_err(io::Error::other)?;
                 }
             }
-            requests
-                .retain_in(..commit.request_floor, |_, _| false)
-                .map_err(io::Error::other)?;
+            requests.retain_in(..commit.request_floor, |_, _| false).map_err(io::Error::other)?;
             let meta = envelope::encode(&commit.meta).map_err(io::Error::other)?;
             let mut table = write.open_table(META).map_err(io::Error::other)?;
             table.insert(META_KEY, meta.as_ref()).map_err(io::Error::other)?;
@@ -191,9 +189,7 @@ impl View {
             Err(e) => return Err(io::Error::other(e)),
         };
         let stored = table.get(META_KEY).map_err(io::Error::other)?;
-        stored
-            .map(|bytes| envelope::decode(bytes.value()).map_err(io::Error::other))
-            .transpose()
+        stored.map(|bytes| envelope::decode(bytes.value()).map_err(io::Error::other)).transpose()
     }
 
     /// Every row, in order.
@@ -226,12 +222,8 @@ impl View {
 fn load(database: &Database) -> io::Result<(Mvcc, Option<StateMetaV1>)> {
     let view = View(database.begin_read().map_err(io::Error::other)?);
     let Some(meta) = view.meta()? else { return Ok((Mvcc::default(), None)) };
-    let mut mvcc = Mvcc::restore(
-        meta.revision,
-        meta.floor,
-        meta.next_request,
-        meta.removed.iter().copied(),
-    );
+    let mut mvcc =
+        Mvcc::restore(meta.revision, meta.floor, meta.next_request, meta.removed.iter().copied());
     view.rows(|id, row| {
         mvcc.restore_row(id, row);
         Ok(())

@@ -159,8 +159,7 @@ pub(crate) fn read(
                 }
             }
             kind::SNAPSHOT_REQUESTS => {
-                for (number, request) in
-                    envelope::decode::<RequestsV1>(&bytes).map_err(damaged)?.0
+                for (number, request) in envelope::decode::<RequestsV1>(&bytes).map_err(damaged)?.0
                 {
                     requests = requests.saturating_add(1);
                     each(Item::Request(number, request))?;
