@@ -11,6 +11,12 @@
 //! - The interface to the node ([`PodRuntime`], [`Uplink`]) is narrow enough for a process
 //!   boundary to stand behind it.
 
+mod compile;
+mod network;
 mod types;
+mod wasm;
 
+pub use compile::{compatibility_hash, compile, compile_file, inspect};
+pub use network::{HttpError, Unsent, VirtualNetwork};
 pub use types::*;
+pub use wasm::{RuntimeConfig, WallClock, WasmRuntime};
