@@ -1,0 +1,40 @@
+//! The built-in kinds, one file each: the row of the table and the strategy.
+//!
+//! Data in: objects of that kind. Data out: the same objects completed, errors, table cells.
+//!
+//! # Invariants
+//!
+//! - A kind is known nowhere else: a new one is a new file and a line in [`ALL`].
+
+use crate::api::resource::Resource;
+
+mod config_map;
+mod deployment;
+mod endpoint_slice;
+mod event;
+mod ingress;
+mod lease;
+mod namespace;
+mod node;
+mod pod;
+mod replica_set;
+mod secret;
+mod service;
+mod service_account;
+
+/// Every built-in resource, core group first, as discovery lists them.
+pub(super) static ALL: &[Resource] = &[
+    config_map::RESOURCE,
+    event::RESOURCE,
+    namespace::RESOURCE,
+    node::RESOURCE,
+    pod::RESOURCE,
+    secret::RESOURCE,
+    service_account::RESOURCE,
+    service::RESOURCE,
+    deployment::RESOURCE,
+    replica_set::RESOURCE,
+    lease::RESOURCE,
+    endpoint_slice::RESOURCE,
+    ingress::RESOURCE,
+];

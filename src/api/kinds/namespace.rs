@@ -1,0 +1,28 @@
+//! Namespace.
+
+use k8s_openapi::api::core::v1::Namespace;
+
+use crate::api::decode::typed;
+use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+
+pub(super) const RESOURCE: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "namespaces",
+    singular: "namespace",
+    kind: "Namespace",
+    list_kind: "NamespaceList",
+    description: "A scope for names.",
+    short_names: &["ns"],
+    categories: &[],
+    is_namespaced: false,
+    verbs: ALL_VERBS,
+    is_volatile: false,
+    has_status: true,
+    has_scale: false,
+    has_generation: false,
+    subresources: &[],
+    columns: &[Column::NAME, Column::AGE],
+    field_selectors: &[],
+    strategy: Strategy::plain(typed::<Namespace>),
+};

@@ -1,0 +1,28 @@
+//! ServiceAccount.
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+
+use crate::api::decode::typed;
+use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+
+pub(super) const RESOURCE: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "serviceaccounts",
+    singular: "serviceaccount",
+    kind: "ServiceAccount",
+    list_kind: "ServiceAccountList",
+    description: "The identity of pods towards the API.",
+    short_names: &["sa"],
+    categories: &[],
+    is_namespaced: true,
+    verbs: ALL_VERBS,
+    is_volatile: false,
+    has_status: false,
+    has_scale: false,
+    has_generation: false,
+    subresources: &[],
+    columns: &[Column::NAME, Column::AGE],
+    field_selectors: &[],
+    strategy: Strategy::plain(typed::<ServiceAccount>),
+};

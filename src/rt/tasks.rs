@@ -1,0 +1,97 @@
+//! A bounded number of short-lived tasks that come and go: connections, pods, requests.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info_span, warn};
+
+/// Owns tasks that start and end while their owner runs. Cheap to clone; all clones are one group.
+///
+/// For the fixed tasks of a role use [`crate::rt::Supervisor`], which reports how each one ended.
+#[derive(Debug, Clone)]
+pub struct TaskGroup {
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl TaskGroup {
+    /// A group whose tasks end when `parent` is cancelled, or at [`Self::shutdown`].
+    #[must_use]
+    pub fn new(parent: &CancellationToken) -> Self {
+        Self { tracker: TaskTracker::new(), cancel: parent.child_token() }
+    }
+
+    /// A group within this one: ends with it, can be ended alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self::new(&self.cancel)
+    }
+
+    /// The token that ends the group's tasks.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Runs `task` under `name`. The closure gets the token it must obey; a task that does not
+    /// listen is dropped at its next await when the group is cancelled for longer than its grace.
+    pub fn spawn<F, Fut>(&self, name: &'static str, task: F)
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let body = task(self.cancel.child_token()).instrument(info_span!("task", task.name = name));
+        self.tracker.spawn(body);
+    }
+
+    /// Runs `task` until it ends or the group is cancelled, whichever is first.
+    ///
+    /// For bodies that need no clean-up of their own: the future is dropped at cancellation.
+    pub fn spawn_until_cancelled<Fut>(&self, name: &'static str, task: Fut)
+    where
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(name, |cancel| async move {
+            let _ = cancel.run_until_cancelled(task).await;
+        });
+    }
+
+    /// How many tasks run now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Whether no task runs now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+
+    /// Cancels every task and waits for them, at most `grace`.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.cancel.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(grace, self.tracker.wait()).await.is_err() {
+            warn!(tasks = self.tracker.len(), "grace period over with tasks left");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_ends_its_tasks_and_leaves_its_parent_running() {
+        let parent = CancellationToken::new();
+        let group = TaskGroup::new(&parent);
+        group.spawn_until_cancelled("waits", std::future::pending());
+        assert_eq!(group.len(), 1);
+        group.shutdown(Duration::from_secs(1)).await;
+        assert!(group.is_empty());
+        assert!(!parent.is_cancelled());
+    }
+}
