@@ -52,18 +52,19 @@ pub(crate) struct MemoryLimiter {
     /// What one memory can grow to on this engine, in bytes.
     memory_bytes_max: usize,
     held: u64,
-    /// The latest attempt to grow was refused: if the guest dies now, memory was the reason.
-    is_hit: bool,
+    /// The growth that was refused, in bytes; 0 for none. If the guest dies now, memory was the
+    /// reason. Smaller growth may still succeed: dying takes a little memory, too.
+    refused: u64,
 }
 
 impl MemoryLimiter {
     pub(crate) fn new(container: Arc<Gauge>, pod: Arc<Gauge>, memory_bytes_max: usize) -> Self {
-        Self { container, pod, memory_bytes_max, held: 0, is_hit: false }
+        Self { container, pod, memory_bytes_max, held: 0, refused: 0 }
     }
 
-    /// Whether the latest growth was refused.
+    /// Whether growth was refused, and none as large was granted since.
     pub(crate) fn is_hit(&self) -> bool {
-        self.is_hit
+        self.refused > 0
     }
 
     /// Bytes this store holds.
@@ -116,15 +117,21 @@ impl ResourceLimiter for MemoryLimiter {
             return Ok(false);
         }
         let bytes = u64::try_from(desired.saturating_sub(current)).unwrap_or(u64::MAX);
-        self.is_hit = desired > self.memory_bytes_max || !self.grow(bytes);
-        Ok(!self.is_hit)
+        if desired > self.memory_bytes_max || !self.grow(bytes) {
+            self.refused = bytes.max(1);
+            return Ok(false);
+        }
+        if bytes >= self.refused {
+            self.refused = 0;
+        }
+        Ok(true)
     }
 
     /// Nothing is given back here: wasmtime also calls this for growth that it never asked about,
     /// and a guest could shrink its count with it. A grant that the kernel refused afterwards
     /// stays counted until the store is dropped.
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        self.is_hit = true;
+        self.refused = self.refused.max(1);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite as _;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::Pollable;
 use wasmtime_wasi_io::streams::{InputStream, OutputStream, StreamError, StreamResult};
@@ -25,13 +26,21 @@ const WRITE_BYTES_MAX: usize = 64 << 10;
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
 /// A connection; its streams and its socket share it.
+///
+/// Reads are polled by whoever waits for them. Writes that the pipe does not take at once are
+/// finished by a task, because a guest may go on without ever asking for that stream again.
 #[derive(Clone)]
-pub(super) struct Connection(Arc<Mutex<State>>);
+pub(super) struct Connection {
+    state: Arc<Mutex<State>>,
+    /// Tells the task that the guest has let go.
+    held: Arc<DropGuard>,
+}
 
 struct State {
-    /// `None` after the end of both directions.
-    io: Option<BoxIo>,
+    io: BoxIo,
     guests: Arc<Guests>,
+    /// Cancelled when the guest has let go.
+    gone: CancellationToken,
     input: Input,
     output: Output,
 }
@@ -49,6 +58,9 @@ struct Output {
     is_closing: bool,
     is_open: bool,
     error: Option<io::Error>,
+    /// A task is at it; it alone polls the pipe, and wakes the guest when it is done.
+    is_draining: bool,
+    guest: Option<Waker>,
 }
 
 impl Connection {
@@ -60,8 +72,12 @@ impl Connection {
             is_closing: false,
             is_open: true,
             error: None,
+            is_draining: false,
+            guest: None,
         };
-        Self(Arc::new(Mutex::new(State { io: Some(io), guests, input, output })))
+        let gone = CancellationToken::new();
+        let held = Arc::new(gone.clone().drop_guard());
+        Self { state: Arc::new(Mutex::new(State { io, guests, gone, input, output })), held }
     }
 
     pub(super) fn input(&self) -> Box<dyn InputStream> {
@@ -74,41 +90,26 @@ impl Connection {
 
     /// No further read.
     pub(super) fn close_input(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.input.is_open = false;
         state.input.buffer = BytesMut::new();
     }
 
     /// No further write: tells the peer after what was written.
     pub(super) fn close_output(&self) {
-        let mut state = self.0.lock();
-        if state.output.is_closing {
-            return;
-        }
-        state.output.is_closing = true;
-        if state.poll_output(&mut noop()).is_pending() {
-            let connection = self.clone();
-            let close = std::future::poll_fn(move |cx| connection.0.lock().poll_output(cx));
-            // Ends when the peer has read everything, or after a while.
-            drop(state.guests.spawn(tokio::time::timeout(LINGER_MAX, close)));
-        }
+        self.state.lock().output.is_closing = true;
+        let _ = self.poll_output(&mut noop());
     }
-}
 
-fn noop() -> Context<'static> {
-    Context::from_waker(Waker::noop())
-}
-
-impl State {
     /// Ready when there is something to read, or never will be.
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let input = &mut self.input;
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.lock();
+        let input = &mut state.input;
         if !input.buffer.is_empty() || !input.is_open {
             return Poll::Ready(());
         }
-        let Some(io) = &mut self.io else { return Poll::Ready(()) };
         input.buffer.reserve(READ_BYTES);
-        match ready!(poll_read_buf(Pin::new(io), cx, &mut input.buffer)) {
+        match ready!(poll_read_buf(Pin::new(&mut state.io), cx, &mut input.buffer)) {
             Ok(0) => input.is_open = false,
             Ok(_) => {}
             Err(error) => {
@@ -120,12 +121,55 @@ impl State {
     }
 
     /// Ready when everything written is with the peer, or never will be.
-    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_output(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.lock();
+        if !state.output.is_draining {
+            if state.poll_drain(&mut noop()).is_ready() {
+                return Poll::Ready(());
+            }
+            state.output.is_draining = true;
+            let drain = drain(Arc::clone(&self.state), state.gone.clone());
+            // Ends when the pipe has taken everything, or a while after the guest has let go.
+            drop(state.guests.spawn(drain));
+        }
+        state.output.guest = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+fn noop() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+/// Finishes what was written.
+async fn drain(state: Arc<Mutex<State>>, gone: CancellationToken) {
+    let patience = async {
+        gone.cancelled().await;
+        tokio::time::sleep(LINGER_MAX).await;
+    };
+    let done = std::future::poll_fn(|cx| state.lock().poll_drain(cx));
+    tokio::select! {
+        () = done => {}
+        () = patience => {}
+    }
+    let guest = {
+        let mut state = state.lock();
+        state.output.is_draining = false;
+        state.output.guest.take()
+    };
+    if let Some(guest) = guest {
+        guest.wake();
+    }
+}
+
+impl State {
+    /// Writes, flushes and closes as far as the pipe goes along.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let output = &mut self.output;
-        let Some(io) = self.io.as_mut().filter(|_| output.is_open) else {
+        if !output.is_open {
             return Poll::Ready(());
-        };
-        let result = ready!(output.poll_drain(io, cx));
+        }
+        let result = ready!(output.poll_drain(&mut self.io, cx));
         if let Err(error) = result {
             output.is_open = false;
             output.buffer = BytesMut::new();
@@ -155,6 +199,10 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
+    fn is_writable(&self) -> bool {
+        self.is_open && !self.is_closing
+    }
+
     /// Why nothing can be written any more. The cause is told once.
     fn closed(&mut self) -> StreamError {
         match self.error.take() {
@@ -166,43 +214,20 @@ impl Output {
     }
 }
 
-impl Drop for State {
-    /// What the guest wrote reaches its peer even if the guest did not wait for it.
-    fn drop(&mut self) {
-        let Some(mut io) = self.io.take() else { return };
-        if !self.output.is_open || (self.output.buffer.is_empty() && self.output.is_flushed) {
-            return;
-        }
-        let (open, closed) = (true, false);
-        let mut output = Output {
-            buffer: std::mem::take(&mut self.output.buffer),
-            is_flushed: closed,
-            is_closing: open,
-            is_open: open,
-            error: None,
-        };
-        let close = async move {
-            let _ = std::future::poll_fn(|cx| output.poll_drain(&mut io, cx)).await;
-        };
-        drop(self.guests.spawn(tokio::time::timeout(LINGER_MAX, close)));
-    }
-}
-
 struct Reader(Connection);
 
 #[async_trait]
 impl Pollable for Reader {
     async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.0.0.lock().poll_input(cx)).await;
+        std::future::poll_fn(|cx| self.0.poll_input(cx)).await;
     }
 }
 
 #[async_trait]
 impl InputStream for Reader {
     fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        let mut state = self.0.0.lock();
-        let _ = state.poll_input(&mut noop());
-        let input = &mut state.input;
+        let _ = self.0.poll_input(&mut noop());
+        let input = &mut self.0.state.lock().input;
         if !input.buffer.is_empty() {
             let size = size.min(input.buffer.len());
             return Ok(input.buffer.split_to(size).freeze());
@@ -220,38 +245,37 @@ struct Writer(Connection);
 #[async_trait]
 impl Pollable for Writer {
     async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.0.0.lock().poll_output(cx)).await;
+        std::future::poll_fn(|cx| self.0.poll_output(cx)).await;
     }
 }
 
 #[async_trait]
 impl OutputStream for Writer {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let mut state = self.0.0.lock();
-        let output = &mut state.output;
-        if output.is_closing || !output.is_open {
-            return Err(output.closed());
+        {
+            let output = &mut self.0.state.lock().output;
+            if !output.is_writable() {
+                return Err(output.closed());
+            }
+            if output.buffer.len() + bytes.len() > WRITE_BYTES_MAX {
+                return Err(StreamError::trap("wrote more than check-write permits"));
+            }
+            output.buffer.extend_from_slice(&bytes);
+            output.is_flushed = false;
         }
-        if output.buffer.len() + bytes.len() > WRITE_BYTES_MAX {
-            return Err(StreamError::trap("wrote more than check-write permits"));
-        }
-        output.buffer.extend_from_slice(&bytes);
-        output.is_flushed = false;
-        let _ = state.poll_output(&mut noop());
+        let _ = self.0.poll_output(&mut noop());
         Ok(())
     }
 
     fn flush(&mut self) -> StreamResult<()> {
-        let mut state = self.0.0.lock();
-        let output = &mut state.output;
+        let output = &mut self.0.state.lock().output;
         if output.is_open { Ok(()) } else { Err(output.closed()) }
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        let mut state = self.0.0.lock();
-        let is_ready = state.poll_output(&mut noop()).is_ready();
-        let output = &mut state.output;
-        if output.is_closing || !output.is_open {
+        let is_ready = self.0.poll_output(&mut noop()).is_ready();
+        let output = &mut self.0.state.lock().output;
+        if !output.is_writable() {
             return Err(output.closed());
         }
         Ok(if is_ready { WRITE_BYTES_MAX } else { 0 })
