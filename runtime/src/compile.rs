@@ -8,13 +8,10 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 
-use wasi_preview1_component_adapter_provider::{
-    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
-    WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
-};
+use wasi_preview1_component_adapter_provider::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
 use wasmparser::{Parser, Payload};
-use wit_component::ComponentEncoder;
 
+use crate::adapt;
 use crate::code::Entry;
 use crate::engine::{self, Plan};
 use crate::machine::Machine;
@@ -232,21 +229,10 @@ impl Module {
         )))
     }
 
-    /// Wraps the module into a component. The command adapter adds `wasi:cli/run`; a module with
-    /// a component type of its own brings its exports, whatever they are, and the reactor adapter
-    /// offers it all of preview 1 (the proxy adapter offers less, for hosts that do).
+    /// Wraps the module into a component.
     fn adapt(&self, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
         self.check_imports()?;
-        let adapter = if self.is_command {
-            WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER
-        } else {
-            WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER
-        };
-        ComponentEncoder::default()
-            .validate(true)
-            .module(wasm)
-            .and_then(|encoder| encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter))
-            .and_then(|mut encoder| encoder.encode())
+        adapt::to_component(wasm, self.is_command)
             .map_err(|error| CompileError::Invalid(format!("{error:#}")))
     }
 }

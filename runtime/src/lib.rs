@@ -11,6 +11,7 @@
 //! - The interface to the node ([`PodRuntime`], [`Uplink`]) is narrow enough for a process
 //!   boundary to stand behind it.
 
+mod adapt;
 mod code;
 mod command;
 mod compile;

@@ -32,8 +32,8 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(super) struct Connection {
     state: Arc<Mutex<State>>,
-    /// Tells the task that the guest has let go.
-    held: Arc<DropGuard>,
+    /// Tells the task, with its drop, that the guest has let go.
+    _held: Arc<DropGuard>,
 }
 
 struct State {
@@ -77,7 +77,7 @@ impl Connection {
         };
         let gone = CancellationToken::new();
         let held = Arc::new(gone.clone().drop_guard());
-        Self { state: Arc::new(Mutex::new(State { io, guests, gone, input, output })), held }
+        Self { state: Arc::new(Mutex::new(State { io, guests, gone, input, output })), _held: held }
     }
 
     pub(super) fn input(&self) -> Box<dyn InputStream> {

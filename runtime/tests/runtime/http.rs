@@ -71,7 +71,7 @@ async fn a_trap_costs_its_instance_and_no_more() {
     node.get(HELLO, "/").await.unwrap();
     assert!(matches!(node.get(HELLO, "/trap").await, Err(HttpError::Guest(_))));
     assert_eq!(node.get(HELLO, "/").await.unwrap().0, 200);
-    assert!(node.log("hello").contains("stderr F wasm trap"), "{}", node.log("hello"));
+    node.logged("hello", "stderr F wasm trap").await;
 }
 
 #[tokio::test]

@@ -111,6 +111,17 @@ impl Node {
         text.lines().map(|line| format!("{}\n", line.split_once(' ').unwrap().1)).collect()
     }
 
+    /// Waits until the log has a text.
+    pub(crate) async fn logged(&self, name: &str, text: &str) {
+        let wait = async {
+            while !self.log(name).contains(text) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let is_there = tokio::time::timeout(PATIENCE, wait).await;
+        assert!(is_there.is_ok(), "no {text:?} in {}", self.log(name));
+    }
+
     /// A folder of the host, mounted at `/data`.
     pub(crate) fn mount(&self, is_read_only: bool) -> (PathBuf, Mount) {
         let host_path = self.dir.path().join("data");
@@ -151,13 +162,17 @@ pub(crate) async fn exit(container: &Arc<dyn Container>) -> edgeorc_runtime::Exi
     tokio::time::timeout(PATIENCE, container.wait()).await.unwrap()
 }
 
-/// Compiles, or takes what an earlier run of the tests compiled.
+/// Compiles, or takes what another test of this build compiled.
 fn compiled(wasm: &[u8]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    static HASH: LazyLock<String> = LazyLock::new(edgeorc_runtime::compatibility_hash);
+    // Another build of this program may compile differently.
+    static BUILD: LazyLock<String> = LazyLock::new(|| {
+        let program = std::fs::metadata(std::env::current_exe().unwrap()).unwrap();
+        format!("{:?} {}", program.modified().unwrap(), edgeorc_runtime::compatibility_hash())
+    });
     let mut key = Sha256::new();
     key.update(wasm);
-    key.update(HASH.as_bytes());
+    key.update(BUILD.as_bytes());
     let name: String = key.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (input, output) =
