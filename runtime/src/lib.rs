@@ -11,6 +11,29 @@
 //! - The interface to the node ([`PodRuntime`], [`Uplink`]) is narrow enough for a process
 //!   boundary to stand behind it.
 
+mod adapt;
+mod code;
+mod command;
+mod compile;
+mod container;
+mod engine;
+mod guest;
+mod limits;
+mod linker;
+mod logs;
+mod machine;
+mod meter;
+mod network;
+mod pod;
+mod serve;
+mod sockets;
+mod tasks;
 mod types;
+mod wasm;
 
+pub use compile::{WASM_BYTES_MAX, compatibility_hash, compile, compile_file, inspect};
+pub use engine::{Allocator, CodeClass, Plan};
+pub use machine::Machine;
+pub use network::{HttpError, Unsent, VirtualNetwork};
 pub use types::*;
+pub use wasm::{RuntimeConfig, WallClock, WasmRuntime};

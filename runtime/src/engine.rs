@@ -1,0 +1,317 @@
+//! The one place that configures wasmtime, for compiling and for running.
+//!
+//! # Invariants
+//!
+//! - What decides the shape of compiled code ([`CodeClass`]) depends on nothing but the address
+//!   bits, so machines of one kind share compiled code whatever their memory.
+//! - A change of allocator never goes unsaid: [`Plan`] carries the reason and prints it.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    WasmBacktraceDetails,
+};
+
+use crate::machine::Machine;
+use crate::types::StartError;
+
+/// Address bits from which each memory may reserve all that a 32-bit guest can address, so that
+/// compiled code needs no bounds checks.
+const WIDE_BITS_MIN: u32 = 46;
+/// Address bits from which a pool of small slots is worth having.
+const DENSE_BITS_MIN: u32 = 38;
+/// Slots of the pool at most; each costs some hundred bytes of bookkeeping.
+const SLOTS_MAX: u64 = 4096;
+/// Below this many slots a pool helps nobody.
+const SLOTS_MIN: u64 = 64;
+/// Guests' call stacks in the pool at most; each costs two kernel mappings.
+const STACKS_MAX: u64 = 2048;
+/// Size of a guest's call stack, with room for the host functions it calls, in bytes.
+const STACK_BYTES: usize = 1 << 20;
+/// Part of the stack that Wasm code may use, in bytes.
+const WASM_STACK_BYTES: usize = 512 << 10;
+/// Elements of one table at most.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 50_000;
+/// Core instances that a component may hold; tools split one component into several.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 32;
+/// Tables and memories that one component may hold.
+const TABLES_PER_COMPONENT: u32 = 16;
+const MEMORIES_PER_COMPONENT: u32 = 4;
+/// Bytes of one instance's bookkeeping at most.
+const INSTANCE_BYTES_MAX: usize = 1 << 20;
+/// Warm slots kept for the next instance of the same component.
+const WARM_SLOTS_MAX: u32 = 32;
+/// Bytes of a slot that are cleared by writing instead of giving the pages back; pays off for
+/// instances that live for one request.
+const KEEP_RESIDENT_BYTES: usize = 64 << 10;
+
+/// How memories are laid out in the address space; part of the compiled code's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeClass {
+    /// 4 GiB and a large guard for each memory: no bounds checks.
+    Wide,
+    /// 256 MiB and a small guard for each memory: many fit where addresses are short.
+    Dense,
+    /// 32-bit machines: small reservations, moved when they grow.
+    Tiny,
+}
+
+impl CodeClass {
+    fn of(machine: &Machine) -> Self {
+        match machine.address_bits {
+            WIDE_BITS_MIN.. => Self::Wide,
+            DENSE_BITS_MIN.. => Self::Dense,
+            _ => Self::Tiny,
+        }
+    }
+
+    fn reservation_bytes(self) -> u64 {
+        match self {
+            Self::Wide => 4 << 30,
+            Self::Dense => 256 << 20,
+            Self::Tiny => 8 << 20,
+        }
+    }
+
+    fn guard_bytes(self) -> u64 {
+        match self {
+            Self::Wide => 32 << 20,
+            Self::Dense | Self::Tiny => 64 << 10,
+        }
+    }
+}
+
+/// Where instances get their memory from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allocator {
+    /// From slots reserved at start: starting an instance needs no new mapping.
+    Pooling {
+        /// Memories that can live at the same time.
+        slots: u32,
+    },
+    /// From the kernel, one mapping at a time.
+    OnDemand {
+        /// Why there is no pool.
+        reason: &'static str,
+    },
+}
+
+/// What was chosen for a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// What the choice is based on.
+    pub machine: Machine,
+    /// Layout of memories.
+    pub class: CodeClass,
+    /// Where they come from.
+    pub allocator: Allocator,
+    /// Size that one linear memory can grow to, in bytes.
+    pub memory_bytes_max: usize,
+}
+
+impl Plan {
+    /// Chooses for `machine`.
+    #[must_use]
+    pub fn new(machine: Machine) -> Self {
+        let class = CodeClass::of(&machine);
+        let reservation = class.reservation_bytes();
+        let memory_bytes_max = match class {
+            CodeClass::Tiny => machine.memory_bytes,
+            CodeClass::Wide | CodeClass::Dense => reservation.min(machine.memory_bytes),
+        } & !0xffff;
+        Self {
+            machine,
+            class,
+            allocator: choose_allocator(&machine, class),
+            memory_bytes_max: usize::try_from(memory_bytes_max).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Makes the engine that runs guests. A pool that does not fit is halved until it does.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Host`] when even an engine without a pool cannot be made.
+    pub(crate) fn engine(mut self) -> Result<(Engine, Self), StartError> {
+        loop {
+            let error = match Engine::new(&self.config(self.allocator)) {
+                Ok(engine) => return Ok((engine, self)),
+                Err(error) => error,
+            };
+            self.allocator = match self.allocator {
+                Allocator::Pooling { slots } if u64::from(slots) >= 2 * SLOTS_MIN => {
+                    Allocator::Pooling { slots: slots / 2 }
+                }
+                Allocator::Pooling { .. } => {
+                    Allocator::OnDemand { reason: "the kernel refused the reservation" }
+                }
+                Allocator::OnDemand { .. } => {
+                    return Err(StartError::Host(format!("cannot make the engine: {error:#}")));
+                }
+            };
+        }
+    }
+
+    /// Makes an engine that only compiles: same code, no reservations.
+    ///
+    /// # Errors
+    ///
+    /// Whatever wasmtime says about the settings.
+    pub(crate) fn compiler(&self) -> wasmtime::Result<Engine> {
+        Engine::new(&self.config(Allocator::OnDemand { reason: "this engine only compiles" }))
+    }
+
+    /// Compiling is never parallel: the crate is built without that feature, so that one compile
+    /// takes one core.
+    fn config(&self, allocator: Allocator) -> Config {
+        let mut config = Config::new();
+        config
+            .cranelift_opt_level(OptLevel::Speed)
+            .epoch_interruption(true)
+            .wasm_component_model(true)
+            .wasm_component_model_async(true)
+            .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+            .max_wasm_stack(WASM_STACK_BYTES)
+            .async_stack_size(STACK_BYTES)
+            .memory_reservation(self.class.reservation_bytes())
+            .memory_guard_size(self.class.guard_bytes())
+            .memory_reservation_for_growth(self.class.guard_bytes())
+            .memory_may_move(self.class == CodeClass::Tiny);
+        if let Allocator::Pooling { slots } = allocator {
+            config.allocation_strategy(InstanceAllocationStrategy::Pooling(self.pool(slots)));
+        }
+        config
+    }
+
+    fn pool(&self, slots: u32) -> PoolingAllocationConfig {
+        let stacks = u32::try_from(u64::from(slots).min(STACKS_MAX)).unwrap_or(slots);
+        let mut pool = PoolingAllocationConfig::new();
+        pool.max_memory_size(self.memory_bytes_max)
+            .total_memories(slots)
+            .total_component_instances(slots)
+            .total_core_instances(slots.saturating_mul(4))
+            .total_tables(slots.saturating_mul(2))
+            .total_stacks(stacks)
+            .total_gc_heaps(stacks)
+            .table_elements(TABLE_ELEMENTS_MAX)
+            .max_tables_per_module(4)
+            .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
+            .max_tables_per_component(TABLES_PER_COMPONENT)
+            .max_memories_per_component(MEMORIES_PER_COMPONENT)
+            .max_component_instance_size(INSTANCE_BYTES_MAX)
+            .max_core_instance_size(INSTANCE_BYTES_MAX)
+            .max_unused_warm_slots(WARM_SLOTS_MAX)
+            .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+            .table_keep_resident(self.machine.page_bytes);
+        pool
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.machine)?;
+        match self.allocator {
+            Allocator::Pooling { slots } => write!(f, "pool of {slots} memories")?,
+            Allocator::OnDemand { reason } => write!(f, "no pool ({reason}), memories")?,
+        }
+        write!(
+            f,
+            " of up to {} MiB, {} MiB reserved for each",
+            self.memory_bytes_max >> 20,
+            self.class.reservation_bytes() >> 20
+        )
+    }
+}
+
+/// At most half of the address space, and two slots for each MiB of memory: the smallest guests
+/// use that little.
+fn choose_allocator(machine: &Machine, class: CodeClass) -> Allocator {
+    if class == CodeClass::Tiny {
+        return Allocator::OnDemand { reason: "addresses are too short" };
+    }
+    let space = (1_u64 << (machine.address_bits - 1)).min(
+        machine.address_bytes_max.map_or(u64::MAX, |limit| limit.saturating_sub(limit / 4)),
+    );
+    let by_space = space / (class.reservation_bytes() + class.guard_bytes());
+    let by_memory = (machine.memory_bytes >> 19).clamp(SLOTS_MIN, SLOTS_MAX);
+    let slots = by_space.min(by_memory);
+    if slots < SLOTS_MIN {
+        return Allocator::OnDemand { reason: "the limit of the address space is too low" };
+    }
+    Allocator::Pooling { slots: u32::try_from(slots).unwrap_or(u32::MAX) }
+}
+
+/// The string that tells whose compiled code an engine can load.
+pub(crate) fn compatibility_hash(engine: &Engine) -> String {
+    use std::fmt::Write as _;
+    use std::hash::{Hash as _, Hasher};
+
+    struct Sha(Sha256);
+    impl Hasher for Sha {
+        fn finish(&self) -> u64 {
+            0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+    }
+
+    let mut hasher = Sha(Sha256::new());
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.0.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(address_bits: u32, memory_mib: u64) -> Machine {
+        Machine {
+            address_bits,
+            address_bytes_max: None,
+            page_bytes: 4096,
+            memory_bytes: memory_mib << 20,
+            cores: 4,
+        }
+    }
+
+    #[test]
+    fn a_raspberry_pi_kernel_with_39_bits_still_gets_a_pool() {
+        let plan = Plan::new(machine(39, 1024));
+        assert_eq!(plan.class, CodeClass::Dense);
+        assert_eq!(plan.allocator, Allocator::Pooling { slots: 1023 });
+        assert_eq!(plan.memory_bytes_max, 256 << 20);
+    }
+
+    #[test]
+    fn a_large_machine_needs_no_bounds_checks() {
+        let plan = Plan::new(machine(47, 1024));
+        assert_eq!(plan.class, CodeClass::Wide);
+        assert_eq!(plan.allocator, Allocator::Pooling { slots: 2048 });
+        assert_eq!(plan.memory_bytes_max, 1024 << 20);
+    }
+
+    #[test]
+    fn a_limited_address_space_falls_back_and_says_why() {
+        let mut small = machine(47, 1024);
+        small.address_bytes_max = Some(8 << 30);
+        let plan = Plan::new(small);
+        assert!(matches!(plan.allocator, Allocator::OnDemand { .. }));
+        assert!(plan.to_string().contains("no pool (the limit of the address space"), "{plan}");
+    }
+
+    #[test]
+    fn compiling_and_running_agree_on_the_hash() {
+        let plan = Plan::new(Machine::probe());
+        let compiler = plan.compiler().unwrap();
+        let (engine, _) = plan.engine().unwrap();
+        assert_eq!(compatibility_hash(&compiler), compatibility_hash(&engine));
+        assert_eq!(compatibility_hash(&engine).len(), 64);
+    }
+}

@@ -1,0 +1,193 @@
+//! One guest: the data of its store, and the template from which a container's stores are made.
+//!
+//! Data in: a container's configuration, its pod's network and limits. Data out: stores with
+//! exactly the capabilities that the configuration names.
+//!
+//! # Invariants
+//!
+//! - A store holds nothing of the host but what is listed in [`Guest`].
+//! - Every store of a container is limited, metered and interruptible from its first instruction.
+
+mod exit;
+mod outgoing;
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+use wasmtime::component::ResourceTable;
+use wasmtime::{Engine, Store};
+use wasmtime_wasi::{FsPerms, HostWallClock, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+pub(crate) use self::exit::{exit_of_code, exit_of_error, is_out_of_slots, killed};
+use self::outgoing::OutgoingHttp;
+use crate::limits::{Gauge, MemoryLimiter};
+use crate::logs::{Channel, Log, LogStream};
+use crate::meter::{Burst, Meter, Pulse};
+use crate::network::PodNet;
+use crate::types::{ContainerConfig, Exit, ExitReason};
+use crate::wasm::WallClock;
+
+/// Handles that one guest may hold: sockets, streams, requests, bodies.
+const RESOURCES_MAX: usize = 16 << 10;
+
+/// The data of one store.
+pub(crate) struct Guest {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outgoing: OutgoingHttp,
+    limiter: MemoryLimiter,
+    burst: Arc<Burst>,
+    net: Arc<PodNet>,
+    /// Memory at which an HTTP instance takes no further request, in bytes.
+    memory_mark: u64,
+}
+
+impl Guest {
+    pub(crate) fn burst(&self) -> &Arc<Burst> {
+        &self.burst
+    }
+
+    pub(crate) fn limiter(&self) -> &MemoryLimiter {
+        &self.limiter
+    }
+
+    pub(crate) fn is_past_memory_mark(&self) -> bool {
+        self.limiter.held() > self.memory_mark
+    }
+
+    /// What the host functions for sockets work on.
+    pub(crate) fn sockets(&mut self) -> crate::sockets::SocketsView<'_> {
+        self.burst.touch();
+        crate::sockets::SocketsView { table: &mut self.table, net: &self.net }
+    }
+
+    /// What the host functions for streams and pollables work on.
+    pub(crate) fn table(&mut self) -> &mut ResourceTable {
+        self.burst.touch();
+        &mut self.table
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.burst.touch();
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.burst.touch();
+        WasiHttpCtxView { hooks: &mut self.outgoing, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+struct WallClockOfHost(WallClock);
+
+impl HostWallClock for WallClockOfHost {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        (self.0)().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+}
+
+/// What a container's stores are made of.
+pub(crate) struct Template {
+    pub(crate) engine: Engine,
+    pub(crate) config: ContainerConfig,
+    pub(crate) net: Arc<PodNet>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) memory: Arc<Gauge>,
+    pub(crate) pod_memory: Arc<Gauge>,
+    /// Size that one memory can grow to on this engine, in bytes.
+    pub(crate) memory_bytes_max: usize,
+    pub(crate) clock: WallClock,
+    /// Ends the container at once.
+    pub(crate) kill: CancellationToken,
+    /// Counts traps for the metrics.
+    pub(crate) traps: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Template {
+    pub(crate) fn config(&self) -> &ContainerConfig {
+        &self.config
+    }
+
+    pub(crate) fn net(&self) -> &Arc<PodNet> {
+        &self.net
+    }
+
+    pub(crate) fn kill(&self) -> &CancellationToken {
+        &self.kill
+    }
+
+    /// A fresh store.
+    ///
+    /// # Errors
+    ///
+    /// A mount that cannot be opened.
+    pub(crate) fn store(&self) -> wasmtime::Result<Store<Guest>> {
+        let burst = Burst::new(Arc::clone(&self.meter), Arc::clone(&self.pulse));
+        let slot = u64::try_from(self.memory_bytes_max).unwrap_or(u64::MAX);
+        let limit = self.memory.max().unwrap_or(u64::MAX).min(slot);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        let guest = Guest {
+            table,
+            wasi: self.wasi()?,
+            http: WasiHttpCtx::new(),
+            outgoing: OutgoingHttp::new(Arc::clone(&self.net)),
+            limiter: MemoryLimiter::new(
+                Arc::clone(&self.memory),
+                Arc::clone(&self.pod_memory),
+                self.memory_bytes_max,
+            ),
+            burst: Arc::clone(&burst),
+            net: Arc::clone(&self.net),
+            memory_mark: limit / 3 * 2,
+        };
+        let mut store = Store::new(&self.engine, guest);
+        store.limiter(|guest| &mut guest.limiter);
+        burst.govern(&mut store, self.kill.clone());
+        Ok(store)
+    }
+
+    fn wasi(&self) -> wasmtime::Result<WasiCtx> {
+        let mut builder = WasiCtx::builder();
+        builder
+            .args(&self.config.args)
+            .envs(&self.config.env)
+            .stdout(LogStream::new(&self.log, Channel::Stdout))
+            .stderr(LogStream::new(&self.log, Channel::Stderr))
+            .wall_clock(WallClockOfHost(Arc::clone(&self.clock)))
+            // The host's own sockets: WASI p3 has no virtual ones yet, so it gets none.
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false);
+        if !self.config.env.iter().any(|(name, _)| name == "HOSTNAME") {
+            builder.env("HOSTNAME", self.net.hostname());
+        }
+        for mount in &self.config.mounts {
+            let perms =
+                if mount.is_read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+            builder.preopened_dir(&mount.host_path, &mount.guest_path, perms)?;
+        }
+        Ok(builder.build())
+    }
+
+    /// An instance ended before its time: tells the log and the metrics.
+    pub(crate) fn trapped(&self, exit: &Exit) {
+        if exit.reason != ExitReason::Completed {
+            self.traps.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.log.say(&exit.message);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Counts linear memory against the limits of a container and of its pod.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use wasmtime::ResourceLimiter;
+
+use crate::engine::TABLE_ELEMENTS_MAX;
+
+/// Instances, tables and memories that one store may hold; a store holds one component.
+const INSTANCES_MAX: usize = 64;
+
+/// Bytes in use, with a limit.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    used: AtomicU64,
+    max: Option<u64>,
+}
+
+impl Gauge {
+    pub(crate) fn new(max: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { used: AtomicU64::new(0), max })
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn max(&self) -> Option<u64> {
+        self.max
+    }
+
+    fn try_add(&self, bytes: u64) -> bool {
+        let limit = self.max.unwrap_or(u64::MAX);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= limit)
+            })
+            .is_ok()
+    }
+
+    fn sub(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The limiter of one store. Gives everything back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct MemoryLimiter {
+    container: Arc<Gauge>,
+    pod: Arc<Gauge>,
+    /// What one memory can grow to on this engine, in bytes.
+    memory_bytes_max: usize,
+    held: u64,
+    /// The growth that was refused, in bytes; 0 for none. If the guest dies now, memory was the
+    /// reason. Smaller growth may still succeed: dying takes a little memory, too.
+    refused: u64,
+}
+
+impl MemoryLimiter {
+    pub(crate) fn new(container: Arc<Gauge>, pod: Arc<Gauge>, memory_bytes_max: usize) -> Self {
+        Self { container, pod, memory_bytes_max, held: 0, refused: 0 }
+    }
+
+    /// Whether growth was refused, and none as large was granted since.
+    pub(crate) fn is_hit(&self) -> bool {
+        self.refused > 0
+    }
+
+    /// Bytes this store holds.
+    pub(crate) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// The limit that was hit, for people.
+    pub(crate) fn describe(&self) -> String {
+        let limit = |gauge: &Gauge| {
+            gauge.max().map_or_else(|| "none".to_owned(), |max| format!("{max} bytes"))
+        };
+        format!(
+            "out of memory: container limit {}, pod limit {}, in use {} bytes",
+            limit(&self.container),
+            limit(&self.pod),
+            self.pod.used()
+        )
+    }
+
+    fn grow(&mut self, bytes: u64) -> bool {
+        if !self.container.try_add(bytes) {
+            return false;
+        }
+        if !self.pod.try_add(bytes) {
+            self.container.sub(bytes);
+            return false;
+        }
+        self.held += bytes;
+        true
+    }
+}
+
+impl Drop for MemoryLimiter {
+    fn drop(&mut self) {
+        self.container.sub(self.held);
+        self.pod.sub(self.held);
+    }
+}
+
+impl ResourceLimiter for MemoryLimiter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            // The module's own limit, not ours: it fails, but nobody ran out of anything.
+            return Ok(false);
+        }
+        let bytes = u64::try_from(desired.saturating_sub(current)).unwrap_or(u64::MAX);
+        if desired > self.memory_bytes_max || !self.grow(bytes) {
+            self.refused = bytes.max(1);
+            return Ok(false);
+        }
+        if bytes >= self.refused {
+            self.refused = 0;
+        }
+        Ok(true)
+    }
+
+    /// Nothing is given back here: wasmtime also calls this for growth that it never asked about,
+    /// and a guest could shrink its count with it. A grant that the kernel refused afterwards
+    /// stays counted until the store is dropped.
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.refused = self.refused.max(1);
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS_MAX)
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        INSTANCES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        INSTANCES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: usize = 1000;
+
+    #[test]
+    fn siblings_share_the_limit_of_their_pod() {
+        let pod = Gauge::new(Some(100));
+        let mut one = MemoryLimiter::new(Gauge::new(None), Arc::clone(&pod), SLOT);
+        let mut two = MemoryLimiter::new(Gauge::new(Some(80)), Arc::clone(&pod), SLOT);
+        assert!(one.memory_growing(0, 60, None).unwrap());
+        assert!(!two.memory_growing(0, 50, None).unwrap());
+        assert!(two.is_hit() && !one.is_hit());
+        drop(one);
+        assert!(two.memory_growing(0, 50, None).unwrap());
+        assert!(!two.memory_growing(50, 90, None).unwrap(), "over its own limit");
+        drop(two);
+        assert_eq!(pod.used(), 0);
+    }
+
+    #[test]
+    fn a_failed_growth_does_not_shrink_the_count() {
+        let pod = Gauge::new(None);
+        let mut one = MemoryLimiter::new(Gauge::new(None), Arc::clone(&pod), SLOT);
+        assert!(one.memory_growing(0, 64, None).unwrap());
+        one.memory_grow_failed(wasmtime::format_err!("beyond the type")).unwrap();
+        assert_eq!(pod.used(), 64);
+    }
+
+    #[test]
+    fn the_modules_own_maximum_is_not_a_memory_limit() {
+        let mut one = MemoryLimiter::new(Gauge::new(None), Gauge::new(None), SLOT);
+        assert!(!one.memory_growing(0, 200, Some(100)).unwrap());
+        assert!(!one.is_hit());
+        assert!(!one.memory_growing(0, SLOT + 1, None).unwrap());
+        assert!(one.is_hit(), "the slot of the engine is");
+    }
+}

@@ -1,0 +1,364 @@
+//! CPU time of guests: counting it, sharing it out, and the tick that interrupts them.
+//!
+//! Wasmtime's epoch is raised every [`TICK`] while any guest runs, and every guest yields when it
+//! sees that. Between ticks the clock is read when a guest starts and stops running:
+//! commands are timed around each poll; for HTTP instances, whose tasks belong to wasmtime's
+//! handler, the start is the first sign of life (a request, a host call, an epoch check) and the
+//! stop is the end of the request or of the poll.
+//!
+//! # Invariants
+//!
+//! - While no guest runs, no thread wakes up for them.
+//! - One stretch of running is never counted longer than the ticks that it saw, plus a few.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::thread::Thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use wasmtime::{Engine, Store, UpdateDeadline};
+
+use crate::tasks;
+use crate::types::StartError;
+
+/// How often guests are interrupted.
+pub(crate) const TICK: Duration = Duration::from_millis(10);
+/// Ticks without a running guest after which the ticker sleeps.
+const QUIET_TICKS_MAX: u32 = 3;
+/// A guest that began to run less than this ago is not made to yield.
+const YIELD_AFTER: Duration = Duration::from_millis(1);
+/// Time over which a CPU limit is evened out, as in Linux' bandwidth control.
+const THROTTLE_PERIOD: Duration = Duration::from_millis(100);
+/// Longest single sleep of a throttled guest.
+const THROTTLE_SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Ticks by which a stretch of running may exceed those it saw: one at each end.
+const TICKS_UNSEEN: u64 = 2;
+
+/// Raises the engine's epoch while guests run.
+#[derive(Debug)]
+pub(crate) struct Ticker {
+    pulse: Arc<Pulse>,
+}
+
+/// The guests' side of the ticker.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    is_beating: AtomicBool,
+    is_parked: AtomicBool,
+    is_over: AtomicBool,
+    thread: Mutex<Option<Thread>>,
+}
+
+impl Ticker {
+    pub(crate) fn start(engine: &Engine) -> Result<Self, StartError> {
+        let pulse = Arc::new(Pulse {
+            is_beating: AtomicBool::new(false),
+            is_parked: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        let engine = engine.clone();
+        let its = Arc::clone(&pulse);
+        let thread = tasks::start_thread("edgeorc-ticker", move || its.run(&engine))?;
+        *pulse.thread.lock() = Some(thread.thread().clone());
+        Ok(Self { pulse })
+    }
+
+    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.pulse.is_over.store(true, Ordering::SeqCst);
+        self.pulse.wake();
+    }
+}
+
+impl Pulse {
+    fn run(&self, engine: &Engine) {
+        let mut quiet = 0;
+        while !self.is_over.load(Ordering::SeqCst) {
+            std::thread::sleep(TICK);
+            engine.increment_epoch();
+            if self.is_beating.swap(false, Ordering::SeqCst) {
+                quiet = 0;
+                continue;
+            }
+            quiet += 1;
+            if quiet >= QUIET_TICKS_MAX {
+                self.park();
+                quiet = 0;
+            }
+        }
+    }
+
+    fn park(&self) {
+        self.is_parked.store(true, Ordering::SeqCst);
+        while !self.is_beating.load(Ordering::SeqCst) && !self.is_over.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+        self.is_parked.store(false, Ordering::SeqCst);
+    }
+
+    /// A guest runs.
+    fn beat(&self) {
+        if !self.is_beating.load(Ordering::Relaxed) {
+            self.is_beating.store(true, Ordering::SeqCst);
+            if self.is_parked.load(Ordering::SeqCst) {
+                self.wake();
+            }
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(thread) = &*self.thread.lock() {
+            thread.unpark();
+        }
+    }
+}
+
+/// CPU time of one container.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    used_nanos: AtomicU64,
+    budget: Option<Budget>,
+}
+
+impl Meter {
+    /// A meter; with `millis_max`, thousandths of a core, it also throttles.
+    pub(crate) fn new(millis_max: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { used_nanos: AtomicU64::new(0), budget: millis_max.map(Budget::new) })
+    }
+
+    pub(crate) fn used(&self) -> Duration {
+        Duration::from_nanos(self.used_nanos.load(Ordering::Relaxed))
+    }
+
+    fn add(&self, nanos: u64) {
+        self.used_nanos.fetch_add(nanos, Ordering::Relaxed);
+        if let Some(budget) = &self.budget {
+            budget.spend(nanos);
+        }
+    }
+
+    /// How long the container must pause to stay within its share.
+    fn pause(&self) -> Option<Duration> {
+        self.budget.as_ref().and_then(Budget::pause)
+    }
+}
+
+/// A bucket of CPU time that fills at the container's share.
+#[derive(Debug)]
+struct Budget {
+    millis: u64,
+    state: Mutex<BudgetState>,
+}
+
+#[derive(Debug)]
+struct BudgetState {
+    /// CPU time left; negative when overdrawn, in nanoseconds.
+    left: i128,
+    filled: Instant,
+}
+
+impl Budget {
+    fn new(millis: u64) -> Self {
+        let millis = millis.max(1);
+        let state = BudgetState { left: Self::full(millis), filled: Instant::now() };
+        Self { millis, state: Mutex::new(state) }
+    }
+
+    fn full(millis: u64) -> i128 {
+        Self::earned(millis, THROTTLE_PERIOD)
+    }
+
+    fn earned(millis: u64, elapsed: Duration) -> i128 {
+        i128::try_from(elapsed.as_nanos().saturating_mul(u128::from(millis)) / 1000)
+            .unwrap_or(i128::MAX)
+    }
+
+    fn spend(&self, nanos: u64) {
+        self.state.lock().left -= i128::from(nanos);
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.left = (state.left + Self::earned(self.millis, now - state.filled))
+            .min(Self::full(self.millis));
+        state.filled = now;
+        let debt = u64::try_from(-state.left).ok().filter(|debt| *debt > 0)?;
+        let wait = Duration::from_nanos(debt.saturating_mul(1000) / self.millis);
+        Some(wait.min(THROTTLE_SLEEP_MAX))
+    }
+}
+
+/// The running of one store: from when it runs, and how many ticks it saw since.
+#[derive(Debug)]
+pub(crate) struct Burst {
+    meter: Arc<Meter>,
+    pulse: Arc<Pulse>,
+    base: Instant,
+    /// Nanoseconds from `base` plus one; 0 while the guest does not run.
+    since: AtomicU64,
+    ticks: AtomicU64,
+}
+
+impl Burst {
+    pub(crate) fn new(meter: Arc<Meter>, pulse: Arc<Pulse>) -> Arc<Self> {
+        Arc::new(Self {
+            meter,
+            pulse,
+            base: Instant::now(),
+            since: AtomicU64::new(0),
+            ticks: AtomicU64::new(0),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    /// The guest runs. Cheap when that is known already.
+    pub(crate) fn touch(&self) {
+        if self.since.load(Ordering::Relaxed) == 0 {
+            self.since.store(self.now(), Ordering::Relaxed);
+            self.pulse.beat();
+        }
+    }
+
+    /// The guest does not run any more: counts what it used.
+    pub(crate) fn settle(&self) {
+        let since = self.since.swap(0, Ordering::Relaxed);
+        if since == 0 {
+            return;
+        }
+        let ticks = self.ticks.swap(0, Ordering::Relaxed);
+        let tick = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
+        let seen = ticks.saturating_add(TICKS_UNSEEN).saturating_mul(tick);
+        self.meter.add(self.now().saturating_sub(since).min(seen));
+    }
+
+    /// The guest saw a tick. Says whether it has to yield, and what to wait for then.
+    fn tick(self: &Arc<Self>) -> UpdateDeadline {
+        let since = self.since.load(Ordering::Relaxed);
+        let is_fresh = since == 0
+            || u128::from(self.now().saturating_sub(since)) < YIELD_AFTER.as_nanos();
+        self.touch();
+        self.pulse.beat();
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+        if is_fresh && self.meter.budget.is_none() {
+            return UpdateDeadline::Continue(1);
+        }
+        self.settle();
+        let burst = Arc::clone(self);
+        let pause = self.meter.pause();
+        UpdateDeadline::YieldCustom(
+            1,
+            Box::pin(async move {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => tokio::task::yield_now().await,
+                }
+                burst.touch();
+            }),
+        )
+    }
+
+    /// Makes `store` yield at every tick, and trap once `kill` is cancelled.
+    pub(crate) fn govern<T>(self: &Arc<Self>, store: &mut Store<T>, kill: CancellationToken) {
+        let burst = Arc::clone(self);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            Ok(if kill.is_cancelled() { UpdateDeadline::Interrupt } else { burst.tick() })
+        });
+    }
+}
+
+pin_project! {
+    /// A future whose polls are a guest's running.
+    pub(crate) struct Metered<F> {
+        #[pin]
+        future: F,
+        burst: Arc<Burst>,
+    }
+}
+
+impl<F> Metered<F> {
+    pub(crate) fn new(burst: Arc<Burst>, future: F) -> Self {
+        Self { future, burst }
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        this.burst.touch();
+        let poll = this.future.poll(cx);
+        this.burst.settle();
+        poll
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulse() -> Arc<Pulse> {
+        Arc::new(Pulse {
+            is_beating: AtomicBool::new(false),
+            is_parked: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stretch_counts_its_time_up_to_the_ticks_it_saw() {
+        let meter = Meter::new(None);
+        let burst = Burst::new(Arc::clone(&meter), pulse());
+        burst.touch();
+        tokio::time::advance(Duration::from_millis(3)).await;
+        burst.settle();
+        assert_eq!(meter.used(), Duration::from_millis(3));
+
+        burst.touch();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        burst.settle();
+        assert_eq!(meter.used(), Duration::from_millis(23), "idle time is not used time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_over_its_share_pauses_until_it_has_earned_it() {
+        let meter = Meter::new(Some(250));
+        meter.add(25_000_000);
+        assert_eq!(meter.pause(), None, "a period's worth may be spent at once");
+        meter.add(5_000_000);
+        assert_eq!(meter.pause(), Some(Duration::from_millis(20)));
+        tokio::time::advance(Duration::from_millis(20)).await;
+        assert_eq!(meter.pause(), None);
+    }
+
+    #[test]
+    fn the_ticker_rests_while_no_guest_runs() {
+        let engine = Engine::default();
+        let ticker = Ticker::start(&engine).unwrap();
+        let parked = || ticker.pulse.is_parked.load(Ordering::SeqCst);
+        while !parked() {
+            std::thread::yield_now();
+        }
+        ticker.pulse.beat();
+        while parked() {
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The node's switch: which pod of this node listens at which address.
+//!
+//! Data in: connections and requests for pod addresses, from the mesh; binds, listens and
+//! connects from guests. Data out: pipes in memory to guests' listeners, requests handed to HTTP
+//! components.
+//!
+//! # Invariants
+//!
+//! - Ports belong to pods: the same port of two pods never collides, containers of one pod share
+//!   one table and one loopback.
+//! - Nothing here opens a host socket.
+//! - A listener's queue and a pipe's buffer are bounded; a full queue refuses.
+
+mod client;
+mod error;
+mod pod;
+mod ports;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use self::error::{HttpError, Unsent};
+pub(crate) use self::pod::{PodNet, UNKNOWN_PEER};
+pub(crate) use self::ports::{Accepted, BindError, Binding, Listener};
+use crate::types::{Body, BoxIo};
+
+/// Bytes that one direction of a pipe in memory holds before the writer waits.
+pub(crate) const PIPE_BYTES: usize = 64 << 10;
+
+/// The node's switch.
+#[derive(Debug, Default)]
+pub struct VirtualNetwork {
+    pods: ArcSwap<BTreeMap<IpAddr, Arc<PodNet>>>,
+}
+
+impl VirtualNetwork {
+    /// An empty network.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether a pod with this address lives on this node.
+    #[must_use]
+    pub fn has(&self, ip: IpAddr) -> bool {
+        self.pods.load().contains_key(&ip)
+    }
+
+    /// Whether something listens at this address on this node.
+    #[must_use]
+    pub fn is_listening(&self, at: SocketAddr) -> bool {
+        self.pods.load().get(&at.ip()).is_some_and(|pod| pod.ports().listener(at).is_some())
+    }
+
+    /// Opens a byte stream to a pod on this node. The guest sees an unspecified peer address.
+    ///
+    /// # Errors
+    ///
+    /// `HostUnreachable` if no pod here has the address, `ConnectionRefused` if nothing listens at
+    /// the port or its backlog is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped call leaves no connection behind.
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
+        self.connect_from(UNKNOWN_PEER, to).await
+    }
+
+    /// As [`VirtualNetwork::connect`], telling the guest who calls.
+    ///
+    /// # Errors
+    ///
+    /// As [`VirtualNetwork::connect`].
+    #[expect(clippy::unused_async, reason = "waiting for a restarting listener fits in later")]
+    pub async fn connect_from(&self, from: SocketAddr, to: SocketAddr) -> io::Result<BoxIo> {
+        let pods = self.pods.load();
+        let pod = pods.get(&to.ip()).ok_or(io::ErrorKind::HostUnreachable)?;
+        pod.dial(from, to)
+    }
+
+    /// Sends a request to a pod on this node: to an HTTP component directly, to a guest with a
+    /// TCP listener by HTTP/1.1 over a pipe in memory.
+    ///
+    /// # Errors
+    ///
+    /// See [`HttpError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped call drops the request; a guest that took it already is not told.
+    pub async fn http(
+        &self,
+        to: SocketAddr,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, HttpError> {
+        let pod = self.pods.load().get(&to.ip()).map(Arc::clone);
+        match pod {
+            Some(pod) => pod.http(to, request).await,
+            None => Err(HttpError::Refused(Unsent::new(request))),
+        }
+    }
+
+    /// Puts a pod's addresses on the network.
+    ///
+    /// # Errors
+    ///
+    /// The address that another pod has already.
+    pub(crate) fn attach(&self, pod: &Arc<PodNet>) -> Result<(), IpAddr> {
+        let mut taken = None;
+        self.pods.rcu(|pods| {
+            taken = pod.ips().iter().copied().find(|ip| pods.contains_key(ip));
+            let mut pods = BTreeMap::clone(pods);
+            if taken.is_none() {
+                pods.extend(pod.ips().iter().map(|ip| (*ip, Arc::clone(pod))));
+            }
+            pods
+        });
+        taken.map_or(Ok(()), Err)
+    }
+
+    /// Takes a pod's addresses off the network.
+    pub(crate) fn detach(&self, pod: &Arc<PodNet>) {
+        self.pods.rcu(|pods| {
+            let mut pods = BTreeMap::clone(pods);
+            pods.retain(|_, other| !Arc::ptr_eq(other, pod));
+            pods
+        });
+    }
+}

@@ -1,0 +1,236 @@
+//! The ports of one pod.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+
+use crate::serve::HttpService;
+use crate::types::BoxIo;
+
+/// Ports given to guests that ask for any, as Linux does by default.
+const EPHEMERAL_FIRST: u16 = 32_768;
+const EPHEMERAL_LAST: u16 = 60_999;
+
+/// A connection on its way to a guest's listener.
+pub(crate) struct Accepted {
+    /// The guest's end.
+    pub(crate) io: BoxIo,
+    /// Who calls.
+    pub(crate) peer: SocketAddr,
+    /// The address that was called.
+    pub(crate) local: SocketAddr,
+}
+
+/// What is behind a port.
+#[derive(Clone)]
+pub(crate) enum Listener {
+    /// An HTTP component, served by the host.
+    Http(Arc<HttpService>),
+    /// A guest's listening socket; the channel is its backlog.
+    Tcp(mpsc::Sender<Accepted>),
+}
+
+/// Why a port could not be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BindError {
+    /// A sibling has it.
+    #[error("address in use")]
+    InUse,
+    /// Not an address of the pod.
+    #[error("address not bindable")]
+    NotBindable,
+}
+
+struct Bound {
+    ip: IpAddr,
+    /// Tells this binding from a later one of the same address.
+    serial: u64,
+    listener: Option<Listener>,
+}
+
+#[derive(Default)]
+struct Table {
+    by_port: BTreeMap<u16, Vec<Bound>>,
+    serial: u64,
+    next_ephemeral: u16,
+}
+
+/// All ports of one pod.
+pub(crate) struct Ports {
+    ips: Vec<IpAddr>,
+    table: RwLock<Table>,
+}
+
+impl Ports {
+    pub(crate) fn new(ips: Vec<IpAddr>) -> Arc<Self> {
+        Arc::new(Self { ips, table: RwLock::default() })
+    }
+
+    /// Takes a port; 0 is any free one. It is given back when the binding is dropped.
+    pub(crate) fn bind(self: &Arc<Self>, at: SocketAddr) -> Result<Binding, BindError> {
+        let ip = at.ip();
+        if !ip.is_unspecified() && !ip.is_loopback() && !self.ips.contains(&ip) {
+            return Err(BindError::NotBindable);
+        }
+        let mut table = self.table.write();
+        let port = match at.port() {
+            0 => table.free_port(ip).ok_or(BindError::InUse)?,
+            port if table.is_free(ip, port) => port,
+            _ => return Err(BindError::InUse),
+        };
+        table.serial += 1;
+        let serial = table.serial;
+        table.by_port.entry(port).or_default().push(Bound { ip, serial, listener: None });
+        Ok(Binding { ports: Arc::clone(self), at: SocketAddr::new(ip, port), serial })
+    }
+
+    /// A number for the near end of an outgoing connection. Nothing is reserved: connections are
+    /// told apart by their pipes.
+    pub(crate) fn ephemeral(&self) -> u16 {
+        self.table.write().next_ephemeral()
+    }
+
+    /// Who listens at this address of the pod.
+    pub(crate) fn listener(&self, to: SocketAddr) -> Option<Listener> {
+        let table = self.table.read();
+        let bound = table.by_port.get(&to.port())?;
+        let exact = bound.iter().find(|bound| bound.ip == to.ip());
+        let wildcard = bound
+            .iter()
+            .find(|bound| bound.ip.is_unspecified() && bound.ip.is_ipv4() == to.ip().is_ipv4());
+        exact.or(wildcard)?.listener.clone()
+    }
+}
+
+impl Table {
+    fn is_free(&self, ip: IpAddr, port: u16) -> bool {
+        let collides = |bound: &Bound| {
+            bound.ip.is_ipv4() == ip.is_ipv4()
+                && (bound.ip == ip || bound.ip.is_unspecified() || ip.is_unspecified())
+        };
+        !self.by_port.get(&port).is_some_and(|bound| bound.iter().any(collides))
+    }
+
+    fn next_ephemeral(&mut self) -> u16 {
+        let next = self.next_ephemeral.clamp(EPHEMERAL_FIRST, EPHEMERAL_LAST);
+        self.next_ephemeral = if next == EPHEMERAL_LAST { EPHEMERAL_FIRST } else { next + 1 };
+        next
+    }
+
+    fn free_port(&mut self, ip: IpAddr) -> Option<u16> {
+        (EPHEMERAL_FIRST..=EPHEMERAL_LAST).find_map(|_| {
+            let port = self.next_ephemeral();
+            self.is_free(ip, port).then_some(port)
+        })
+    }
+}
+
+/// A port that is taken.
+pub(crate) struct Binding {
+    ports: Arc<Ports>,
+    at: SocketAddr,
+    serial: u64,
+}
+
+impl Binding {
+    /// The address, with the port that was chosen.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.at
+    }
+
+    /// Starts to take connections. `None` stops.
+    pub(crate) fn listen(&self, listener: Option<Listener>) {
+        // A listener may hold the last reference to something that has its own bindings, so the
+        // old one is dropped without the lock.
+        let old = self.with(|bound| std::mem::replace(&mut bound.listener, listener));
+        drop(old);
+    }
+
+    fn with<R>(&self, change: impl FnOnce(&mut Bound) -> R) -> Option<R> {
+        let mut table = self.ports.table.write();
+        let bound = table.by_port.get_mut(&self.at.port())?;
+        bound.iter_mut().find(|bound| bound.serial == self.serial).map(change)
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        self.listen(None);
+        let mut table = self.ports.table.write();
+        if let Some(bound) = table.by_port.get_mut(&self.at.port()) {
+            bound.retain(|bound| bound.serial != self.serial);
+            if bound.is_empty() {
+                table.by_port.remove(&self.at.port());
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Binding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Binding").field(&self.at).finish()
+    }
+}
+
+/// The two addresses at which a port of all of a pod's addresses is bound.
+pub(crate) fn wildcards(port: u16) -> [SocketAddr; 2] {
+    [
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn ports() -> Arc<Ports> {
+        Ports::new(vec!["10.0.0.1".parse().unwrap()])
+    }
+
+    fn listen(binding: &Binding) {
+        binding.listen(Some(Listener::Tcp(mpsc::channel(1).0)));
+    }
+
+    #[test]
+    fn a_port_is_taken_once_per_address() {
+        let ports = ports();
+        let one = ports.bind(at("127.0.0.1:80")).unwrap();
+        let _two = ports.bind(at("10.0.0.1:80")).unwrap();
+        let _six = ports.bind(at("[::]:80")).unwrap();
+        assert_eq!(ports.bind(at("127.0.0.1:80")).unwrap_err(), BindError::InUse);
+        assert_eq!(ports.bind(at("0.0.0.0:80")).unwrap_err(), BindError::InUse);
+        assert_eq!(ports.bind(at("10.0.0.2:80")).unwrap_err(), BindError::NotBindable);
+        drop(one);
+        assert!(ports.bind(at("127.0.0.1:80")).is_ok());
+    }
+
+    #[test]
+    fn loopback_listeners_are_not_seen_from_outside() {
+        let ports = ports();
+        let inner = ports.bind(at("127.0.0.1:80")).unwrap();
+        let outer = ports.bind(at("0.0.0.0:81")).unwrap();
+        assert!(ports.listener(at("10.0.0.1:81")).is_none(), "bound is not listening");
+        listen(&inner);
+        listen(&outer);
+        assert!(ports.listener(at("10.0.0.1:80")).is_none());
+        assert!(ports.listener(at("127.0.0.1:80")).is_some());
+        assert!(ports.listener(at("10.0.0.1:81")).is_some());
+        assert!(ports.listener(at("[::1]:81")).is_none());
+    }
+
+    #[test]
+    fn any_port_is_a_free_ephemeral_one() {
+        let ports = ports();
+        let one = ports.bind(at("0.0.0.0:0")).unwrap().address().port();
+        let two = ports.bind(at("0.0.0.0:0")).unwrap().address().port();
+        assert!(one >= EPHEMERAL_FIRST && two > one);
+    }
+}

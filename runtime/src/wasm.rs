@@ -1,0 +1,149 @@
+//! The runtime in production: wasmtime.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use wasmtime::Engine;
+
+use crate::code::Code;
+use crate::engine::{self, Plan};
+use crate::machine::Machine;
+use crate::meter::Ticker;
+use crate::network::{PodNet, VirtualNetwork};
+use crate::pod::WasmPod;
+use crate::tasks::Guests;
+use crate::types::{Counters, Pod, PodConfig, PodRuntime, StartError, Uplink};
+
+/// Tells the time for people: log stamps and the guests' wall clock.
+pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// Niceness that lets the control plane go first without starving guests.
+const NICENESS_DEFAULT: i32 = 5;
+
+/// Settings of a [`WasmRuntime`].
+#[derive(Clone)]
+pub struct RuntimeConfig {
+    /// Threads that run guests. `None`: one less than the machine has cores, at least one.
+    pub guest_threads: Option<usize>,
+    /// Niceness of those threads, 0 to 19. Default 5: guests yield to the control plane.
+    pub niceness: i32,
+    /// Source of wall time.
+    pub wall_clock: WallClock,
+}
+
+impl RuntimeConfig {
+    /// The defaults with this clock.
+    #[must_use]
+    pub fn new(wall_clock: WallClock) -> Self {
+        Self { guest_threads: None, niceness: NICENESS_DEFAULT, wall_clock }
+    }
+}
+
+impl std::fmt::Debug for RuntimeConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RuntimeConfig")
+            .field("guest_threads", &self.guest_threads)
+            .field("niceness", &self.niceness)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What all pods share.
+pub(crate) struct Core {
+    pub(crate) engine: Engine,
+    pub(crate) plan: Plan,
+    pub(crate) code: Code,
+    pub(crate) ticker: Ticker,
+    pub(crate) guests: Arc<Guests>,
+    pub(crate) clock: WallClock,
+    pub(crate) traps: Arc<AtomicU64>,
+}
+
+/// Runs pods in wasmtime.
+pub struct WasmRuntime {
+    core: Arc<Core>,
+    uplink: Arc<dyn Uplink>,
+    network: Arc<VirtualNetwork>,
+    compatibility_hash: String,
+}
+
+impl std::fmt::Debug for WasmRuntime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WasmRuntime").field("plan", &self.core.plan).finish_non_exhaustive()
+    }
+}
+
+impl WasmRuntime {
+    /// Probes the machine, makes the engine and starts the guests' threads.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Host`] when the engine or the threads cannot be made.
+    pub fn new(
+        config: RuntimeConfig,
+        uplink: Arc<dyn Uplink>,
+        network: Arc<VirtualNetwork>,
+    ) -> Result<Self, StartError> {
+        let host = |error: wasmtime::Error| StartError::Host(format!("{error:#}"));
+        let (engine, plan) = Plan::new(Machine::probe()).engine()?;
+        let threads =
+            config.guest_threads.unwrap_or_else(|| plan.machine.cores.saturating_sub(1).max(1));
+        let core = Core {
+            code: Code::new(&engine).map_err(host)?,
+            ticker: Ticker::start(&engine)?,
+            guests: Arc::new(Guests::start(threads, config.niceness)?),
+            clock: config.wall_clock,
+            traps: Arc::new(AtomicU64::new(0)),
+            plan,
+            engine,
+        };
+        let compatibility_hash = engine::compatibility_hash(&core.engine);
+        Ok(Self { core: Arc::new(core), uplink, network, compatibility_hash })
+    }
+
+    /// What was found out about the machine and chosen for it, as one line for people.
+    #[must_use]
+    pub fn machine(&self) -> String {
+        self.core.plan.to_string()
+    }
+
+    /// Counts since start, for metrics.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let components = u64::try_from(self.core.code.count()).unwrap_or(u64::MAX);
+        Counters::from([
+            ("components_loaded", components),
+            ("guest_traps_total", self.core.traps.load(Ordering::Relaxed)),
+        ])
+    }
+}
+
+#[async_trait]
+impl PodRuntime for WasmRuntime {
+    async fn create(&self, pod: PodConfig) -> Result<Arc<dyn Pod>, StartError> {
+        let over = CancellationToken::new();
+        let net = PodNet::new(
+            &pod,
+            Arc::clone(&self.core.guests),
+            Arc::clone(&self.uplink),
+            over.clone(),
+        );
+        self.network.attach(&net).map_err(|ip| {
+            StartError::Host(format!("another pod of this node has the address {ip}"))
+        })?;
+        Ok(Arc::new(WasmPod::new(
+            Arc::clone(&self.core),
+            net,
+            Arc::clone(&self.network),
+            pod.memory_bytes_max,
+            over,
+        )))
+    }
+
+    fn compatibility_hash(&self) -> String {
+        self.compatibility_hash.clone()
+    }
+}

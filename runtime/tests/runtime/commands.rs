@@ -1,0 +1,162 @@
+//! Commands and reactors: output, exit codes, missing imports, stopping.
+
+use std::time::Duration;
+
+use edgeorc_runtime::{ExitReason, StartError};
+use tokio::time::Instant;
+
+use crate::support::{Node, app, exit, wat};
+
+/// WASI p1: prints a line and exits with 3.
+const EXITS_WITH_3: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $fd_write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 8) "\10\00\00\00\0d\00\00\00")
+    (data (i32.const 16) "hello, world\n")
+    (func (export "_start")
+        (drop (call $fd_write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 0)))
+        (call $proc_exit (i32.const 3))))"#;
+
+const SPINS: &str = r#"(module (memory (export "memory") 1)
+    (func (export "_start") (loop (br 0))))"#;
+
+#[tokio::test]
+async fn a_core_module_prints_and_exits_with_its_code() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("p1", wat(EXITS_WITH_3))).await.unwrap();
+    let exit = exit(&container).await;
+    assert_eq!((exit.code, exit.reason), (3, ExitReason::Error));
+    assert_eq!(node.log("p1"), "stdout F hello, world\n");
+    assert_eq!(container.wait().await, exit, "it can be asked again");
+}
+
+#[tokio::test]
+async fn a_command_of_a_real_toolchain_sees_its_arguments() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("ticker", app("ticker"));
+    for arg in ["--count", "2", "--interval-ms", "1", "--exit", "7"] {
+        config.args.push(arg.to_owned());
+    }
+    let container = pod.start(config).await.unwrap();
+    assert_eq!(exit(&container).await.code, 7);
+    assert_eq!(node.log("ticker"), "stdout F tick 1\nstdout F tick 2\n");
+}
+
+#[tokio::test]
+async fn a_trap_is_an_error_that_the_log_explains() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let trap = wat(r#"(module (memory (export "memory") 1) (func (export "_start") unreachable))"#);
+    let container = pod.start(node.container("trap", trap)).await.unwrap();
+    let exit = exit(&container).await;
+    assert_eq!((exit.code, exit.reason), (134, ExitReason::Error));
+    assert!(exit.message.contains("unreachable"), "{}", exit.message);
+    assert!(node.log("trap").contains("stderr F wasm trap"), "{}", node.log("trap"));
+    assert_eq!(node.runtime.counters().get("guest_traps_total"), Some(&1));
+}
+
+#[tokio::test]
+async fn a_spinning_guest_delays_nobody_and_can_be_stopped() {
+    let node = Node::start();
+    let spinning = node.pod("10.0.0.2").await;
+    let spinner = spinning.start(node.container("spinner", wat(SPINS))).await.unwrap();
+    let serving = node.pod("10.0.0.1").await;
+    serving.start(node.container("hello", app("hello"))).await.unwrap();
+
+    // One thread runs both.
+    let begin = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(node.get("10.0.0.1:8080", "/").await.unwrap().0, 200);
+    }
+    let elapsed = begin.elapsed();
+    assert!(elapsed < Duration::from_secs(3), "ten requests took {elapsed:?}");
+    assert!(spinner.usage().cpu > Duration::ZERO);
+
+    spinner.stop(Duration::from_millis(20)).await;
+    let exit = exit(&spinner).await;
+    assert_eq!((exit.code, exit.reason), (137, ExitReason::Killed));
+}
+
+#[tokio::test]
+async fn a_missing_import_is_named_before_anything_runs() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let needy = wat(
+        r#"(component (import "acme:gpio/pins@1.0.0" (instance (export "set" (func)))))"#,
+    );
+    let error = pod.start(node.container("needy", needy)).await.err().unwrap();
+    match error {
+        StartError::MissingImport { import } => assert_eq!(import, "acme:gpio/pins@1.0.0"),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_compiled_code_is_refused() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.cwasm");
+    std::fs::write(&path, b"hello").unwrap();
+    let error = pod.start(node.container("x", path)).await.err().unwrap();
+    assert!(matches!(error, StartError::Unsupported { .. }), "{error}");
+    let error = pod.start(node.container("x", dir.path().join("none"))).await.err().unwrap();
+    assert!(matches!(error, StartError::Host(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_reactor_is_kept_until_it_is_stopped() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let reactor = wat(r#"(module (memory (export "memory") 1) (func (export "_initialize")))"#);
+    let container = pod.start(node.container("reactor", reactor)).await.unwrap();
+    assert!(container.usage().memory_bytes >= 64 << 10);
+    container.stop(Duration::from_secs(60)).await;
+    assert_eq!(exit(&container).await.reason, ExitReason::Killed);
+    assert_eq!(container.usage().memory_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_destroyed_pod_is_gone() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let spinner = pod.start(node.container("spinner", wat(SPINS))).await.unwrap();
+    assert!(node.network.has(crate::support::ip("10.0.0.1")));
+    pod.destroy().await;
+    pod.destroy().await;
+    assert_eq!(exit(&spinner).await.reason, ExitReason::Killed);
+    assert!(!node.network.has(crate::support::ip("10.0.0.1")));
+    assert!(pod.start(node.container("late", wat(SPINS))).await.is_err());
+    let _again = node.pod("10.0.0.1").await;
+}
+
+/// Writes a file into the first preopened folder; exits with WASI's error number.
+const WRITES: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_open" (func $path_open
+        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 16) "file")
+    (func (export "_start")
+        (call $proc_exit (call $path_open
+            (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 1)
+            (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 0)))))"#;
+
+#[tokio::test]
+async fn a_read_only_mount_cannot_be_written() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    for is_read_only in [true, false] {
+        let (folder, mount) = node.mount(is_read_only);
+        let mut config = node.container("writer", wat(WRITES));
+        config.mounts.push(mount);
+        let container = pod.start(config).await.unwrap();
+        let is_refused = exit(&container).await.code != 0;
+        assert_eq!(is_refused, is_read_only);
+        assert_eq!(folder.join("file").exists(), !is_read_only);
+    }
+}

@@ -1,0 +1,198 @@
+//! HTTP components: reuse, traps, draining, loopback, byte streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgeorc_runtime::{ExitReason, HttpError, StartError};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
+
+use crate::support::{Node, app, exit, request};
+
+const HELLO: &str = "10.0.0.1:8080";
+
+#[tokio::test]
+async fn an_instance_is_kept_from_request_to_request() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("hello", app("hello"));
+    config.env.push(("NODE_NAME".to_owned(), "n".to_owned()));
+    pod.start(config).await.unwrap();
+    // An instance that has answered may still be busy with its return when the next request
+    // comes, so that there may be several; but not one for each request.
+    let mut most = 0;
+    for _ in 0..20 {
+        let (status, text) = node.get(HELLO, "/").await.unwrap();
+        assert_eq!(status, 200);
+        let count = text.strip_prefix("Hello from pod p on node n, request ").unwrap();
+        most = most.max(count.trim_end().parse().unwrap());
+    }
+    assert!(most >= 4, "no instance had more than {most} of 20 requests");
+}
+
+#[tokio::test]
+async fn a_fresh_instance_for_each_request_on_demand() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("hello", app("hello"));
+    config.fresh_instance_per_request = true;
+    pod.start(config).await.unwrap();
+    for _ in 0..3 {
+        assert!(node.get(HELLO, "/").await.unwrap().1.ends_with("request 1\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_p3_component_is_served_too() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello-p3", app("hello-p3"))).await.unwrap();
+    let (status, text) = node.get(HELLO, "/").await.unwrap();
+    assert_eq!(status, 200, "{text}");
+    assert!(text.starts_with("Hello from pod p"), "{text}");
+}
+
+#[tokio::test]
+async fn requests_at_the_same_time_are_all_answered() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let requests = (0..64).map(|_| node.send(HELLO, "/echo", "some body"));
+    for response in futures_util::future::join_all(requests).await {
+        assert_eq!(response.unwrap(), (200, "some body".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_trap_costs_its_instance_and_no_more() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    node.get(HELLO, "/").await.unwrap();
+    assert!(matches!(node.get(HELLO, "/trap").await, Err(HttpError::Guest(_))));
+    assert_eq!(node.get(HELLO, "/").await.unwrap().0, 200);
+    node.logged("hello", "stderr F wasm trap").await;
+}
+
+#[tokio::test]
+async fn nothing_but_traps_ends_the_container() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    for _ in 0..3 {
+        let _ = node.get(HELLO, "/trap").await;
+    }
+    let exit = exit(&container).await;
+    assert_eq!((exit.code, exit.reason), (134, ExitReason::Error));
+    assert!(matches!(node.get(HELLO, "/").await, Err(HttpError::Refused(_))));
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    assert_eq!(node.get(HELLO, "/").await.unwrap().0, 200, "it can be started again");
+}
+
+#[tokio::test]
+async fn a_stopped_server_finishes_what_it_has_begun() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    node.get(HELLO, "/").await.unwrap();
+    let slow = node.get(HELLO, "/burn?ms=300");
+    let stop = async {
+        // The request is under way once it has used CPU time.
+        let before = container.usage().cpu;
+        while container.usage().cpu <= before + Duration::from_millis(20) {
+            tokio::task::yield_now().await;
+        }
+        container.stop(Duration::from_secs(30)).await;
+    };
+    let (response, ()) = tokio::join!(slow, stop);
+    assert_eq!(response.unwrap().0, 200);
+    assert_eq!(exit(&container).await.code, 0);
+    assert!(matches!(node.get(HELLO, "/").await, Err(HttpError::Refused(_))));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_drain_is_killed() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let endless = node.get(HELLO, "/burn?ms=600000");
+    let stop = async {
+        while container.usage().cpu < Duration::from_millis(20) {
+            tokio::task::yield_now().await;
+        }
+        container.stop(Duration::from_millis(50)).await;
+    };
+    let (response, ()) = tokio::join!(endless, stop);
+    assert!(matches!(response, Err(HttpError::Guest(_))));
+    assert_eq!(exit(&container).await.reason, ExitReason::Killed);
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_share_its_loopback() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut sidecar = node.container("sidecar", app("sidecar"));
+    sidecar.http_port = 9090;
+    pod.start(sidecar).await.unwrap();
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let (status, text) = node.get(HELLO, "/sidecar").await.unwrap();
+    assert_eq!((status, text.as_str()), (200, "sidecar of p, seen 1\n"));
+}
+
+#[tokio::test]
+async fn ports_of_two_pods_do_not_collide_but_those_of_one_do() {
+    let node = Node::start();
+    let (one, two) = (node.pod("10.0.0.1").await, node.pod("10.0.0.2").await);
+    one.start(node.container("one", app("hello"))).await.unwrap();
+    two.start(node.container("two", app("hello"))).await.unwrap();
+    let error = one.start(node.container("three", app("hello"))).await.err().unwrap();
+    assert!(matches!(error, StartError::PortInUse { port: 8080 }), "{error}");
+    assert_eq!(node.get("10.0.0.2:8080", "/healthz").await.unwrap().1, "ok\n");
+}
+
+#[tokio::test]
+async fn a_guest_reaches_other_pods_by_name() {
+    let node = Node::start();
+    let (web, client) = (node.pod("10.0.0.1").await, node.pod("10.0.0.2").await);
+    web.start(node.container("web", app("hello"))).await.unwrap();
+    client.start(node.container("client", app("hello"))).await.unwrap();
+    let path = "/fetch?url=http%3A%2F%2Fweb%3A8080%2Fhealthz";
+    assert_eq!(node.get("10.0.0.2:8080", path).await.unwrap(), (200, "ok\n".to_owned()));
+}
+
+#[tokio::test]
+async fn a_byte_stream_to_an_http_component_speaks_http() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let pipe = node.network.connect(HELLO.parse().unwrap()).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(pipe)).await.unwrap();
+    let exchange = async {
+        for _ in 0..2 {
+            let body = String::from("over a pipe");
+            let (parts, _) = request("/echo", "").into_parts();
+            let response =
+                sender.send_request(http::Request::from_parts(parts, body)).await.unwrap();
+            let text = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(text, "over a pipe");
+        }
+        drop(sender);
+    };
+    let (connection, ()) = tokio::join!(connection, exchange);
+    connection.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_at_an_address_is_a_refusal_with_the_request_inside() {
+    let node = Node::start();
+    let _pod = node.pod("10.0.0.1").await;
+    for to in ["10.0.0.1:1", "10.9.9.9:1"] {
+        match node.network.http(to.parse().unwrap(), request("/x", "")).await {
+            Err(HttpError::Refused(unsent)) => {
+                assert_eq!(unsent.into_request().uri().path(), "/x");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

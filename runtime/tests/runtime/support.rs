@@ -1,0 +1,209 @@
+//! A node with nothing but the runtime, and guests to run on it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use edgeorc_runtime::{
+    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, Mount, Pod, PodConfig, PodId,
+    PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime, compile_file,
+};
+use http_body_util::{BodyExt as _, Full};
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+/// Nothing here takes longer unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A mesh of one node: every address is a pod here.
+struct OneNode {
+    network: Arc<VirtualNetwork>,
+    names: BTreeMap<String, Vec<IpAddr>>,
+}
+
+#[async_trait]
+impl Uplink for OneNode {
+    async fn connect(&self, _from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
+        self.network.connect(to).await
+    }
+
+    async fn resolve(&self, _from: &PodId, name: &str) -> Vec<IpAddr> {
+        self.names.get(name).cloned().unwrap_or_default()
+    }
+
+    async fn http(
+        &self,
+        from: &PodId,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, BodyError> {
+        let authority = request.uri().authority().ok_or("no authority")?;
+        let port = authority.port_u16().unwrap_or(80);
+        let ip = match authority.host().parse() {
+            Ok(ip) => ip,
+            Err(_) => *self.resolve(from, authority.host()).await.first().ok_or("no such name")?,
+        };
+        Ok(self.network.http(SocketAddr::new(ip, port), request).await?)
+    }
+}
+
+/// A runtime with a network.
+pub(crate) struct Node {
+    pub(crate) runtime: WasmRuntime,
+    pub(crate) network: Arc<VirtualNetwork>,
+    dir: TempDir,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        let network = Arc::new(VirtualNetwork::new());
+        let names = BTreeMap::from([("web".to_owned(), vec![ip("10.0.0.1")])]);
+        let uplink = Arc::new(OneNode { network: Arc::clone(&network), names });
+        let mut config = RuntimeConfig::new(Arc::new(|| SystemTime::UNIX_EPOCH));
+        config.guest_threads = Some(1);
+        let runtime = WasmRuntime::new(config, uplink, Arc::clone(&network)).unwrap();
+        Self { runtime, network, dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) async fn pod(&self, address: &str) -> Arc<dyn Pod> {
+        self.pod_with_memory(address, None).await
+    }
+
+    pub(crate) async fn pod_with_memory(&self, address: &str, max: Option<u64>) -> Arc<dyn Pod> {
+        let id = PodId {
+            namespace: "default".to_owned(),
+            name: format!("pod-{address}"),
+            uid: address.to_owned(),
+        };
+        let hostname = id.name.clone();
+        let pod = PodConfig { id, ips: vec![ip(address)], hostname, memory_bytes_max: max };
+        self.runtime.create(pod).await.unwrap()
+    }
+
+    /// A container with this name and code, and defaults for the rest.
+    pub(crate) fn container(&self, name: &str, compiled: PathBuf) -> ContainerConfig {
+        ContainerConfig {
+            name: name.to_owned(),
+            compiled,
+            args: vec![name.to_owned()],
+            env: vec![("POD_NAME".to_owned(), "p".to_owned())],
+            mounts: Vec::new(),
+            memory_bytes_max: None,
+            cpu_millis_max: None,
+            http_port: 8080,
+            fresh_instance_per_request: false,
+            log_path: self.log_path(name),
+            log_bytes_max: 1 << 20,
+        }
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name).join("0.log")
+    }
+
+    /// The container's log, without the stamps.
+    pub(crate) fn log(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.log_path(name)).unwrap();
+        text.lines().map(|line| format!("{}\n", line.split_once(' ').unwrap().1)).collect()
+    }
+
+    /// Waits until the log has a text.
+    pub(crate) async fn logged(&self, name: &str, text: &str) {
+        let wait = async {
+            while !self.log(name).contains(text) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let is_there = tokio::time::timeout(PATIENCE, wait).await;
+        assert!(is_there.is_ok(), "no {text:?} in {}", self.log(name));
+    }
+
+    /// A folder of the host, mounted at `/data`.
+    pub(crate) fn mount(&self, is_read_only: bool) -> (PathBuf, Mount) {
+        let host_path = self.dir.path().join("data");
+        std::fs::create_dir_all(&host_path).unwrap();
+        (host_path.clone(), Mount { host_path, guest_path: "/data".to_owned(), is_read_only })
+    }
+
+    pub(crate) async fn get(&self, to: &str, path: &str) -> Result<(u16, String), HttpError> {
+        self.send(to, path, "").await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        to: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<(u16, String), HttpError> {
+        let sent = self.network.http(to.parse().unwrap(), request(path, body));
+        let response = tokio::time::timeout(PATIENCE, sent).await.unwrap()?;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        Ok((status, String::from_utf8(body.to_vec()).unwrap()))
+    }
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn request(path: &str, body: &str) -> http::Request<Body> {
+    let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
+    let body = body.map_err(|never| match never {}).boxed_unsync();
+    http::Request::builder().uri(path).header("host", "test").body(body).unwrap()
+}
+
+/// Waits for the end of a container.
+pub(crate) async fn exit(container: &Arc<dyn Container>) -> edgeorc_runtime::Exit {
+    tokio::time::timeout(PATIENCE, container.wait()).await.unwrap()
+}
+
+/// Compiles, or takes what another test of this build compiled.
+fn compiled(wasm: &[u8]) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    // Another build of this program may compile differently.
+    static BUILD: LazyLock<String> = LazyLock::new(|| {
+        let program = std::fs::metadata(std::env::current_exe().unwrap()).unwrap();
+        format!("{:?} {}", program.modified().unwrap(), edgeorc_runtime::compatibility_hash())
+    });
+    let mut key = Sha256::new();
+    key.update(wasm);
+    key.update(BUILD.as_bytes());
+    let name: String = key.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (input, output) =
+        (folder.join(format!("{name}.wasm")), folder.join(format!("{name}.cwasm")));
+    let _one = ONE_AT_A_TIME.lock();
+    if !output.exists() {
+        std::fs::write(&input, wasm).unwrap();
+        compile_file(&input, &output).unwrap();
+    }
+    output
+}
+
+/// A guest in WAT, compiled.
+pub(crate) fn wat(text: &str) -> PathBuf {
+    compiled(&wat::parse_str(text).unwrap())
+}
+
+/// Bytes of a guest of `wasm-apps/`.
+pub(crate) fn app_bytes(name: &str) -> Vec<u8> {
+    let apps = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wasm-apps");
+    let path = match name {
+        // Committed, so that it is there without a toolchain for guests.
+        "hello" => apps.join("hello.wasm"),
+        _ => apps.join("dist").join(format!("{name}.wasm")),
+    };
+    std::fs::read(&path).unwrap_or_else(|error| {
+        panic!("{}: {error}; build the guests first: wasm-apps/build", path.display())
+    })
+}
+
+/// A guest of `wasm-apps/`, compiled.
+pub(crate) fn app(name: &str) -> PathBuf {
+    compiled(&app_bytes(name))
+}
