@@ -1,0 +1,302 @@
+//! One UDP socket: listens, dials, and hands out connections whose peers were checked.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{debug, warn};
+
+use crate::net::config::NetConfig;
+use crate::net::connection::{Alpn, Connection};
+use crate::net::identity::{Identity, IdentityError, Peer};
+use crate::net::verify;
+use crate::rt::TaskGroup;
+
+/// Connections that wait to be accepted; more wait with their handshake done.
+const BACKLOG_MAX: usize = 64;
+/// Close code for a peer that has no business with this ALPN.
+const CODE_FORBIDDEN: u32 = 2;
+
+/// Why the endpoint did not start. Its text is for the person who started the process.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Another process has the port. Stop it or choose another.
+    #[error("address {address}/udp is already in use by another process")]
+    InUse {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The address is not this machine's, or the port is not allowed.
+    #[error("cannot listen on {address}/udp: {source}")]
+    Socket {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Certificates or limits do not fit.
+    #[error("cannot set up QUIC: {0}")]
+    Setup(String),
+}
+
+/// Why there is no connection. Nothing was sent.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody answered, or the handshake failed. Retry with back-off.
+    #[error("cannot connect to {peer} at {address}: {reason}")]
+    Failed {
+        /// Node expected there, or `?`.
+        peer: String,
+        /// Where it was tried.
+        address: SocketAddr,
+        /// What went wrong.
+        reason: String,
+    },
+    /// No address is known for the node and it has not connected itself. Retry when it has.
+    #[error("no address known for node {peer}")]
+    NoAddress {
+        /// Node asked for.
+        peer: String,
+    },
+    /// The last attempts failed and the next is not due yet. Use another node, or retry later.
+    #[error("node {peer} is down: {reason}")]
+    Down {
+        /// Node asked for.
+        peer: String,
+        /// How the last attempt ended.
+        reason: String,
+    },
+    /// This process is ending. Give up.
+    #[error("the endpoint is closed")]
+    Closed,
+}
+
+/// The node's QUIC endpoint. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Endpoint(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    quic: quinn::Endpoint,
+    identity: Identity,
+    config: NetConfig,
+    tasks: TaskGroup,
+    transport: Arc<quinn::TransportConfig>,
+    arrived: mpsc::Sender<Connection>,
+    arrivals: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
+}
+
+impl Endpoint {
+    /// Listens on `address` (port 0: the system chooses). Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind(
+        address: SocketAddr,
+        identity: Identity,
+        config: NetConfig,
+        tasks: &TaskGroup,
+    ) -> Result<Self, BindError> {
+        let transport = Arc::new(transport(&config).map_err(BindError::Setup)?);
+        let tls = identity.quic_server_config().map_err(setup)?;
+        let crypto = QuicServerConfig::try_from(tls).map_err(setup)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server.transport_config(Arc::clone(&transport));
+        server.max_incoming(config.handshakes_max);
+        let quic = quinn::Endpoint::server(server, address).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::AddrInUse {
+                BindError::InUse { address }
+            } else {
+                BindError::Socket { address, source }
+            }
+        })?;
+        let (arrived, arrivals) = mpsc::channel(BACKLOG_MAX);
+        let tasks = tasks.child();
+        let arrivals = tokio::sync::Mutex::new(arrivals);
+        let inner = Inner { quic, identity, config, tasks, transport, arrived, arrivals };
+        let endpoint = Self(Arc::new(inner));
+        endpoint.spawn_acceptor();
+        Ok(endpoint)
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.0.quic.local_addr().ok()
+    }
+
+    /// The settings it was made with.
+    #[must_use]
+    pub fn config(&self) -> &NetConfig {
+        &self.0.config
+    }
+
+    /// Who this node is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// The next connection on which the peer may open streams: every inbound one, and those that
+    /// [`crate::net::Peers`] dialled for mesh and node (tell them apart by
+    /// [`Connection::is_dialled`]). `None` when the endpoint is closed. One caller at a time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn accept(&self) -> Option<Connection> {
+        let mut arrivals = self.0.arrivals.lock().await;
+        self.0.tasks.token().run_until_cancelled(arrivals.recv()).await.flatten()
+    }
+
+    /// Dials `address` and checks that a node of the cluster answers: `expected_node`, if given.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Failed`] or [`ConnectError::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the attempt is given up.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expected_node: Option<&str>,
+        alpn: Alpn,
+    ) -> Result<Connection, ConnectError> {
+        let peer = expected_node.unwrap_or("?").to_owned();
+        let failed = |reason: String| ConnectError::Failed { peer, address, reason };
+        if self.0.tasks.token().is_cancelled() {
+            return Err(ConnectError::Closed);
+        }
+        let tls = verify::client_config(&self.0.identity, expected_node, alpn);
+        let quic = match client(tls, &self.0.transport) {
+            Ok(config) => self.0.quic.connect_with(config, address, "edgeorc.invalid"),
+            Err(reason) => return Err(failed(reason)),
+        };
+        let connecting = match quic {
+            Ok(connecting) => connecting,
+            Err(err) => return Err(failed(err.to_string())),
+        };
+        match tokio::time::timeout(self.0.config.handshake_timeout, connecting).await {
+            Err(_) => Err(failed("no answer in time".to_owned())),
+            Ok(Err(err)) => Err(failed(err.to_string())),
+            Ok(Ok(quic)) => match peer_of(&quic) {
+                Some(peer) => Ok(Connection::new(quic, peer, alpn, true)),
+                None => Err(failed("the peer showed no readable certificate".to_owned())),
+            },
+        }
+    }
+
+    /// Closes every connection and stops listening; returns when the peers were told, or soon after.
+    pub async fn close(&self) {
+        self.0.tasks.token().cancel();
+        self.0.quic.close(0_u32.into(), b"shutting down");
+        let _ = tokio::time::timeout(self.0.config.idle_timeout, self.0.quic.wait_idle()).await;
+    }
+
+    /// Lets [`Self::accept`] hand out a connection that this side dialled.
+    pub(super) async fn offer(&self, conn: Connection) {
+        // A closed queue means that nobody serves; the dialler can still use the connection.
+        let _ = self.0.arrived.send(conn).await;
+    }
+
+    fn spawn_acceptor(&self) {
+        let (quic, config) = (self.0.quic.clone(), self.0.config.clone());
+        let (arrived, tasks) = (self.0.arrived.clone(), self.0.tasks.clone());
+        let handshakes = Arc::new(Semaphore::new(config.handshakes_max));
+        self.0.tasks.spawn_until_cancelled("quic-accept", async move {
+            while let Some(incoming) = quic.accept().await {
+                let open = quic.open_connections();
+                if open >= config.connections_max {
+                    warn!(connections = open, "too many connections, refusing one");
+                    incoming.refuse();
+                    continue;
+                }
+                if open >= config.connections_until_retry && !incoming.remote_address_validated() {
+                    // Fails only when the dialler has proved its address, which was just denied.
+                    let _ = incoming.retry();
+                    continue;
+                }
+                let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+                    incoming.refuse();
+                    continue;
+                };
+                let (arrived, deadline) = (arrived.clone(), config.handshake_timeout);
+                tasks.spawn_until_cancelled("quic-handshake", async move {
+                    let accepted = tokio::time::timeout(deadline, admit(incoming)).await;
+                    drop(permit);
+                    if let Ok(Some(conn)) = accepted {
+                        // Fails only when the endpoint is gone, and the connection with it.
+                        let _ = arrived.send(conn).await;
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Finishes the handshake and checks that the peer may use the ALPN it chose.
+async fn admit(incoming: quinn::Incoming) -> Option<Connection> {
+    let address = incoming.remote_address();
+    let quic = match incoming.await {
+        Ok(quic) => quic,
+        Err(err) => {
+            debug!(peer.address = %address, %err, "inbound handshake failed");
+            return None;
+        }
+    };
+    let data = quic.handshake_data()?.downcast::<HandshakeData>().ok()?;
+    let alpn = Alpn::from_bytes(data.protocol.as_deref()?)?;
+    let peer = peer_of(&quic).unwrap_or_default();
+    if !alpn.admits_dialler(&peer) {
+        warn!(peer.address = %address, peer = %peer.user, %alpn, "peer may not use this protocol");
+        quic.close(CODE_FORBIDDEN.into(), b"forbidden");
+        return None;
+    }
+    Some(Connection::new(quic, peer, alpn, false))
+}
+
+/// Who the verified certificate of a connection names; `None` without one.
+fn peer_of(quic: &quinn::Connection) -> Option<Peer> {
+    let chain = quic.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Peer::from_certificate(chain.first()?).ok()
+}
+
+pub(super) fn client(
+    tls: Result<rustls::ClientConfig, IdentityError>,
+    transport: &Arc<quinn::TransportConfig>,
+) -> Result<quinn::ClientConfig, String> {
+    let crypto = QuicClientConfig::try_from(tls.map_err(|err| err.to_string())?)
+        .map_err(|err| err.to_string())?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::clone(transport));
+    Ok(config)
+}
+
+pub(super) fn transport(config: &NetConfig) -> Result<quinn::TransportConfig, String> {
+    let mut transport = quinn::TransportConfig::default();
+    let idle = config.idle_timeout.try_into().map_err(|_| "idle timeout is too long".to_owned())?;
+    transport
+        .keep_alive_interval(Some(config.keep_alive))
+        .max_idle_timeout(Some(idle))
+        .stream_receive_window(config.stream_window_bytes.into())
+        .receive_window(config.connection_window_bytes.into())
+        .send_window(config.send_window_bytes)
+        .max_concurrent_bidi_streams(config.streams_max.into())
+        .max_concurrent_uni_streams(0_u32.into())
+        .datagram_receive_buffer_size(None)
+        // A first guess of a LAN's round trip: the default of a third of a second makes the first
+        // lost packet cost a second.
+        .initial_rtt(std::time::Duration::from_millis(50));
+    Ok(transport)
+}
+
+fn setup(err: impl std::fmt::Display) -> BindError {
+    BindError::Setup(err.to_string())
+}

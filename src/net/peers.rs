@@ -1,0 +1,339 @@
+//! Kept connections to the other nodes: dialled on first use, shared, dialled again when lost.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use crate::net::connection::{Alpn, Connection};
+use crate::net::endpoint::{ConnectError, Endpoint};
+use crate::rt::{Rng, TaskGroup};
+
+/// Connections to other nodes, one per node and ALPN. Cheap to clone; all clones are one pool.
+///
+/// A connection is dialled when it is first asked for, and again, with back-off, whenever it is
+/// lost, for as long as the node's address is known. Inbound connections handed to
+/// [`Self::adopt`] serve as well as dialled ones.
+#[derive(Debug, Clone)]
+pub struct Peers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: Endpoint,
+    tasks: TaskGroup,
+    rng: Rng,
+    addresses: RwLock<BTreeMap<String, SocketAddr>>,
+    slots: RwLock<BTreeMap<String, BTreeMap<Alpn, Arc<Slot>>>>,
+}
+
+/// One node and ALPN.
+#[derive(Debug)]
+struct Slot {
+    node: String,
+    alpn: Alpn,
+    connection: ArcSwapOption<Connection>,
+    /// The last attempt failed, or the connection was lost, and none has been made since.
+    is_down: AtomicBool,
+    /// Counts changes of the above, to wait for.
+    changed: watch::Sender<u64>,
+    keeper: Mutex<Keeper>,
+}
+
+/// The task that dials for a slot.
+#[derive(Debug, Default)]
+struct Keeper {
+    is_running: bool,
+    last_error: Option<ConnectError>,
+}
+
+impl Slot {
+    fn live(&self) -> Option<Connection> {
+        let kept = self.connection.load();
+        let conn = kept.as_deref()?;
+        (!conn.is_closed()).then(|| conn.clone())
+    }
+
+    fn set(&self, conn: Connection) {
+        self.connection.store(Some(Arc::new(conn)));
+        self.is_down.store(false, Ordering::Release);
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Forgets `conn` unless another one has taken its place.
+    fn lost(&self, conn: &Connection) {
+        let is_kept = self.connection.load().as_ref().is_some_and(|kept| kept.id() == conn.id());
+        if is_kept {
+            self.connection.store(None);
+            self.is_down.store(true, Ordering::Release);
+            self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    fn failed(&self, err: ConnectError) {
+        self.keeper.lock().last_error = Some(err);
+        self.is_down.store(true, Ordering::Release);
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// A node and ALPN looked up once: for hot paths. Cheap to clone; stays valid for the pool's life.
+#[derive(Debug, Clone)]
+pub struct PeerHandle {
+    peers: Peers,
+    slot: Arc<Slot>,
+}
+
+impl PeerHandle {
+    /// The connection, if there is a live one now. Never waits, never dials.
+    #[must_use]
+    pub fn connection(&self) -> Option<Connection> {
+        self.slot.live()
+    }
+
+    /// Whether the peer was lost or could not be reached, and has not come back since.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.slot.is_down.load(Ordering::Acquire) && self.slot.live().is_none()
+    }
+
+    /// As [`Peers::get`].
+    ///
+    /// # Errors
+    ///
+    /// See [`Peers::get`].
+    pub async fn get(&self) -> Result<Connection, ConnectError> {
+        self.peers.get_slot(&self.slot).await
+    }
+}
+
+impl Peers {
+    /// An empty pool that dials from `endpoint`.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, tasks: &TaskGroup, rng: Rng) -> Self {
+        Self(Arc::new(Inner {
+            endpoint,
+            tasks: tasks.child(),
+            rng,
+            addresses: RwLock::default(),
+            slots: RwLock::default(),
+        }))
+    }
+
+    /// The endpoint it dials from.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+
+    /// Replaces what is known of where nodes are. Connections stay; a node that is not named any
+    /// more is not dialled again.
+    pub fn set_addresses(&self, addresses: BTreeMap<String, SocketAddr>) {
+        *self.0.addresses.write() = addresses;
+    }
+
+    /// Adds or changes the address of one node.
+    pub fn set_address(&self, node: &str, address: SocketAddr) {
+        self.0.addresses.write().insert(node.to_owned(), address);
+    }
+
+    /// The connection to `node`: the kept one, or a new one. The first attempt is waited for, at
+    /// most the handshake timeout; while a node is down the answer comes at once.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]; nothing was sent.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the attempt goes on for others.
+    pub async fn get(&self, node: &str, alpn: Alpn) -> Result<Connection, ConnectError> {
+        let slot = self.slot(node, alpn);
+        self.get_slot(&slot).await
+    }
+
+    /// A handle for repeated use.
+    #[must_use]
+    pub fn handle(&self, node: &str, alpn: Alpn) -> PeerHandle {
+        PeerHandle { peers: self.clone(), slot: self.slot(node, alpn) }
+    }
+
+    /// Starts dialling without waiting: for connections that should always be there.
+    pub fn keep(&self, node: &str, alpn: Alpn) {
+        let slot = self.slot(node, alpn);
+        self.start_keeper(&slot);
+    }
+
+    /// Uses an inbound connection for outbound streams too. The newest wins: a peer that dials
+    /// again has lost what was kept before, though we may not know yet.
+    pub fn adopt(&self, conn: &Connection) {
+        if !conn.peer().is_node() || conn.is_closed() {
+            return;
+        }
+        let slot = self.slot(&conn.peer().node, conn.alpn());
+        if slot.connection.load().as_ref().is_some_and(|kept| kept.id() == conn.id()) {
+            return;
+        }
+        slot.set(conn.clone());
+        let conn = conn.clone();
+        self.0.tasks.spawn_until_cancelled("peer-watch", async move {
+            conn.closed().await;
+            slot.lost(&conn);
+        });
+    }
+
+    /// Closes every connection to `node` and forgets its address: it has left the cluster.
+    pub fn drop_peer(&self, node: &str) {
+        self.0.addresses.write().remove(node);
+        // The slots stay: a handle must see the node again if it comes back under its name.
+        let slots = self.0.slots.read().get(node).cloned().unwrap_or_default();
+        for slot in slots.into_values() {
+            if let Some(conn) = slot.live() {
+                conn.close("peer removed");
+            }
+        }
+    }
+
+    /// Whether there is a live connection now.
+    #[must_use]
+    pub fn is_connected(&self, node: &str, alpn: Alpn) -> bool {
+        let slots = self.0.slots.read();
+        slots.get(node).and_then(|slots| slots.get(&alpn)).is_some_and(|slot| slot.live().is_some())
+    }
+
+    /// Names of the nodes with a live connection of this ALPN.
+    #[must_use]
+    pub fn connected(&self, alpn: Alpn) -> Vec<String> {
+        let slots = self.0.slots.read();
+        let is_live = |slots: &BTreeMap<Alpn, Arc<Slot>>| {
+            slots.get(&alpn).is_some_and(|slot| slot.live().is_some())
+        };
+        slots.iter().filter(|(_, slots)| is_live(slots)).map(|(node, _)| node.clone()).collect()
+    }
+
+    fn slot(&self, node: &str, alpn: Alpn) -> Arc<Slot> {
+        let found = self.0.slots.read().get(node).and_then(|slots| slots.get(&alpn)).cloned();
+        if let Some(slot) = found {
+            return slot;
+        }
+        let mut slots = self.0.slots.write();
+        let slot = slots.entry(node.to_owned()).or_default().entry(alpn).or_insert_with(|| {
+            Arc::new(Slot {
+                node: node.to_owned(),
+                alpn,
+                connection: ArcSwapOption::empty(),
+                is_down: AtomicBool::new(false),
+                changed: watch::Sender::new(0),
+                keeper: Mutex::default(),
+            })
+        });
+        Arc::clone(slot)
+    }
+
+    fn address(&self, node: &str) -> Option<SocketAddr> {
+        self.0.addresses.read().get(node).copied()
+    }
+
+    async fn get_slot(&self, slot: &Arc<Slot>) -> Result<Connection, ConnectError> {
+        if let Some(conn) = slot.live() {
+            return Ok(conn);
+        }
+        if self.0.tasks.token().is_cancelled() {
+            return Err(ConnectError::Closed);
+        }
+        if self.address(&slot.node).is_none() {
+            return Err(ConnectError::NoAddress { peer: slot.node.clone() });
+        }
+        let mut changed = slot.changed.subscribe();
+        changed.mark_unchanged();
+        self.start_keeper(slot);
+        loop {
+            if let Some(conn) = slot.live() {
+                return Ok(conn);
+            }
+            if slot.is_down.load(Ordering::Acquire) {
+                let reason = slot.keeper.lock().last_error.as_ref().map(ToString::to_string);
+                let reason = reason.unwrap_or_else(|| "connection lost".to_owned());
+                return Err(ConnectError::Down { peer: slot.node.clone(), reason });
+            }
+            let wait = self.0.tasks.token().run_until_cancelled(changed.changed());
+            if !matches!(wait.await, Some(Ok(()))) {
+                return Err(ConnectError::Closed);
+            }
+        }
+    }
+
+    fn start_keeper(&self, slot: &Arc<Slot>) {
+        let mut keeper = slot.keeper.lock();
+        if keeper.is_running || self.0.tasks.token().is_cancelled() {
+            return;
+        }
+        keeper.is_running = true;
+        let (peers, slot) = (self.clone(), Arc::clone(slot));
+        self.0.tasks.spawn_until_cancelled("peer-keep", async move { peers.keep_slot(&slot).await });
+    }
+
+    /// Dials, waits for the loss, dials again; ends when the node's address is gone.
+    async fn keep_slot(&self, slot: &Arc<Slot>) {
+        let (first, longest) = self.0.endpoint.config().redial;
+        let mut pause = first;
+        loop {
+            if let Some(conn) = slot.live() {
+                let since = tokio::time::Instant::now();
+                let lost = conn.closed().await;
+                slot.lost(&conn);
+                debug!(peer = %slot.node, alpn = %slot.alpn, reason = %lost.reason, "peer lost");
+                if since.elapsed() > longest {
+                    pause = first;
+                } else {
+                    // A peer that hangs up at once is one that does not want us: no tight loop.
+                    self.pause(slot, pause).await;
+                    pause = pause.saturating_mul(2).min(longest);
+                }
+                if slot.live().is_some() {
+                    continue;
+                }
+            }
+            let Some(address) = self.address(&slot.node) else {
+                slot.keeper.lock().is_running = false;
+                return;
+            };
+            match self.0.endpoint.connect(address, Some(&slot.node), slot.alpn).await {
+                Ok(conn) => {
+                    info!(peer = %slot.node, alpn = %slot.alpn, "peer connected");
+                    slot.set(conn.clone());
+                    if slot.alpn.listener_opens_streams() {
+                        self.0.endpoint.offer(conn).await;
+                    }
+                    continue;
+                }
+                Err(err) => {
+                    debug!(peer = %slot.node, alpn = %slot.alpn, %err, "peer not reached");
+                    slot.failed(err);
+                }
+            }
+            self.pause(slot, pause).await;
+            pause = pause.saturating_mul(2).min(longest);
+        }
+    }
+
+    /// Waits out the back-off, less if the peer connects by itself meanwhile.
+    async fn pause(&self, slot: &Slot, pause: Duration) {
+        let half = u64::try_from(pause.as_micros() / 2).unwrap_or(u64::MAX);
+        let jittered = pause.saturating_sub(Duration::from_micros(self.0.rng.below(half)));
+        let mut changed = slot.changed.subscribe();
+        let arrived = async {
+            while slot.live().is_none() {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(jittered, arrived).await;
+    }
+}
