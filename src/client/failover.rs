@@ -83,7 +83,10 @@ impl<T: Transport> Failover<T> {
     /// Sends `request` to the server in use, or to the first of the others that takes it.
     ///
     /// Reads go on to the next server whatever happens; writes only while nothing was sent.
-    pub(super) async fn call<B>(&self, request: Request<B>) -> Result<Response<T::Body>, FailoverError>
+    pub(super) async fn call<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Response<T::Body>, FailoverError>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<BoxError>,

@@ -96,8 +96,7 @@ where
     let (ready_tx, ready_rx) = watch::channel(false);
     let (changes_tx, changes_rx) = watch::channel(0);
     let store = Store::new(ready_rx);
-    let shared =
-        Arc::new(Shared { handlers: Mutex::new(Vec::new()), revision: AtomicU64::new(0) });
+    let shared = Arc::new(Shared { handlers: Mutex::new(Vec::new()), revision: AtomicU64::new(0) });
     let feed = Feed {
         store: store.clone(),
         shared: Arc::clone(&shared),
@@ -129,8 +128,7 @@ where
     pub fn subscribe(&self, mut handler: Handler<K>) {
         let mut handlers = self.shared.handlers.lock();
         let state = self.store.state();
-        let wants_more =
-            state.iter().all(|new| handler(&Change::Applied { old: None, new }));
+        let wants_more = state.iter().all(|new| handler(&Change::Applied { old: None, new }));
         if wants_more {
             handlers.push(handler);
         }

@@ -15,11 +15,7 @@ use crate::rt::Rng;
 /// It stays with one server; when that fails, reads go on to the next at once, writes only if
 /// nothing was sent. Must be called within a tokio runtime, as [`crate::client::in_process`].
 #[must_use]
-pub fn over_quic(
-    peers: Peers,
-    servers: watch::Receiver<Vec<String>>,
-    rng: Rng,
-) -> kube::Client {
+pub fn over_quic(peers: Peers, servers: watch::Receiver<Vec<String>>, rng: Rng) -> kube::Client {
     let failover = Failover::new(Quic(peers), servers, rng);
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         let failover = failover.clone();

@@ -156,10 +156,13 @@ mod tests {
             .into_iter()
             .map(|(pod, cause)| (pod.name_any(), cause))
             .collect();
-        assert_eq!(doomed, [
-            ("lost".to_owned(), Cause::NodeGone),
-            ("never-bound".to_owned(), Cause::NeverBound),
-            ("ended-early".to_owned(), Cause::Terminated),
-        ]);
+        assert_eq!(
+            doomed,
+            [
+                ("lost".to_owned(), Cause::NodeGone),
+                ("never-bound".to_owned(), Cause::NeverBound),
+                ("ended-early".to_owned(), Cause::Terminated),
+            ]
+        );
     }
 }

@@ -259,9 +259,7 @@ impl Workers {
 }
 
 /// Logs how a run ended; what is expected at times is not worth a warning.
-async fn judge(
-    run: impl Future<Output = Result<Next, kube::Error>>,
-) -> Result<Next, ()> {
+async fn judge(run: impl Future<Output = Result<Next, kube::Error>>) -> Result<Next, ()> {
     match tokio::time::timeout(RUN_TIMEOUT, run).await {
         Ok(Ok(next)) => Ok(next),
         Ok(Err(err)) if is_conflict(&err) || is_not_found(&err) || is_already_exists(&err) => {

@@ -75,16 +75,30 @@ fn a_slice_says_where_each_pod_is_and_whether_it_serves() {
     ];
     let plan = plan_of(&service(&json!({})), &pods, &[]);
     let [slice] = plan.create.as_slice() else { panic!("one slice: {:?}", plan.create) };
-    let conditions: Vec<_> = slice.endpoints.as_ref().unwrap().iter().map(|endpoint| {
-        let conditions = endpoint.conditions.clone().unwrap();
-        let name = endpoint.target_ref.clone().unwrap().name.unwrap();
-        (name, conditions.ready.unwrap(), conditions.serving.unwrap(), conditions.terminating.unwrap())
-    }).collect();
-    assert_eq!(conditions, [
-        ("web-000".to_owned(), true, true, false),
-        ("web-001".to_owned(), false, false, false),
-        ("web-002".to_owned(), false, true, true),
-    ]);
+    let conditions: Vec<_> = slice
+        .endpoints
+        .as_ref()
+        .unwrap()
+        .iter()
+        .map(|endpoint| {
+            let conditions = endpoint.conditions.clone().unwrap();
+            let name = endpoint.target_ref.clone().unwrap().name.unwrap();
+            (
+                name,
+                conditions.ready.unwrap(),
+                conditions.serving.unwrap(),
+                conditions.terminating.unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        conditions,
+        [
+            ("web-000".to_owned(), true, true, false),
+            ("web-001".to_owned(), false, false, false),
+            ("web-002".to_owned(), false, true, true),
+        ]
+    );
     let first = &slice.endpoints.as_ref().unwrap()[0];
     assert_eq!(first.addresses, ["10.42.0.1"]);
     assert_eq!(first.node_name.as_deref(), Some("a"));
@@ -136,12 +150,14 @@ fn a_pod_that_leaves_and_one_that_comes_touch_one_slice() {
 
 #[test]
 fn pods_that_resolve_a_named_port_differently_are_in_different_slices() {
-    let service =
-        service(&json!({ "spec": { "ports": [{ "port": 80, "targetPort": "http" }] } }));
+    let service = service(&json!({ "spec": { "ports": [{ "port": 80, "targetPort": "http" }] } }));
     let serving = |at: u32, port: i32| {
-        pod(at, &json!({ "spec": { "containers": [{
-            "name": "c", "ports": [{ "name": "http", "containerPort": port }],
-        }]}}))
+        pod(
+            at,
+            &json!({ "spec": { "containers": [{
+                "name": "c", "ports": [{ "name": "http", "containerPort": port }],
+            }]}}),
+        )
     };
     let plan = plan_of(&service, &[serving(0, 8080), serving(1, 9090), serving(2, 8080)], &[]);
     let ports: Vec<_> = plan

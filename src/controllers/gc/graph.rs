@@ -108,7 +108,10 @@ impl Graph {
 
     fn waiting_owners(&self, entry: &Entry) -> Vec<ObjectKey> {
         let owners = entry.owners.iter().filter_map(|owner| self.by_uid.get(&owner.uid));
-        owners.filter(|key| self.objects.get(key).is_some_and(|owner| owner.is_deleting)).cloned().collect()
+        owners
+            .filter(|key| self.objects.get(key).is_some_and(|owner| owner.is_deleting))
+            .cloned()
+            .collect()
     }
 }
 
@@ -166,9 +169,7 @@ pub(super) fn judge(
     match (gone.is_empty(), solid) {
         (true, _) => Verdict::Keep,
         (false, true) => Verdict::DropOwners(alive),
-        (false, false) => {
-            Verdict::Delete { in_foreground: alive.iter().any(is_leaving) }
-        }
+        (false, false) => Verdict::Delete { in_foreground: alive.iter().any(is_leaving) },
     }
 }
 
@@ -176,9 +177,10 @@ fn judge_foreground(graph: &Graph, entry: &Entry) -> Verdict {
     let dependents = graph.dependents_of(&entry.uid);
     let blocks = |key: &&ObjectKey| {
         let owners = graph.get(key).map(|dependent| dependent.owners.as_slice());
-        owners.unwrap_or_default().iter().any(|owner| {
-            owner.uid == entry.uid && owner.block_owner_deletion == Some(true)
-        })
+        owners
+            .unwrap_or_default()
+            .iter()
+            .any(|owner| owner.uid == entry.uid && owner.block_owner_deletion == Some(true))
     };
     let may_stay = |key: &&ObjectKey| {
         // Another owner that stays keeps the dependent; it only loses this reference, later.
@@ -228,11 +230,7 @@ mod tests {
     }
 
     fn leaving(uid: &str, finalizer: &str) -> Entry {
-        Entry {
-            is_deleting: true,
-            finalizers: vec![finalizer.into()],
-            ..owned_by(uid, &[])
-        }
+        Entry { is_deleting: true, finalizers: vec![finalizer.into()], ..owned_by(uid, &[]) }
     }
 
     fn judge_with_gone(graph: &Graph, name: &str, gone: &[&str]) -> Verdict {

@@ -49,7 +49,13 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
     follow(&informers.deployments, &graph, &queue);
     follow(&informers.replica_sets, &graph, &queue);
     let followed = [
-        "Pod", "Node", "Namespace", "Service", "EndpointSlice", "ServiceAccount", "Deployment",
+        "Pod",
+        "Node",
+        "Namespace",
+        "Service",
+        "EndpointSlice",
+        "ServiceAccount",
+        "Deployment",
         "ReplicaSet",
     ];
     for resource in resources() {
@@ -134,7 +140,8 @@ impl Collector {
                 }
             }
             Verdict::RemoveFinalizer(finalizer) => {
-                let left: Vec<_> = entry.finalizers.iter().filter(|one| *one != finalizer).collect();
+                let left: Vec<_> =
+                    entry.finalizers.iter().filter(|one| *one != finalizer).collect();
                 self.patch(&key, &entry, json!({ "finalizers": left })).await?;
             }
         }
@@ -163,9 +170,8 @@ impl Collector {
                 // Not a valid owner: namespaced objects cannot own cluster-scoped ones.
                 continue;
             }
-            let found = dynamic::api(&self.client, resource, &key.namespace)
-                .get_opt(&owner.name)
-                .await?;
+            let found =
+                dynamic::api(&self.client, resource, &key.namespace).get_opt(&owner.name).await?;
             if found.is_none_or(|found| found.meta().uid.as_ref() != Some(&owner.uid)) {
                 gone.insert(owner.uid.clone());
             }

@@ -85,8 +85,12 @@ mod tests {
     #[test]
     fn nodes_get_the_lowest_free_number() {
         let known = book(&[(0, "a"), (2, "c")]);
-        let nodes =
-            nodes(&[("a", Some("10.42.0.0/24")), ("b", None), ("c", Some("10.42.2.0/24")), ("d", None)]);
+        let nodes = nodes(&[
+            ("a", Some("10.42.0.0/24")),
+            ("b", None),
+            ("c", Some("10.42.2.0/24")),
+            ("d", None),
+        ]);
         let got = allocate(&known, &nodes, PREFIX);
         assert_eq!(got.book, book(&[(0, "a"), (1, "b"), (2, "c"), (3, "d")]));
         assert_eq!(got.assign["b"], "10.42.1.0/24");
@@ -101,7 +105,8 @@ mod tests {
 
     #[test]
     fn what_a_node_has_counts_even_when_the_book_is_lost() {
-        let got = allocate(&Book::new(), &nodes(&[("a", None), ("b", Some("10.42.0.0/24"))]), PREFIX);
+        let got =
+            allocate(&Book::new(), &nodes(&[("a", None), ("b", Some("10.42.0.0/24"))]), PREFIX);
         assert_eq!(got.book, book(&[(0, "b"), (1, "a")]));
     }
 

@@ -23,9 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::client::{
-    EventRecorder, EventType, Regarding, is_conflict, is_not_found, revision_of,
-};
+use crate::client::{EventRecorder, EventType, Regarding, is_conflict, is_not_found, revision_of};
 use crate::controllers::Context;
 use crate::controllers::node::health::Hearing;
 use crate::controllers::node::ipam::{Book, allocate};
@@ -50,7 +48,8 @@ const BOOK_NAME: &str = "edgeorc-pod-cidrs";
 /// Runs the controller until `cancel`.
 pub(super) async fn run(context: Context, events: EventRecorder, cancel: CancellationToken) {
     let hearing = Hearing::new(Instant::now());
-    let mut controller = Controller { context, events, hearing, taints: BTreeMap::new(), settled: None };
+    let mut controller =
+        Controller { context, events, hearing, taints: BTreeMap::new(), settled: None };
     let _ = cancel.run_until_cancelled(controller.run()).await;
 }
 
@@ -147,7 +146,9 @@ impl Controller {
     /// Makes one write. Returns the revision of a node's change, 0 for others.
     async fn act(&self, step: &Step) -> Result<u64, kube::Error> {
         match step {
-            Step::SetUnknown { node, conditions } => self.set_unknown(node, json!(conditions)).await,
+            Step::SetUnknown { node, conditions } => {
+                self.set_unknown(node, json!(conditions)).await
+            }
             Step::SetTaints { node, taints } => {
                 let patch = json!({ "spec": { "taints": taints } });
                 self.patch_node(node, patch, false).await

@@ -10,9 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
 use crate::controllers::Settings;
-use crate::controllers::object::{
-    controller_of, is_deleting, is_ready, is_terminal, node_name,
-};
+use crate::controllers::object::{controller_of, is_deleting, is_ready, is_terminal, node_name};
 
 /// The node says it is not ready.
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -186,7 +184,8 @@ impl Brakes {
             .filter(|heard| heard.silent_for < view.settings.node_silent_after)
             .map(|heard| heard.node.name_any())
             .collect();
-        let is_alone = total >= NODES_TO_DOUBT_ONESELF && visible.iter().all(|name| name == view.me);
+        let is_alone =
+            total >= NODES_TO_DOUBT_ONESELF && visible.iter().all(|name| name == view.me);
         let is_calm = total > 1
             && visible.len() * 2 >= total
             && !is_alone
@@ -239,7 +238,8 @@ fn is_current(taint: &Taint, health: Health) -> bool {
 fn patience(pod: &Pod, taint: &Taint, default: Option<Duration>) -> Option<Duration> {
     let tolerations =
         pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
-    let mut matching = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
+    let mut matching =
+        tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
     if matching.peek().is_none() {
         return Some(default.unwrap_or(Duration::ZERO));
     }

@@ -104,10 +104,8 @@ fn a_node_that_falls_silent_is_unknown_and_tainted() {
 #[test]
 fn a_node_is_silent_at_three_seconds_and_not_before() {
     for (silent_ms, steps) in [(2_999, 0), (3_000, 2)] {
-        let heard = Heard {
-            node: node("b", "True", None),
-            silent_for: Duration::from_millis(silent_ms),
-        };
+        let heard =
+            Heard { node: node("b", "True", None), silent_for: Duration::from_millis(silent_ms) };
         assert_eq!(plan_for(&[ready("a"), heard], &[], 0).len(), steps, "{silent_ms} ms");
     }
 }
