@@ -79,7 +79,7 @@ pub(super) fn plan(view: &View<'_>) -> Vec<Step> {
         if *health == Health::Unknown && *is_silent && is_ready(pod) {
             steps.push(Step::SetNotReady(Arc::clone(pod)));
         }
-        if let Some(is_forced) = eviction(view, brakes, pod, &heard.node, *health) {
+        if let Some(is_forced) = eviction(view, brakes, pod, heard, *health) {
             steps.push(Step::Evict { pod: Arc::clone(pod), is_forced });
         }
     }
@@ -199,13 +199,17 @@ fn eviction(
     view: &View<'_>,
     brakes: Brakes,
     pod: &Pod,
-    node: &Node,
+    heard: &Heard,
     health: Health,
 ) -> Option<bool> {
+    let node = &heard.node;
+    // A node heard from again is left to its agent, which posts its status in a moment.
+    let is_back =
+        health == Health::Unknown && heard.silent_for < view.settings.node_silent_after;
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let must_leave = taints.iter().filter(|taint| taint.effect == "NoExecute").any(|taint| {
         let is_of_health = taint.key == NOT_READY || taint.key == UNREACHABLE;
-        if is_of_health && (brakes == Brakes::On || !is_current(taint, health)) {
+        if is_of_health && (brakes == Brakes::On || is_back || !is_current(taint, health)) {
             return false;
         }
         let key = (node.name_any(), taint.key.clone());

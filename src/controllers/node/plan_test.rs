@@ -203,3 +203,10 @@ fn a_taint_set_by_a_person_evicts_even_on_a_single_node() {
     let steps = plan_for(&[tainted], &[pod("p", "a", &json!({}))], 0);
     assert_eq!(evictions(&steps), [("p", false)]);
 }
+
+#[test]
+fn a_node_heard_from_again_keeps_its_pods() {
+    let back = Heard { silent_for: Duration::from_millis(100), ..dead("b") };
+    let steps = plan_for(&[ready("a"), back], &[pod("p", "b", &json!({}))], 60);
+    assert!(steps.is_empty(), "its agent says what it is: {steps:?}");
+}
