@@ -28,10 +28,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_router_sees_the_user() {
-        let router = axum::Router::new().route(
-            "/whoami",
-            get(|Extension(user): Extension<UserInfo>| async move { user.name }),
-        );
+        let router = axum::Router::new()
+            .route("/whoami", get(|Extension(user): Extension<UserInfo>| async move { user.name }));
         let client = in_process(router, "system:node:a", &["system:nodes"]);
         let request = http::Request::get("/whoami").body(Vec::new()).unwrap();
         assert_eq!(client.request_text(request).await.unwrap(), "system:node:a");

@@ -96,8 +96,7 @@ where
     let (ready_tx, ready_rx) = watch::channel(false);
     let (changes_tx, changes_rx) = watch::channel(0);
     let store = Store::new(ready_rx);
-    let shared =
-        Arc::new(Shared { handlers: Mutex::new(Vec::new()), revision: AtomicU64::new(0) });
+    let shared = Arc::new(Shared { handlers: Mutex::new(Vec::new()), revision: AtomicU64::new(0) });
     let feed = Feed {
         store: store.clone(),
         shared: Arc::clone(&shared),
@@ -129,8 +128,7 @@ where
     pub fn subscribe(&self, mut handler: Handler<K>) {
         let mut handlers = self.shared.handlers.lock();
         let state = self.store.state();
-        let wants_more =
-            state.iter().all(|new| handler(&Change::Applied { old: None, new }));
+        let wants_more = state.iter().all(|new| handler(&Change::Applied { old: None, new }));
         if wants_more {
             handlers.push(handler);
         }
@@ -274,4 +272,106 @@ fn tell<K>(handlers: &mut Vec<Handler<K>>, change: &Change<'_, K>) {
 #[must_use]
 pub fn revision_of<K: Resource>(object: &K) -> Option<u64> {
     object.meta().resource_version.as_ref()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use kube::ResourceExt as _;
+
+    use super::*;
+
+    fn object(name: &str, revision: u64) -> ConfigMap {
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("default".into()),
+            uid: Some(name.into()),
+            resource_version: Some(revision.to_string()),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    fn feed() -> (Feed<ConfigMap>, Informer<ConfigMap>) {
+        let (ready, ready_rx) = watch::channel(false);
+        let (changes, changes_rx) = watch::channel(0);
+        let store = Store::new(ready_rx);
+        let shared =
+            Arc::new(Shared { handlers: Mutex::new(Vec::new()), revision: AtomicU64::new(0) });
+        let informer =
+            Informer { store: store.clone(), shared: Arc::clone(&shared), changes: changes_rx };
+        (Feed { store, shared, listed: BTreeMap::new(), ready, changes }, informer)
+    }
+
+    fn list(feed: &mut Feed<ConfigMap>, objects: &[(&str, u64)]) {
+        feed.apply(Event::Init);
+        for (name, revision) in objects {
+            feed.apply(Event::InitApply(object(name, *revision)));
+        }
+        feed.apply(Event::InitDone);
+    }
+
+    /// A handler that writes down what it hears, such as `+a` and `-a`.
+    fn listen(informer: &Informer<ConfigMap>) -> Arc<Mutex<Vec<String>>> {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&heard);
+        informer.subscribe(Box::new(move |change| {
+            let sign = match change {
+                Change::Applied { old: None, .. } => '+',
+                Change::Applied { old: Some(_), .. } => '~',
+                Change::Removed(_) => '-',
+            };
+            notes.lock().push(format!("{sign}{}", change.object().name_any()));
+            true
+        }));
+        heard
+    }
+
+    #[tokio::test]
+    async fn a_second_list_tells_only_what_differs() {
+        let (mut feed, informer) = feed();
+        let heard = listen(&informer);
+        list(&mut feed, &[("a", 1), ("b", 2), ("c", 3)]);
+        assert!(informer.ready().await);
+        heard.lock().clear();
+        list(&mut feed, &[("a", 1), ("b", 7), ("d", 8)]);
+        assert_eq!(*heard.lock(), ["~b", "+d", "-c"]);
+        assert_eq!(informer.store.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_late_subscriber_hears_of_what_is_there_and_of_what_comes() {
+        let (mut feed, informer) = feed();
+        list(&mut feed, &[("b", 2), ("a", 1)]);
+        let heard = listen(&informer);
+        feed.apply(Event::Apply(object("a", 3)));
+        feed.apply(Event::Delete(object("b", 4)));
+        assert_eq!(*heard.lock(), ["+a", "+b", "~a", "-b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_waits_until_it_sees_its_own_write() {
+        let (mut feed, informer) = feed();
+        list(&mut feed, &[("a", 1)]);
+        assert!(!informer.catch_up(5, Duration::from_secs(1)).await);
+        let write = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            feed.apply(Event::Apply(object("a", 5)));
+        };
+        let (seen, ()) = tokio::join!(informer.catch_up(5, Duration::from_secs(1)), write);
+        assert!(seen);
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_listed_in_order_and_alone() {
+        let (mut feed, informer) = feed();
+        list(&mut feed, &[("b", 1), ("a", 2)]);
+        let mut other = object("x", 3);
+        other.metadata.namespace = Some("default2".into());
+        feed.apply(Event::Apply(other));
+        let names: Vec<_> =
+            informer.store.in_namespace("default").iter().map(|one| one.name_any()).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
 }

@@ -52,10 +52,8 @@ pub async fn from_kubeconfig(
     path: Option<&Path>,
     context: Option<&str>,
 ) -> Result<Connected, ConnectError> {
-    let failed = |cause| ConnectError::Kubeconfig {
-        path: path.map(Path::to_owned),
-        cause: Box::new(cause),
-    };
+    let failed =
+        |cause| ConnectError::Kubeconfig { path: path.map(Path::to_owned), cause: Box::new(cause) };
     let kubeconfig = path.map_or_else(Kubeconfig::read, Kubeconfig::read_from).map_err(failed)?;
     let options =
         KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };

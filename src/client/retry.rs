@@ -72,10 +72,8 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, kube::Error>>,
 {
-    let limits = RetryLimits {
-        delay_min: Duration::from_millis(10),
-        delay_max: Duration::from_millis(200),
-    };
+    let limits =
+        RetryLimits { delay_min: Duration::from_millis(10), delay_max: Duration::from_millis(200) };
     let mut backoff = Backoff::new(limits, rng.clone());
     loop {
         match attempt().await {

@@ -89,13 +89,15 @@ impl<K: Ord + Clone> Queue<K> {
     }
 
     /// Wants `key` reconciled now, or once its present run has ended.
-    pub(crate) fn add(&self, key: K) {
+    #[cfg(test)]
+    fn add(&self, key: K) {
         self.0.state.lock().add(key);
         self.0.wake.notify_one();
     }
 
     /// Wants `key` reconciled after `delay`; the earliest of several wishes counts.
-    pub(crate) fn add_after(&self, key: K, delay: Duration) {
+    #[cfg(test)]
+    fn add_after(&self, key: K, delay: Duration) {
         let mut state = self.0.state.lock();
         state.delay(key, Instant::now() + delay);
         drop(state);
@@ -257,9 +259,7 @@ impl Workers {
 }
 
 /// Logs how a run ended; what is expected at times is not worth a warning.
-async fn judge(
-    run: impl Future<Output = Result<Next, kube::Error>>,
-) -> Result<Next, ()> {
+async fn judge(run: impl Future<Output = Result<Next, kube::Error>>) -> Result<Next, ()> {
     match tokio::time::timeout(RUN_TIMEOUT, run).await {
         Ok(Ok(next)) => Ok(next),
         Ok(Err(err)) if is_conflict(&err) || is_not_found(&err) || is_already_exists(&err) => {
@@ -341,7 +341,7 @@ mod tests {
         let queue = Queue::new();
         let cancel = CancellationToken::new();
         let workers = Workers { controller: "test", runs_max: 2, rng: Rng::seeded(1) };
-        ["a", "b", "c"].map(|key| queue.add(key));
+        ["a", "b", "c"].into_iter().for_each(|key| queue.add(key));
         let running = Mutex::new(BTreeSet::new());
         let most = Mutex::new(0);
         let ended = CancellationToken::new();

@@ -29,11 +29,8 @@ impl<'a> Wishes<'a> {
         Self {
             node_name: spec.and_then(|spec| spec.node_name.as_deref()),
             node_selector: spec.and_then(|spec| spec.node_selector.as_ref()),
-            node_affinity: spec
-                .and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref()),
-            tolerations: spec
-                .and_then(|spec| spec.tolerations.as_deref())
-                .unwrap_or_default(),
+            node_affinity: spec.and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref()),
+            tolerations: spec.and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default(),
         }
     }
 
@@ -131,9 +128,8 @@ fn term_matches(term: &NodeSelectorTerm, name: &str, facts: &Facts) -> bool {
     let mut fields = term.match_fields.iter().flatten();
     labels.all(|wanted| {
         requirement_matches(wanted, facts.labels.get(&wanted.key).map(String::as_str))
-    }) && fields.all(|wanted| {
-        requirement_matches(wanted, (wanted.key == "metadata.name").then_some(name))
-    })
+    }) && fields
+        .all(|wanted| requirement_matches(wanted, (wanted.key == "metadata.name").then_some(name)))
 }
 
 fn requirement_matches(requirement: &NodeSelectorRequirement, found: Option<&str>) -> bool {

@@ -35,8 +35,7 @@ pub(super) enum Bound {
 /// An unknown outcome is tried again with the same node: a second binding of a bound pod is
 /// refused by the server, so the pod cannot end up on two nodes.
 pub(super) async fn bind(client: &kube::Client, pod: &Pod, node: &str, rng: &Rng) -> Bound {
-    let pods: Api<Pod> =
-        Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let mut backoff = Backoff::new(RETRY, rng.clone());
     loop {
         match tokio::time::timeout(REQUEST_TIMEOUT, post(&pods, pod, node)).await {
@@ -69,7 +68,8 @@ async fn post(pods: &Api<Pod>, pod: &Pod, node: &str) -> Result<(), kube::Error>
         },
     };
     let params = PostParams::default();
-    let answer = pods.create_subresource::<_, serde_json::Value>("binding", &name, &params, &binding);
+    let answer =
+        pods.create_subresource::<_, serde_json::Value>("binding", &name, &params, &binding);
     answer.await.map(drop)
 }
 

@@ -51,11 +51,7 @@ impl fmt::Display for Unschedulable {
 /// # Errors
 ///
 /// [`Unschedulable`]: wait for a node or a pod to change, then decide again.
-pub fn decide<'a>(
-    view: &'a ClusterView,
-    pod: &Pod,
-    seed: u64,
-) -> Result<&'a str, Unschedulable> {
+pub fn decide<'a>(view: &'a ClusterView, pod: &Pod, seed: u64) -> Result<&'a str, Unschedulable> {
     let (wishes, need) = (Wishes::of(pod), Need::of(pod));
     let nodes = view.nodes();
     let mut reasons = BTreeMap::new();

@@ -85,7 +85,8 @@ fn a_pod_without_requests_is_spread_too() {
 
 #[test]
 fn the_refusal_counts_each_reason() {
-    let tainted = json!({ "spec": { "taints": [{ "key": "gpu", "value": "no", "effect": "NoSchedule" }] } });
+    let tainted =
+        json!({ "spec": { "taints": [{ "key": "gpu", "value": "no", "effect": "NoSchedule" }] } });
     let mut view = view(&[
         node("small", &json!({ "status": { "allocatable": { "cpu": "1", "memory": "1Mi" } } })),
         node("tainted", &tainted),

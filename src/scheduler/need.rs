@@ -106,13 +106,12 @@ impl Need {
     /// What `pod` takes.
     #[must_use]
     pub fn of(pod: &Pod) -> Self {
-        let owners = pod.metadata.owner_references.iter().flatten();
-        let group =
-            owners.filter(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
+        let mut owners = pod.metadata.owner_references.iter().flatten();
+        let group = owners.find(|owner| owner.controller == Some(true));
         Self {
             resources: Resources { pods: 1, ..request(pod) },
             ports: host_ports(pod),
-            group: group.last(),
+            group: group.map(|owner| owner.uid.clone()),
         }
     }
 }

@@ -43,7 +43,10 @@ enum State {
     /// Taken by [`Queue::pop`].
     Taken,
     /// Tried in vain; comes back at `until`, or at `earliest` when something changes.
-    Refused { earliest: Instant, until: Instant },
+    Refused {
+        earliest: Instant,
+        until: Instant,
+    },
 }
 
 impl Queue {

@@ -250,7 +250,8 @@ fn has_ended(pod: &Pod) -> bool {
 fn is_ours(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
     let scheduler = spec.and_then(|spec| spec.scheduler_name.as_deref());
-    let is_gated = spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
+    let is_gated =
+        spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
     scheduler.is_none_or(|name| name == SCHEDULER_NAME)
         && !is_gated
         && pod.metadata.deletion_timestamp.is_none()

@@ -81,8 +81,10 @@ pub(super) fn plan(view: &View<'_>) -> Plan {
     let mut plan = Plan::default();
     let owned = claim(view, &mut plan);
     let new = find_new(view.deployment, &owned);
-    let mut old: Vec<_> =
-        owned.into_iter().filter(|set| new.as_ref().is_none_or(|new| new.uid() != set.uid())).collect();
+    let mut old: Vec<_> = owned
+        .into_iter()
+        .filter(|set| new.as_ref().is_none_or(|new| new.uid() != set.uid()))
+        .collect();
     old.sort_by_key(|set| age_key(set));
     let sets = Sets { new, old };
     let is_claimed = plan.adopt.is_empty() && plan.release.is_empty();
@@ -282,12 +284,7 @@ fn longer_history(set: &ReplicaSet) -> Option<String> {
 }
 
 /// The replica set of the deployment's present template.
-fn replica_set(
-    deployment: &Deployment,
-    wish: Wish,
-    replicas: i32,
-    revision: &str,
-) -> ReplicaSet {
+fn replica_set(deployment: &Deployment, wish: Wish, replicas: i32, revision: &str) -> ReplicaSet {
     let spec = deployment.spec.clone().unwrap_or_default();
     let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
     let hash = hash(&spec.template, collisions.unwrap_or(0));

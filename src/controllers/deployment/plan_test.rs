@@ -37,7 +37,12 @@ fn deployment(image: &str, changes: &Value) -> Deployment {
 }
 
 /// The replica set the controller makes for that deployment, as the server stores it.
-fn set_of(deployment: &Deployment, revision: u32, replicas: i32, available: i32) -> Arc<ReplicaSet> {
+fn set_of(
+    deployment: &Deployment,
+    revision: u32,
+    replicas: i32,
+    available: i32,
+) -> Arc<ReplicaSet> {
     let mut set = *plan_of(deployment, &[]).create.unwrap();
     let name = set.metadata.name.clone();
     set.metadata.uid = name;
@@ -58,15 +63,14 @@ fn set_of(deployment: &Deployment, revision: u32, replicas: i32, available: i32)
     Arc::new(set)
 }
 
-fn plan_at(deployment: &Deployment, sets: &[Arc<ReplicaSet>], pods: &[Arc<Pod>], now: &str) -> Plan {
+fn plan_at(
+    deployment: &Deployment,
+    sets: &[Arc<ReplicaSet>],
+    pods: &[Arc<Pod>],
+    now: &str,
+) -> Plan {
     let selector = selector_of(&deployment.spec.as_ref().unwrap().selector);
-    plan(&View {
-        deployment,
-        selector: selector.as_ref(),
-        replica_sets: sets,
-        pods,
-        now: at(now),
-    })
+    plan(&View { deployment, selector: selector.as_ref(), replica_sets: sets, pods, now: at(now) })
 }
 
 fn plan_of(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> Plan {
@@ -86,9 +90,12 @@ fn reason(status: &DeploymentStatus, type_: &str) -> Option<String> {
 #[test]
 fn percentages_round_up_for_surge_and_down_for_unavailability() {
     let with = |replicas: i32, surge: Value, unavailable: Value| {
-        Wish::of(&deployment("v1", &json!({ "spec": { "replicas": replicas, "strategy": {
-            "rollingUpdate": { "maxSurge": surge, "maxUnavailable": unavailable },
-        }}})))
+        Wish::of(&deployment(
+            "v1",
+            &json!({ "spec": { "replicas": replicas, "strategy": {
+                "rollingUpdate": { "maxSurge": surge, "maxUnavailable": unavailable },
+            }}}),
+        ))
     };
     for (replicas, surge, unavailable, fenceposts) in [
         (3, json!("25%"), json!("25%"), (1, 0)),
@@ -105,10 +112,13 @@ fn percentages_round_up_for_surge_and_down_for_unavailability() {
 
 #[test]
 fn a_new_deployment_makes_its_replica_set() {
-    let deployment = deployment("v1", &json!({ "metadata": { "annotations": {
-        "kubernetes.io/change-cause": "first",
-        "kubectl.kubernetes.io/last-applied-configuration": "{}",
-    }}}));
+    let deployment = deployment(
+        "v1",
+        &json!({ "metadata": { "annotations": {
+            "kubernetes.io/change-cause": "first",
+            "kubectl.kubernetes.io/last-applied-configuration": "{}",
+        }}}),
+    );
     let plan = plan_of(&deployment, &[]);
     let set = plan.create.as_ref().unwrap();
     let hash = hash(&deployment.spec.as_ref().unwrap().template, 0);
@@ -124,10 +134,7 @@ fn a_new_deployment_makes_its_replica_set() {
     assert_eq!(annotations.len(), 4, "revision, cause, desired, max: {annotations:?}");
     assert_eq!(plan.revision.as_deref(), Some("1"));
     assert_eq!(reason(&plan.status, "Progressing").as_deref(), Some("NewReplicaSetCreated"));
-    assert_eq!(
-        reason(&plan.status, "Available").as_deref(),
-        Some("MinimumReplicasUnavailable")
-    );
+    assert_eq!(reason(&plan.status, "Available").as_deref(), Some("MinimumReplicasUnavailable"));
 }
 
 #[test]
@@ -253,9 +260,8 @@ fn only_so_many_old_replica_sets_are_kept() {
         "metadata": { "annotations": { REVISION: "5" } },
         "spec": { "revisionHistoryLimit": 2 },
     });
-    let mut sets: Vec<_> = (1..5)
-        .map(|at| set_of(&deployment(&format!("v{at}"), &json!({})), at, 0, 0))
-        .collect();
+    let mut sets: Vec<_> =
+        (1..5).map(|at| set_of(&deployment(&format!("v{at}"), &json!({})), at, 0, 0)).collect();
     let current = deployment("v5", &limited);
     sets.push(set_of(&current, 5, 3, 3));
     let deleted: Vec<_> = plan_of(&current, &sets).delete;

@@ -78,7 +78,8 @@ pub(super) fn proportional(sizes: &[i32], total: i32) -> Vec<i32> {
     };
     let mut shares: Vec<i32> = sizes.iter().map(|&size| share(size)).collect();
     let left = total.max(0) - shares.iter().sum::<i32>();
-    let largest = sizes.iter().enumerate().max_by_key(|(at, size)| (**size, std::cmp::Reverse(*at)));
+    let largest =
+        sizes.iter().enumerate().max_by_key(|(at, size)| (**size, std::cmp::Reverse(*at)));
     if let Some(share) = largest.and_then(|(at, _)| shares.get_mut(at)) {
         *share += left;
     }

@@ -193,7 +193,11 @@ fn judged(type_: &str, status: &str, reason: &str, message: String) -> Deploymen
 }
 
 /// Puts `condition` in place of the one of its type, unless that says the same already.
-fn set(conditions: &mut Vec<DeploymentCondition>, mut condition: DeploymentCondition, now: Timestamp) {
+fn set(
+    conditions: &mut Vec<DeploymentCondition>,
+    mut condition: DeploymentCondition,
+    now: Timestamp,
+) {
     let was = conditions.iter().find(|was| was.type_ == condition.type_);
     if let Some(was) = was {
         let is_same = was.status == condition.status

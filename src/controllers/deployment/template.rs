@@ -40,7 +40,9 @@ pub(super) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
         hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     }
     let nibbles = hash.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles.filter_map(|nibble| ALPHABET.get(usize::from(nibble)).copied().map(char::from)).collect()
+    nibbles
+        .filter_map(|nibble| ALPHABET.get(usize::from(nibble)).copied().map(char::from))
+        .collect()
 }
 
 /// Whether two templates make the same pods; the hash label does not count.

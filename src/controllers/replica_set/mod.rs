@@ -51,11 +51,9 @@ const CREATES_AT_ONCE: usize = 64;
 pub(super) async fn run(context: Context, events: EventRecorder, cancel: CancellationToken) {
     let queue = Queue::new();
     let informers = &context.informers;
-    informers
-        .replica_sets
-        .subscribe(queue.feed(|change: &Change<'_, ReplicaSet>, keys| {
-            keys.push(key(change.object().as_ref()));
-        }));
+    informers.replica_sets.subscribe(queue.feed(|change: &Change<'_, ReplicaSet>, keys| {
+        keys.push(key(change.object().as_ref()));
+    }));
     let replica_sets = informers.replica_sets.store.clone();
     informers.pods.subscribe(queue.feed(move |change: &Change<'_, Pod>, keys| {
         keys_of_pod_change(&replica_sets, change, keys);
@@ -189,9 +187,8 @@ impl Controller {
             &replica_set.namespace().unwrap_or_default(),
         );
         let fresh = api.get_opt(&replica_set.name_any()).await?;
-        Ok(fresh.is_some_and(|fresh| {
-            fresh.uid() == replica_set.uid() && !is_deleting(&fresh.metadata)
-        }))
+        Ok(fresh
+            .is_some_and(|fresh| fresh.uid() == replica_set.uid() && !is_deleting(&fresh.metadata)))
     }
 
     /// Creates pods in batches of 1, 2, 4 …, so that what must fail fails once, not 500 times.

@@ -63,11 +63,7 @@ pub(super) fn plan(view: &View<'_>) -> Plan {
             } else if is_active(pod) {
                 plan.active.push(Arc::clone(pod));
             }
-        } else if matches
-            && is_alive
-            && controller_of(&pod.metadata).is_none()
-            && is_active(pod)
-        {
+        } else if matches && is_alive && controller_of(&pod.metadata).is_none() && is_active(pod) {
             plan.adopt.push(Arc::clone(pod));
             plan.active.push(Arc::clone(pod));
         }

@@ -99,7 +99,10 @@ fn orphans_are_adopted_and_strangers_left_alone() {
     let pods = [
         pod("orphan", &json!({ "metadata": { "ownerReferences": null } })),
         pod("foreign", &json!({ "metadata": { "ownerReferences": other } })),
-        pod("unlike", &json!({ "metadata": { "ownerReferences": null, "labels": { "app": "y" } } })),
+        pod(
+            "unlike",
+            &json!({ "metadata": { "ownerReferences": null, "labels": { "app": "y" } } }),
+        ),
     ];
     let plan = plan_for(&replica_set(1), &pods);
     assert_eq!(names(&plan.adopt), ["orphan"]);
@@ -117,9 +120,8 @@ fn a_pod_that_no_longer_matches_is_let_go_and_replaced() {
 #[test]
 fn a_replica_set_being_deleted_only_counts() {
     let mut replica_set = replica_set(3);
-    replica_set.metadata.deletion_timestamp = Some(
-        k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()),
-    );
+    replica_set.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
     let pods = [
         pod("own", &json!({})),
         pod("orphan", &json!({ "metadata": { "ownerReferences": null } })),
@@ -134,35 +136,53 @@ fn the_least_useful_pods_are_deleted_first() {
     let not_ready = json!({ "status": { "conditions": [] } });
     let pods = [
         pod("settled", &json!({ "spec": { "nodeName": "quiet" } })),
-        pod("restarted", &json!({
-            "spec": { "nodeName": "quiet" },
-            "status": { "containerStatuses": [{
-                "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 4,
-            }]},
-        })),
+        pod(
+            "restarted",
+            &json!({
+                "spec": { "nodeName": "quiet" },
+                "status": { "containerStatuses": [{
+                    "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 4,
+                }]},
+            }),
+        ),
         pod("crowded-1", &json!({})),
         pod("crowded-2", &json!({})),
         pod("crowded-3", &json!({})),
-        pod("cheap", &json!({ "metadata": {
-            "annotations": { "controller.kubernetes.io/pod-deletion-cost": "-5" },
-        }})),
+        pod(
+            "cheap",
+            &json!({ "metadata": {
+                "annotations": { "controller.kubernetes.io/pod-deletion-cost": "-5" },
+            }}),
+        ),
         pod("unready", &not_ready),
         pod("pending", &json!({ "status": { "phase": "Pending", "conditions": [] } })),
         pod("unbound", &json!({ "spec": { "nodeName": null }, "status": { "phase": "Pending" } })),
     ];
     let plan = plan_for(&replica_set(1), &pods);
-    assert_eq!(names(&plan.delete), [
-        "unbound", "pending", "unready", "cheap", "crowded-1", "crowded-2", "crowded-3",
-        "restarted",
-    ]);
+    assert_eq!(
+        names(&plan.delete),
+        [
+            "unbound",
+            "pending",
+            "unready",
+            "cheap",
+            "crowded-1",
+            "crowded-2",
+            "crowded-3",
+            "restarted",
+        ]
+    );
 }
 
 #[test]
 fn the_pod_that_became_ready_last_goes_before_its_elders() {
     let ready_at = |name: &str, time: &str| {
-        pod(name, &json!({ "status": { "conditions": [{
-            "type": "Ready", "status": "True", "lastTransitionTime": time,
-        }]}}))
+        pod(
+            name,
+            &json!({ "status": { "conditions": [{
+                "type": "Ready", "status": "True", "lastTransitionTime": time,
+            }]}}),
+        )
     };
     let pods =
         [ready_at("elder", "2026-01-01T00:00:10Z"), ready_at("newcomer", "2026-01-01T00:59:50Z")];
@@ -175,9 +195,12 @@ fn the_status_counts_ready_and_available_pods() {
     replica_set.spec.as_mut().unwrap().min_ready_seconds = Some(30);
     let pods = [
         pod("old", &json!({})),
-        pod("young", &json!({ "status": { "conditions": [{
-            "type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:40Z",
-        }]}})),
+        pod(
+            "young",
+            &json!({ "status": { "conditions": [{
+                "type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:40Z",
+            }]}}),
+        ),
         pod("unready", &json!({ "status": { "conditions": [] } })),
     ];
     let plan = plan_for(&replica_set, &pods);

@@ -1,0 +1,318 @@
+//! Watches over nodes: gives each its pod CIDR, notices when one falls silent, and moves its pods.
+//!
+//! Data in: nodes, their Leases, pods. Data out: pod CIDRs, conditions, taints, evictions.
+//!
+//! # Invariants
+//!
+//! - Silence is measured by this leader's own clock, from the last change it saw of a Lease.
+//! - No evictions while the leader itself may be the one cut off.
+//! - A pod CIDR belongs to one node: it is entered in one book before the node hears of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::client::{EventRecorder, EventType, Regarding, is_conflict, is_not_found, revision_of};
+use crate::controllers::Context;
+use crate::controllers::node::health::Hearing;
+use crate::controllers::node::ipam::{Book, allocate};
+use crate::controllers::node::plan::{Heard, Step, View, plan};
+
+mod health;
+mod ipam;
+mod plan;
+#[cfg(test)]
+mod plan_test;
+
+/// How often silence is looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// Writes under way at once.
+const WRITES_MAX: usize = 32;
+/// How long the cache may take to show a write.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+/// Where the book of pod CIDRs is.
+const BOOK_NAMESPACE: &str = "kube-system";
+const BOOK_NAME: &str = "edgeorc-pod-cidrs";
+
+/// Runs the controller until `cancel`.
+pub(super) async fn run(context: Context, events: EventRecorder, cancel: CancellationToken) {
+    let hearing = Hearing::new(Instant::now());
+    let mut controller =
+        Controller { context, events, hearing, taints: BTreeMap::new(), settled: None };
+    let _ = cancel.run_until_cancelled(controller.run()).await;
+}
+
+struct Controller {
+    context: Context,
+    events: EventRecorder,
+    hearing: Hearing,
+    /// Since when this leader sees each taint, by node and key.
+    taints: BTreeMap<(String, String), Instant>,
+    /// The nodes and their CIDRs when last there was nothing to do for them.
+    settled: Option<BTreeMap<String, Option<String>>>,
+}
+
+impl Controller {
+    async fn run(&mut self) {
+        let mut nodes_changed = self.context.informers.nodes.changed();
+        nodes_changed.mark_changed();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = nodes_changed.changed() => {
+                    if let Err(err) = self.allocate_cidrs().await {
+                        report("pod CIDRs not allocated", &err);
+                        nodes_changed.mark_changed();
+                        tokio::time::sleep(TICK).await;
+                    }
+                }
+                _ = tick.tick() => {}
+            }
+            self.look_after_nodes().await;
+        }
+    }
+
+    async fn look_after_nodes(&mut self) {
+        let now = Instant::now();
+        let nodes = self.listen(now);
+        let tainted_for: BTreeMap<_, _> =
+            self.taints.iter().map(|(key, since)| (key.clone(), now - *since)).collect();
+        let steps = plan(&View {
+            settings: &self.context.settings,
+            me: &self.context.node_name,
+            nodes: &nodes,
+            pods: &self.context.informers.pods.store.state(),
+            listening_for: self.hearing.listening_for(now),
+            tainted_for: &tainted_for,
+            now: self.context.clock.now(),
+        });
+        let this = &*self;
+        let writes = steps.into_iter().map(|step| async move {
+            let outcome = this.act(&step).await;
+            (step, outcome)
+        });
+        let outcomes: Vec<_> = stream::iter(writes).buffer_unordered(WRITES_MAX).collect().await;
+        let mut revision = 0;
+        for (step, outcome) in outcomes {
+            match outcome {
+                Ok(of_node) => revision = revision.max(of_node),
+                Err(err) => {
+                    debug!(?step, "step of the node controller failed");
+                    report("node controller met an error", &err);
+                }
+            }
+        }
+        if revision > 0 {
+            self.context.informers.nodes.catch_up(revision, CATCH_UP_MAX).await;
+        }
+    }
+
+    /// Reads nodes and Leases, and notes since when things are as they are.
+    fn listen(&mut self, now: Instant) -> Vec<Heard> {
+        let informers = &self.context.informers;
+        let nodes = informers.nodes.store.state();
+        let namespace = "kube-node-lease";
+        let mut taints = BTreeMap::new();
+        let mut all = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let name = node.name_any();
+            let lease = informers.leases.store.named(namespace, &name);
+            self.hearing.listen(&name, lease.as_deref(), now);
+            for taint in node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()) {
+                let key = (name.clone(), taint.key.clone());
+                let since = self.taints.get(&key).copied().unwrap_or(now);
+                taints.insert(key, since);
+            }
+            all.push(Heard { silent_for: self.hearing.silent_for(&name, now), node });
+        }
+        self.taints = taints;
+        self.hearing.retain(|name| informers.nodes.store.named("", name).is_some());
+        all
+    }
+
+    /// Makes one write. Returns the revision of a node's change, 0 for others.
+    async fn act(&self, step: &Step) -> Result<u64, kube::Error> {
+        match step {
+            Step::SetUnknown { node, conditions } => {
+                self.set_unknown(node, json!(conditions)).await
+            }
+            Step::SetTaints { node, taints } => {
+                let patch = json!({ "spec": { "taints": taints } });
+                self.patch_node(node, patch, false).await
+            }
+            Step::SetNotReady(pod) => self.set_not_ready(pod).await.map(|()| 0),
+            Step::Evict { pod, is_forced } => self.evict(pod, *is_forced).await.map(|()| 0),
+        }
+    }
+
+    async fn set_unknown(&self, node: &Arc<Node>, conditions: Value) -> Result<u64, kube::Error> {
+        let patch = json!({ "status": { "conditions": conditions } });
+        let revision = self.patch_node(node, patch, true).await?;
+        let name = node.name_any();
+        info!(k8s.node.name = name, "node is silent");
+        let message = format!("Node {name} status is now: NodeNotReady");
+        let regarding = Regarding::of(node.as_ref());
+        self.events.record(regarding, EventType::Normal, "NodeNotReady", message);
+        Ok(revision)
+    }
+
+    async fn patch_node(
+        &self,
+        node: &Node,
+        mut patch: Value,
+        is_status: bool,
+    ) -> Result<u64, kube::Error> {
+        let identity = json!({ "metadata": {
+            "uid": node.uid(), "resourceVersion": node.resource_version(),
+        }});
+        json_patch::merge(&mut patch, &identity);
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let (name, params, patch) = (node.name_any(), PatchParams::default(), Patch::Merge(patch));
+        let patched = if is_status {
+            api.patch_status(&name, &params, &patch).await?
+        } else {
+            api.patch(&name, &params, &patch).await?
+        };
+        Ok(revision_of(&patched).unwrap_or(0))
+    }
+
+    /// Takes the pod out of the endpoints of its services. Its agent says otherwise when it is
+    /// back.
+    async fn set_not_ready(&self, pod: &Pod) -> Result<(), kube::Error> {
+        let status = pod.status.clone().unwrap_or_default();
+        let mut conditions = status.conditions.unwrap_or_default();
+        for condition in conditions.iter_mut().filter(|condition| condition.type_ == "Ready") {
+            condition.status = "False".to_owned();
+            condition.reason = Some("NodeNotReady".to_owned());
+            condition.last_transition_time = Some(Time(self.context.clock.now()));
+        }
+        let patch = json!({
+            "metadata": { "uid": pod.uid(), "resourceVersion": pod.resource_version() },
+            "status": { "conditions": conditions },
+        });
+        let pods = self.pods_of(pod);
+        let patch = Patch::Merge(patch);
+        pods.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await?;
+        let regarding = Regarding::of(pod);
+        self.events.record(regarding, EventType::Warning, "NodeNotReady", "Node is not ready");
+        Ok(())
+    }
+
+    async fn evict(&self, pod: &Pod, is_forced: bool) -> Result<(), kube::Error> {
+        let params = DeleteParams {
+            grace_period_seconds: is_forced.then_some(0),
+            preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match self.pods_of(pod).delete(&pod.name_any(), &params).await {
+            Ok(_) => {}
+            Err(err) if is_not_found(&err) => return Ok(()),
+            Err(err) => return Err(err),
+        }
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        info!(k8s.namespace.name = namespace, k8s.pod.name = name, is_forced, "pod evicted");
+        let message = format!("Marking for deletion Pod {namespace}/{name}");
+        self.events.record(Regarding::of(pod), EventType::Normal, "TaintManagerEviction", message);
+        Ok(())
+    }
+
+    fn pods_of(&self, pod: &Pod) -> Api<Pod> {
+        Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default())
+    }
+
+    /// Enters new nodes into the book, then tells them; strikes out those that are gone.
+    async fn allocate_cidrs(&mut self) -> Result<(), kube::Error> {
+        let nodes = self.context.informers.nodes.store.state();
+        let mut has: BTreeMap<_, _> =
+            nodes.iter().map(|node| (node.name_any(), pod_cidr(node))).collect();
+        if self.settled.as_ref() == Some(&has) {
+            return Ok(());
+        }
+        let books: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), BOOK_NAMESPACE);
+        let written = books.get_opt(BOOK_NAME).await?;
+        let book = written.as_ref().map(read_book).unwrap_or_default();
+        // A node may be newer than this cache: its entry goes only when the server says it is gone.
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let known = has.clone();
+        for missing in book.values().filter(|name| !known.contains_key(*name)) {
+            if let Some(node) = api.get_opt(missing).await? {
+                has.insert(missing.clone(), pod_cidr(&node));
+            }
+        }
+        let allocation = allocate(&book, &has, self.context.settings.pod_cidr_prefix);
+        if allocation.book != book {
+            write_book(&books, written, &allocation.book).await?;
+        }
+        let mut revision = 0;
+        for node in &nodes {
+            if let Some(cidr) = allocation.assign.get(&node.name_any()) {
+                let patch = json!({ "spec": { "podCIDR": cidr, "podCIDRs": [cidr] } });
+                revision = revision.max(self.patch_node(node, patch, false).await?);
+                info!(k8s.node.name = node.name_any(), cidr, "pod CIDR assigned");
+            }
+            if allocation.starved.contains(&node.name_any()) {
+                let message = format!("Node {} status is now: CIDRNotAvailable", node.name_any());
+                let regarding = Regarding::of(node.as_ref());
+                self.events.record(regarding, EventType::Warning, "CIDRNotAvailable", message);
+            }
+        }
+        self.context.informers.nodes.catch_up(revision, CATCH_UP_MAX).await;
+        self.settled = allocation.assign.is_empty().then_some(known);
+        Ok(())
+    }
+}
+
+fn pod_cidr(node: &Node) -> Option<String> {
+    node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty())
+}
+
+fn read_book(written: &ConfigMap) -> Book {
+    let entries = written.data.iter().flatten();
+    entries.filter_map(|(number, node)| Some((number.parse().ok()?, node.clone()))).collect()
+}
+
+async fn write_book(
+    books: &Api<ConfigMap>,
+    written: Option<ConfigMap>,
+    book: &Book,
+) -> Result<(), kube::Error> {
+    let data = book.iter().map(|(number, node)| (number.to_string(), node.clone())).collect();
+    let params = PostParams::default();
+    match written {
+        Some(mut written) => {
+            written.data = Some(data);
+            books.replace(BOOK_NAME, &params, &written).await?;
+        }
+        None => {
+            let metadata = ObjectMeta {
+                name: Some(BOOK_NAME.to_owned()),
+                namespace: Some(BOOK_NAMESPACE.to_owned()),
+                ..ObjectMeta::default()
+            };
+            let first = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
+            books.create(&params, &first).await?;
+        }
+    }
+    Ok(())
+}
+
+fn report(message: &'static str, err: &kube::Error) {
+    if is_conflict(err) || is_not_found(err) {
+        debug!(%err, "{message}");
+    } else {
+        warn!(%err, "{message}");
+    }
+}

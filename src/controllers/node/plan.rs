@@ -1,0 +1,273 @@
+//! What to do about silent nodes and the pods on them: a pure function.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
+
+use crate::controllers::Settings;
+use crate::controllers::object::{controller_of, is_deleting, is_ready, is_terminal, node_name};
+
+/// The node says it is not ready.
+pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// The node says nothing.
+pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const EFFECTS: [&str; 2] = ["NoSchedule", "NoExecute"];
+/// With this many nodes, a leader that hears only its own is taken for the one cut off.
+const NODES_TO_DOUBT_ONESELF: usize = 3;
+
+/// What a run sees.
+pub(super) struct View<'a> {
+    pub(super) settings: &'a Settings,
+    /// The node this leader runs on.
+    pub(super) me: &'a str,
+    pub(super) nodes: &'a [Heard],
+    pub(super) pods: &'a [Arc<Pod>],
+    /// How long this leader has been listening.
+    pub(super) listening_for: Duration,
+    /// How long each taint, by node and key, has been seen by this leader.
+    pub(super) tainted_for: &'a BTreeMap<(String, String), Duration>,
+    pub(super) now: Timestamp,
+}
+
+/// A node, and how long it has been silent.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    pub(super) node: Arc<Node>,
+    pub(super) silent_for: Duration,
+}
+
+/// One write.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Step {
+    /// The node has fallen silent: its conditions are not known any more.
+    SetUnknown { node: Arc<Node>, conditions: Vec<NodeCondition> },
+    /// The node's health taints as they should be, its other taints untouched.
+    SetTaints { node: Arc<Node>, taints: Vec<Taint> },
+    /// Nobody can tell whether the pod serves: it is not ready.
+    SetNotReady(Arc<Pod>),
+    /// The pod is deleted. `is_forced`: at once, without its agent.
+    Evict { pod: Arc<Pod>, is_forced: bool },
+}
+
+/// The writes to make.
+pub(super) fn plan(view: &View<'_>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let may_judge = view.listening_for >= view.settings.node_silent_after;
+    let mut nodes = BTreeMap::new();
+    for heard in view.nodes {
+        let is_silent = may_judge && heard.silent_for >= view.settings.node_silent_after;
+        if is_silent && let Some(conditions) = unknown(&heard.node, view.now) {
+            steps.push(Step::SetUnknown { node: Arc::clone(&heard.node), conditions });
+        }
+        let health = if is_silent { Health::Unknown } else { health(&heard.node) };
+        if let Some(taints) = taints(&heard.node, health, view.now) {
+            steps.push(Step::SetTaints { node: Arc::clone(&heard.node), taints });
+        }
+        nodes.insert(heard.node.name_any(), (heard, health, is_silent));
+    }
+    let brakes = Brakes::of(view);
+    for pod in view.pods.iter().filter(|pod| !is_terminal(pod)) {
+        let Some((heard, health, is_silent)) = node_name(pod).and_then(|name| nodes.get(name))
+        else {
+            continue;
+        };
+        if *health == Health::Unknown && *is_silent && is_ready(pod) {
+            steps.push(Step::SetNotReady(Arc::clone(pod)));
+        }
+        if let Some(is_forced) = eviction(view, brakes, pod, heard, *health) {
+            steps.push(Step::Evict { pod: Arc::clone(pod), is_forced });
+        }
+    }
+    steps
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Ready,
+    NotReady,
+    Unknown,
+}
+
+fn health(node: &Node) -> Health {
+    match condition(node).map(|condition| condition.status.as_str()) {
+        Some("True") => Health::Ready,
+        Some("Unknown") => Health::Unknown,
+        Some(_) | None => Health::NotReady,
+    }
+}
+
+fn condition(node: &Node) -> Option<&NodeCondition> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
+/// The conditions of a silent node; `None` when they say so already.
+fn unknown(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
+    if condition(node).is_some_and(|condition| condition.status == "Unknown") {
+        return None;
+    }
+    let status = node.status.as_ref();
+    let mut conditions = status.and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let never = conditions.is_empty();
+    if !conditions.iter().any(|condition| condition.type_ == "Ready") {
+        conditions.push(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() });
+    }
+    for condition in &mut conditions {
+        if condition.status == "Unknown" {
+            continue;
+        }
+        condition.status = "Unknown".to_owned();
+        let (reason, message) = if never {
+            ("NodeStatusNeverUpdated", "Kubelet never posted node status.")
+        } else {
+            ("NodeStatusUnknown", "Kubelet stopped posting node status.")
+        };
+        condition.reason = Some(reason.to_owned());
+        condition.message = Some(message.to_owned());
+        condition.last_transition_time = Some(Time(now));
+    }
+    Some(conditions)
+}
+
+/// The node's taints with those of its health; `None` when they are so already.
+fn taints(node: &Node, health: Health, now: Timestamp) -> Option<Vec<Taint>> {
+    let has = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    let wanted = match health {
+        Health::Ready => None,
+        Health::NotReady => Some(NOT_READY),
+        Health::Unknown => Some(UNREACHABLE),
+    };
+    let is_of_health = |taint: &Taint| {
+        (taint.key == NOT_READY || taint.key == UNREACHABLE)
+            && EFFECTS.contains(&taint.effect.as_str())
+    };
+    let mut taints: Vec<_> = has
+        .iter()
+        .filter(|taint| !is_of_health(taint) || wanted == Some(taint.key.as_str()))
+        .cloned()
+        .collect();
+    for (key, effect) in wanted.into_iter().flat_map(|key| EFFECTS.map(|effect| (key, effect))) {
+        if !taints.iter().any(|taint| taint.key == key && taint.effect == effect) {
+            taints.push(Taint {
+                key: key.to_owned(),
+                effect: effect.to_owned(),
+                time_added: Some(Time(now)),
+                value: None,
+            });
+        }
+    }
+    (taints != has).then_some(taints)
+}
+
+/// What holds evictions back: the more nodes seem dead, the likelier it is the leader that is
+/// cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Brakes {
+    /// Evict as tolerations say.
+    Off,
+    /// No evictions for reasons of health; taints set by people still count.
+    On,
+}
+
+impl Brakes {
+    fn of(view: &View<'_>) -> Self {
+        let total = view.nodes.len();
+        let visible: Vec<_> = view
+            .nodes
+            .iter()
+            .filter(|heard| heard.silent_for < view.settings.node_silent_after)
+            .map(|heard| heard.node.name_any())
+            .collect();
+        let is_alone =
+            total >= NODES_TO_DOUBT_ONESELF && visible.iter().all(|name| name == view.me);
+        let is_calm = total > 1
+            && visible.len() * 2 >= total
+            && !is_alone
+            && view.listening_for >= view.settings.eviction_quiet_time;
+        if is_calm { Self::Off } else { Self::On }
+    }
+}
+
+/// Whether the pod must leave its node now, and if so whether by force.
+fn eviction(
+    view: &View<'_>,
+    brakes: Brakes,
+    pod: &Pod,
+    heard: &Heard,
+    health: Health,
+) -> Option<bool> {
+    let node = &heard.node;
+    // A node heard from again is left to its agent, which posts its status in a moment.
+    let is_back =
+        health == Health::Unknown && heard.silent_for < view.settings.node_silent_after;
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let must_leave = taints.iter().filter(|taint| taint.effect == "NoExecute").any(|taint| {
+        let is_of_health = taint.key == NOT_READY || taint.key == UNREACHABLE;
+        if is_of_health && (brakes == Brakes::On || is_back || !is_current(taint, health)) {
+            return false;
+        }
+        let key = (node.name_any(), taint.key.clone());
+        let tainted_for = view.tainted_for.get(&key).copied().unwrap_or(Duration::ZERO);
+        patience(pod, taint, is_of_health.then_some(view.settings.default_toleration))
+            .is_some_and(|patience| tainted_for >= patience)
+    });
+    if !must_leave {
+        return None;
+    }
+    // The agent of a silent node cannot confirm that the pod is gone. A replica set's pod is
+    // replaced at once, and is stopped when the node returns; any other may be one of a kind, and
+    // stays Terminating until the node returns or is deleted.
+    let is_replaceable =
+        controller_of(&pod.metadata).is_some_and(|owner| owner.kind == "ReplicaSet");
+    let is_forced = health == Health::Unknown && is_replaceable;
+    if is_deleting(&pod.metadata) { is_forced.then_some(true) } else { Some(is_forced) }
+}
+
+fn is_current(taint: &Taint, health: Health) -> bool {
+    match health {
+        Health::Ready => false,
+        Health::NotReady => taint.key == NOT_READY,
+        Health::Unknown => taint.key == UNREACHABLE,
+    }
+}
+
+/// How long the pod stays on a node with `taint`: `None` for ever. Without a toleration that is
+/// `default`, or no time at all.
+fn patience(pod: &Pod, taint: &Taint, default: Option<Duration>) -> Option<Duration> {
+    let tolerations =
+        pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let mut matching =
+        tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
+    if matching.peek().is_none() {
+        return Some(default.unwrap_or(Duration::ZERO));
+    }
+    matching
+        .filter_map(|toleration| toleration.toleration_seconds)
+        .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+        .min()
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let is_unset_or = |field: Option<&str>, value: &str| {
+        field.is_none_or(|field| field.is_empty() || field == value)
+    };
+    let key = toleration.key.as_deref();
+    let covers = match toleration.operator.as_deref() {
+        Some("Exists") => true,
+        None | Some("" | "Equal") => {
+            key.is_some_and(|key| !key.is_empty())
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
+        }
+        Some(_) => false,
+    };
+    covers
+        && is_unset_or(key, &taint.key)
+        && is_unset_or(toleration.effect.as_deref(), &taint.effect)
+}

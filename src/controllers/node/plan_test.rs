@@ -1,0 +1,212 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+
+use crate::controllers::Settings;
+use crate::controllers::node::plan::{Heard, NOT_READY, Step, UNREACHABLE, View, plan};
+
+const SILENT: Duration = Duration::from_secs(4);
+
+fn node(name: &str, ready: &str, taint: Option<&str>) -> Arc<Node> {
+    let taints = taint.into_iter().flat_map(|key| {
+        ["NoSchedule", "NoExecute"].map(|effect| json!({ "key": key, "effect": effect }))
+    });
+    let node = json!({
+        "metadata": { "name": name, "uid": name },
+        "spec": { "taints": taints.collect::<Vec<_>>() },
+        "status": { "conditions": [{ "type": "Ready", "status": ready, "reason": "KubeletReady" }] },
+    });
+    Arc::new(serde_json::from_value(node).unwrap())
+}
+
+fn ready(name: &str) -> Heard {
+    Heard { node: node(name, "True", None), silent_for: Duration::ZERO }
+}
+
+/// A node whose silence has been noted.
+fn dead(name: &str) -> Heard {
+    Heard { node: node(name, "Unknown", Some(UNREACHABLE)), silent_for: SILENT }
+}
+
+fn pod(name: &str, node: &str, changes: &Value) -> Arc<Pod> {
+    let mut pod = json!({
+        "metadata": { "name": name, "namespace": "default", "uid": name, "ownerReferences": [{
+            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs",
+            "controller": true,
+        }]},
+        "spec": { "nodeName": node, "containers": [] },
+        "status": { "phase": "Running" },
+    });
+    json_patch::merge(&mut pod, changes);
+    Arc::new(serde_json::from_value(pod).unwrap())
+}
+
+/// The plan of a leader on node `a` that has listened for a minute.
+fn plan_for(nodes: &[Heard], pods: &[Arc<Pod>], tainted_secs: u64) -> Vec<Step> {
+    plan_after(nodes, pods, tainted_secs, Duration::from_secs(60))
+}
+
+fn plan_after(
+    nodes: &[Heard],
+    pods: &[Arc<Pod>],
+    tainted_secs: u64,
+    listening_for: Duration,
+) -> Vec<Step> {
+    let mut tainted_for = BTreeMap::new();
+    for heard in nodes {
+        for taint in heard.node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()) {
+            let name = heard.node.metadata.name.clone().unwrap();
+            tainted_for.insert((name, taint.key.clone()), Duration::from_secs(tainted_secs));
+        }
+    }
+    plan(&View {
+        settings: &Settings::default(),
+        me: "a",
+        nodes,
+        pods,
+        listening_for,
+        tainted_for: &tainted_for,
+        now: "2026-01-01T00:00:00Z".parse().unwrap(),
+    })
+}
+
+fn evictions(steps: &[Step]) -> Vec<(&str, bool)> {
+    steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Evict { pod, is_forced } => {
+                Some((pod.metadata.name.as_deref().unwrap(), *is_forced))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_node_that_falls_silent_is_unknown_and_tainted() {
+    let silent = Heard { node: node("b", "True", None), silent_for: SILENT };
+    let serving = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+    let steps = plan_for(&[ready("a"), silent], &[pod("p", "b", &serving)], 0);
+    let [Step::SetUnknown { conditions, .. }, Step::SetTaints { taints, .. }, Step::SetNotReady(_)] =
+        steps.as_slice()
+    else {
+        panic!("{steps:?}");
+    };
+    assert_eq!(conditions[0].status, "Unknown");
+    assert_eq!(conditions[0].reason.as_deref(), Some("NodeStatusUnknown"));
+    let taints: Vec<_> = taints.iter().map(|t| (t.key.as_str(), t.effect.as_str())).collect();
+    assert_eq!(taints, [(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]);
+}
+
+#[test]
+fn a_node_is_silent_at_three_seconds_and_not_before() {
+    for (silent_ms, steps) in [(2_999, 0), (3_000, 2)] {
+        let heard =
+            Heard { node: node("b", "True", None), silent_for: Duration::from_millis(silent_ms) };
+        assert_eq!(plan_for(&[ready("a"), heard], &[], 0).len(), steps, "{silent_ms} ms");
+    }
+}
+
+#[test]
+fn a_node_that_is_back_loses_its_health_taints_and_no_others() {
+    let mut back = node("b", "True", Some(UNREACHABLE));
+    let own: k8s_openapi::api::core::v1::Taint =
+        serde_json::from_value(json!({ "key": "gpu", "effect": "NoSchedule" })).unwrap();
+    Arc::make_mut(&mut back).spec.as_mut().unwrap().taints.as_mut().unwrap().push(own.clone());
+    let steps = plan_for(&[ready("a"), Heard { node: back, silent_for: Duration::ZERO }], &[], 60);
+    let [Step::SetTaints { taints, .. }] = steps.as_slice() else { panic!("{steps:?}") };
+    assert_eq!(*taints, [own]);
+}
+
+#[test]
+fn a_node_that_says_it_is_not_ready_is_tainted_as_such() {
+    let unready = Heard { node: node("b", "False", None), silent_for: Duration::ZERO };
+    let steps = plan_for(&[ready("a"), unready], &[], 0);
+    let [Step::SetTaints { taints, .. }] = steps.as_slice() else { panic!("{steps:?}") };
+    assert!(taints.iter().all(|taint| taint.key == NOT_READY));
+}
+
+#[test]
+fn pods_of_a_silent_node_are_evicted_when_their_toleration_is_over() {
+    let for_seconds = |seconds: Value| {
+        json!({ "spec": { "tolerations": [{
+            "key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute",
+            "tolerationSeconds": seconds,
+        }]}})
+    };
+    let nodes = [ready("a"), ready("c"), dead("b")];
+    for (pod_changes, tainted_secs, evicted) in [
+        (json!({}), 1, false),
+        (json!({}), 2, true),
+        (for_seconds(json!(10)), 9, false),
+        (for_seconds(json!(10)), 10, true),
+        (for_seconds(json!(0)), 0, true),
+        (for_seconds(Value::Null), 10_000, false),
+        (json!({ "status": { "phase": "Succeeded" } }), 10_000, false),
+    ] {
+        let steps = plan_for(&nodes, &[pod("p", "b", &pod_changes)], tainted_secs);
+        assert_eq!(!evictions(&steps).is_empty(), evicted, "{pod_changes} {tainted_secs}");
+    }
+}
+
+#[test]
+fn only_pods_that_are_replaced_are_removed_by_force() {
+    let terminating = json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+    let single = json!({ "metadata": { "ownerReferences": null } });
+    let mut single_terminating = single.clone();
+    json_patch::merge(&mut single_terminating, &terminating);
+    let pods = [
+        pod("replica", "b", &json!({})),
+        pod("single", "b", &single),
+        pod("replica-terminating", "b", &terminating),
+        pod("single-terminating", "b", &single_terminating),
+    ];
+    let steps = plan_for(&[ready("a"), ready("c"), dead("b")], &pods, 60);
+    assert_eq!(
+        evictions(&steps),
+        [("replica", true), ("single", false), ("replica-terminating", true)]
+    );
+}
+
+#[test]
+fn a_leader_that_may_be_cut_off_evicts_nothing() {
+    let pods = [pod("p", "b", &json!({}))];
+    let minute = Duration::from_secs(60);
+    let others_dead = [ready("a"), dead("b"), dead("c")];
+    let most_dead = [ready("a"), ready("d"), dead("b"), dead("c"), dead("e")];
+    let half_dead = [ready("a"), ready("d"), dead("b"), dead("c")];
+    let one_of_two = [ready("a"), dead("b")];
+    let alone = [dead("b")];
+    for (nodes, listening_for, evicted) in [
+        (others_dead.as_slice(), minute, false),
+        (&most_dead, minute, false),
+        (&half_dead, minute, true),
+        (&one_of_two, minute, true),
+        (&alone, minute, false),
+        (&one_of_two, Duration::from_millis(4_999), false),
+        (&one_of_two, Duration::from_secs(5), true),
+    ] {
+        let steps = plan_after(nodes, &pods, 60, listening_for);
+        assert_eq!(!evictions(&steps).is_empty(), evicted, "{} nodes", nodes.len());
+    }
+}
+
+#[test]
+fn a_taint_set_by_a_person_evicts_even_on_a_single_node() {
+    let mut tainted = ready("a");
+    Arc::make_mut(&mut tainted.node).spec.as_mut().unwrap().taints = Some(vec![
+        serde_json::from_value(json!({ "key": "drain", "effect": "NoExecute" })).unwrap(),
+    ]);
+    let steps = plan_for(&[tainted], &[pod("p", "a", &json!({}))], 0);
+    assert_eq!(evictions(&steps), [("p", false)]);
+}
+
+#[test]
+fn a_node_heard_from_again_keeps_its_pods() {
+    let back = Heard { silent_for: Duration::from_millis(100), ..dead("b") };
+    let steps = plan_for(&[ready("a"), back], &[pod("p", "b", &json!({}))], 60);
+    assert!(steps.is_empty(), "its agent says what it is: {steps:?}");
+}
