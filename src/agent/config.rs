@@ -1,0 +1,129 @@
+//! What an agent is told at start.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgeorc_runtime::{PodRuntime, VirtualNetwork};
+
+use crate::rt::{Rng, WallClock};
+
+/// Settings and collaborators of an [`crate::agent::Agent`].
+#[derive(Clone)]
+pub struct AgentConfig {
+    /// `metadata.name` of this machine's Node.
+    pub node_name: String,
+    /// Addresses other nodes and people reach this machine at; the first is the primary.
+    pub node_ips: Vec<IpAddr>,
+    /// Folder that is the agent's own: pods, images, compiled code. Created if missing.
+    pub data_dir: PathBuf,
+    /// The door to the API, in process or over QUIC.
+    pub client: kube::Client,
+    /// Runs the sandboxes.
+    pub runtime: Arc<dyn PodRuntime>,
+    /// The switch the runtime puts its pods on; probes reach pods through it.
+    pub network: Arc<VirtualNetwork>,
+    /// Makes compiled code.
+    pub compiler: Compiler,
+    /// Time of day, for status and logs.
+    pub clock: WallClock,
+    /// Spreads retries.
+    pub rng: Rng,
+    /// Whether this machine is a server: labels the Node as control plane.
+    pub is_server: bool,
+    /// More labels for the Node; they win over the built-in ones.
+    pub labels: BTreeMap<String, String>,
+    /// Where other nodes open QUIC connections to; annotation `edgeorc.io/quic-address`.
+    pub quic_address: Option<SocketAddr>,
+    /// Where this node's ingress listens; annotation `edgeorc.io/ingress-address`.
+    pub ingress_address: Option<SocketAddr>,
+    /// What pods may use.
+    pub capacity: Capacity,
+    /// How containers are started again.
+    pub restart: RestartPolicySettings,
+    /// Time all pods together get to end when the agent stops. Default 10 s.
+    pub shutdown_grace: Duration,
+}
+
+/// What the machine offers to pods. Zero means: ask the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Thousandths of a core. Default: all cores.
+    pub cpu_millis: u64,
+    /// Bytes of RAM. Default: all RAM.
+    pub memory_bytes: u64,
+    /// Bytes of RAM kept for edgeorc and the system, subtracted for `allocatable`. Default 128 MiB.
+    pub memory_reserved_bytes: u64,
+    /// How many pods. Default 1000.
+    pub pods: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self {
+            cpu_millis: 0,
+            memory_bytes: 0,
+            memory_reserved_bytes: 128 * 1024 * 1024,
+            pods: 1000,
+        }
+    }
+}
+
+/// Back-off between the runs of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartPolicySettings {
+    /// Wait before the first restart. Default 10 ms.
+    pub backoff_min: Duration,
+    /// Longest wait; each restart doubles the last one up to it. Default 10 s.
+    pub backoff_max: Duration,
+    /// A run that lasted this many times the last wait starts again at `backoff_min`. Default 10.
+    pub stable_factor: u32,
+}
+
+impl Default for RestartPolicySettings {
+    fn default() -> Self {
+        Self {
+            backoff_min: Duration::from_millis(10),
+            backoff_max: Duration::from_secs(10),
+            stable_factor: 10,
+        }
+    }
+}
+
+/// How compiled code is made: a short-lived child process, called as `program args.. IN OUT`.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    /// The executable; in production this binary itself.
+    pub program: PathBuf,
+    /// Arguments before the two file names; in production `["compile"]`.
+    pub args: Vec<String>,
+    /// The child is killed after this long. Default 120 s.
+    pub time_max: Duration,
+    /// The child's private memory, in bytes; `None` is no limit. Default 1 GiB.
+    pub memory_bytes_max: Option<u64>,
+}
+
+impl Compiler {
+    /// The compiler of the binary at `program`, with the default limits.
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            args: vec!["compile".to_owned()],
+            time_max: Duration::from_secs(120),
+            memory_bytes_max: Some(1024 * 1024 * 1024),
+        }
+    }
+}
+
+impl std::fmt::Debug for AgentConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentConfig")
+            .field("node_name", &self.node_name)
+            .field("node_ips", &self.node_ips)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,205 @@
+//! The agent's folder on disk.
+//!
+//! ```text
+//! node.json                              what the node must know before the API answers
+//! pods/<uid>/pod.json                    the pod as it was when its worker started
+//! pods/<uid>/address                     its address
+//! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
+//! pods/<uid>/volumes/<volume>/           its volumes
+//! pods/<uid>/logs/<container>/<run>.log  its logs
+//! images/                                see [`crate::agent::image`]
+//! compiled/                              compiled code by digest and engine
+//! ```
+
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::Write as _;
+
+/// Longest file of our own that is read back, in bytes.
+const OWN_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Names of everything the agent keeps. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Dirs {
+    root: PathBuf,
+}
+
+impl Dirs {
+    /// The folder with its first level made.
+    pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
+        let dirs = Self { root };
+        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled()] {
+            make_private(dir)?;
+        }
+        Ok(dirs)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn node_file(&self) -> PathBuf {
+        self.root.join("node.json")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    pub(crate) fn compiled(&self) -> PathBuf {
+        self.root.join("compiled")
+    }
+
+    pub(crate) fn pod(&self, uid: &str) -> PodDir {
+        PodDir(self.pods().join(file_name(uid)))
+    }
+
+    /// Every pod that has a folder here, with its uid.
+    pub(crate) fn all_pods(&self) -> io::Result<Vec<(String, PodDir)>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(self.pods())? {
+            let entry = entry?;
+            if let Ok(uid) = entry.file_name().into_string() {
+                found.push((uid, PodDir(entry.path())));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
+    fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+}
+
+/// The folder of one pod.
+#[derive(Debug, Clone)]
+pub(crate) struct PodDir(PathBuf);
+
+impl PodDir {
+    pub(crate) fn create(&self) -> io::Result<()> {
+        make_private(&self.0)
+    }
+
+    /// Removes the pod's files for good.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn read_pod(&self) -> Option<Pod> {
+        read_json(&self.0.join("pod.json"))
+    }
+
+    pub(crate) fn write_pod(&self, pod: &Pod) -> io::Result<()> {
+        write_json(&self.0.join("pod.json"), pod)
+    }
+
+    pub(crate) fn read_address(&self) -> Option<IpAddr> {
+        let text = std::fs::read_to_string(self.0.join("address")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    pub(crate) fn write_address(&self, ip: IpAddr) -> io::Result<()> {
+        self.create()?;
+        write_atomic(&self.0.join("address"), ip.to_string().as_bytes())
+    }
+
+    pub(crate) fn object_file(&self, kind: &str, name: &str) -> PathBuf {
+        self.0.join("objects").join(file_name(&format!("{kind}-{name}.json")))
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> PathBuf {
+        self.0.join("volumes").join(file_name(name))
+    }
+
+    pub(crate) fn logs(&self, container: &str) -> PathBuf {
+        self.0.join("logs").join(file_name(container))
+    }
+
+    pub(crate) fn log_file(&self, container: &str, run: u32) -> PathBuf {
+        self.logs(container).join(format!("{run}.log"))
+    }
+}
+
+/// A name from the API as one component of a path: separators cannot lead out of the folder.
+fn file_name(name: &str) -> String {
+    let clean: String =
+        name.chars().map(|c| if matches!(c, '/' | '\\' | '\0') { '_' } else { c }).collect();
+    if clean.is_empty() || clean.chars().all(|c| c == '.') { format!("_{clean}") } else { clean }
+}
+
+/// Makes a folder, and those above it, that only this user can enter.
+pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Replaces a file whole: after a power cut it is the old one or this one.
+pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
+    let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    make_private(dir)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = dir.join(name);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// As [`write_atomic`], for a value.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_atomic(path, &serde_json::to_vec(value)?)
+}
+
+/// Reads what [`write_json`] wrote; `None` if it is not there or not whole.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let length = std::fs::metadata(path).ok()?.len();
+    if length > OWN_FILE_BYTES_MAX {
+        return None;
+    }
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_a_torn_file_is_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::create(root.path().join("agent")).unwrap();
+        let pod = dirs.pod("u1");
+        pod.write_address([10, 42, 0, 7].into()).unwrap();
+        assert_eq!(pod.read_address(), Some([10, 42, 0, 7].into()));
+        pod.write_pod(&Pod::default()).unwrap();
+        assert_eq!(pod.read_pod(), Some(Pod::default()));
+        std::fs::write(root.path().join("agent/pods/u1/pod.json"), "{\"meta").unwrap();
+        assert_eq!(pod.read_pod(), None);
+        assert_eq!(dirs.all_pods().unwrap().len(), 1);
+        pod.remove().unwrap();
+        pod.remove().unwrap();
+        assert!(dirs.all_pods().unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_cannot_lead_out_of_the_folder() {
+        for (name, safe) in [("a/b", "a_b"), ("..", "_.."), ("", "_"), ("app", "app")] {
+            assert_eq!(file_name(name), safe);
+        }
+    }
+}

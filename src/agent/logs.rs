@@ -1,0 +1,305 @@
+//! Container logs, in kubelet's paths: `GET /containerLogs/{namespace}/{pod}/{container}`.
+//!
+//! A run of a container writes `<run>.log` in the CRI format, one line each:
+//! `<RFC 3339> stdout|stderr F|P <text>`; when it is full it becomes `<run>.log.1`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::routing::get;
+use bytes::Bytes;
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
+use tokio::sync::watch;
+
+use crate::agent::dirs::PodDir;
+use crate::agent::pod::state::RunState;
+use crate::agent::pod::writer::Numbered;
+use crate::rt::WallClock;
+
+/// How often a followed log is looked at for more.
+const FOLLOW_POLL: Duration = Duration::from_millis(100);
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// Most bytes held for `tailLines`: a log and its rotated part are no larger together.
+const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// A pod whose logs can be read.
+#[derive(Debug, Clone)]
+pub(crate) struct LogSource {
+    pub(crate) dir: PodDir,
+    pub(crate) states: watch::Receiver<Numbered>,
+}
+
+/// The pods of this node by namespace and name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogSources(Arc<Mutex<BTreeMap<(String, String), LogSource>>>);
+
+impl LogSources {
+    pub(crate) fn insert(&self, namespace: &str, name: &str, source: LogSource) {
+        self.0.lock().insert((namespace.to_owned(), name.to_owned()), source);
+    }
+
+    /// Forgets the pod, unless another one has taken its name.
+    pub(crate) fn remove(&self, namespace: &str, name: &str, states: &watch::Receiver<Numbered>) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut sources = self.0.lock();
+        if sources.get(&key).is_some_and(|source| source.states.same_channel(states)) {
+            sources.remove(&key);
+        }
+    }
+
+    fn find(&self, namespace: &str, name: &str) -> Option<LogSource> {
+        self.0.lock().get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+}
+
+/// Where a full log file goes.
+pub(crate) fn rotated(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
+}
+
+/// The agent's API.
+pub(crate) fn router(sources: LogSources, clock: WallClock) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(respond))
+        .with_state((sources, clock))
+}
+
+/// What part of the log is wanted, and how.
+#[derive(Debug, Clone, Default)]
+struct Options {
+    is_followed: bool,
+    has_timestamps: bool,
+    tail: Option<usize>,
+    since: Option<Timestamp>,
+    bytes_max: Option<u64>,
+    is_previous: bool,
+}
+
+impl Options {
+    fn read(query: &BTreeMap<String, String>, now: Timestamp) -> Self {
+        let text = |key: &str| query.get(key).map(String::as_str);
+        let is_set = |key: &str| matches!(text(key), Some("true" | "1" | ""));
+        let number = |key: &str| text(key).and_then(|n| n.parse::<u64>().ok());
+        let seconds = number("sinceSeconds").and_then(|s| i64::try_from(s).ok());
+        let ago = seconds.and_then(|s| now.checked_sub(SignedDuration::from_secs(s)).ok());
+        Self {
+            is_followed: is_set("follow"),
+            has_timestamps: is_set("timestamps"),
+            tail: number("tailLines").and_then(|n| usize::try_from(n).ok()),
+            since: ago.or_else(|| text("sinceTime").and_then(|t| t.parse().ok())),
+            bytes_max: number("limitBytes"),
+            is_previous: is_set("previous"),
+        }
+    }
+
+    /// The line as the client reads it; `None` is not wanted.
+    fn show(&self, line: &[u8]) -> Option<Vec<u8>> {
+        let mut parts = line.splitn(4, |b| *b == b' ');
+        let (time, _stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
+        let text = parts.next().unwrap_or_default();
+        if let Some(since) = self.since {
+            let at: Option<Timestamp> = std::str::from_utf8(time).ok()?.parse().ok();
+            if at? < since {
+                return None;
+            }
+        }
+        let mut shown = Vec::with_capacity(line.len() + 1);
+        if self.has_timestamps {
+            shown.extend_from_slice(time);
+            shown.push(b' ');
+        }
+        shown.extend_from_slice(text);
+        if tag != b"P" {
+            shown.push(b'\n');
+        }
+        Some(shown)
+    }
+}
+
+type Answer = Result<Body, (StatusCode, &'static str)>;
+
+async fn respond(
+    State((sources, clock)): State<(LogSources, WallClock)>,
+    UrlPath((namespace, pod, container)): UrlPath<(String, String, String)>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Answer {
+    let options = Options::read(&query, clock.now());
+    let source = sources.find(&namespace, &pod).ok_or((StatusCode::NOT_FOUND, "no such pod"))?;
+    let run = run_of(&source, &container).ok_or((StatusCode::NOT_FOUND, "no such container"))?;
+    let run = if options.is_previous { run.checked_sub(1) } else { Some(run) };
+    let run = run.ok_or((StatusCode::NOT_FOUND, "no previous run"))?;
+    let path = source.dir.log_file(&container, run);
+    let mut reader = Reader { source, container, run, path, options, offset: 0, partial: Vec::new(), sent: 0 };
+    let start = reader.beginning().await;
+    let start = start.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the log cannot be read"))?;
+    let stream = futures_util::stream::unfold((Some(start), reader), |(start, mut reader)| async {
+        let chunk = match start {
+            Some(start) => start,
+            None => reader.more().await?,
+        };
+        let chunk = reader.within_limit(chunk)?;
+        Some((Ok::<_, io::Error>(Bytes::from(chunk)), (None, reader)))
+    });
+    Ok(Body::from_stream(stream))
+}
+
+/// The present run of a container; while it waits to run again, the one that has ended.
+fn run_of(source: &LogSource, container: &str) -> Option<u32> {
+    let (_, state) = source.states.borrow().clone();
+    let record = state.containers.iter().find(|record| record.name == container)?;
+    let is_waiting = matches!(record.state, RunState::Waiting { .. });
+    let run = record.restart_count;
+    Some(if is_waiting { run.saturating_sub(1) } else { run })
+}
+
+/// Reads one run's log from its beginning to its end.
+struct Reader {
+    source: LogSource,
+    container: String,
+    run: u32,
+    path: PathBuf,
+    options: Options,
+    /// Bytes of the present file that were read.
+    offset: u64,
+    /// The start of a line whose end is not written yet.
+    partial: Vec<u8>,
+    sent: u64,
+}
+
+impl Reader {
+    /// Everything written so far, cut to the tail.
+    async fn beginning(&mut self) -> io::Result<Vec<u8>> {
+        let mut lines: VecDeque<Vec<u8>> = VecDeque::new();
+        let mut held = 0;
+        for path in [rotated(&self.path), self.path.clone()] {
+            self.offset = 0;
+            self.partial.clear();
+            loop {
+                let bytes = self.read(&path).await?;
+                if bytes.is_empty() {
+                    break;
+                }
+                for line in self.lines(&bytes) {
+                    held += line.len();
+                    lines.push_back(line);
+                    while self.options.tail.is_some_and(|tail| lines.len() > tail) || held > TAIL_BYTES_MAX {
+                        held -= lines.pop_front().map_or(held, |line| line.len());
+                    }
+                }
+            }
+        }
+        Ok(lines.into_iter().flatten().collect())
+    }
+
+    /// What was written since; `None` at the end.
+    async fn more(&mut self) -> Option<Vec<u8>> {
+        if !self.options.is_followed {
+            return None;
+        }
+        loop {
+            // Looked at before reading: what is written before the end is then read after it.
+            let is_over = self.is_over();
+            let path = self.path.clone();
+            let size = tokio::fs::metadata(&path).await.map_or(0, |meta| meta.len());
+            if size < self.offset {
+                // Rotated meanwhile: go on in the fresh file.
+                self.offset = 0;
+                self.partial.clear();
+            }
+            let bytes = self.read(&path).await.ok()?;
+            let shown: Vec<u8> = self.lines(&bytes).into_iter().flatten().collect();
+            if !shown.is_empty() {
+                return Some(shown);
+            }
+            if bytes.is_empty() {
+                if is_over {
+                    return None;
+                }
+                tokio::time::sleep(FOLLOW_POLL).await;
+            }
+        }
+    }
+
+    /// Whether this run has ended.
+    fn is_over(&self) -> bool {
+        if self.source.states.has_changed().is_err() {
+            return true;
+        }
+        let (_, state) = self.source.states.borrow().clone();
+        let record = state.containers.iter().find(|record| record.name == self.container);
+        record.is_none_or(|record| record.restart_count != self.run || !record.is_running())
+    }
+
+    async fn read(&mut self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut file = match File::open(path).await {
+            Ok(file) => file,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(cause) => return Err(cause),
+        };
+        file.seek(SeekFrom::Start(self.offset)).await?;
+        let mut bytes = vec![0; READ_BYTES];
+        let count = file.read(&mut bytes).await?;
+        bytes.truncate(count);
+        self.offset += count as u64;
+        Ok(bytes)
+    }
+
+    /// Whole lines, as the client reads them.
+    fn lines(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        self.partial.extend_from_slice(bytes);
+        let Some(end) = self.partial.iter().rposition(|b| *b == b'\n') else { return Vec::new() };
+        let rest = self.partial.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.partial, rest);
+        let lines = whole.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        lines.filter_map(|line| self.options.show(line)).collect()
+    }
+
+    /// Cuts a chunk to `limitBytes`; `None` when nothing more may be sent.
+    fn within_limit(&mut self, mut chunk: Vec<u8>) -> Option<Vec<u8>> {
+        if let Some(max) = self.options.bytes_max {
+            let left = usize::try_from(max.saturating_sub(self.sent)).unwrap_or(usize::MAX);
+            if left == 0 {
+                return None;
+            }
+            chunk.truncate(left);
+        }
+        self.sent += chunk.len() as u64;
+        Some(chunk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(pairs: &[(&str, &str)]) -> Options {
+        let query = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Options::read(&query, "2026-01-01T00:01:00Z".parse().unwrap())
+    }
+
+    #[test]
+    fn a_line_is_shown_without_its_envelope() {
+        let line = b"2026-01-01T00:00:30Z stdout F hello world";
+        assert_eq!(options(&[]).show(line).unwrap(), b"hello world\n");
+        let stamped = options(&[("timestamps", "true")]).show(line).unwrap();
+        assert_eq!(stamped, b"2026-01-01T00:00:30Z hello world\n");
+        assert_eq!(options(&[("sinceSeconds", "10")]).show(line), None);
+        assert!(options(&[("sinceSeconds", "60")]).show(line).is_some());
+        assert_eq!(options(&[]).show(b"2026-01-01T00:00:30Z stdout P part").unwrap(), b"part");
+        assert_eq!(options(&[]).show(b"garbage"), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! What this machine is and has.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::agent::config::AgentConfig;
+
+/// Version of the kubelet's part, as clients read it.
+const KUBELET_VERSION: &str = concat!("v1.36.0+edgeorc", env!("CARGO_PKG_VERSION"));
+/// What runs the containers.
+const RUNTIME_VERSION: &str = "wasmtime://48";
+
+/// Thousandths of a core and bytes of memory that pods may use together.
+pub(crate) fn allocatable(config: &AgentConfig) -> (u64, u64) {
+    let (cpu, memory) = capacity(config);
+    (cpu, memory.saturating_sub(config.capacity.memory_reserved_bytes))
+}
+
+fn capacity(config: &AgentConfig) -> (u64, u64) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpu = match config.capacity.cpu_millis {
+        0 => u64::try_from(cores).unwrap_or(1) * 1000,
+        set => set,
+    };
+    let memory = match config.capacity.memory_bytes {
+        0 => {
+            let info = rustix::system::sysinfo();
+            let unit = u64::from(info.mem_unit).max(1);
+            #[expect(clippy::useless_conversion, reason = "the field's type differs between machines")]
+            let total = u64::try_from(info.totalram).unwrap_or(u64::MAX);
+            total.saturating_mul(unit)
+        }
+        set => set,
+    };
+    (cpu, memory)
+}
+
+/// Kubernetes' name of this machine's architecture.
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Labels of the Node.
+pub(super) fn labels(config: &AgentConfig) -> BTreeMap<String, String> {
+    let mut labels: BTreeMap<String, String> = [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .collect();
+    if config.is_server {
+        labels.insert("node-role.kubernetes.io/control-plane".to_owned(), String::new());
+    }
+    labels.extend(config.labels.clone());
+    labels
+}
+
+/// Annotations of the Node: where others reach it.
+pub(super) fn annotations(config: &AgentConfig) -> BTreeMap<String, String> {
+    let addresses = [
+        ("edgeorc.io/quic-address", config.quic_address),
+        ("edgeorc.io/ingress-address", config.ingress_address),
+    ];
+    let set = addresses.into_iter().filter_map(|(key, at)| Some((key.to_owned(), at?.to_string())));
+    set.collect()
+}
+
+/// The Node's status, but for the conditions that others own. `had` keeps transition times.
+pub(super) fn status(config: &AgentConfig, had: &Value, now: &str) -> Value {
+    let ((cpu, memory), (cpu_free, memory_free)) = (capacity(config), allocatable(config));
+    let resources = |cpu: u64, memory: u64| {
+        json!({
+            "cpu": crate::api::quantity::format_cpu_millis(i64::try_from(cpu).unwrap_or(i64::MAX)),
+            "memory": format!("{}Ki", memory / 1024),
+            "pods": config.capacity.pods.to_string(),
+        })
+    };
+    let mut addresses: Vec<Value> = config
+        .node_ips
+        .iter()
+        .map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": config.node_name}));
+    let conditions = [
+        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("Ready", "True", "KubeletReady", "edgeorc is posting ready status"),
+    ]
+    .map(|condition| self::condition(had, condition, now));
+    json!({
+        "capacity": resources(cpu, memory),
+        "allocatable": resources(cpu_free, memory_free),
+        "addresses": addresses,
+        "conditions": conditions,
+        "nodeInfo": node_info(),
+    })
+}
+
+fn condition(had: &Value, (kind, status, reason, message): (&str, &str, &str, &str), now: &str) -> Value {
+    let before = had
+        .pointer("/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .find(|c| c.get("type").and_then(Value::as_str) == Some(kind));
+    let text = |key: &str| before.and_then(|c| c.get(key)).and_then(Value::as_str);
+    let is_same = text("status") == Some(status);
+    let since = text("lastTransitionTime").filter(|_| is_same).unwrap_or(now);
+    // The heartbeat is the Lease; a time that changed by itself would be a write every time.
+    let seen = text("lastHeartbeatTime").filter(|_| is_same).unwrap_or(now);
+    json!({
+        "type": kind, "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": since, "lastHeartbeatTime": seen,
+    })
+}
+
+fn node_info() -> Value {
+    let uname = rustix::system::uname();
+    let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let os_release = file("/etc/os-release");
+    let os_image = os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned());
+    json!({
+        "architecture": arch(),
+        "bootID": file("/proc/sys/kernel/random/boot_id"),
+        "containerRuntimeVersion": RUNTIME_VERSION,
+        "kernelVersion": uname.release().to_string_lossy(),
+        "kubeProxyVersion": "",
+        "kubeletVersion": KUBELET_VERSION,
+        "machineID": file("/etc/machine-id"),
+        "operatingSystem": "linux",
+        "osImage": os_image,
+        "systemUUID": "",
+    })
+}

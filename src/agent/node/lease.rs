@@ -1,0 +1,78 @@
+//! The heartbeat.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::client::is_not_found;
+use crate::rt::WallClock;
+
+/// Namespace of the nodes' Leases.
+const NAMESPACE: &str = "kube-node-lease";
+/// Pause between two heartbeats.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Deadline of one: a late heartbeat is worth nothing.
+const DEADLINE: Duration = Duration::from_millis(900);
+/// What the Lease promises, in seconds; the leader itself decides sooner.
+const DURATION_SECONDS: i32 = 10;
+
+/// Renews the Lease of `node` until `cancel`.
+pub(crate) async fn renew(
+    client: kube::Client,
+    node: String,
+    clock: WallClock,
+    cancel: CancellationToken,
+) {
+    let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_alive = true;
+    while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+        let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock)).await;
+        let err = match beat {
+            Ok(Ok(())) => {
+                if !is_alive {
+                    info!("heartbeats are answered again");
+                }
+                is_alive = true;
+                continue;
+            }
+            Ok(Err(err)) => err.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        if is_alive {
+            info!(%err, "a heartbeat was not answered");
+        } else {
+            debug!(%err, "a heartbeat was not answered");
+        }
+        is_alive = false;
+    }
+}
+
+async fn once(api: &Api<Lease>, node: &str, clock: &WallClock) -> kube::Result<()> {
+    let spec = json!({
+        "holderIdentity": node,
+        "leaseDurationSeconds": DURATION_SECONDS,
+        "renewTime": format!("{:.6}", clock.now()),
+    });
+    let patch = Patch::Merge(json!({"spec": spec}));
+    match api.patch(node, &PatchParams::default(), &patch).await {
+        Err(err) if is_not_found(&err) => {
+            let lease = json!({
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": node, "namespace": NAMESPACE},
+                "spec": spec,
+            });
+            let lease: Lease = serde_json::from_value(lease).map_err(kube::Error::SerdeError)?;
+            api.create(&PostParams::default(), &lease).await.map(drop)
+        }
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,14 @@
+//! The Node object of this machine: registered, described, and kept alive by its Lease.
+//!
+//! # Invariants
+//!
+//! - The status is written only when it differs: an idle node writes nothing.
+//! - Heartbeats go to a Lease in `kube-node-lease`, which lives in the leader's memory.
+
+mod describe;
+mod lease;
+mod register;
+
+pub(crate) use describe::allocatable;
+pub(crate) use lease::renew;
+pub(crate) use register::Registration;

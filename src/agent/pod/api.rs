@@ -1,0 +1,121 @@
+//! What a worker asks of the API: its own pod's status and end, and the objects its pod names.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::Value;
+
+/// Deadline of one call to the API.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Manager name in `metadata.managedFields`, and in the API server's audit.
+const FIELD_MANAGER: &str = "edgeorc-agent";
+
+/// Why a call of a worker did not work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum PodApiError {
+    /// The object changed since it was read. Retry: read again, compute again.
+    #[error("the pod changed meanwhile")]
+    Conflict,
+    /// The pod does not exist any more, or another one has its name. Give up.
+    #[error("the pod is gone")]
+    Gone,
+    /// The server cannot be reached or cannot answer now. Retry with back-off.
+    #[error("the API does not answer: {0}")]
+    Unavailable(String),
+    /// The server refused. Retry rarely: something has to change first.
+    #[error("the API refused: {0}")]
+    Refused(String),
+}
+
+/// The seam between workers and the API: kube's client in production.
+#[async_trait]
+pub(crate) trait PodApi: Send + Sync + 'static {
+    /// Applies a merge patch to the status of the pod `base` is a version of.
+    async fn patch_status(&self, base: &Pod, patch: Value) -> Result<Pod, PodApiError>;
+    /// Reads the pod again.
+    async fn get(&self, base: &Pod) -> Result<Pod, PodApiError>;
+    /// Removes the pod for good, if it is still this one.
+    async fn delete(&self, base: &Pod) -> Result<(), PodApiError>;
+    /// Reads a ConfigMap; `None` is "there is none".
+    async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError>;
+    /// Reads a Secret; `None` is "there is none".
+    async fn secret(&self, ns: &str, name: &str) -> Result<Option<Secret>, PodApiError>;
+}
+
+/// [`PodApi`] over kube's client.
+pub(crate) struct KubePodApi {
+    client: kube::Client,
+}
+
+impl KubePodApi {
+    pub(crate) fn new(client: kube::Client) -> Self {
+        Self { client }
+    }
+
+    fn pods(&self, base: &Pod) -> Api<Pod> {
+        let namespace = base.metadata.namespace.as_deref().unwrap_or("default");
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+#[async_trait]
+impl PodApi for KubePodApi {
+    async fn patch_status(&self, base: &Pod, patch: Value) -> Result<Pod, PodApiError> {
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let api = self.pods(base);
+        let patched = call(api.patch_status(name(base), &params, &Patch::Merge(&patch))).await?;
+        same(base, patched)
+    }
+
+    async fn get(&self, base: &Pod) -> Result<Pod, PodApiError> {
+        same(base, call(self.pods(base).get(name(base))).await?)
+    }
+
+    async fn delete(&self, base: &Pod) -> Result<(), PodApiError> {
+        let params = DeleteParams::default()
+            .grace_period(0)
+            .preconditions(Preconditions { uid: base.metadata.uid.clone(), resource_version: None });
+        match call(self.pods(base).delete(name(base), &params)).await {
+            Ok(_) | Err(PodApiError::Gone) => Ok(()),
+            // The only precondition is the uid: another pod has the name now.
+            Err(PodApiError::Conflict) => Ok(()),
+            Err(err) => Err(err),
+        }
+    }
+
+    async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), ns);
+        call(api.get_opt(name)).await
+    }
+
+    async fn secret(&self, ns: &str, name: &str) -> Result<Option<Secret>, PodApiError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), ns);
+        call(api.get_opt(name)).await
+    }
+}
+
+fn name(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn same(base: &Pod, answer: Pod) -> Result<Pod, PodApiError> {
+    if answer.metadata.uid == base.metadata.uid { Ok(answer) } else { Err(PodApiError::Gone) }
+}
+
+async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, PodApiError> {
+    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => Err(match status.code {
+            404 | 410 => PodApiError::Gone,
+            409 => PodApiError::Conflict,
+            408 | 429 | 500.. => PodApiError::Unavailable(status.message.clone()),
+            _ => PodApiError::Refused(status.message.clone()),
+        }),
+        Ok(Err(err)) => Err(PodApiError::Unavailable(err.to_string())),
+        Err(_) => Err(PodApiError::Unavailable("no answer in time".to_owned())),
+    }
+}

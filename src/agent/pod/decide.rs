@@ -1,0 +1,157 @@
+//! What a pod needs next: one pure function of where its containers are.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::agent::config::RestartPolicySettings;
+use crate::agent::pod::plan::{Fate, RestartPolicy, Role};
+use crate::agent::pod::state::{ContainerRecord, Outcome, RunState};
+
+/// When a waiting container may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Now,
+    At(Instant),
+    /// It cannot run at all; a new pod is needed.
+    Never,
+}
+
+/// The next step of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Start this container.
+    Start(usize),
+    /// This container ended and will run again on its own: put it into back-off.
+    Restart(usize),
+    /// This container ended and takes the pod with it: stop the others, put all into back-off.
+    RestartTogether(usize),
+    /// Nothing to do before the time given, or before something happens.
+    Wait(Option<Instant>),
+    /// The pod has done what it was to do.
+    Finish(Outcome),
+}
+
+/// What to do next. `due[i]` belongs to `containers[i]`.
+pub(crate) fn decide(
+    policy: RestartPolicy,
+    fate: Fate,
+    containers: &[ContainerRecord],
+    due: &[Due],
+    now: Instant,
+) -> Step {
+    if let Some(outcome) = outcome(policy, containers) {
+        return Step::Finish(outcome);
+    }
+    let have_mains_begun = containers
+        .iter()
+        .any(|c| c.role == Role::Main && (c.is_running() || matches!(c.state, RunState::Ended(_))));
+    for (at, container) in containers.iter().enumerate() {
+        let RunState::Ended(ended) = &container.state else { continue };
+        if !runs_again(policy, container.role, ended.code) {
+            continue;
+        }
+        let is_shared = container.role != Role::Init
+            && fate == Fate::Pod
+            && policy != RestartPolicy::Never
+            && have_mains_begun;
+        return if is_shared { Step::RestartTogether(at) } else { Step::Restart(at) };
+    }
+    let mut wake: Option<Instant> = None;
+    for (at, container) in containers.iter().enumerate() {
+        let is_gate = container.role != Role::Main && !have_mains_begun;
+        match &container.state {
+            RunState::Waiting { .. } => match due.get(at).copied().unwrap_or(Due::Now) {
+                Due::At(then) if then > now => {
+                    wake = Some(wake.map_or(then, |w| w.min(then)));
+                    if is_gate {
+                        return Step::Wait(wake);
+                    }
+                }
+                Due::Never if is_gate => return Step::Wait(wake),
+                Due::Never => {}
+                Due::Now | Due::At(_) => return Step::Start(at),
+            },
+            RunState::Running { .. } => {
+                let is_done = container.role == Role::Sidecar && container.is_started;
+                if is_gate && !is_done {
+                    return Step::Wait(wake);
+                }
+            }
+            RunState::Ended(_) => {}
+        }
+    }
+    Step::Wait(wake)
+}
+
+/// Whether a run that ended with `code` is followed by another.
+fn runs_again(policy: RestartPolicy, role: Role, code: i32) -> bool {
+    match (role, policy) {
+        (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
+        (Role::Init, RestartPolicy::Always) | (_, RestartPolicy::OnFailure) => code != 0,
+        (_, RestartPolicy::Never) => false,
+    }
+}
+
+/// How the pod ended, if it has: an init container failed for good, or no main runs again.
+fn outcome(policy: RestartPolicy, containers: &[ContainerRecord]) -> Option<Outcome> {
+    let mut have_mains_ended = true;
+    let mut failed: Option<&ContainerRecord> = None;
+    for container in containers {
+        match (&container.state, container.role) {
+            (_, Role::Sidecar) => {}
+            (RunState::Ended(ended), Role::Init) => {
+                if ended.code != 0 && !runs_again(policy, Role::Init, ended.code) {
+                    return Some(Outcome::Failed {
+                        reason: None,
+                        message: format!(
+                            "init container {} failed with exit code {}",
+                            container.name, ended.code
+                        ),
+                    });
+                }
+            }
+            (RunState::Ended(ended), Role::Main) => {
+                have_mains_ended &= !runs_again(policy, Role::Main, ended.code);
+                if ended.code != 0 {
+                    failed.get_or_insert(container);
+                }
+            }
+            (_, Role::Main) => have_mains_ended = false,
+            (_, Role::Init) => {}
+        }
+    }
+    if !have_mains_ended {
+        return None;
+    }
+    Some(match failed {
+        Some(_) => Outcome::Failed { reason: None, message: String::new() },
+        None => Outcome::Succeeded,
+    })
+}
+
+/// The wait before each restart: doubles, and starts again after a stable run.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    settings: RestartPolicySettings,
+    last: Option<Duration>,
+}
+
+impl Backoff {
+    pub(crate) fn new(settings: RestartPolicySettings) -> Self {
+        Self { settings, last: None }
+    }
+
+    /// The wait after a run that lasted `ran`.
+    pub(crate) fn next(&mut self, ran: Duration) -> Duration {
+        let RestartPolicySettings { backoff_min, backoff_max, stable_factor } = self.settings;
+        let next = match self.last {
+            Some(last) if ran < last.saturating_mul(stable_factor) => {
+                last.saturating_mul(2).min(backoff_max)
+            }
+            Some(_) | None => backoff_min,
+        };
+        self.last = Some(next);
+        next
+    }
+}

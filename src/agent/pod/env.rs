@@ -1,0 +1,407 @@
+//! Environment and arguments of a container.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,
+};
+
+use crate::agent::pod::plan::{bytes, cpu_millis};
+
+/// Why a container's configuration cannot be made; the text is for the container's status.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ConfigError {
+    /// A ConfigMap or Secret that is not optional does not exist. Retry: it may come.
+    #[error("{kind} \"{name}\" not found")]
+    NoObject { kind: &'static str, name: String },
+    /// It exists without the key. Retry: it may come.
+    #[error("couldn't find key {key} in {kind} {name}")]
+    NoKey { kind: &'static str, name: String, key: String },
+    /// The field is none that a container may ask for, or the volume none this node has. Give up.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The API could not be asked, and there is no copy on this node. Retry.
+    #[error("cannot read {kind} \"{name}\": {reason}")]
+    Unread { kind: &'static str, name: String, reason: String },
+    /// The node's disk refused. Retry.
+    #[error("cannot write the container's files: {0}")]
+    Disk(#[from] std::io::Error),
+}
+
+/// What a pod's containers can refer to.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// `None` is "looked for and not there".
+    pub(crate) config_maps: BTreeMap<String, Option<ConfigMap>>,
+    pub(crate) secrets: BTreeMap<String, Option<Secret>>,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) host_ips: Vec<IpAddr>,
+    /// Variables of the namespace's Services.
+    pub(crate) service_env: Vec<(String, String)>,
+    /// What a container without limits may use: thousandths of a core, bytes.
+    pub(crate) allocatable: (u64, u64),
+}
+
+/// The environment of `container`: services, the pod's identity, `envFrom`, `env`; later ones win.
+pub(crate) fn environment(
+    pod: &Pod,
+    container: &Container,
+    sources: &Sources,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut env = Env::default();
+    let spec = pod.spec.as_ref();
+    if spec.and_then(|s| s.enable_service_links).unwrap_or(true) {
+        for (name, value) in &sources.service_env {
+            env.set(name, value.clone());
+        }
+    }
+    for (name, path) in [
+        ("POD_NAME", "metadata.name"),
+        ("POD_NAMESPACE", "metadata.namespace"),
+        ("NODE_NAME", "spec.nodeName"),
+        ("POD_IP", "status.podIP"),
+    ] {
+        env.set(name, field(pod, path, sources)?);
+    }
+    let hostname = spec.and_then(|s| s.hostname.clone()).or_else(|| pod.metadata.name.clone());
+    env.set("HOSTNAME", hostname.unwrap_or_default());
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or("");
+        if let Some(wanted) = &from.config_map_ref {
+            let map = object(&sources.config_maps, "configmap", &wanted.name, wanted.optional)?;
+            for (key, value) in map.into_iter().flat_map(|m| m.data.iter().flatten()) {
+                env.set_if_valid(&format!("{prefix}{key}"), value.clone());
+            }
+        }
+        if let Some(wanted) = &from.secret_ref {
+            let secret = object(&sources.secrets, "secret", &wanted.name, wanted.optional)?;
+            for (key, value) in secret.into_iter().flat_map(|s| s.data.iter().flatten()) {
+                let value = String::from_utf8_lossy(&value.0).into_owned();
+                env.set_if_valid(&format!("{prefix}{key}"), value);
+            }
+        }
+    }
+    for var in container.env.iter().flatten() {
+        let value = match (&var.value, &var.value_from) {
+            (Some(value), _) => Some(expand(value, &env.0)),
+            (None, Some(source)) => sourced(pod, container, source, sources)?,
+            (None, None) => Some(String::new()),
+        };
+        if let Some(value) = value {
+            env.set(&var.name, value);
+        }
+    }
+    Ok(env.0)
+}
+
+/// `argv`: `command` (its first word is `argv[0]`) then `args`; without a command the name is `argv[0]`.
+pub(crate) fn arguments(container: &Container, env: &[(String, String)]) -> Vec<String> {
+    let mut argv: Vec<String> =
+        container.command.iter().flatten().map(|word| expand(word, env)).collect();
+    if argv.is_empty() {
+        argv.push(container.name.clone());
+    }
+    argv.extend(container.args.iter().flatten().map(|word| expand(word, env)));
+    argv
+}
+
+#[derive(Default)]
+struct Env(Vec<(String, String)>);
+
+impl Env {
+    fn set(&mut self, name: &str, value: String) {
+        match self.0.iter_mut().find(|(had, _)| had == name) {
+            Some(entry) => entry.1 = value,
+            None => self.0.push((name.to_owned(), value)),
+        }
+    }
+
+    /// Keys of a ConfigMap that cannot be names of variables are skipped, as in Kubernetes.
+    fn set_if_valid(&mut self, name: &str, value: String) {
+        if !name.is_empty() && !name.contains(['=', '\0']) {
+            self.set(name, value);
+        }
+    }
+}
+
+fn sourced(
+    pod: &Pod,
+    container: &Container,
+    source: &EnvVarSource,
+    sources: &Sources,
+) -> Result<Option<String>, ConfigError> {
+    if let Some(wanted) = &source.field_ref {
+        return field(pod, &wanted.field_path, sources).map(Some);
+    }
+    if let Some(wanted) = &source.config_map_key_ref {
+        let map = object(&sources.config_maps, "configmap", &wanted.name, wanted.optional)?;
+        let value = map.and_then(|m| m.data.as_ref()).and_then(|d| d.get(&wanted.key)).cloned();
+        return key(value, "ConfigMap", &wanted.name, &wanted.key, wanted.optional);
+    }
+    if let Some(wanted) = &source.secret_key_ref {
+        let secret = object(&sources.secrets, "secret", &wanted.name, wanted.optional)?;
+        let value = secret
+            .and_then(|s| s.data.as_ref())
+            .and_then(|d| d.get(&wanted.key))
+            .map(|v| String::from_utf8_lossy(&v.0).into_owned());
+        return key(value, "Secret", &wanted.name, &wanted.key, wanted.optional);
+    }
+    if let Some(wanted) = &source.resource_field_ref {
+        return resource(pod, container, wanted, sources).map(Some);
+    }
+    Err(ConfigError::Unsupported("this source of an environment variable is not supported".into()))
+}
+
+fn object<'a, T>(
+    known: &'a BTreeMap<String, Option<T>>,
+    kind: &'static str,
+    name: &str,
+    is_optional: Option<bool>,
+) -> Result<Option<&'a T>, ConfigError> {
+    match known.get(name).and_then(Option::as_ref) {
+        Some(found) => Ok(Some(found)),
+        None if is_optional == Some(true) => Ok(None),
+        None => Err(ConfigError::NoObject { kind, name: name.to_owned() }),
+    }
+}
+
+fn key(
+    value: Option<String>,
+    kind: &'static str,
+    name: &str,
+    key: &str,
+    is_optional: Option<bool>,
+) -> Result<Option<String>, ConfigError> {
+    if value.is_none() && is_optional != Some(true) {
+        return Err(ConfigError::NoKey { kind, name: name.to_owned(), key: key.to_owned() });
+    }
+    Ok(value)
+}
+
+/// The value at a field path of the downward API.
+fn field(pod: &Pod, path: &str, sources: &Sources) -> Result<String, ConfigError> {
+    let meta = &pod.metadata;
+    let spec = pod.spec.as_ref();
+    let text = |value: Option<&String>| value.cloned().unwrap_or_default();
+    let join = |ips: &[IpAddr]| {
+        ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    let first = |ips: &[IpAddr]| ips.first().map(ToString::to_string).unwrap_or_default();
+    if let Some(key) = subscript(path, "metadata.labels") {
+        return Ok(text(meta.labels.as_ref().and_then(|l| l.get(key))));
+    }
+    if let Some(key) = subscript(path, "metadata.annotations") {
+        return Ok(text(meta.annotations.as_ref().and_then(|a| a.get(key))));
+    }
+    Ok(match path {
+        "metadata.name" => text(meta.name.as_ref()),
+        "metadata.namespace" => text(meta.namespace.as_ref()),
+        "metadata.uid" => text(meta.uid.as_ref()),
+        "spec.nodeName" => text(spec.and_then(|s| s.node_name.as_ref())),
+        "spec.serviceAccountName" => spec
+            .and_then(|s| s.service_account_name.clone())
+            .unwrap_or_else(|| "default".to_owned()),
+        "status.podIP" => first(&sources.ips),
+        "status.podIPs" => join(&sources.ips),
+        "status.hostIP" => first(&sources.host_ips),
+        "status.hostIPs" => join(&sources.host_ips),
+        other => {
+            return Err(ConfigError::Unsupported(format!("unsupported fieldPath: {other}")));
+        }
+    })
+}
+
+/// `key` of `prefix['key']`.
+fn subscript<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']")
+}
+
+fn resource(
+    pod: &Pod,
+    container: &Container,
+    wanted: &ResourceFieldSelector,
+    sources: &Sources,
+) -> Result<String, ConfigError> {
+    let unsupported =
+        || ConfigError::Unsupported(format!("unsupported resource: {}", wanted.resource));
+    let container = match &wanted.container_name {
+        Some(name) => pod
+            .spec
+            .iter()
+            .flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()))
+            .find(|c| c.name == *name)
+            .ok_or_else(unsupported)?,
+        None => container,
+    };
+    let (list, what) = wanted.resource.split_once('.').ok_or_else(unsupported)?;
+    let resources = container.resources.as_ref();
+    let is_limit = match list {
+        "limits" => true,
+        "requests" => false,
+        _ => return Err(unsupported()),
+    };
+    let set = resources
+        .and_then(|r| if is_limit { r.limits.as_ref() } else { r.requests.as_ref() })
+        .and_then(|l| l.get(what));
+    let divisor = wanted.divisor.as_ref().map_or("1", |q| q.0.as_str());
+    let (value, unit) = match what {
+        "cpu" => (
+            set.and_then(|q| cpu_millis(&q.0)).or(is_limit.then_some(sources.allocatable.0)),
+            cpu_millis(divisor),
+        ),
+        "memory" => (
+            set.and_then(|q| bytes(&q.0)).or(is_limit.then_some(sources.allocatable.1)),
+            bytes(divisor),
+        ),
+        _ => return Err(unsupported()),
+    };
+    // Kubernetes takes a divisor of 0 as 1.
+    let one = if what == "cpu" { 1000 } else { 1 };
+    let unit = unit.filter(|u| *u > 0).unwrap_or(one);
+    Ok(value.unwrap_or(0).div_ceil(unit).to_string())
+}
+
+/// Replaces `$(NAME)` by its value; `$$` is a dollar sign; names that are not set stay as they are.
+pub(crate) fn expand(text: &str, env: &[(String, String)]) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, tail)) =
+            after.strip_prefix('(').and_then(|inner| inner.split_once(')'))
+        {
+            match env.iter().find(|(had, _)| had == name) {
+                Some((_, value)) => out.push_str(value),
+                None => {
+                    out.push_str("$(");
+                    out.push_str(name);
+                    out.push(')');
+                }
+            }
+            rest = tail;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod() -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "uid": "u1",
+                "labels": {"app.kubernetes.io/name": "web"}, "annotations": {"a": "b"}},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "app",
+                "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}}}]}
+        }))
+        .unwrap()
+    }
+
+    fn sources() -> Sources {
+        Sources {
+            config_maps: BTreeMap::from([(
+                "settings".into(),
+                Some(ConfigMap {
+                    data: Some(BTreeMap::from([("MODE".into(), "fast".into())])),
+                    ..ConfigMap::default()
+                }),
+            )]),
+            secrets: BTreeMap::from([("absent".into(), None)]),
+            ips: vec![[10, 42, 0, 2].into()],
+            host_ips: vec![[192, 0, 2, 1].into()],
+            service_env: vec![("API_SERVICE_HOST".into(), "10.43.0.9".into())],
+            allocatable: (4000, 1 << 30),
+        }
+    }
+
+    fn env_of(container: serde_json::Value) -> Result<BTreeMap<String, String>, ConfigError> {
+        let container: Container = serde_json::from_value(container).unwrap();
+        environment(&pod(), &container, &sources()).map(|env| env.into_iter().collect())
+    }
+
+    #[test]
+    fn dollar_names_are_expanded_as_in_kubernetes() {
+        let env = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
+        for (text, expanded) in [
+            ("plain", "plain"),
+            ("$(A)-$(B)", "1-$(A)"),
+            ("$$(A)", "$(A)"),
+            ("$(MISSING)", "$(MISSING)"),
+            ("$A ${A} $", "$A ${A} $"),
+            ("$(A", "$(A"),
+        ] {
+            assert_eq!(expand(text, &env), expanded, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_source_of_a_variable_is_read() {
+        let env = env_of(json!({"name": "app",
+            "envFrom": [{"prefix": "CFG_", "configMapRef": {"name": "settings"}}],
+            "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}},
+            "env": [
+                {"name": "FIXED", "value": "x"},
+                {"name": "BOTH", "value": "$(FIXED)-$(CFG_MODE)-$(API_SERVICE_HOST)"},
+                {"name": "UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+                {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app.kubernetes.io/name']"}}},
+                {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+                {"name": "KEY", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "MODE"}}},
+                {"name": "MAYBE", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "k", "optional": true}}},
+                {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+                {"name": "POD_IP", "value": "mine"},
+            ]}))
+        .unwrap();
+        for (name, value) in [
+            ("FIXED", "x"), ("BOTH", "x-fast-10.43.0.9"), ("UID", "u1"), ("LABEL", "web"),
+            ("HOST", "192.0.2.1"), ("KEY", "fast"), ("CPU", "2"), ("MEM", "64"),
+            ("POD_IP", "mine"), ("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop"),
+            ("NODE_NAME", "node-1"), ("HOSTNAME", "web-1"),
+        ] {
+            assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert!(!env.contains_key("MAYBE"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let of = |source: serde_json::Value| {
+            env_of(json!({"name": "app", "env": [{"name": "X", "valueFrom": source}]}))
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            of(json!({"secretKeyRef": {"name": "absent", "key": "k"}})),
+            "secret \"absent\" not found"
+        );
+        assert_eq!(
+            of(json!({"configMapKeyRef": {"name": "settings", "key": "k"}})),
+            "couldn't find key k in ConfigMap settings"
+        );
+        assert_eq!(
+            of(json!({"fieldRef": {"fieldPath": "spec.secret"}})),
+            "unsupported fieldPath: spec.secret"
+        );
+    }
+
+    #[test]
+    fn command_and_args_make_argv() {
+        let argv = |c: serde_json::Value| {
+            arguments(&serde_json::from_value(c).unwrap(), &[("A".into(), "1".into())])
+        };
+        assert_eq!(argv(json!({"name": "app"})), ["app"]);
+        assert_eq!(argv(json!({"name": "app", "args": ["-a", "$(A)"]})), ["app", "-a", "1"]);
+        assert_eq!(argv(json!({"name": "app", "command": ["run", "x"], "args": ["y"]})), ["run", "x", "y"]);
+    }
+}

@@ -1,0 +1,29 @@
+//! One pod: what it needs, where it is, what is done next, and what the API is told.
+//!
+//! ```text
+//!             decide                      runtime, probes
+//!   Waiting ─────────► Start ─► Running ───────────────────► Ended
+//!      ▲                                                       │ decide
+//!      └──── back-off ◄── Restart / RestartTogether ◄──────────┤
+//!                                                              └─► Finish
+//!   at any time: deletion ─► terminating ─► stopped ─► removed from the API
+//! ```
+//!
+//! # Invariants
+//!
+//! - One worker per pod, and only it drives that pod.
+//! - The status is a function of the worker's state; the writer sends it only when it differs.
+
+pub(crate) mod api;
+pub(crate) mod decide;
+pub(crate) mod env;
+pub(crate) mod objects;
+pub(crate) mod plan;
+pub(crate) mod probe;
+pub(crate) mod start;
+pub(crate) mod state;
+pub(crate) mod status;
+pub(crate) mod terminate;
+pub(crate) mod volumes;
+pub(crate) mod worker;
+pub(crate) mod writer;

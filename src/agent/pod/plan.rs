@@ -1,0 +1,190 @@
+//! What a worker needs from a Pod's spec, read once.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use crate::api::quantity;
+
+/// Annotation that gives each container a fate of its own.
+const FATE_ANNOTATION: &str = "edgeorc.io/fate";
+/// Annotation that makes a fresh instance for each HTTP request.
+const FRESH_INSTANCE_ANNOTATION: &str = "edgeorc.io/fresh-instance-per-request";
+/// Kubernetes' default of `terminationGracePeriodSeconds`.
+const GRACE_DEFAULT: Duration = Duration::from_secs(30);
+/// Port of an HTTP component that names none.
+const HTTP_PORT_DEFAULT: u16 = 8080;
+
+/// `spec.restartPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Who is started again when a container ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// All of the pod's containers.
+    Pod,
+    /// That container alone, as in Kubernetes.
+    Container,
+}
+
+/// What a container is to its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Runs to its end before the next one starts.
+    Init,
+    /// An init container with `restartPolicy: Always`: starts before and ends after the mains.
+    Sidecar,
+    /// One of `spec.containers`.
+    Main,
+}
+
+/// `imagePullPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// One container of the plan.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerPlan {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) role: Role,
+    pub(crate) pull: PullPolicy,
+    pub(crate) http_port: u16,
+    pub(crate) memory_bytes_max: Option<u64>,
+    pub(crate) cpu_millis_max: Option<u64>,
+    pub(crate) spec: Container,
+}
+
+/// The pod as a worker sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct PodPlan {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) hostname: String,
+    pub(crate) restart_policy: RestartPolicy,
+    pub(crate) fate: Fate,
+    pub(crate) grace: Duration,
+    pub(crate) fresh_instance_per_request: bool,
+    /// Init containers and sidecars in the order of the spec, then the mains.
+    pub(crate) containers: Vec<ContainerPlan>,
+}
+
+impl PodPlan {
+    /// Reads the plan from a pod as the API server stores it.
+    pub(crate) fn read(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        let annotation = |key: &str| {
+            meta.annotations.as_ref().and_then(|a| a.get(key)).map_or("", String::as_str)
+        };
+        let name = meta.name.clone().unwrap_or_default();
+        let spec = pod.spec.clone().unwrap_or_default();
+        let inits = spec.init_containers.into_iter().flatten().map(|c| {
+            let is_sidecar = c.restart_policy.as_deref() == Some("Always");
+            container(c, if is_sidecar { Role::Sidecar } else { Role::Init })
+        });
+        let mains = spec.containers.into_iter().map(|c| container(c, Role::Main));
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            hostname: spec.hostname.unwrap_or_else(|| name.clone()),
+            name,
+            uid: meta.uid.clone().unwrap_or_default(),
+            restart_policy: match spec.restart_policy.as_deref() {
+                Some("Never") => RestartPolicy::Never,
+                Some("OnFailure") => RestartPolicy::OnFailure,
+                _ => RestartPolicy::Always,
+            },
+            fate: if annotation(FATE_ANNOTATION) == "container" {
+                Fate::Container
+            } else {
+                Fate::Pod
+            },
+            grace: spec
+                .termination_grace_period_seconds
+                .map_or(GRACE_DEFAULT, seconds),
+            fresh_instance_per_request: annotation(FRESH_INSTANCE_ANNOTATION) == "true",
+            containers: inits.chain(mains).collect(),
+        }
+    }
+
+    /// The most all containers may have together: the sum of their limits, if each has one.
+    pub(crate) fn memory_bytes_max(&self) -> Option<u64> {
+        self.containers
+            .iter()
+            .map(|c| c.memory_bytes_max)
+            .try_fold(0_u64, |sum, limit| Some(sum.saturating_add(limit?)))
+            .filter(|sum| *sum > 0)
+    }
+}
+
+/// How long a pod that is being deleted has left from the moment that is seen.
+pub(crate) fn deletion_grace(pod: &Pod) -> Option<Duration> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let spec = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
+    Some(pod.metadata.deletion_grace_period_seconds.or(spec).map_or(GRACE_DEFAULT, seconds))
+}
+
+/// Whether the pod has ended for good, as far as the API knows.
+pub(crate) fn is_terminal(pod: &Pod) -> bool {
+    matches!(
+        pod.status.as_ref().and_then(|s| s.phase.as_deref()),
+        Some("Succeeded" | "Failed")
+    )
+}
+
+/// Bytes that a quantity says; `None` if it says nothing sensible.
+pub(crate) fn bytes(quantity: &str) -> Option<u64> {
+    quantity::parse_bytes(quantity).ok().and_then(|b| u64::try_from(b).ok())
+}
+
+/// Thousandths of a core that a quantity says; `None` if it says nothing sensible.
+pub(crate) fn cpu_millis(quantity: &str) -> Option<u64> {
+    quantity::parse_cpu_millis(quantity).ok().and_then(|m| u64::try_from(m).ok())
+}
+
+/// Seconds of the API as a duration; negative ones are none.
+pub(crate) fn seconds(value: i64) -> Duration {
+    Duration::from_secs(u64::try_from(value).unwrap_or(0))
+}
+
+fn container(spec: Container, role: Role) -> ContainerPlan {
+    let image = spec.image.clone().unwrap_or_default();
+    let limit = |key: &str| {
+        spec.resources.as_ref().and_then(|r| r.limits.as_ref()).and_then(|l| l.get(key))
+    };
+    ContainerPlan {
+        name: spec.name.clone(),
+        role,
+        pull: match spec.image_pull_policy.as_deref() {
+            Some("Always") => PullPolicy::Always,
+            Some("Never") => PullPolicy::Never,
+            Some(_) => PullPolicy::IfNotPresent,
+            None if is_latest(&image) => PullPolicy::Always,
+            None => PullPolicy::IfNotPresent,
+        },
+        http_port: spec
+            .ports
+            .iter()
+            .flatten()
+            .find_map(|p| u16::try_from(p.container_port).ok())
+            .unwrap_or(HTTP_PORT_DEFAULT),
+        memory_bytes_max: limit("memory").and_then(|q| bytes(&q.0)),
+        cpu_millis_max: limit("cpu").and_then(|q| cpu_millis(&q.0)),
+        image,
+        spec,
+    }
+}
+
+fn is_latest(image: &str) -> bool {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    !name.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+}

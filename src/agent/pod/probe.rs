@@ -1,0 +1,276 @@
+//! Probes: one task per probe of a running container, results as events to its worker.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use edgeorc_runtime::{Body, BoxIo, VirtualNetwork};
+use http_body_util::{BodyExt, Empty};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::rt::{Rng, TaskGroup};
+
+/// Kubernetes' defaults of the fields of a probe.
+const PERIOD_DEFAULT: Duration = Duration::from_secs(10);
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+const FAILURE_THRESHOLD_DEFAULT: u32 = 3;
+/// What the agent calls itself in a probe's request.
+const USER_AGENT: &str = "kube-probe/1.36";
+/// The first tries of a readiness probe come faster than its period: a container that gets ready
+/// soon should not wait a whole period to be told so.
+const EARLY_INTERVAL: Duration = Duration::from_millis(250);
+const EARLY_TRIES_MAX: u32 = 20;
+
+/// The way to the pods of this node. The runtime's network in production.
+#[async_trait]
+pub(crate) trait PodNetwork: Send + Sync + 'static {
+    /// Opens a byte stream to a pod's port.
+    async fn connect(&self, to: SocketAddr) -> std::io::Result<BoxIo>;
+    /// Sends a request to a pod's port.
+    async fn http(
+        &self,
+        to: SocketAddr,
+        request: http::Request<Body>,
+    ) -> Result<http::StatusCode, String>;
+}
+
+#[async_trait]
+impl PodNetwork for VirtualNetwork {
+    async fn connect(&self, to: SocketAddr) -> std::io::Result<BoxIo> {
+        Self::connect(self, to).await
+    }
+
+    async fn http(
+        &self,
+        to: SocketAddr,
+        request: http::Request<Body>,
+    ) -> Result<http::StatusCode, String> {
+        Self::http(self, to, request).await.map(|r| r.status()).map_err(|e| e.to_string())
+    }
+}
+
+/// What a probe found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The startup probe passed.
+    Started,
+    /// The readiness probe changed its mind.
+    Ready(bool),
+    /// The startup or liveness probe failed too often: the container has to be stopped.
+    Kill(String),
+}
+
+/// A verdict about one run of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProbeEvent {
+    pub(crate) container: usize,
+    pub(crate) run: u64,
+    pub(crate) verdict: Verdict,
+}
+
+/// Starts the probes of a run and sends what they find out, until `cancel` fires.
+pub(crate) struct Prober {
+    pub(crate) network: Arc<dyn PodNetwork>,
+    pub(crate) tasks: TaskGroup,
+    pub(crate) rng: Rng,
+    pub(crate) events: mpsc::Sender<ProbeEvent>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Startup,
+    Liveness,
+    Readiness,
+}
+
+impl Prober {
+    /// Probes `spec` at `ip`. Startup first, if there is one; then liveness and readiness.
+    pub(crate) fn watch(
+        &self,
+        (container, run): (usize, u64),
+        spec: &Container,
+        ip: IpAddr,
+        cancel: &CancellationToken,
+    ) {
+        let check = |kind, probe: &Option<Probe>| {
+            probe.as_ref().map(|probe| Check {
+                kind,
+                probe: probe.clone(),
+                spec: spec.clone(),
+                ip,
+                network: Arc::clone(&self.network),
+                events: self.events.clone(),
+                container,
+                run,
+                rng: self.rng.clone(),
+            })
+        };
+        let startup = check(Kind::Startup, &spec.startup_probe);
+        let rest: Vec<_> = check(Kind::Liveness, &spec.liveness_probe)
+            .into_iter()
+            .chain(check(Kind::Readiness, &spec.readiness_probe))
+            .collect();
+        if startup.is_none() && rest.is_empty() {
+            return;
+        }
+        let cancel = cancel.clone();
+        self.tasks.spawn("probe", |group| async move {
+            let probing = async {
+                if let Some(startup) = startup
+                    && !startup.run().await
+                {
+                    return;
+                }
+                futures_util::future::join_all(rest.into_iter().map(Check::run)).await;
+            };
+            tokio::select! {
+                () = group.cancelled() => {}
+                () = cancel.cancelled() => {}
+                () = probing => {}
+            }
+        });
+    }
+}
+
+struct Check {
+    kind: Kind,
+    probe: Probe,
+    spec: Container,
+    ip: IpAddr,
+    network: Arc<dyn PodNetwork>,
+    events: mpsc::Sender<ProbeEvent>,
+    container: usize,
+    run: u64,
+    rng: Rng,
+}
+
+impl Check {
+    /// Probes until the verdict is final. Whether the container may go on.
+    async fn run(self) -> bool {
+        let period = whole_seconds(self.probe.period_seconds, PERIOD_DEFAULT);
+        let successes_min = count(self.probe.success_threshold, 1);
+        let failures_max = count(self.probe.failure_threshold, FAILURE_THRESHOLD_DEFAULT);
+        tokio::time::sleep(whole_seconds(self.probe.initial_delay_seconds, Duration::ZERO)).await;
+        let (mut successes, mut failures, mut is_ready) = (0_u32, 0_u32, false);
+        loop {
+            let result = self.once().await;
+            match &result {
+                Ok(()) => (successes, failures) = (successes.saturating_add(1), 0),
+                Err(_) => (successes, failures) = (0, failures.saturating_add(1)),
+            }
+            match (self.kind, result) {
+                (Kind::Startup, Ok(())) if successes >= successes_min => {
+                    return self.tell(Verdict::Started).await;
+                }
+                (Kind::Readiness, Ok(())) if successes >= successes_min && !is_ready => {
+                    is_ready = true;
+                    self.tell(Verdict::Ready(true)).await;
+                }
+                (Kind::Readiness, Err(_)) if failures >= failures_max && is_ready => {
+                    is_ready = false;
+                    self.tell(Verdict::Ready(false)).await;
+                }
+                (Kind::Startup | Kind::Liveness, Err(why)) if failures >= failures_max => {
+                    let name = if self.kind == Kind::Startup { "startup" } else { "liveness" };
+                    self.tell(Verdict::Kill(format!("{name} probe failed: {why}"))).await;
+                    return false;
+                }
+                _ => {}
+            }
+            let is_early = self.kind == Kind::Readiness && !is_ready && failures < EARLY_TRIES_MAX;
+            let wait = if is_early { period.min(EARLY_INTERVAL) } else { period };
+            let jitter = u64::try_from(wait.as_millis() / 16).unwrap_or(0);
+            tokio::time::sleep(wait + Duration::from_millis(self.rng.below(jitter))).await;
+        }
+    }
+
+    async fn tell(&self, verdict: Verdict) -> bool {
+        let event = ProbeEvent { container: self.container, run: self.run, verdict };
+        self.events.send(event).await.is_ok()
+    }
+
+    async fn once(&self) -> Result<(), String> {
+        let timeout = whole_seconds(self.probe.timeout_seconds, TIMEOUT_DEFAULT);
+        let action = async {
+            if let Some(get) = &self.probe.http_get {
+                http_get(&*self.network, get, &self.spec, self.ip).await
+            } else if let Some(tcp) = &self.probe.tcp_socket {
+                let port = port_of(&tcp.port, &self.spec)?;
+                let to = SocketAddr::new(self.ip, port);
+                self.network.connect(to).await.map(drop).map_err(|e| format!("dial {to}: {e}"))
+            } else {
+                Err("only httpGet and tcpSocket probes are supported".to_owned())
+            }
+        };
+        tokio::time::timeout(timeout, action).await.unwrap_or_else(|_| {
+            Err(format!("no answer within {} s", timeout.as_secs()))
+        })
+    }
+}
+
+/// Sends the request of a probe or hook; 200 to 399 is success.
+pub(crate) async fn http_get(
+    network: &dyn PodNetwork,
+    get: &HTTPGetAction,
+    spec: &Container,
+    ip: IpAddr,
+) -> Result<(), String> {
+    if get.scheme.as_deref() == Some("HTTPS") {
+        return Err("httpGet with scheme HTTPS is not supported".to_owned());
+    }
+    let to = SocketAddr::new(ip, port_of(&get.port, spec)?);
+    let path = get.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let mut request = http::Request::get(format!("http://{to}{slash}{path}"))
+        .header(http::header::USER_AGENT, USER_AGENT)
+        .header(http::header::ACCEPT, "*/*")
+        .header(http::header::CONNECTION, "close");
+    let mut has_host = false;
+    for header in get.http_headers.iter().flatten() {
+        has_host |= header.name.eq_ignore_ascii_case("host");
+        request = request.header(&header.name, &header.value);
+    }
+    if !has_host {
+        request = request.header(http::header::HOST, to.to_string());
+    }
+    let body = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
+    let request = request.body(body).map_err(|e| e.to_string())?;
+    let status = network.http(to, request).await?;
+    if (200..400).contains(&status.as_u16()) {
+        Ok(())
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+    }
+}
+
+fn port_of(port: &IntOrString, spec: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => spec
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| p.name.as_deref() == Some(name))
+            .map(|p| p.container_port)
+            .or_else(|| name.parse().ok()),
+    };
+    number
+        .and_then(|n| u16::try_from(n).ok())
+        .ok_or_else(|| "the probe names a port that the container does not have".to_owned())
+}
+
+fn whole_seconds(value: Option<i32>, default: Duration) -> Duration {
+    value
+        .and_then(|s| u64::try_from(s).ok())
+        .filter(|s| *s > 0)
+        .map_or(default, Duration::from_secs)
+}
+
+fn count(value: Option<i32>, default: u32) -> u32 {
+    value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
+}

@@ -1,0 +1,207 @@
+//! What a worker knows about its pod: the only input of [`crate::agent::pod::status`].
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+
+use crate::agent::pod::plan::{PodPlan, Role};
+
+/// A container waits for its image, its configuration or its pod.
+pub(crate) const CONTAINER_CREATING: &str = "ContainerCreating";
+/// A main container waits for the init containers.
+pub(crate) const POD_INITIALIZING: &str = "PodInitializing";
+/// A container waits to be started again.
+pub(crate) const CRASH_LOOP_BACK_OFF: &str = "CrashLoopBackOff";
+/// The runtime refused to start a container.
+pub(crate) const RUN_CONTAINER_ERROR: &str = "RunContainerError";
+/// Environment or volumes could not be made.
+pub(crate) const CREATE_CONTAINER_CONFIG_ERROR: &str = "CreateContainerConfigError";
+/// The image is no component this node can run.
+pub(crate) const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
+
+/// Exit code of a container that never came to run.
+const CANNOT_RUN_CODE: i32 = 128;
+/// Exit code of a container whose end nobody saw.
+const UNSEEN_CODE: i32 = 255;
+
+/// How a run of a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) finished_at: Timestamp,
+    pub(crate) container_id: String,
+}
+
+/// Where a container is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RunState {
+    Waiting { reason: &'static str, message: String },
+    Running { started_at: Timestamp, container_id: String },
+    Ended(Ended),
+}
+
+/// Everything the status says about one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ContainerRecord {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) role: Role,
+    pub(crate) state: RunState,
+    pub(crate) last: Option<Ended>,
+    pub(crate) restart_count: u32,
+    pub(crate) image_id: String,
+    /// Its startup probe has passed, or it has none and runs.
+    pub(crate) is_started: bool,
+    /// Its readiness probe passes, or it has none and runs.
+    pub(crate) is_ready: bool,
+}
+
+impl ContainerRecord {
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, RunState::Running { .. })
+    }
+
+    /// Puts the container in front of its next run.
+    pub(crate) fn wait(&mut self, reason: &'static str, message: impl Into<String>) {
+        if let RunState::Ended(ended) = &self.state {
+            self.last = Some(ended.clone());
+        }
+        self.is_started = false;
+        self.is_ready = false;
+        self.state = RunState::Waiting { reason, message: message.into() };
+    }
+
+    /// The end of the run that is going on.
+    pub(crate) fn end(&mut self, code: i32, reason: &str, message: &str, now: Timestamp) {
+        let (started_at, container_id) = match &self.state {
+            RunState::Running { started_at, container_id } => {
+                (Some(*started_at), container_id.clone())
+            }
+            RunState::Waiting { .. } | RunState::Ended(_) => (None, String::new()),
+        };
+        self.is_started = false;
+        self.is_ready = false;
+        self.state = RunState::Ended(Ended {
+            code,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            started_at,
+            finished_at: now,
+            container_id,
+        });
+    }
+
+    /// It will never run, and its pod is not one that tries again.
+    pub(crate) fn end_unstarted(&mut self, message: &str, now: Timestamp) {
+        self.end(CANNOT_RUN_CODE, "ContainerCannotRun", message, now);
+    }
+
+    /// Takes over what the API says from an earlier life of this agent.
+    fn adopt(&mut self, status: &ContainerStatus, now: Timestamp) {
+        self.restart_count = u32::try_from(status.restart_count).unwrap_or(0);
+        self.image_id.clone_from(&status.image_id);
+        self.last = status.last_state.as_ref().and_then(|s| ended(s, now));
+        match status.state.as_ref() {
+            Some(state) if state.terminated.is_some() => {
+                if let Some(ended) = ended(state, now) {
+                    self.state = RunState::Ended(ended);
+                }
+            }
+            Some(ContainerState { running: Some(running), .. }) => {
+                self.state = RunState::Ended(Ended {
+                    code: UNSEEN_CODE,
+                    reason: "Unknown".to_owned(),
+                    message: "the node's agent was restarted while the container ran".to_owned(),
+                    started_at: running.started_at.as_ref().map(|t| t.0),
+                    finished_at: now,
+                    container_id: status.container_id.clone().unwrap_or_default(),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn ended(state: &ContainerState, now: Timestamp) -> Option<Ended> {
+    let t = state.terminated.as_ref()?;
+    Some(Ended {
+        code: t.exit_code,
+        reason: t.reason.clone().unwrap_or_default(),
+        message: t.message.clone().unwrap_or_default(),
+        started_at: t.started_at.as_ref().map(|t| t.0),
+        finished_at: t.finished_at.as_ref().map_or(now, |t| t.0),
+        container_id: t.container_id.clone().unwrap_or_default(),
+    })
+}
+
+/// How a pod ended for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Succeeded,
+    Failed { reason: Option<&'static str>, message: String },
+}
+
+/// Everything the status says about the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodState {
+    /// Init containers and sidecars in the order of the spec, then the mains.
+    pub(crate) containers: Vec<ContainerRecord>,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) host_ips: Vec<IpAddr>,
+    pub(crate) start_time: Timestamp,
+    /// The sandbox exists or has existed.
+    pub(crate) has_sandbox: bool,
+    /// The mains were started at least once: initialisation is over for good.
+    pub(crate) is_initialized: bool,
+    /// The pod is on its way out.
+    pub(crate) is_terminating: bool,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl PodState {
+    /// The state of a pod that this agent sees for the first time, or again after its own restart.
+    pub(crate) fn new(plan: &PodPlan, pod: &Pod, host_ips: &[IpAddr], now: Timestamp) -> Self {
+        let status = pod.status.as_ref();
+        let has_inits = plan.containers.iter().any(|c| c.role != Role::Main);
+        let mut containers: Vec<_> = plan
+            .containers
+            .iter()
+            .map(|c| ContainerRecord {
+                name: c.name.clone(),
+                image: c.image.clone(),
+                role: c.role,
+                state: RunState::Waiting {
+                    reason: if has_inits { POD_INITIALIZING } else { CONTAINER_CREATING },
+                    message: String::new(),
+                },
+                last: None,
+                restart_count: 0,
+                image_id: String::new(),
+                is_started: false,
+                is_ready: false,
+            })
+            .collect();
+        let known = status.into_iter().flat_map(|s| {
+            s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten())
+        });
+        for known in known {
+            if let Some(record) = containers.iter_mut().find(|c| c.name == known.name) {
+                record.adopt(known, now);
+            }
+        }
+        Self {
+            containers,
+            ips: Vec::new(),
+            host_ips: host_ips.to_vec(),
+            start_time: status.and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0),
+            has_sandbox: false,
+            is_initialized: false,
+            is_terminating: false,
+            outcome: None,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Carries a pod's status to the API: the newest one, when it differs, as often as the API can take it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::agent::pod::api::{PodApi, PodApiError};
+use crate::agent::pod::state::PodState;
+use crate::agent::pod::status::pod_status;
+use crate::rt::{Rng, WallClock};
+
+/// First and longest wait after the API did not answer.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Wait after the API refused a status.
+const REFUSED_WAIT: Duration = Duration::from_secs(30);
+/// So many writes go out at once; after them one per [`WRITE_INTERVAL`]: a pod that crashes many
+/// times a second must not wear out the servers' disks.
+const WRITE_BURST: u32 = 20;
+const WRITE_INTERVAL: Duration = Duration::from_millis(500);
+/// Conflicts in a row before the writer waits like after an error.
+const CONFLICTS_MAX: u32 = 5;
+
+/// A state and its number; higher is newer.
+pub(crate) type Numbered = (u64, Arc<PodState>);
+
+/// The task that owns what the API knows of one pod.
+pub(crate) struct StatusWriter {
+    pub(crate) api: Arc<dyn PodApi>,
+    pub(crate) clock: WallClock,
+    pub(crate) rng: Rng,
+    /// Newest state of the worker; ends when the worker does.
+    pub(crate) states: watch::Receiver<Numbered>,
+    /// The pod as the informer sees it.
+    pub(crate) seen: watch::Receiver<Arc<Pod>>,
+    /// Number of the newest state the API has.
+    pub(crate) written: watch::Sender<u64>,
+}
+
+impl StatusWriter {
+    /// Writes until the worker is gone, the pod is gone, or `cancel` fires.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
+        let written = self.written.clone();
+        let _ = cancel.run_until_cancelled(self.write_all()).await;
+        // Whoever waits for a write must not wait for a writer that has ended.
+        written.send_replace(u64::MAX);
+    }
+
+    async fn write_all(&mut self) {
+        let mut base = self.seen.borrow_and_update().as_ref().clone();
+        let mut tokens = WRITE_BURST;
+        let mut refilled = Instant::now();
+        loop {
+            let (number, state) = self.states.borrow_and_update().clone();
+            adopt_newer(&mut base, &self.seen.borrow_and_update());
+            match self.write(&mut base, &state).await {
+                Ok(false) => {}
+                Ok(true) => tokens = tokens.saturating_sub(1),
+                Err(()) => return,
+            }
+            self.written.send_replace(number);
+            if tokens == 0 {
+                tokio::time::sleep(WRITE_INTERVAL).await;
+            }
+            let idle = refilled.elapsed().as_millis() / WRITE_INTERVAL.as_millis();
+            if let Ok(earned @ 1..) = u32::try_from(idle) {
+                tokens = tokens.saturating_add(earned).min(WRITE_BURST);
+                refilled = Instant::now();
+            }
+            tokio::select! {
+                changed = self.states.changed() => if changed.is_err() { return },
+                changed = self.seen.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Brings `state` to the API. `Err` when the pod is gone; `Ok(true)` if something was written.
+    async fn write(&self, base: &mut Pod, state: &PodState) -> Result<bool, ()> {
+        let mut wait = RETRY_MIN;
+        let mut conflicts = 0;
+        loop {
+            let wanted = pod_status(base, state, self.clock.now());
+            let Some(patch) = status_patch(base, &wanted) else { return Ok(false) };
+            let pause = match self.api.patch_status(base, patch).await {
+                Ok(pod) => {
+                    *base = pod;
+                    return Ok(true);
+                }
+                Err(PodApiError::Gone) => return Err(()),
+                Err(PodApiError::Conflict) if conflicts < CONFLICTS_MAX => {
+                    conflicts += 1;
+                    match self.api.get(base).await {
+                        Ok(pod) => {
+                            *base = pod;
+                            continue;
+                        }
+                        Err(PodApiError::Gone) => return Err(()),
+                        Err(_) => wait,
+                    }
+                }
+                Err(PodApiError::Refused(reason)) => {
+                    warn!(reason, "status refused");
+                    REFUSED_WAIT
+                }
+                Err(err) => {
+                    debug!(%err, "status not written");
+                    wait
+                }
+            };
+            wait = wait.saturating_mul(2).min(RETRY_MAX);
+            let jitter = self.rng.below(u64::try_from(pause.as_millis() / 4).unwrap_or(0));
+            tokio::time::sleep(pause + Duration::from_millis(jitter)).await;
+            if self.states.has_changed().unwrap_or(true) {
+                // A newer state is there: this one need not arrive any more.
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Takes the informer's version if it is the newer one.
+fn adopt_newer(base: &mut Pod, seen: &Pod) {
+    let version = |pod: &Pod| -> u64 {
+        pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+    };
+    if version(seen) > version(base) {
+        *base = seen.clone();
+    }
+}
+
+/// The merge patch that makes `base.status` into `wanted`, bound to the version of `base`.
+fn status_patch(base: &Pod, wanted: &PodStatus) -> Option<Value> {
+    let had = serde_json::to_value(base.status.clone().unwrap_or_default()).ok()?;
+    let wanted = serde_json::to_value(wanted).ok()?;
+    let changes = merge_diff(&had, &wanted)?;
+    Some(json!({
+        "metadata": {
+            "uid": base.metadata.uid,
+            "resourceVersion": base.metadata.resource_version,
+        },
+        "status": changes,
+    }))
+}
+
+/// The merge patch from `had` to `wanted`; `None` if they are the same.
+pub(crate) fn merge_diff(had: &Value, wanted: &Value) -> Option<Value> {
+    if had == wanted {
+        return None;
+    }
+    let (Value::Object(had), Value::Object(wanted)) = (had, wanted) else {
+        return Some(wanted.clone());
+    };
+    let mut patch = Map::new();
+    for (key, value) in wanted {
+        let change = match had.get(key) {
+            Some(before) => merge_diff(before, value),
+            None => Some(value.clone()),
+        };
+        if let Some(change) = change {
+            patch.insert(key.clone(), change);
+        }
+    }
+    for key in had.keys().filter(|key| !wanted.contains_key(*key)) {
+        patch.insert(key.clone(), Value::Null);
+    }
+    Some(Value::Object(patch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_diff_applied_to_the_old_value_gives_the_new_one() {
+        let cases = [
+            (json!({"a": 1}), json!({"a": 1}), None),
+            (json!({"a": 1, "b": 2}), json!({"a": 1}), Some(json!({"b": null}))),
+            (json!({"a": {"x": 1, "y": 2}}), json!({"a": {"x": 1, "y": 3}}), Some(json!({"a": {"y": 3}}))),
+            (json!({"a": [1, 2]}), json!({"a": [1]}), Some(json!({"a": [1]}))),
+            (json!({}), json!({"a": {"b": 1}}), Some(json!({"a": {"b": 1}}))),
+        ];
+        for (had, wanted, patch) in cases {
+            assert_eq!(merge_diff(&had, &wanted), patch);
+            let mut patched = had;
+            if let Some(patch) = patch {
+                json_patch::merge(&mut patched, &patch);
+            }
+            assert_eq!(patched, wanted);
+        }
+    }
+}
