@@ -43,3 +43,73 @@ impl Transport for Quic {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use axum::routing::get;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::net::pki::{CertificateAuthority, NodeClass};
+    use crate::net::{Endpoint, Identity, NetConfig};
+    use crate::rt::{TaskGroup, WallClock};
+
+    /// An endpoint of the node `name`.
+    fn endpoint(ca: &CertificateAuthority, name: &str, tasks: &TaskGroup) -> Endpoint {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let class = if name.starts_with('s') { NodeClass::Server } else { NodeClass::Agent };
+        let keys = ca.generate_node(name, &[loopback.ip()], class).unwrap();
+        let clock = WallClock::system();
+        let identity = Identity::new(&keys.cert_pem, &keys.key_pem, ca.cert_pem(), &clock).unwrap();
+        Endpoint::bind(loopback, identity, NetConfig::default(), tasks).unwrap()
+    }
+
+    /// Serves its own name at `/` until `tasks` end.
+    fn serve(endpoint: Endpoint, name: &'static str, tasks: &TaskGroup) {
+        let router = axum::Router::new().route("/", get(move || async move { name }));
+        let group = tasks.clone();
+        tasks.spawn_until_cancelled("server", async move {
+            while let Some(connection) = endpoint.accept().await {
+                let (router, tasks) = (router.clone(), group.clone());
+                group.spawn_until_cancelled("connection", async move {
+                    crate::net::http::serve(connection, router, &tasks).await;
+                });
+            }
+        });
+    }
+
+    async fn ask(client: &kube::Client) -> String {
+        let request = Request::get("/").body(Vec::new()).unwrap();
+        client.request_text(request).await.unwrap()
+    }
+
+    /// Goal: the death of a server is not seen by its clients. Method: real endpoints on loopback,
+    /// one of which ends without a word.
+    #[tokio::test]
+    async fn another_server_answers_when_the_one_in_use_dies() {
+        let ca = CertificateAuthority::generate("test", &WallClock::system()).unwrap();
+        let cancel = CancellationToken::new();
+        let (mine, mut servers, mut addresses) =
+            (TaskGroup::new(&cancel), BTreeMap::new(), BTreeMap::new());
+        for name in ["s1", "s2"] {
+            let tasks = TaskGroup::new(&cancel);
+            let endpoint = endpoint(&ca, name, &tasks);
+            addresses.insert(name.to_owned(), endpoint.local_addr().unwrap());
+            serve(endpoint, name, &tasks);
+            servers.insert(name, tasks);
+        }
+        let peers = Peers::new(endpoint(&ca, "a1", &mine), &mine, Rng::seeded(1));
+        let names = addresses.keys().cloned().collect();
+        peers.set_addresses(addresses);
+        let client = over_quic(peers, watch::channel(names).1, Rng::seeded(1));
+        let first = ask(&client).await;
+        assert_eq!(ask(&client).await, first, "it stays with the server that answers");
+        let dying = servers.remove(first.as_str()).unwrap();
+        dying.shutdown(std::time::Duration::from_secs(1)).await;
+        assert_ne!(ask(&client).await, first);
+        cancel.cancel();
+    }
+}

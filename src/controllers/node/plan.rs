@@ -204,8 +204,7 @@ fn eviction(
 ) -> Option<bool> {
     let node = &heard.node;
     // A node heard from again is left to its agent, which posts its status in a moment.
-    let is_back =
-        health == Health::Unknown && heard.silent_for < view.settings.node_silent_after;
+    let is_back = health == Health::Unknown && heard.silent_for < view.settings.node_silent_after;
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let must_leave = taints.iter().filter(|taint| taint.effect == "NoExecute").any(|taint| {
         let is_of_health = taint.key == NOT_READY || taint.key == UNREACHABLE;
