@@ -164,7 +164,7 @@ fn run(seed: u64) {
 
 #[test]
 fn a_power_cut_loses_nothing_acknowledged() {
-    for seed in 0..400 {
+    for seed in 0..150 {
         run(seed);
     }
 }

@@ -224,3 +224,21 @@ async fn a_member_whose_log_fails_stops() {
     assert!(matches!(one.read_barrier().await, Err(ReadError::Stopped(_))));
     cluster.stop(1).await;
 }
+
+/// Others test above this store with paused time: it must not run ahead while the disk works.
+#[tokio::test(start_paused = true)]
+async fn paused_time_does_not_outrun_the_disk() {
+    let mut cluster = Cluster::new(|_| {});
+    cluster.start(1).await.bootstrap().await.unwrap();
+    let started = tokio::time::Instant::now();
+    for n in 0..100 {
+        cluster.put(1, &format!("k{n}"), "v").await;
+        cluster[1].read_barrier().await.unwrap();
+    }
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?} of paused time");
+    cluster.stop(1).await;
+    cluster.start(1).await.read_barrier().await.unwrap();
+    assert_eq!(cluster[1].revision(), 100);
+    cluster.stop(1).await;
+}
