@@ -13,11 +13,11 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wasmtime::component::GuestTaskId;
 use wasmtime::{Store, StoreContextMut};
+use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState,
     WorkerStatus,
 };
-use wasmtime_wasi_http::WasiHttpView;
 
 use super::{TRAPS_IN_A_ROW_MAX, TRAPS_WINDOW};
 use crate::guest::{Guest, Template};
@@ -169,13 +169,15 @@ impl HandlerState for Workers {
         if first.is_none() {
             self.shared.instances.fetch_add(1, Ordering::SeqCst);
         }
-        let member =
-            Arc::new(Membership { shared: Arc::clone(&self.shared), has_left: AtomicBool::new(false) });
+        let member = Arc::new(Membership {
+            shared: Arc::clone(&self.shared),
+            has_left: AtomicBool::new(false),
+        });
         let (store, proxy) = match first {
             Some(first) => first,
-            None => instantiate(self.template.store()?, &self.pre)
-                .await
-                .map_err(|(_, error)| error)?,
+            None => {
+                instantiate(self.template.store()?, &self.pre).await.map_err(|(_, error)| error)?
+            }
         };
         let burst = Arc::clone(store.data().burst());
         Ok(Instance {
@@ -229,6 +231,7 @@ pin_project! {
     }
 }
 
+#[expect(clippy::disallowed_types, reason = "wasmtime's handler keeps its own time")]
 impl WorkerExpiration for Expiration {
     fn poll(
         self: Pin<&mut Self>,

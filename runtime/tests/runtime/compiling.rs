@@ -39,10 +39,9 @@ fn garbage_is_refused_with_a_reason() {
 
 #[test]
 fn unknown_imports_of_a_core_module_are_named() {
-    let module = wat(
-        r#"(module (import "env" "log" (func)) (import "wasi_snapshot_preview1" "sched_yield"
-           (func (result i32))) (func (export "_start")))"#,
-    );
+    let module =
+        wat(r#"(module (import "env" "log" (func)) (import "wasi_snapshot_preview1" "sched_yield"
+           (func (result i32))) (func (export "_start")))"#);
     let error = compile(&module).unwrap_err();
     assert!(matches!(error, CompileError::UnknownWorld(_)));
     assert!(error.to_string().starts_with("the core module imports env.log, which"), "{error}");
