@@ -26,6 +26,8 @@ use crate::types::{Exit, ExitReason};
 
 /// Requests that one p3 instance handles at the same time; p2 cannot do more than one.
 const P3_CONCURRENCY_MAX: usize = 16;
+/// How often the last instance looks whether it still is: an idle node is to stay idle.
+const LAST_IDLE_MAX: Duration = Duration::from_secs(60);
 /// An instance that is not the last one goes after this long without a request.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A request that took longer is given up together with its instance.
@@ -259,8 +261,8 @@ impl WorkerExpiration for Expiration {
                 this.member.has_left.store(is_idle, Ordering::SeqCst);
                 return Poll::Ready(());
             }
-            let again = if left.is_zero() { limit } else { left };
-            this.sleep.as_mut().reset(Instant::now() + again.min(IDLE_MAX));
+            let again = if left.is_zero() { LAST_IDLE_MAX } else { left.min(IDLE_MAX) };
+            this.sleep.as_mut().reset(Instant::now() + again);
         }
         Poll::Pending
     }

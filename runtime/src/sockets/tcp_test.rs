@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::instance_network::Host as _;
@@ -160,6 +161,31 @@ async fn two_guests_talk_and_each_side_ends_for_itself() {
     assert_eq!(SocketAddr::from(local), "10.0.0.1:80".parse().unwrap());
     let remote = client.view().remote_address(same(&near.socket)).unwrap();
     assert_eq!(SocketAddr::from(remote), "10.0.0.1:80".parse().unwrap());
+}
+
+#[tokio::test]
+async fn a_request_reaches_a_guest_that_speaks_http_over_tcp() {
+    let (mut server, _client, (network, _guests)) = two_pods();
+    let listener = server.listen("0.0.0.0:80").await.unwrap();
+    let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
+    let request = http::Request::get("http://web/path").body(body).unwrap();
+    let answer = async {
+        let end = loop {
+            match server.accept(&listener) {
+                Ok(end) => break end,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let asked = server.read(&end).await.unwrap();
+        assert!(asked.starts_with(b"GET /path HTTP/1.1\r\n"), "{asked:?}");
+        assert!(asked.windows(9).any(|part| part == b"host: web"), "{asked:?}");
+        server.write(&end, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        end
+    };
+    let sent = network.http("10.0.0.1:80".parse().unwrap(), request);
+    let (response, _end) = tokio::join!(sent, answer);
+    let body = response.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "ok");
 }
 
 #[tokio::test]
