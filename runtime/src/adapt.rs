@@ -91,11 +91,7 @@ fn exit_adapter() -> wasmtime::Result<Vec<u8>> {
     // One type: a function from i32 to nothing.
     section(&mut module, 1, &[b"\x01\x60\x01\x7f\x00"]);
     // One import, a function of type 0.
-    section(&mut module, 2, &[
-        b"\x01\x14wasi:cli/exit@0.2.12",
-        b"\x0eexit-with-code",
-        b"\x00\x00",
-    ]);
+    section(&mut module, 2, &[b"\x01\x14wasi:cli/exit@0.2.12", b"\x0eexit-with-code", b"\x00\x00"]);
     // One function of type 0, exported.
     section(&mut module, 3, &[b"\x01\x00"]);
     section(&mut module, 7, &[b"\x01\x09proc_exit\x00\x01"]);

@@ -110,8 +110,7 @@ impl Code {
             StartError::Host(format!("cannot read compiled component: {error}"))
         };
         let meta = std::fs::metadata(path).map_err(host)?;
-        let key =
-            Key { path: path.to_owned(), modified: meta.modified().ok(), bytes: meta.len() };
+        let key = Key { path: path.to_owned(), modified: meta.modified().ok(), bytes: meta.len() };
         if let Some(loaded) = self.cache.lock().get(&key) {
             return Ok(loaded);
         }

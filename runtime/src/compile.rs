@@ -54,7 +54,7 @@ pub fn inspect(wasm: &[u8]) -> Result<World, CompileError> {
     match Outline::read(wasm)? {
         Outline::Component { entry } => Ok(entry.world()),
         Outline::Module(module) => {
-            module.check_imports()?;
+            module.check()?;
             if module.has_component_type {
                 let component = module.adapt(wasm)?;
                 return match Outline::read(&component)? {
@@ -131,6 +131,8 @@ struct Module {
     imports: Vec<(String, String)>,
     /// Exports `_start`.
     is_command: bool,
+    /// Exports `_initialize`.
+    is_reactor: bool,
     /// Carries its component type: a component in the making.
     has_component_type: bool,
 }
@@ -193,7 +195,9 @@ impl Module {
                 }
                 Payload::ExportSection(exports) => {
                     for export in exports {
-                        module.is_command |= export?.name == "_start";
+                        let name = export?.name;
+                        module.is_command |= name == "_start";
+                        module.is_reactor |= name == "_initialize";
                     }
                 }
                 Payload::CustomSection(section) => {
@@ -205,10 +209,18 @@ impl Module {
         Ok(module)
     }
 
-    /// A plain core module can have no imports but those of WASI preview 1.
-    fn check_imports(&self) -> Result<(), CompileError> {
+    /// A plain core module must export what makes it a command or a reactor, and can have no
+    /// imports but those of WASI preview 1.
+    fn check(&self) -> Result<(), CompileError> {
         if self.has_component_type {
             return Ok(());
+        }
+        if !self.is_command && !self.is_reactor {
+            return Err(CompileError::UnknownWorld(
+                "the core module exports neither _start (a command) nor _initialize (a reactor): \
+                 there is nothing to run"
+                    .to_owned(),
+            ));
         }
         let unknown: Vec<_> = self
             .imports
@@ -231,7 +243,7 @@ impl Module {
 
     /// Wraps the module into a component.
     fn adapt(&self, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
-        self.check_imports()?;
+        self.check()?;
         adapt::to_component(wasm, self.is_command)
             .map_err(|error| CompileError::Invalid(format!("{error:#}")))
     }

@@ -103,8 +103,7 @@ impl WasmContainer {
 
     async fn start_http(template: &Arc<Template>, loaded: &Loaded) -> Result<Self, StartError> {
         let port = template.config.http_port;
-        let bindings =
-            template.net.bind_all(port).map_err(|_| StartError::PortInUse { port })?;
+        let bindings = template.net.bind_all(port).map_err(|_| StartError::PortInUse { port })?;
         let pre = proxy_pre(loaded)?;
         let (seeded, is_seeded) = oneshot::channel();
         let exit = supervise(template, serve(Arc::clone(template), pre, bindings, seeded));

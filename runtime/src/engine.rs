@@ -231,9 +231,8 @@ fn choose_allocator(machine: &Machine, class: CodeClass) -> Allocator {
     if class == CodeClass::Tiny {
         return Allocator::OnDemand { reason: "addresses are too short" };
     }
-    let space = (1_u64 << (machine.address_bits - 1)).min(
-        machine.address_bytes_max.map_or(u64::MAX, |limit| limit.saturating_sub(limit / 4)),
-    );
+    let space = (1_u64 << (machine.address_bits - 1))
+        .min(machine.address_bytes_max.map_or(u64::MAX, |limit| limit.saturating_sub(limit / 4)));
     let by_space = space / (class.reservation_bytes() + class.guard_bytes());
     let by_memory = (machine.memory_bytes >> 19).clamp(SLOTS_MIN, SLOTS_MAX);
     let slots = by_space.min(by_memory);

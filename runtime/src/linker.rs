@@ -53,9 +53,7 @@ fn add_p2(l: &mut Linker<Guest>) -> wasmtime::Result<()> {
     filesystem::types::add_to_linker::<Guest, WasiFilesystem>(l, Guest::filesystem)?;
     random::random::add_to_linker::<Guest, WasiRandom>(l, |guest| guest.ctx().ctx.random())?;
     random::insecure::add_to_linker::<Guest, WasiRandom>(l, |guest| guest.ctx().ctx.random())?;
-    random::insecure_seed::add_to_linker::<Guest, WasiRandom>(l, |guest| {
-        guest.ctx().ctx.random()
-    })?;
+    random::insecure_seed::add_to_linker::<Guest, WasiRandom>(l, |guest| guest.ctx().ctx.random())?;
     cli::exit::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
     cli::environment::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
     cli::stdin::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;

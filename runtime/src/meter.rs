@@ -249,8 +249,8 @@ impl Burst {
     /// The guest saw a tick. Says whether it has to yield, and what to wait for then.
     fn tick(self: &Arc<Self>) -> UpdateDeadline {
         let since = self.since.load(Ordering::Relaxed);
-        let is_fresh = since == 0
-            || u128::from(self.now().saturating_sub(since)) < YIELD_AFTER.as_nanos();
+        let is_fresh =
+            since == 0 || u128::from(self.now().saturating_sub(since)) < YIELD_AFTER.as_nanos();
         self.touch();
         self.pulse.beat();
         self.ticks.fetch_add(1, Ordering::Relaxed);

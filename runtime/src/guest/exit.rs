@@ -1,6 +1,6 @@
 //! How the end of a guest reads in Kubernetes' words.
 
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+use wasmtime::{PoolConcurrencyLimitError, Store};
 use wasmtime_wasi::I32Exit;
 
 use super::Guest;
@@ -34,14 +34,10 @@ pub(crate) fn exit_of_error(store: &Store<Guest>, error: &wasmtime::Error) -> Ex
         let message = limiter.describe();
         return Exit { code: CODE_KILLED, reason: ExitReason::OomKilled, message };
     }
-    let cause = error.downcast_ref::<Trap>().map_or_else(
-        || error.chain().last().map_or_else(String::new, ToString::to_string),
-        ToString::to_string,
-    );
-    let mut message = format!("{cause}\n{error:#}");
-    while message.len() > MESSAGE_BYTES_MAX {
-        message.pop();
-    }
+    // The cause first: people read the first line. Then where it happened.
+    let chain: Vec<_> = error.chain().map(ToString::to_string).collect();
+    let mut message = chain.into_iter().rev().collect::<Vec<_>>().join("\n");
+    message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
     Exit { code: CODE_TRAP, reason: ExitReason::Error, message }
 }
 

@@ -176,8 +176,7 @@ impl Template {
             builder.env("HOSTNAME", self.net.hostname());
         }
         for mount in &self.config.mounts {
-            let perms =
-                if mount.is_read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+            let perms = if mount.is_read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
             builder.preopened_dir(&mount.host_path, &mount.guest_path, perms)?;
         }
         Ok(builder.build())

@@ -43,9 +43,7 @@ impl WasiHttpHooks for OutgoingHttp {
         request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _response_done: Transfer,
-    ) -> Box<
-        dyn Future<Output = Result<(http::Response<WasiBody>, Transfer), Error>> + Send,
-    > {
+    ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Transfer), Error>> + Send> {
         let net = Arc::clone(&self.net);
         // Connecting and waiting are one step here: a kept connection has no first part.
         let limits = options.unwrap_or_default();

@@ -177,7 +177,8 @@ impl Log {
                 // The lines are lost: waiting for a full disk would stop the guest.
                 tracing::warn!(path = %self.path.display(), err = %error, "cannot write log");
             }
-            let pause = Duration::from_micros(count.saturating_mul(1_000_000) / BYTES_PER_SECOND_MAX);
+            let pause =
+                Duration::from_micros(count.saturating_mul(1_000_000) / BYTES_PER_SECOND_MAX);
             if pause >= PAUSE_MIN {
                 tokio::time::sleep(pause).await;
             }

@@ -27,7 +27,8 @@ pub(super) async fn send(
     drop(guests.spawn(async move {
         let _ = over.run_until_cancelled(connection.with_upgrades()).await;
     }));
-    let response = sender.send_request(request.map(to_hyper)).await.map_err(|error| broken(&error))?;
+    let response =
+        sender.send_request(request.map(to_hyper)).await.map_err(|error| broken(&error))?;
     Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
 }
 

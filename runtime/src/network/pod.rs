@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::PIPE_BYTES;
 use super::client;
 use super::error::{HttpError, Unsent};
 use super::ports::{Accepted, BindError, Binding, Listener, Ports, wildcards};
-use super::PIPE_BYTES;
 use crate::serve::serve_pipe;
 use crate::tasks::Guests;
 use crate::types::{Body, BodyError, BoxIo, PodConfig, PodId, Uplink};
@@ -31,7 +31,10 @@ pub(crate) struct PodNet {
 
 impl std::fmt::Debug for PodNet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PodNet").field("id", &self.id).field("ips", &self.ips).finish_non_exhaustive()
+        f.debug_struct("PodNet")
+            .field("id", &self.id)
+            .field("ips", &self.ips)
+            .finish_non_exhaustive()
     }
 }
 

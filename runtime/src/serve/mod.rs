@@ -164,7 +164,8 @@ impl HttpService {
         }
         let mut request = request.map(to_wasi);
         for _ in 0..INSTANCE_RETRIES_MAX {
-            let handled = Entered { handle: &self.guests, future: self.handler.handle((), request) };
+            let handled =
+                Entered { handle: &self.guests, future: self.handler.handle((), request) };
             let error = match handled.await {
                 Ok(response) => {
                     self.handler.state().answered();

@@ -13,11 +13,11 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wasmtime::component::GuestTaskId;
 use wasmtime::{Store, StoreContextMut};
+use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{
     HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState,
     WorkerStatus,
 };
-use wasmtime_wasi_http::WasiHttpView;
 
 use super::{TRAPS_IN_A_ROW_MAX, TRAPS_WINDOW};
 use crate::guest::{Guest, Template};
@@ -26,6 +26,8 @@ use crate::types::{Exit, ExitReason};
 
 /// Requests that one p3 instance handles at the same time; p2 cannot do more than one.
 const P3_CONCURRENCY_MAX: usize = 16;
+/// How often the last instance looks whether it still is: an idle node is to stay idle.
+const LAST_IDLE_MAX: Duration = Duration::from_secs(60);
 /// An instance that is not the last one goes after this long without a request.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A request that took longer is given up together with its instance.
@@ -169,13 +171,15 @@ impl HandlerState for Workers {
         if first.is_none() {
             self.shared.instances.fetch_add(1, Ordering::SeqCst);
         }
-        let member =
-            Arc::new(Membership { shared: Arc::clone(&self.shared), has_left: AtomicBool::new(false) });
+        let member = Arc::new(Membership {
+            shared: Arc::clone(&self.shared),
+            has_left: AtomicBool::new(false),
+        });
         let (store, proxy) = match first {
             Some(first) => first,
-            None => instantiate(self.template.store()?, &self.pre)
-                .await
-                .map_err(|(_, error)| error)?,
+            None => {
+                instantiate(self.template.store()?, &self.pre).await.map_err(|(_, error)| error)?
+            }
         };
         let burst = Arc::clone(store.data().burst());
         Ok(Instance {
@@ -229,6 +233,7 @@ pin_project! {
     }
 }
 
+#[expect(clippy::disallowed_types, reason = "wasmtime's handler keeps its own time")]
 impl WorkerExpiration for Expiration {
     fn poll(
         self: Pin<&mut Self>,
@@ -256,8 +261,8 @@ impl WorkerExpiration for Expiration {
                 this.member.has_left.store(is_idle, Ordering::SeqCst);
                 return Poll::Ready(());
             }
-            let again = if left.is_zero() { limit } else { left };
-            this.sleep.as_mut().reset(Instant::now() + again.min(IDLE_MAX));
+            let again = if left.is_zero() { LAST_IDLE_MAX } else { left.min(IDLE_MAX) };
+            this.sleep.as_mut().reset(Instant::now() + again);
         }
         Poll::Pending
     }

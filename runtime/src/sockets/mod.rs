@@ -17,6 +17,8 @@ mod lookup;
 mod options;
 mod stream;
 mod tcp;
+#[cfg(test)]
+mod tcp_test;
 
 use std::io;
 use std::net::SocketAddr;

@@ -143,7 +143,11 @@ impl SocketsView<'_> {
         Ok(&mut self.tcp(this)?.options)
     }
 
-    fn streams(&mut self, socket: &Resource<Tcp>, connection: &Connection) -> SocketResult<Streams> {
+    fn streams(
+        &mut self,
+        socket: &Resource<Tcp>,
+        connection: &Connection,
+    ) -> SocketResult<Streams> {
         let input = self.table.push_child(connection.input(), socket)?;
         let output = self.table.push_child(connection.output(), socket)?;
         Ok((input, output))
@@ -338,8 +342,7 @@ impl HostTcpSocket for SocketsView<'_> {
         }
         match tcp.state {
             State::Fresh | State::BindStarted => {
-                tcp.backlog =
-                    usize::try_from(value.min(BACKLOG_MAX)).unwrap_or(BACKLOG_DEFAULT);
+                tcp.backlog = usize::try_from(value.min(BACKLOG_MAX)).unwrap_or(BACKLOG_DEFAULT);
                 Ok(())
             }
             // The queue is made when the guest begins to listen.
@@ -354,7 +357,11 @@ impl HostTcpSocket for SocketsView<'_> {
         Ok(self.options(&this)?.keep_alive_enabled)
     }
 
-    fn set_keep_alive_enabled(&mut self, this: Resource<TcpSocket>, value: bool) -> SocketResult<()> {
+    fn set_keep_alive_enabled(
+        &mut self,
+        this: Resource<TcpSocket>,
+        value: bool,
+    ) -> SocketResult<()> {
         self.options(&this)?.keep_alive_enabled = value;
         Ok(())
     }
@@ -363,7 +370,11 @@ impl HostTcpSocket for SocketsView<'_> {
         Ok(self.options(&this)?.keep_alive_idle_time)
     }
 
-    fn set_keep_alive_idle_time(&mut self, this: Resource<TcpSocket>, value: u64) -> SocketResult<()> {
+    fn set_keep_alive_idle_time(
+        &mut self,
+        this: Resource<TcpSocket>,
+        value: u64,
+    ) -> SocketResult<()> {
         set(&mut self.options(&this)?.keep_alive_idle_time, value)
     }
 
@@ -371,7 +382,11 @@ impl HostTcpSocket for SocketsView<'_> {
         Ok(self.options(&this)?.keep_alive_interval)
     }
 
-    fn set_keep_alive_interval(&mut self, this: Resource<TcpSocket>, value: u64) -> SocketResult<()> {
+    fn set_keep_alive_interval(
+        &mut self,
+        this: Resource<TcpSocket>,
+        value: u64,
+    ) -> SocketResult<()> {
         set(&mut self.options(&this)?.keep_alive_interval, value)
     }
 
@@ -395,7 +410,11 @@ impl HostTcpSocket for SocketsView<'_> {
         Ok(self.options(&this)?.receive_buffer_size)
     }
 
-    fn set_receive_buffer_size(&mut self, this: Resource<TcpSocket>, value: u64) -> SocketResult<()> {
+    fn set_receive_buffer_size(
+        &mut self,
+        this: Resource<TcpSocket>,
+        value: u64,
+    ) -> SocketResult<()> {
         set(&mut self.options(&this)?.receive_buffer_size, value)
     }
 

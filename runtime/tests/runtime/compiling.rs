@@ -33,19 +33,26 @@ fn garbage_is_refused_with_a_reason() {
     let cut = text(&hello[..hello.len() / 2]);
     assert!(cut.contains("it is cut off after byte"), "{cut}");
     assert!(matches!(compile(b""), Err(CompileError::Invalid(_))));
-    let wrong = wat::parse_str("(module (func (result i32)))").unwrap();
+    let wrong = wat(&COMMAND.replace("\"_start\")", "\"_start\") (result i32)"));
     assert!(matches!(compile(&wrong), Err(CompileError::Invalid(_))), "does not validate");
 }
 
 #[test]
 fn unknown_imports_of_a_core_module_are_named() {
-    let module = wat(
-        r#"(module (import "env" "log" (func)) (import "wasi_snapshot_preview1" "sched_yield"
-           (func (result i32))) (func (export "_start")))"#,
-    );
+    let module =
+        wat(r#"(module (import "env" "log" (func)) (import "wasi_snapshot_preview1" "sched_yield"
+           (func (result i32))) (func (export "_start")))"#);
     let error = compile(&module).unwrap_err();
     assert!(matches!(error, CompileError::UnknownWorld(_)));
     assert!(error.to_string().starts_with("the core module imports env.log, which"), "{error}");
+}
+
+#[test]
+fn a_module_with_nothing_to_run_is_refused() {
+    let library = wat(r#"(module (memory (export "memory") 1) (func (export "add")))"#);
+    let error = inspect(&library).unwrap_err();
+    assert!(matches!(error, CompileError::UnknownWorld(_)));
+    assert!(error.to_string().contains("exports neither _start"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The runtime with real guests: hand-made ones in WAT, and those of `wasm-apps/`.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
 mod commands;
 mod compiling;
 mod http;
