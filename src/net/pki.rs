@@ -279,7 +279,7 @@ impl CertificateAuthority {
     pub fn issue_client(
         &self,
         common_name: &str,
-        organizations: &[&str],
+        organizations: &[impl AsRef<str>],
     ) -> Result<KeyPairPem, PkiError> {
         let key = KeyPair::generate().map_err(sign_error)?;
         let mut params = CertificateParams::default();
@@ -369,7 +369,10 @@ fn read_authority(der: &[u8]) -> Result<(String, Vec<u8>), PkiError> {
     Ok((cluster.to_owned(), cert.public_key().raw.to_vec()))
 }
 
-fn subject(common_name: &str, organizations: &[&str]) -> Result<DistinguishedName, PkiError> {
+fn subject(
+    common_name: &str,
+    organizations: &[impl AsRef<str>],
+) -> Result<DistinguishedName, PkiError> {
     if organizations.len() > ORGANIZATIONS_MAX {
         return Err(PkiError::TooMany {
             what: "organizations",
@@ -383,7 +386,7 @@ fn subject(common_name: &str, organizations: &[&str]) -> Result<DistinguishedNam
     // type to it, which makes room for the second organization.
     let types = [DnType::OrganizationName, DnType::CustomDnType(OID_ORGANIZATION.to_vec())];
     for (kind, organization) in types.into_iter().zip(organizations) {
-        name.push(kind, *organization);
+        name.push(kind, organization.as_ref());
     }
     Ok(name)
 }

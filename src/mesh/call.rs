@@ -1,0 +1,287 @@
+//! One HTTP request to a backend: choose, send, retry elsewhere.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Mesh;
+use super::balancer::Backend;
+use super::endpoint::{EndpointState, InFlight};
+use super::local::LocalError;
+use super::outside;
+use super::routes::Place;
+use super::wire::{self, Carries, MESH_ERROR, REFUSED};
+use crate::net::http::{HttpError, HttpStream};
+use crate::net::{Body, BodyError};
+
+/// Times a request is sent again at most.
+const RETRIES_MAX: usize = 2;
+/// Bodies up to this size are kept so that they can be sent again.
+const REPLAY_BYTES_MAX: u64 = 64 * 1024;
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The Service has no endpoint that could take the request. Retry later; nothing was sent.
+    #[error("no endpoint is ready")]
+    NoEndpoint,
+    /// An endpoint broke off or could not be reached; it may have acted, unless the method is safe.
+    #[error("the endpoint gave no answer: {0}")]
+    Broken(#[source] BodyError),
+    /// No answer in time; the endpoint may have acted.
+    #[error("no answer in time")]
+    Timeout,
+    /// The request's own body could not be read. Nothing was sent.
+    #[error("the request's body broke off: {0}")]
+    RequestBody(#[source] BodyError),
+    /// The address or scheme is one that guests may not use. Give up.
+    #[error("{0} cannot be reached from a pod")]
+    Forbidden(String),
+}
+
+/// How one attempt failed.
+enum Failure {
+    /// Not a byte of it went to a pod; the request is whole.
+    Unsent(Box<Request<Body>>, BodyError),
+    /// No pod has seen it, but its body was read.
+    NotReached,
+    /// A pod may have acted.
+    Broken(BodyError),
+    Timeout,
+}
+
+/// What is kept of a request to send it again.
+struct Replay {
+    parts: Parts,
+    body: Bytes,
+    is_idempotent: bool,
+}
+
+impl Replay {
+    fn request(&self) -> Request<Body> {
+        let body = if self.body.is_empty() {
+            crate::net::http::empty()
+        } else {
+            crate::net::http::full(self.body.clone())
+        };
+        Request::from_parts(self.parts.clone(), body)
+    }
+}
+
+/// A response's body that keeps its endpoint's count of requests right.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+impl http_body::Body for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Mesh {
+    /// Sends `request` to an endpoint of `backend` and waits for the head of the response. The URI
+    /// must be in origin form and `Host` be set.
+    pub(super) async fn call(
+        &self,
+        backend: &Backend,
+        request: Request<Body>,
+    ) -> Result<Response<Tracked>, CallError> {
+        self.0.retries.earn();
+        let (mut request, replay) = if backend.endpoints.len() > 1 {
+            // A client may be slow to send even a small body.
+            let preparing = tokio::time::timeout(self.0.head_timeout, prepare(request));
+            preparing.await.map_err(|_| CallError::Timeout)??
+        } else {
+            (request, None)
+        };
+        let mut tried: Vec<Arc<EndpointState>> = Vec::new();
+        let mut last = CallError::NoEndpoint;
+        loop {
+            let now = self.now_ms();
+            let Some(endpoint) = backend.pick(&tried, &self.0.dice, now) else { return Err(last) };
+            let in_flight = InFlight::new(&endpoint);
+            let started = Instant::now();
+            let failure = match self.attempt(&endpoint, request).await {
+                Ok(response) => {
+                    endpoint.succeeded(started.elapsed(), self.now_ms());
+                    return Ok(response.map(|body| Tracked { body, _in_flight: in_flight }));
+                }
+                Err(failure) => failure,
+            };
+            drop(in_flight);
+            endpoint.failed(self.now_ms());
+            self.0.metrics.ejections.inc();
+            let (again, err) = again(failure, replay.as_ref());
+            debug!(endpoint = %endpoint.address, %err, is_retried = again.is_some(), "endpoint failed");
+            last = err;
+            tried.push(endpoint);
+            match again {
+                Some(again) if tried.len() <= RETRIES_MAX && self.0.retries.spend() => {
+                    self.0.metrics.retries.inc();
+                    request = again;
+                }
+                _ => return Err(last),
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let sending = async {
+            match &endpoint.place {
+                Place::Local => self.send_local(endpoint, request).await,
+                Place::Node(_) | Place::Outside => send_remote(endpoint, request).await,
+            }
+        };
+        tokio::time::timeout(self.0.head_timeout, sending).await.unwrap_or(Err(Failure::Timeout))
+    }
+
+    async fn send_local(
+        &self,
+        endpoint: &EndpointState,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        match self.0.local.http(endpoint.address, request).await {
+            Ok(response) => Ok(response),
+            Err(LocalError::Refused(request)) => {
+                Err(Failure::Unsent(request, "nothing listens at the endpoint".into()))
+            }
+            Err(LocalError::Failed(err)) => Err(Failure::Broken(err)),
+        }
+    }
+}
+
+/// Sends on a kept stream, or on a new one.
+async fn send_remote(
+    endpoint: &Arc<EndpointState>,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, Failure> {
+    while let Some(stream) = endpoint.take_stream() {
+        match send_on(endpoint, stream, request).await {
+            // A kept stream may have ended meanwhile, which says nothing of the endpoint.
+            Err(Failure::Unsent(unsent, _)) => request = *unsent,
+            other => return other,
+        }
+    }
+    match open_stream(endpoint).await {
+        Ok(stream) => send_on(endpoint, stream, request).await,
+        Err(err) => Err(Failure::Unsent(Box::new(request), err)),
+    }
+}
+
+async fn open_stream(endpoint: &EndpointState) -> Result<HttpStream, BodyError> {
+    if endpoint.place == Place::Outside {
+        return Ok(HttpStream::new(outside::connect(endpoint.address).await?).await?);
+    }
+    let peer = endpoint.peer.as_ref().ok_or("this node has no mesh to others")?;
+    let conn = match peer.connection() {
+        Some(conn) => conn,
+        None => peer.get().await?,
+    };
+    Ok(HttpStream::new(wire::open(&conn, Carries::Http, endpoint.address).await?).await?)
+}
+
+async fn send_on(
+    endpoint: &Arc<EndpointState>,
+    stream: HttpStream,
+    request: Request<Body>,
+) -> Result<Response<Body>, Failure> {
+    let home = Arc::downgrade(endpoint);
+    let recycle = Box::new(move |stream| {
+        if let Some(endpoint) = home.upgrade() {
+            endpoint.keep_stream(stream);
+        }
+    });
+    match stream.send(request, Some(recycle)).await {
+        Ok(response) => match response.headers().get(MESH_ERROR) {
+            None => Ok(response),
+            Some(value) if value == REFUSED => Err(Failure::NotReached),
+            Some(_) => Err(Failure::Broken("the pod gave no answer".into())),
+        },
+        Err(failed) => Err(match failed.unsent {
+            Some(unsent) => Failure::Unsent(unsent, failed.error.into()),
+            None => Failure::Broken(failed.error.into()),
+        }),
+    }
+}
+
+/// The request to send again, if it may be, and what to tell if not.
+fn again(failure: Failure, replay: Option<&Replay>) -> (Option<Request<Body>>, CallError) {
+    let idempotent = || replay.filter(|replay| replay.is_idempotent).map(Replay::request);
+    match failure {
+        Failure::Unsent(request, err) => (Some(*request), CallError::Broken(err)),
+        Failure::NotReached => {
+            let err = CallError::Broken("nothing listens at the endpoint".into());
+            (replay.map(Replay::request), err)
+        }
+        Failure::Broken(err) => (idempotent(), CallError::Broken(err)),
+        // A second wait as long as the first is more than a client has.
+        Failure::Timeout => (None, CallError::Timeout),
+    }
+}
+
+/// Keeps what is needed to send the request again: its head, and its body if that is small.
+async fn prepare(
+    request: Request<Body>,
+) -> Result<(Request<Body>, Option<Replay>), CallError> {
+    let (parts, body) = request.into_parts();
+    let is_small = body.size_hint().upper().is_some_and(|bytes| bytes <= REPLAY_BYTES_MAX);
+    if !is_small {
+        return Ok((Request::from_parts(parts, body), None));
+    }
+    let body = if body.is_end_stream() {
+        Bytes::new()
+    } else {
+        body.collect().await.map_err(CallError::RequestBody)?.to_bytes()
+    };
+    let is_idempotent = matches!(
+        parts.method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    );
+    let replay = Replay { parts, body, is_idempotent };
+    Ok((replay.request(), Some(replay)))
+}
+
+/// The value that stands for this mesh error in a response between nodes.
+pub(super) fn mesh_error(value: HeaderValue, status: http::StatusCode) -> Response<Body> {
+    let mut response = Response::new(crate::net::http::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(MESH_ERROR, value);
+    response
+}
+
+impl From<HttpError> for CallError {
+    fn from(err: HttpError) -> Self {
+        Self::Broken(err.into())
+    }
+}

@@ -1,0 +1,186 @@
+//! Names as pods see them, and guests' HTTP requests, which are addressed by name.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::uri::Scheme;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+
+use super::balancer::Backend;
+use super::call::CallError;
+use super::outside;
+use super::routes::{PortRef, Routes, ServiceKey};
+use super::{CLUSTER_DOMAIN, Mesh};
+use crate::net::Body;
+use crate::net::http::to_origin_form;
+
+/// Names with at least this many dots are looked up as they stand first.
+const NDOTS: usize = 5;
+/// ExternalNames that are followed in a row.
+const ALIASES_MAX: usize = 8;
+/// Longest name.
+const NAME_BYTES_MAX: usize = 253;
+
+/// What a name stands for within the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Found {
+    Service(ServiceKey),
+    Addresses(Vec<IpAddr>),
+    Alias(String),
+}
+
+impl Mesh {
+    /// The addresses of a name, as a pod of `namespace` sees it: Services (`svc`, `svc.ns`,
+    /// `svc.ns.svc.cluster.local`), pods of headless Services, ExternalNames, pods by address, and
+    /// names outside. Empty is "no such name".
+    pub async fn resolve(&self, namespace: &str, name: &str) -> Vec<IpAddr> {
+        let mut name = name.to_ascii_lowercase();
+        for _ in 0..ALIASES_MAX {
+            let found = find(&self.0.table.load().routes, namespace, &name);
+            match found {
+                Some(Found::Addresses(ips)) => return ips,
+                Some(Found::Service(key)) => {
+                    let table = self.0.table.load();
+                    let Some(route) = table.routes.services.get(&key) else { return Vec::new() };
+                    let ips =
+                        if route.cluster_ips.is_empty() { &route.ready } else { &route.cluster_ips };
+                    return ips.clone();
+                }
+                // A trailing dot: the alias is a whole name.
+                Some(Found::Alias(target)) => name = format!("{}.", target.trim_end_matches('.')),
+                None => return look_outside(&name).await,
+            }
+        }
+        Vec::new()
+    }
+
+    /// Sends a guest's request to the pod, Service or outside host that its authority names.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn http(
+        &self,
+        namespace: &str,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, CallError> {
+        let backend = self.backend_for(namespace, &request).await?;
+        to_origin_form(&mut request);
+        let response = self.call(&backend, request).await?;
+        Ok(response.map(BodyExt::boxed_unsync))
+    }
+
+    async fn backend_for(
+        &self,
+        namespace: &str,
+        request: &Request<Body>,
+    ) -> Result<Arc<Backend>, CallError> {
+        let uri = request.uri();
+        if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+            return Err(CallError::Forbidden(format!("scheme of {uri}")));
+        }
+        let header = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let authority = match uri.authority() {
+            Some(authority) => Some(authority.clone()),
+            None => header.and_then(|host| host.parse().ok()),
+        };
+        let authority = authority.ok_or_else(|| CallError::Forbidden("no host".to_owned()))?;
+        let port = authority.port_u16().unwrap_or(80);
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return self.backend_at(SocketAddr::new(ip, port));
+        }
+        let found = find(&self.0.table.load().routes, namespace, &host.to_ascii_lowercase());
+        if let Some(Found::Service((namespace, name))) = &found {
+            let port = PortRef::Number(port);
+            if let Some(backend) = self.0.table.load().service_port(namespace, name, &port) {
+                return Ok(backend);
+            }
+        }
+        // Headless Services answer at any port of their pods; names outside have addresses only.
+        let ips = self.resolve(namespace, host).await;
+        let ip = ips.get(self.0.dice.below(ips.len())).ok_or(CallError::NoEndpoint)?;
+        self.backend_at(SocketAddr::new(*ip, port))
+    }
+
+    fn backend_at(&self, address: SocketAddr) -> Result<Arc<Backend>, CallError> {
+        let table = self.0.table.load();
+        if let Some(backend) = table.cluster_ip(address) {
+            return Ok(backend);
+        }
+        if table.is_cluster_ip(address.ip()) {
+            return Err(CallError::NoEndpoint);
+        }
+        let is_pod = table.routes.place_of(address.ip()) != super::routes::Place::Outside;
+        if !is_pod && !outside::is_allowed(address.ip()) {
+            return Err(CallError::Forbidden(address.to_string()));
+        }
+        Ok(Arc::new(table.single(address, |node| self.peer(node))))
+    }
+}
+
+async fn look_outside(name: &str) -> Vec<IpAddr> {
+    let name = name.trim_end_matches('.');
+    let is_ours = name == CLUSTER_DOMAIN
+        || name.strip_suffix(CLUSTER_DOMAIN).is_some_and(|rest| rest.ends_with('.'));
+    // The host's own short names (its hosts file) are not a pod's.
+    if is_ours || !name.contains('.') || name.len() > NAME_BYTES_MAX {
+        return Vec::new();
+    }
+    outside::lookup(name).await
+}
+
+/// Looks a lower-case name up through the search domains `ns.svc.cluster.local`,
+/// `svc.cluster.local` and `cluster.local`, as a pod's resolver would.
+fn find(routes: &Routes, namespace: &str, name: &str) -> Option<Found> {
+    if name.len() > NAME_BYTES_MAX {
+        return None;
+    }
+    if let Ok(ip) = name.parse::<IpAddr>() {
+        return Some(Found::Addresses(vec![ip]));
+    }
+    if let Some(whole) = name.strip_suffix('.') {
+        return find_whole(routes, whole);
+    }
+    let search = || {
+        find_within(routes, &format!("{name}.{namespace}.svc"))
+            .or_else(|| find_within(routes, &format!("{name}.svc")))
+            .or_else(|| find_within(routes, name))
+    };
+    if name.matches('.').count() >= NDOTS {
+        find_whole(routes, name).or_else(search)
+    } else {
+        search().or_else(|| find_whole(routes, name))
+    }
+}
+
+fn find_whole(routes: &Routes, name: &str) -> Option<Found> {
+    find_within(routes, name.strip_suffix(CLUSTER_DOMAIN)?.strip_suffix('.')?)
+}
+
+/// `svc.ns.svc`, `host.svc.ns.svc` or `1-2-3-4.ns.pod`.
+fn find_within(routes: &Routes, name: &str) -> Option<Found> {
+    let mut labels = name.rsplit('.');
+    let kind = labels.next()?;
+    let (namespace, service) = (labels.next()?, labels.next()?);
+    let host = labels.next();
+    if labels.next().is_some() {
+        return None;
+    }
+    if kind == "pod" {
+        let ip = service.replace('-', ".").parse().ok().map(IpAddr::V4);
+        let ip = ip.or_else(|| service.replace('-', ":").parse().ok().map(IpAddr::V6))?;
+        return host.is_none().then(|| Found::Addresses(vec![ip]));
+    }
+    if kind != "svc" {
+        return None;
+    }
+    let key = (namespace.to_owned(), service.to_owned());
+    let route = routes.services.get(&key)?;
+    match (host, &route.external_name) {
+        (Some(host), _) => route.hosts.get(host).cloned().map(Found::Addresses),
+        (None, Some(target)) => Some(Found::Alias(target.to_ascii_lowercase())),
+        (None, None) => Some(Found::Service(key)),
+    }
+}

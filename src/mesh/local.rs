@@ -1,0 +1,44 @@
+//! The pods of this node, as the mesh sees them.
+
+use std::fmt::Debug;
+use std::io;
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use http::{Request, Response};
+
+use crate::net::{Body, BodyError, BoxIo};
+
+/// Why a request did not get its answer from a pod of this node.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// Nothing listens there; no guest has seen the request, which comes back. Safe to retry.
+    #[error("nothing listens at the address")]
+    Refused(Box<Request<Body>>),
+    /// The guest had the request and gave no answer: it trapped, ended or ran out of time.
+    #[error("the guest gave no answer: {0}")]
+    Failed(#[source] BodyError),
+}
+
+/// Reaches the pods of this node. Implemented by the agent over the runtime's virtual network.
+#[async_trait]
+pub trait Local: Debug + Send + Sync + 'static {
+    /// Opens a byte stream to a listening guest.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` or `HostUnreachable` when nothing listens there.
+    async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo>;
+
+    /// Hands a request to the guest that listens at `to`, and waits for the head of its answer.
+    ///
+    /// # Errors
+    ///
+    /// See [`LocalError`].
+    async fn http(
+        &self,
+        to: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, LocalError>;
+}

@@ -1,0 +1,90 @@
+//! The way out of the cluster: host sockets, for addresses that guests may reach.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+/// Wait for a TCP connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait for the host's resolver.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses of one name that are used.
+const ADDRESSES_MAX: usize = 16;
+
+/// Opens a TCP connection from the host.
+///
+/// `PermissionDenied` for addresses that are the host's own business.
+pub(super) async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    if !is_allowed(to.ip()) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(to))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Asks the host's resolver; only addresses that may be reached.
+pub(super) async fn lookup(name: &str) -> Vec<IpAddr> {
+    let looking = tokio::net::lookup_host((name, 0));
+    let Ok(Ok(found)) = tokio::time::timeout(LOOKUP_TIMEOUT, looking).await else {
+        return Vec::new();
+    };
+    let mut ips: Vec<IpAddr> =
+        found.map(|at| at.ip()).filter(|ip| is_allowed(*ip)).take(ADDRESSES_MAX).collect();
+    ips.dedup();
+    ips
+}
+
+/// Unicast addresses of other machines. The host's loopback and link-local addresses (its
+/// neighbours' configuration services, a cloud's metadata) are never reached, in whatever notation.
+pub(super) fn is_allowed(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_allowed_v4(ip),
+        IpAddr::V6(ip) => match embedded_v4(ip) {
+            Some(ip) => is_allowed_v4(ip),
+            None => {
+                let is_link_local = ip.segments()[0] & 0xffc0 == 0xfe80;
+                !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_link_local)
+            }
+        },
+    }
+}
+
+fn is_allowed_v4(ip: Ipv4Addr) -> bool {
+    let [first, ..] = ip.octets();
+    // 0.0.0.0/8 means this host to the kernel; 240.0.0.0/4 is nobody's.
+    first != 0 && first < 240 && !ip.is_loopback() && !ip.is_link_local() && !ip.is_multicast()
+}
+
+/// The IPv4 address in `::a.b.c.d`, `::ffff:a.b.c.d` or `64:ff9b::a.b.c.d`.
+fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    if ip.is_loopback() || ip.is_unspecified() {
+        return None;
+    }
+    let low = u32::try_from(ip.to_bits() & u128::from(u32::MAX)).ok()?;
+    matches!(ip.segments(), [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _])
+        .then(|| Ipv4Addr::from_bits(low))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_addresses_are_refused_in_every_notation() {
+        for ip in [
+            "127.0.0.1", "127.9.9.9", "169.254.169.254", "0.0.0.0", "0.1.2.3", "224.0.0.1",
+            "255.255.255.255", "::1", "::", "fe80::1", "febf::1", "ff02::1", "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1",
+        ] {
+            assert!(!is_allowed(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in ["1.1.1.1", "192.168.1.20", "10.0.0.7", "2606:4700::1111", "fd00::7"] {
+            assert!(is_allowed(ip.parse().unwrap()), "{ip}");
+        }
+    }
+}

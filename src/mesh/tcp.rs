@@ -1,0 +1,90 @@
+//! Byte connections: to a Service, a pod anywhere, or outside.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Mesh;
+use super::balancer::Backend;
+use super::endpoint::{EndpointState, InFlight};
+use super::outside;
+use super::routes::Place;
+use super::splice::Counted;
+use super::wire::{self, Carries};
+use crate::net::BoxIo;
+
+/// Endpoints that are tried for one connection.
+const ATTEMPTS_MAX: usize = 3;
+
+impl Mesh {
+    /// Opens a byte stream to a Service's address, a pod of any node, or an address outside.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` when nothing listens or no endpoint is ready, `HostUnreachable` when the
+    /// pod's node is gone, `TimedOut`, and `PermissionDenied` for the host's own addresses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the attempt is given up.
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
+        let backend = {
+            let table = self.0.table.load();
+            match table.cluster_ip(to) {
+                Some(backend) => backend,
+                None if table.is_cluster_ip(to.ip()) => {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                None => Arc::new(table.single(to, |node| self.peer(node))),
+            }
+        };
+        self.connect_backend(&backend).await
+    }
+
+    /// Connects to one of a Service's endpoints; another one if that fails.
+    pub(super) async fn connect_backend(&self, backend: &Backend) -> io::Result<BoxIo> {
+        let mut tried: Vec<Arc<EndpointState>> = Vec::new();
+        let mut last = io::ErrorKind::ConnectionRefused.into();
+        while tried.len() < ATTEMPTS_MAX {
+            let Some(endpoint) = backend.pick(&tried, &self.0.dice, self.now_ms()) else { break };
+            let in_flight = InFlight::new(&endpoint);
+            let started = Instant::now();
+            match self.connect_endpoint(&endpoint).await {
+                Ok(io) => {
+                    endpoint.succeeded(started.elapsed(), self.now_ms());
+                    return Ok(Box::new(Counted { io, _in_flight: in_flight }));
+                }
+                Err(err) => {
+                    debug!(endpoint = %endpoint.address, %err, "endpoint not reached");
+                    endpoint.failed(self.now_ms());
+                    self.0.metrics.ejections.inc();
+                    last = err;
+                    tried.push(endpoint);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_endpoint(&self, endpoint: &EndpointState) -> io::Result<BoxIo> {
+        let to = endpoint.address;
+        match &endpoint.place {
+            Place::Local => self.0.local.connect(to).await,
+            Place::Outside => Ok(Box::new(outside::connect(to).await?)),
+            Place::Node(_) => {
+                let unreachable = |err| io::Error::new(io::ErrorKind::HostUnreachable, err);
+                let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
+                let conn = peer.get().await.map_err(unreachable)?;
+                Ok(Box::new(wire::open(&conn, Carries::Tcp, to).await?))
+            }
+        }
+    }
+
+    /// The way to another node, for endpoints.
+    pub(super) fn peer(&self, node: &str) -> Option<crate::net::PeerHandle> {
+        Some(self.0.peers.as_ref()?.handle(node, crate::net::Alpn::Mesh))
+    }
+}

@@ -1,0 +1,100 @@
+//! The head of a mesh stream: what it carries, and to which pod.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::net::frame::{self, FrameError, Kind};
+use crate::net::{Connection, Stream};
+
+/// Version of the bodies below.
+const VERSION: u16 = 1;
+/// Wait for a stream or its head; also for the answer to a TCP connect.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Field of a response with which a node, not a pod, says why there is none. Removed from what
+/// pods answer.
+pub(super) const MESH_ERROR: http::HeaderName = http::HeaderName::from_static("edgeorc-mesh-error");
+/// Value of [`MESH_ERROR`]: no pod has seen the request.
+pub(super) const REFUSED: http::HeaderValue = http::HeaderValue::from_static("refused");
+/// Value of [`MESH_ERROR`]: the pod had it and gave no answer.
+pub(super) const FAILED: http::HeaderValue = http::HeaderValue::from_static("failed");
+
+/// What follows on the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Carries {
+    /// HTTP/1.1 requests, one after the other.
+    Http,
+    /// Bytes, after an [`Opened`] in the other direction.
+    Tcp,
+}
+
+/// First frame of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Open {
+    pub(super) carries: Carries,
+    pub(super) to: SocketAddr,
+}
+
+/// Answer to an [`Open`] that carries TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Opened {
+    Connected,
+    Refused,
+    Unreachable,
+}
+
+/// Opens a stream to a pod of the peer. HTTP may follow at once; TCP waits for the answer.
+pub(super) async fn open(
+    conn: &Connection,
+    carries: Carries,
+    to: SocketAddr,
+) -> io::Result<Stream> {
+    let opening = async {
+        let mut stream = conn.open_bi().await.map_err(not_connected)?;
+        let body = frame::to_body(&Open { carries, to }).map_err(to_io)?;
+        frame::write_frame(&mut stream, Kind::MESH_OPEN, VERSION, &body).await.map_err(to_io)?;
+        if carries == Carries::Tcp {
+            let frame = frame::read_frame(&mut stream, &[Kind::MESH_OPENED]).await;
+            match frame::from_body(&frame.map_err(to_io)?.body).map_err(to_io)? {
+                Opened::Connected => {}
+                Opened::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Opened::Unreachable => return Err(io::ErrorKind::HostUnreachable.into()),
+            }
+        }
+        Ok(stream)
+    };
+    tokio::time::timeout(OPEN_TIMEOUT, opening).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Reads the head of a stream that a peer opened.
+pub(super) async fn accept(stream: &mut Stream) -> io::Result<Open> {
+    let reading = frame::read_frame(stream, &[Kind::MESH_OPEN]);
+    let frame = tokio::time::timeout(OPEN_TIMEOUT, reading).await;
+    let frame = frame.map_err(|_| io::ErrorKind::TimedOut)?.map_err(to_io)?;
+    frame::from_body(&frame.body).map_err(to_io)
+}
+
+/// Answers the head of a TCP stream; ends the stream unless it is connected.
+pub(super) async fn answer(stream: &mut Stream, opened: Opened) -> io::Result<()> {
+    let body = frame::to_body(&opened).map_err(to_io)?;
+    frame::write_frame(stream, Kind::MESH_OPENED, VERSION, &body).await.map_err(to_io)?;
+    if opened != Opened::Connected {
+        stream.shutdown().await?;
+    }
+    Ok(())
+}
+
+fn not_connected(err: crate::net::ConnectionLost) -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, err)
+}
+
+fn to_io(err: FrameError) -> io::Error {
+    match err {
+        FrameError::Io(err) => err,
+        other => io::Error::new(io::ErrorKind::InvalidData, other),
+    }
+}

@@ -1,0 +1,501 @@
+//! Goal: connections are made between the right nodes only, and carry what they should.
+//! Method: real endpoints on loopback in one process.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::join::{
+    Enroller, JoinError, JoinGrant, JoinRefusal, JoinRequest, JoinToken, TokenVerifier,
+};
+use super::pki::{CertificateAuthority, NodeClass, NodeKey, PkiError};
+use super::testing::{LOOPBACK, authority, endpoint, identity};
+use super::*;
+use crate::rt::{Rng, TaskGroup, WallClock};
+
+const SOON: Duration = Duration::from_secs(10);
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.expect("in time")
+}
+
+fn address(endpoint: &Endpoint) -> SocketAddr {
+    endpoint.local_addr().unwrap()
+}
+
+#[test]
+fn a_certificate_says_what_the_authority_decided_and_not_what_was_asked() {
+    let ca = authority();
+    let key = NodeKey::generate().unwrap();
+    let ip = "192.168.1.7".parse().unwrap();
+    let pem = ca.issue_node(&key.csr_der, "pi-1", &[ip], NodeClass::Server).unwrap();
+    let der = pki::pem_to_der(&pem).unwrap();
+    let peer = Peer::from_certificate(&der).unwrap();
+    assert_eq!(peer.node, "pi-1");
+    assert_eq!(peer.user, "system:node:pi-1");
+    assert_eq!(peer.groups, ["system:nodes", "edgeorc:servers"]);
+    let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let names = format!("{:?}", cert.subject_alternative_name().unwrap().unwrap().value);
+    for name in ["spiffe://test/node/pi-1", "\"pi-1\"", "localhost", "kubernetes.default.svc"] {
+        assert!(names.contains(name), "{names}");
+    }
+    let life = cert.validity().not_after.timestamp() - cert.validity().not_before.timestamp();
+    assert_eq!(life, 30 * 86_400 + 3600);
+    assert!(!cert.is_ca());
+
+    assert!(matches!(
+        ca.issue_node(&key.csr_der, "Not/A/Name", &[], NodeClass::Agent),
+        Err(PkiError::Name { .. })
+    ));
+    let mut broken = key.csr_der.clone();
+    let last = broken.len() - 1;
+    broken[last] ^= 1;
+    assert!(ca.issue_node(&broken, "pi-1", &[], NodeClass::Agent).is_err());
+}
+
+#[test]
+fn an_authority_is_rebuilt_from_its_pem_and_people_get_groups() {
+    let ca = authority();
+    let clock = WallClock::system();
+    let again = CertificateAuthority::from_pem(ca.cert_pem(), ca.key_pem(), &clock).unwrap();
+    assert_eq!(again.hash(), ca.hash());
+    assert_eq!(again.cluster(), "test");
+    assert_eq!(pki::public_key_hash(ca.cert_pem()).unwrap(), ca.hash());
+    assert!(
+        CertificateAuthority::from_pem(ca.cert_pem(), authority().key_pem(), &clock).is_err()
+    );
+    let admin = again.issue_client("admin", &["system:masters"]).unwrap();
+    let peer = Peer::from_certificate(&pki::pem_to_der(&admin.cert_pem).unwrap()).unwrap();
+    assert_eq!((peer.user.as_str(), peer.groups.len()), ("admin", 1));
+    assert!(!peer.is_node() && peer.is_authenticated());
+    assert!(again.issue_client("x", &["a", "b", "c"]).is_err());
+}
+
+#[test]
+fn a_person_with_a_nodes_name_but_not_its_group_is_no_node() {
+    let ca = authority();
+    let fake = ca.issue_client("system:node:pi-1", &["edgeorc:servers"]).unwrap();
+    let peer = Peer::from_certificate(&pki::pem_to_der(&fake.cert_pem).unwrap()).unwrap();
+    assert!(!peer.is_node() && !peer.is_server());
+    let made = Identity::new(&fake.cert_pem, &fake.key_pem, ca.cert_pem(), &WallClock::system());
+    assert!(matches!(made, Err(IdentityError::NotANode { .. })));
+}
+
+#[tokio::test]
+async fn two_nodes_connect_and_know_each_other() {
+    let ca = authority();
+    let (a, _ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, _tb) = endpoint(&ca, "b", NodeClass::Agent);
+    let dialled = soon(a.connect(address(&b), Some("b"), Alpn::Mesh)).await.unwrap();
+    let accepted = soon(b.accept()).await.unwrap();
+    assert_eq!(dialled.peer().node, "b");
+    assert_eq!(accepted.peer().node, "a");
+    assert_eq!(accepted.alpn(), Alpn::Mesh);
+    assert!(dialled.is_dialled() && !accepted.is_dialled());
+
+    let mut out = dialled.open_bi().await.unwrap();
+    out.write_all(b"ping").await.unwrap();
+    out.shutdown().await.unwrap();
+    let mut got = soon(accepted.accept_bi()).await.unwrap();
+    let mut text = String::new();
+    soon(got.read_to_string(&mut text)).await.unwrap();
+    assert_eq!(text, "ping");
+    drop(got);
+    let err = soon(out.read_u8()).await.unwrap_err();
+    assert!(StreamReset::is_cause_of(&err), "{err:?}");
+
+    dialled.close("enough");
+    soon(accepted.closed()).await;
+    assert!(accepted.is_closed());
+}
+
+#[tokio::test]
+async fn the_wrong_node_a_foreign_authority_and_a_strange_dialler_are_refused() {
+    let ca = authority();
+    let (a, _ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, _tb) = endpoint(&ca, "b", NodeClass::Agent);
+    let wrong = soon(a.connect(address(&b), Some("c"), Alpn::Mesh)).await;
+    assert!(matches!(wrong, Err(ConnectError::Failed { .. })));
+    // An agent may not listen as a server.
+    assert!(soon(a.connect(address(&b), Some("b"), Alpn::Raft)).await.is_err());
+
+    let foreign = authority();
+    let (x, _tx) = endpoint(&foreign, "b", NodeClass::Server);
+    assert!(soon(a.connect(address(&x), Some("b"), Alpn::Mesh)).await.is_err());
+    // The other way round the dialler trusts the listener, who must not trust the dialler.
+    let pair = foreign.generate_node("a", &[], NodeClass::Server).unwrap();
+    let liar =
+        Identity::new(&pair.cert_pem, &pair.key_pem, ca.cert_pem(), &WallClock::system()).unwrap();
+    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+    let liar = Endpoint::bind(LOOPBACK, liar, NetConfig::default(), &tasks).unwrap();
+    if let Ok(conn) = soon(liar.connect(address(&b), Some("b"), Alpn::Mesh)).await {
+        soon(conn.closed()).await;
+    }
+    let quiet = tokio::time::timeout(Duration::from_millis(100), b.accept()).await;
+    assert!(quiet.is_err());
+}
+
+#[tokio::test]
+async fn an_agent_may_not_speak_raft_to_a_server() {
+    let ca = authority();
+    let (agent, _ta) = endpoint(&ca, "agent", NodeClass::Agent);
+    let (server, _ts) = endpoint(&ca, "server", NodeClass::Server);
+    let conn = soon(agent.connect(address(&server), Some("server"), Alpn::Raft)).await.unwrap();
+    soon(conn.closed()).await;
+    soon(agent.connect(address(&server), Some("server"), Alpn::Api)).await.unwrap();
+    let accepted = soon(server.accept()).await.unwrap();
+    assert_eq!(accepted.alpn(), Alpn::Api);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_serves_without_restart() {
+    let ca = authority();
+    let (a, _ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, _tb) = endpoint(&ca, "b", NodeClass::Agent);
+    let pair = ca.generate_node("b", &[], NodeClass::Server).unwrap();
+    assert!(soon(a.connect(address(&b), Some("b"), Alpn::Raft)).await.is_err());
+    b.identity().replace(&pair.cert_pem, &pair.key_pem).unwrap();
+    let dialled = soon(a.connect(address(&b), Some("b"), Alpn::Api)).await.unwrap();
+    assert!(dialled.peer().is_server());
+    let other = ca.generate_node("c", &[], NodeClass::Agent).unwrap();
+    assert!(b.identity().replace(&other.cert_pem, &other.key_pem).is_err());
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_in_one_sentence() {
+    let ca = authority();
+    let (a, tasks) = endpoint(&ca, "a", NodeClass::Agent);
+    let id = identity(&ca, "b", NodeClass::Agent);
+    let err = Endpoint::bind(address(&a), id, NetConfig::default(), &tasks).unwrap_err();
+    let text = err.to_string();
+    assert!(text.contains(&address(&a).to_string()) && text.contains("in use"), "{text}");
+}
+
+fn request(path: &str, body: Body) -> ::http::Request<Body> {
+    ::http::Request::post(format!("http://server{path}")).body(body).unwrap()
+}
+
+#[tokio::test]
+async fn http_streams_both_ways_and_the_service_knows_the_peer() {
+    let ca = authority();
+    let (a, _ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, tb) = endpoint(&ca, "b", NodeClass::Server);
+    let conn = soon(a.connect(address(&b), Some("b"), Alpn::Api)).await.unwrap();
+    let accepted = soon(b.accept()).await.unwrap();
+    // Echoes, head first: the request's body is still on its way when the response begins.
+    let echo = tower::service_fn(|request: ::http::Request<Body>| async move {
+        let peer = request.extensions().get::<Arc<Peer>>().unwrap().node.clone();
+        assert_eq!(request.uri(), "/echo");
+        assert_eq!(request.headers()["host"], "server");
+        let response = ::http::Response::builder().header("peer", peer);
+        Ok::<_, Infallible>(response.body(request.into_body()).unwrap())
+    });
+    tb.clone().spawn_until_cancelled("serve", async move {
+        http::serve(accepted, echo, &tb).await;
+    });
+
+    let (send, chunks) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let chunks = futures_util::stream::unfold(chunks, |mut chunks| async {
+        let chunk = chunks.recv().await?;
+        Some((Ok::<_, BodyError>(http_body::Frame::data(chunk)), chunks))
+    });
+    let body = StreamBody::new(chunks).boxed_unsync();
+    let response = soon(http::send(&conn, request("/echo", body))).await.unwrap();
+    assert_eq!(response.headers()["peer"], "a");
+    let mut body = response.into_body();
+    for text in ["one", "two", "three"] {
+        send.send(Bytes::from(text)).await.unwrap();
+        let frame = soon(body.frame()).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), text);
+    }
+    drop(send);
+    assert!(soon(body.frame()).await.is_none());
+
+    let big = Bytes::from(vec![7_u8; 3_000_000]);
+    let response = soon(http::send(&conn, request("/echo", http::full(big.clone())))).await;
+    let echoed = soon(response.unwrap().into_body().collect()).await.unwrap().to_bytes();
+    assert_eq!(echoed, big);
+}
+
+/// Tells when it is dropped.
+struct Bell(Option<tokio::sync::oneshot::Sender<()>>);
+impl Drop for Bell {
+    fn drop(&mut self) {
+        let _ = self.0.take().unwrap().send(());
+    }
+}
+
+#[tokio::test]
+async fn dropping_a_response_ends_the_servers_body() {
+    let ca = authority();
+    let (a, _ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, tb) = endpoint(&ca, "b", NodeClass::Server);
+    let conn = soon(a.connect(address(&b), Some("b"), Alpn::Api)).await.unwrap();
+    let accepted = soon(b.accept()).await.unwrap();
+    let (ring, rung) = tokio::sync::oneshot::channel();
+    let bell = Arc::new(Mutex::new(Some(Bell(Some(ring)))));
+    let watch = tower::service_fn(move |_: ::http::Request<Body>| {
+        let bell = bell.lock().take();
+        async move {
+            // A watch: one line, then silence for ever.
+            let lines = futures_util::stream::unfold((bell, 0), |(bell, n)| async move {
+                if n > 0 {
+                    std::future::pending::<()>().await;
+                }
+                let frame = http_body::Frame::data(Bytes::from_static(b"event\n"));
+                Some((Ok::<_, BodyError>(frame), (bell, n + 1)))
+            });
+            Ok::<_, Infallible>(::http::Response::new(StreamBody::new(lines).boxed_unsync()))
+        }
+    });
+    tb.clone().spawn_until_cancelled("serve", async move {
+        http::serve(accepted, watch, &tb).await;
+    });
+    let response = soon(http::send(&conn, request("/watch", http::empty()))).await.unwrap();
+    let mut body = response.into_body();
+    soon(body.frame()).await.unwrap().unwrap();
+    drop(body);
+    soon(rung).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_is_recycled_after_each_exchange_and_reports_a_dead_one() {
+    let (client, server) = tokio::io::duplex(4096);
+    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+    let answer = tower::service_fn(|request: ::http::Request<Body>| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Ok::<_, Infallible>(::http::Response::new(http_body_util::Full::new(body)))
+    });
+    tasks.spawn_until_cancelled("serve", http::serve_stream(server, answer));
+    let kept: Arc<Mutex<Option<http::HttpStream>>> = Arc::default();
+    *kept.lock() = Some(http::HttpStream::new(client).await.unwrap());
+    for body in ["", "first", "second"] {
+        let stream = kept.lock().take().expect("recycled");
+        let home = Arc::clone(&kept);
+        let recycle = Box::new(move |stream| *home.lock() = Some(stream));
+        let request = request("/", http::full(body));
+        let response = soon(stream.send(request, Some(recycle))).await.unwrap();
+        let got = soon(response.into_body().collect()).await.unwrap().to_bytes();
+        assert_eq!(got, body);
+    }
+    let stream = kept.lock().take().expect("recycled");
+    tasks.shutdown(SOON).await;
+    let failed = soon(stream.send(request("/", http::full("late")), None)).await.unwrap_err();
+    let unsent = failed.unsent.expect("the request comes back");
+    let body = unsent.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "late");
+}
+
+fn peers(endpoint: &Endpoint, tasks: &TaskGroup) -> Peers {
+    Peers::new(endpoint.clone(), tasks, Rng::seeded(1))
+}
+
+#[tokio::test]
+async fn peers_are_dialled_once_shared_and_dialled_again_when_lost() {
+    let ca = authority();
+    let (a, ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, _tb) = endpoint(&ca, "b", NodeClass::Agent);
+    let pool = peers(&a, &ta);
+    let unknown = soon(pool.get("b", Alpn::Mesh)).await;
+    assert!(matches!(unknown, Err(ConnectError::NoAddress { .. })));
+    pool.set_address("b", address(&b));
+    let (one, two) =
+        tokio::join!(soon(pool.get("b", Alpn::Mesh)), soon(pool.get("b", Alpn::Mesh)));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(one.id(), two.id());
+    // The peer may open streams on what we dialled.
+    let offered = soon(a.accept()).await.unwrap();
+    assert!(offered.is_dialled());
+
+    let accepted = soon(b.accept()).await.unwrap();
+    accepted.close("lost");
+    soon(one.closed()).await;
+    let handle = pool.handle("b", Alpn::Mesh);
+    soon(async {
+        while handle.connection().is_none_or(|conn| conn.id() == one.id()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(!handle.is_down() && pool.is_connected("b", Alpn::Mesh));
+    assert_eq!(pool.connected(Alpn::Mesh), ["b"]);
+}
+
+#[tokio::test]
+async fn an_inbound_connection_carries_outbound_streams() {
+    let ca = authority();
+    let (agent, ta) = endpoint(&ca, "agent", NodeClass::Agent);
+    let (server, ts) = endpoint(&ca, "server", NodeClass::Server);
+    let of_agent = peers(&agent, &ta);
+    of_agent.set_address("server", address(&server));
+    of_agent.keep("server", Alpn::Node);
+    let inbound = soon(server.accept()).await.unwrap();
+    let of_server = peers(&server, &ts);
+    of_server.adopt(&inbound);
+    let down = soon(of_server.get("agent", Alpn::Node)).await.unwrap();
+    let mut stream = down.open_bi().await.unwrap();
+    stream.write_all(b"logs").await.unwrap();
+    let at_agent = soon(agent.accept()).await.unwrap();
+    let mut got = [0; 4];
+    soon(soon(at_agent.accept_bi()).await.unwrap().read_exact(&mut got)).await.unwrap();
+    assert_eq!(&got, b"logs");
+    of_server.drop_peer("agent");
+    soon(inbound.closed()).await;
+    assert!(soon(of_server.get("agent", Alpn::Node)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_peer_that_is_down_fails_fast_after_the_first_attempt() {
+    let ca = authority();
+    let (a, ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let (b, tb) = endpoint(&ca, "b", NodeClass::Agent);
+    let pool = peers(&a, &ta);
+    pool.set_address("b", address(&b));
+    let conn = soon(pool.get("b", Alpn::Mesh)).await.unwrap();
+    b.close().await;
+    tb.shutdown(SOON).await;
+    drop(b);
+    soon(conn.closed()).await;
+    let handle = pool.handle("b", Alpn::Mesh);
+    soon(async {
+        while !handle.is_down() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let before = tokio::time::Instant::now();
+    assert!(matches!(handle.get().await, Err(ConnectError::Down { .. })));
+    assert!(before.elapsed() < Duration::from_secs(1));
+}
+
+#[derive(Default)]
+struct Door {
+    tokens: Mutex<BTreeMap<String, TokenVerifier>>,
+    seen: Mutex<Vec<String>>,
+    ca: Option<CertificateAuthority>,
+}
+
+#[async_trait]
+impl Enroller for Door {
+    async fn verifier(&self, token_id: &str) -> Option<TokenVerifier> {
+        self.seen.lock().push(token_id.to_owned());
+        self.tokens.lock().get(token_id).cloned()
+    }
+
+    async fn enroll(
+        &self,
+        token_id: &str,
+        request: JoinRequest,
+    ) -> Result<JoinGrant, JoinRefusal> {
+        self.tokens.lock().remove(token_id);
+        let ca = self.ca.as_ref().unwrap();
+        let cert_pem = ca
+            .issue_node(&request.csr_der, &request.node, &request.addresses, request.class)
+            .map_err(|err| JoinRefusal::Forbidden(err.to_string()))?;
+        Ok(JoinGrant {
+            cluster: ca.cluster().to_owned(),
+            cert_pem,
+            ca_pem: ca.cert_pem().to_owned(),
+            ca_key_pem: None,
+            servers: BTreeMap::new(),
+            details: request.details,
+        })
+    }
+}
+
+fn join_request(key: &NodeKey) -> JoinRequest {
+    JoinRequest {
+        node: "new".to_owned(),
+        class: NodeClass::Agent,
+        csr_der: key.csr_der.clone(),
+        addresses: vec!["127.0.0.1".parse().unwrap()],
+        quic_port: 6443,
+        version: "0.1.0".to_owned(),
+        details: BTreeMap::new(),
+    }
+}
+
+/// A server that lets nodes in, and a token for it.
+fn door() -> (Endpoint, TaskGroup, Arc<Door>, JoinToken) {
+    let ca = authority();
+    let (server, tasks) = endpoint(&ca, "server", NodeClass::Server);
+    let token = JoinToken::generate(ca.hash(), &Rng::seeded(9));
+    let door = Arc::new(Door { ca: Some(ca), ..Door::default() });
+    door.tokens.lock().insert(token.id.clone(), token.verifier());
+    let (accepting, enroller) = (server.clone(), Arc::clone(&door));
+    tasks.spawn_until_cancelled("join", async move {
+        while let Some(conn) = accepting.accept().await {
+            join::serve(conn, enroller.clone()).await;
+        }
+    });
+    (server, tasks, door, token)
+}
+
+#[tokio::test]
+async fn a_node_joins_with_its_token_and_gets_a_certificate_that_works() {
+    let (server, _tasks, _door, token) = door();
+    let text = token.to_string();
+    let token: JoinToken = text.parse().unwrap();
+    let key = NodeKey::generate().unwrap();
+    let clock = WallClock::system();
+    let grant =
+        soon(join::request(address(&server), &token, &join_request(&key), &clock)).await.unwrap();
+    let id = Identity::new(&grant.cert_pem, &key.key_pem, &grant.ca_pem, &clock).unwrap();
+    assert_eq!(id.node_name(), "new");
+    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+    let node = Endpoint::bind(LOOPBACK, id, NetConfig::default(), &tasks).unwrap();
+    soon(node.connect(address(&server), Some("server"), Alpn::Api)).await.unwrap();
+
+    let again = soon(join::request(address(&server), &token, &join_request(&key), &clock)).await;
+    assert!(matches!(again, Err(JoinError::Refused(JoinRefusal::Token))), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_hash_ends_before_anything_is_sent_and_a_wrong_secret_is_refused() {
+    let (server, _tasks, door, token) = door();
+    let key = NodeKey::generate().unwrap();
+    let clock = WallClock::system();
+    let other = JoinToken { ca_hash: authority().hash().to_owned(), ..token.clone() };
+    let refused = soon(join::request(address(&server), &other, &join_request(&key), &clock)).await;
+    assert!(matches!(refused, Err(JoinError::Connect { .. })), "{refused:?}");
+    assert!(door.seen.lock().is_empty());
+
+    let mut text = token.to_string();
+    let last = text.pop().unwrap();
+    text.push(if last == '0' { '1' } else { '0' });
+    let guess: JoinToken = text.parse().unwrap();
+    let refused = soon(join::request(address(&server), &guess, &join_request(&key), &clock)).await;
+    assert!(matches!(refused, Err(JoinError::Refused(JoinRefusal::Token))), "{refused:?}");
+    assert!(door.tokens.lock().contains_key(&token.id));
+}
+
+#[tokio::test]
+async fn a_worker_of_the_cluster_cannot_pose_as_a_join_server() {
+    let ca = authority();
+    let (worker, _tasks) = endpoint(&ca, "worker", NodeClass::Agent);
+    let token = JoinToken::generate(ca.hash(), &Rng::seeded(3));
+    let key = NodeKey::generate().unwrap();
+    let clock = WallClock::system();
+    let refused = soon(join::request(address(&worker), &token, &join_request(&key), &clock)).await;
+    assert!(matches!(refused, Err(JoinError::Connect { .. })), "{refused:?}");
+}
+
+#[test]
+fn only_whole_tokens_are_tokens() {
+    let token = JoinToken::generate(&"ab".repeat(32), &Rng::seeded(1));
+    let text = token.to_string();
+    assert_eq!(text.parse::<JoinToken>().unwrap(), token);
+    assert_eq!(format!(" {text}\n").parse::<JoinToken>().unwrap(), token);
+    assert!(!format!("{token:?}").contains(&text[text.len() - 32..]));
+    for bad in ["", "eo1", &text[1..], &text[..text.len() - 1], &format!("{text}.x")] {
+        assert!(bad.parse::<JoinToken>().is_err(), "{bad}");
+    }
+}
