@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 
+use crate::agent::NodeApi;
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -45,6 +46,8 @@ pub struct AgentConfig {
     pub restart: RestartPolicySettings,
     /// Time all pods together get to end when the agent stops. Default 10 s.
     pub shutdown_grace: Duration,
+    /// What servers may ask this agent.
+    pub node_api: NodeApi,
 }
 
 /// What the machine offers to pods. Zero means: ask the machine.

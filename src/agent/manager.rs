@@ -31,6 +31,13 @@ impl Manager {
     /// Pods that were here before are started from disk at once; what the API says of them is
     /// matched by uid as soon as it answers.
     pub(crate) async fn run(mut self, informer: Informer<Pod>, cancel: CancellationToken) {
+        self.follow(informer, cancel).await;
+        // The workers must end while their senders are still here: a sender that is gone says
+        // that the pod is, and its files would go with it.
+        self.tasks.shutdown(self.shared.shutdown_grace).await;
+    }
+
+    async fn follow(&mut self, informer: Informer<Pod>, cancel: CancellationToken) {
         self.start_from_disk();
         if cancel.run_until_cancelled(informer.ready()).await.is_none() {
             return;
@@ -38,7 +45,7 @@ impl Manager {
         let mut changed = informer.changed();
         loop {
             changed.borrow_and_update();
-            self.reconcile(informer.store().state());
+            self.reconcile(informer.store.state());
             tokio::select! {
                 () = cancel.cancelled() => return,
                 more = changed.changed() => if more.is_err() { return },

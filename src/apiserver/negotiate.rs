@@ -45,7 +45,7 @@ impl Shape {
             if !matches!(media, "application/json" | "*/*" | "application/*" | "application/yaml" | "") {
                 continue;
             }
-            let mut named = |key: &str| {
+            let named = |key: &str| {
                 let clone = parts.clone();
                 clone.filter_map(|part| part.split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v)
             };

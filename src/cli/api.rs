@@ -81,17 +81,17 @@ impl From<ApiError> for Failure {
 
 impl Session {
     /// Finds the kubeconfig and makes a client; sends nothing yet.
-    pub(super) fn open(global: &Global, environment: &Environment) -> Result<Self, Failure> {
+    pub(super) async fn open(global: &Global, environment: &Environment) -> Result<Self, Failure> {
         let path = kubeconfig_path(global, environment).ok_or_else(|| {
             Failure::with(
                 exit::UNREACHABLE,
                 "no kubeconfig found: start a node with `edgeorc up` or `edgeorc node start`, or name a file with --kubeconfig",
             )
         })?;
-        let client = client::from_kubeconfig(&path).map_err(|cause| {
-            Failure::with(exit::UNREACHABLE, format!("cannot use the kubeconfig {}: {cause}", path.display()))
-        })?;
-        Ok(Self { client, namespace: global.namespace.clone() })
+        let connected = client::from_kubeconfig(Some(&path), None)
+            .await
+            .map_err(|cause| Failure::with(exit::UNREACHABLE, chain(&cause)))?;
+        Ok(Self { client: connected.client, namespace: global.namespace.clone() })
     }
 
     /// Sends a request and reads the whole answer as text.

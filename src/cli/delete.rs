@@ -26,7 +26,7 @@ pub(super) async fn run(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let targets = targets(&delete.what)?;
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     let is_app = is_app(&delete.what);
     let mut deleted = Vec::new();
     for target in targets {

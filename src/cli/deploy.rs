@@ -32,7 +32,7 @@ pub(super) async fn run(deploy: Deploy, global: &Global, environment: &Environme
         let (file, port) = split_sidecar(sidecar);
         sidecars.push((name_of(Path::new(file))?, read_component(Path::new(file))?, port));
     }
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     let mut progress = Progress::start(&format!("pushing {}", deploy.app.display()));
     let image = push::push(&session, &name, &wasm).await?;
     let mut pushed = Vec::new();

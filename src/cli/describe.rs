@@ -18,7 +18,7 @@ pub(super) async fn run(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let target = target::parse_one(&describe.what)?;
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     let object = session.get(&target.path(Some(&session.namespace)), ACCEPT_JSON).await?;
     let mut text = String::new();
     fields(&object, 0, &mut text);

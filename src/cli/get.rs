@@ -12,7 +12,7 @@ use crate::config::Environment;
 /// Lists or shows objects.
 pub(super) async fn run(get: Get, global: &Global, environment: &Environment) -> Result<(), Failure> {
     let targets = target::parse(&get.what)?;
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     match get.output {
         None | Some(OutputFormat::Wide) => tables(&get, &session, &targets).await,
         Some(OutputFormat::Name) => names(&get, &session, &targets).await,

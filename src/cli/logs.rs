@@ -13,7 +13,7 @@ use crate::config::Environment;
 
 /// Prints a container's log as it arrives.
 pub(super) async fn run(logs: Logs, global: &Global, environment: &Environment) -> Result<(), Failure> {
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     let pod = match logs.pod.split_once('/') {
         Some(("pod" | "pods" | "po", name)) => name.to_owned(),
         Some((_, name)) => pod_of(&session, name).await?,

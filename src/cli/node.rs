@@ -91,7 +91,7 @@ pub(super) fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
 
 /// Makes a bootstrap token Secret and prints the token.
 async fn create_token(ttl: Duration, global: &Global, environment: &Environment) -> Result<(), Failure> {
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     // The CA is read from the cluster, over a connection that already trusts it.
     let path = "/api/v1/namespaces/kube-system/configmaps/kube-root-ca.crt";
     let ca = session.get(path, ACCEPT_JSON).await?;

@@ -16,7 +16,7 @@ pub(super) async fn run(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let target = target::parse_one(&scale.what)?;
-    let session = Session::open(global, environment)?;
+    let session = Session::open(global, environment).await?;
     let path = format!("{}/scale", target.path(Some(&session.namespace)));
     let body = json!({"spec": {"replicas": scale.replicas}});
     session.json(Method::PATCH, &path, "application/merge-patch+json", Some(&body)).await?;

@@ -1,0 +1,74 @@
+//! Between the sandboxes and the network: the mesh reaches pods, guests reach the mesh.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use edgeorc_runtime::{Body, BodyError, BoxIo, HttpError, PodId, Uplink, VirtualNetwork};
+use http::{Request, Response};
+
+use crate::mesh::{Local, LocalError, Mesh};
+
+/// The pods of this node for the mesh.
+#[derive(Debug)]
+pub struct LocalPods(Arc<VirtualNetwork>);
+
+impl LocalPods {
+    /// Over the switch that the runtime puts its pods on.
+    #[must_use]
+    pub fn new(network: Arc<VirtualNetwork>) -> Self {
+        Self(network)
+    }
+}
+
+#[async_trait]
+impl Local for LocalPods {
+    async fn connect(&self, to: SocketAddr) -> std::io::Result<crate::mesh::BoxIo> {
+        let stream = self.0.connect(to).await?;
+        Ok(Box::new(stream))
+    }
+
+    async fn http(&self, to: SocketAddr, request: Request<Body>) -> Result<Response<Body>, LocalError> {
+        self.0.http(to, request).await.map_err(|error| match error {
+            HttpError::Refused(unsent) | HttpError::Busy(unsent) => {
+                LocalError::Refused(Box::new(unsent.into_request()))
+            }
+            other => LocalError::Failed(Box::new(other)),
+        })
+    }
+}
+
+/// The mesh for guests. Made before the mesh, which needs the runtime that needs this; until the
+/// mesh is set, guests are told that the network is unreachable.
+#[derive(Debug, Default)]
+pub struct GuestUplink(OnceLock<Mesh>);
+
+impl GuestUplink {
+    /// Gives guests their way out. Only the first call has an effect.
+    pub fn set(&self, mesh: Mesh) {
+        let _ = self.0.set(mesh);
+    }
+
+    fn mesh(&self) -> std::io::Result<&Mesh> {
+        self.0.get().ok_or_else(|| std::io::ErrorKind::NetworkUnreachable.into())
+    }
+}
+
+#[async_trait]
+impl Uplink for GuestUplink {
+    async fn connect(&self, _from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
+        let stream = self.mesh()?.connect(to).await?;
+        Ok(Box::new(stream))
+    }
+
+    async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr> {
+        match self.mesh() {
+            Ok(mesh) => mesh.resolve(&from.namespace, name).await,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn http(&self, from: &PodId, request: Request<Body>) -> Result<Response<Body>, BodyError> {
+        Ok(self.mesh()?.http(&from.namespace, request).await?)
+    }
+}

@@ -1,0 +1,66 @@
+//! The node's routing table, made anew whenever a Service, its endpoints, a Node or an Ingress
+//! changes.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::Api;
+use kube::runtime::watcher;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::informer;
+use crate::mesh::{Mesh, Routes};
+use crate::rt::TaskGroup;
+
+/// Changes within this time become one table.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// Publishes tables until `cancel`.
+pub(crate) async fn run(
+    client: kube::Client,
+    node_name: String,
+    mesh: Mesh,
+    tasks: TaskGroup,
+    cancel: CancellationToken,
+) {
+    let config = watcher::Config::default;
+    let services = informer(Api::<Service>::all(client.clone()), config(), &tasks);
+    let slices = informer(Api::<EndpointSlice>::all(client.clone()), config(), &tasks);
+    let nodes = informer(Api::<Node>::all(client.clone()), config(), &tasks);
+    let ingresses = informer(Api::<Ingress>::all(client), config(), &tasks);
+    let ready = async {
+        services.ready().await && slices.ready().await && nodes.ready().await && ingresses.ready().await
+    };
+    if cancel.run_until_cancelled(ready).await != Some(true) {
+        return;
+    }
+    let (mut a, mut b, mut c, mut d) =
+        (services.changed(), slices.changed(), nodes.changed(), ingresses.changed());
+    loop {
+        for changed in [&mut a, &mut b, &mut c, &mut d] {
+            changed.borrow_and_update();
+        }
+        let (services, slices) = (services.store.state(), slices.store.state());
+        let (nodes, ingresses) = (nodes.store.state(), ingresses.store.state());
+        mesh.publish(Routes::build(
+            services.iter().map(AsRef::as_ref),
+            slices.iter().map(AsRef::as_ref),
+            nodes.iter().map(AsRef::as_ref),
+            ingresses.iter().map(AsRef::as_ref),
+            &node_name,
+        ));
+        let more = tokio::select! {
+            () = cancel.cancelled() => return,
+            more = a.changed() => more,
+            more = b.changed() => more,
+            more = c.changed() => more,
+            more = d.changed() => more,
+        };
+        if more.is_err() {
+            return;
+        }
+        tokio::time::sleep(DEBOUNCE).await;
+    }
+}

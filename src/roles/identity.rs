@@ -1,0 +1,169 @@
+//! Who this node is: from its disk, from a join, or as the first of a new cluster.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::config::{Join, NodeSettings};
+use crate::net::Identity;
+use crate::net::join::{self, JoinRequest, JoinToken};
+use crate::net::pki::{CertificateAuthority, NodeClass, NodeKey};
+use crate::roles::NodeError;
+use crate::roles::data_dir::{DataDir, NodeState};
+use crate::roles::enroll::{RAFT_ID, STORE_UUID};
+use crate::rt::{Rng, WallClock};
+
+/// Files below the data directory.
+const CA_CERT: &str = "pki/ca.crt";
+const CA_KEY: &str = "pki/ca.key";
+const NODE_CERT: &str = "pki/node.crt";
+const NODE_KEY: &str = "pki/node.key";
+/// Raft id of the first node.
+const FIRST_RAFT_ID: u64 = 1;
+
+/// Everything that makes this node a part of its cluster.
+pub(super) struct Membership {
+    pub(super) state: NodeState,
+    pub(super) identity: Identity,
+    /// Servers certify other nodes.
+    pub(super) authority: Option<Arc<CertificateAuthority>>,
+    /// This start made the cluster.
+    pub(super) is_new_cluster: bool,
+}
+
+impl Membership {
+    /// Takes up the identity on disk; makes or obtains one at the first start.
+    pub(super) async fn establish(
+        dir: &DataDir,
+        settings: &NodeSettings,
+        clock: &WallClock,
+        rng: &Rng,
+    ) -> Result<Self, NodeError> {
+        if let Some(state) = dir.state()? {
+            if settings.join.is_some() {
+                tracing::info!("this node belongs to a cluster already, not joining again");
+            }
+            return Self::load(dir, state, clock, false);
+        }
+        let (state, is_new) = match &settings.join {
+            Some(to) => (obtain(dir, settings, to, clock, rng).await?, false),
+            None => (found(dir, settings, clock, rng)?, true),
+        };
+        // Written last: with it, everything else is there.
+        dir.save_state(&state)?;
+        Self::load(dir, state, clock, is_new)
+    }
+
+    fn load(
+        dir: &DataDir,
+        state: NodeState,
+        clock: &WallClock,
+        is_new_cluster: bool,
+    ) -> Result<Self, NodeError> {
+        let ca_pem = dir.read(CA_CERT)?;
+        let (cert, key) = (dir.read(NODE_CERT)?, dir.read(NODE_KEY)?);
+        let identity = Identity::new(&cert, &key, &ca_pem, clock).map_err(NodeError::failed)?;
+        let authority = match state.raft_id {
+            None => None,
+            Some(_) => {
+                let authority = CertificateAuthority::from_pem(&ca_pem, &dir.read(CA_KEY)?, clock);
+                Some(Arc::new(authority.map_err(NodeError::failed)?))
+            }
+        };
+        Ok(Self { state, identity, authority, is_new_cluster })
+    }
+
+    /// Where the servers known last are.
+    pub(super) fn servers(&self) -> BTreeMap<String, SocketAddr> {
+        let servers = self.state.servers.iter();
+        servers.filter_map(|(name, at)| Some((name.clone(), at.parse().ok()?))).collect()
+    }
+}
+
+/// Addresses in the node's certificate.
+fn addresses(settings: &NodeSettings) -> Vec<IpAddr> {
+    let mut addresses = vec![settings.advertise_address];
+    for ip in [settings.bind_address, IpAddr::V4(Ipv4Addr::LOCALHOST)] {
+        if !ip.is_unspecified() && !addresses.contains(&ip) {
+            addresses.push(ip);
+        }
+    }
+    addresses
+}
+
+fn store_uuid(rng: &Rng) -> String {
+    let mut bytes = [0; 16];
+    rng.fill(&mut bytes);
+    hex::encode(bytes)
+}
+
+/// Makes a new cluster with this node as its first.
+fn found(
+    dir: &DataDir,
+    settings: &NodeSettings,
+    clock: &WallClock,
+    rng: &Rng,
+) -> Result<NodeState, NodeError> {
+    let cluster = rng.uuid().to_string();
+    let authority = CertificateAuthority::generate(&cluster, clock).map_err(NodeError::failed)?;
+    let node = authority
+        .generate_node(&settings.node_name, &addresses(settings), NodeClass::Server)
+        .map_err(NodeError::failed)?;
+    dir.write(CA_KEY, authority.key_pem().as_bytes())?;
+    dir.write(CA_CERT, authority.cert_pem().as_bytes())?;
+    dir.write(NODE_KEY, node.key_pem.as_bytes())?;
+    dir.write(NODE_CERT, node.cert_pem.as_bytes())?;
+    tracing::info!(cluster, "made a new cluster");
+    Ok(NodeState::new(cluster, settings.node_name.clone(), Some(FIRST_RAFT_ID), store_uuid(rng)))
+}
+
+/// Joins the cluster of a server.
+async fn obtain(
+    dir: &DataDir,
+    settings: &NodeSettings,
+    to: &Join,
+    clock: &WallClock,
+    rng: &Rng,
+) -> Result<NodeState, NodeError> {
+    let refused = |cause: &dyn std::fmt::Display| NodeError::Join(cause.to_string());
+    let token: JoinToken = to.token.trim().parse().map_err(|_| {
+        refused(&"the token is damaged: it must be the whole line that `edgeorc node token create` prints")
+    })?;
+    let address = resolve(&to.server).await?;
+    let key = NodeKey::generate().map_err(NodeError::failed)?;
+    let store_uuid = store_uuid(rng);
+    let request = JoinRequest {
+        node: settings.node_name.clone(),
+        class: NodeClass::Server,
+        csr_der: key.csr_der,
+        addresses: addresses(settings),
+        quic_port: settings.api_port,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        details: [(STORE_UUID.to_owned(), store_uuid.clone())].into(),
+    };
+    tracing::info!(server = %address, "joining");
+    let joining = join::request(address, &token, &request, clock);
+    let grant = tokio::time::timeout(settings.timing.join_deadline, joining)
+        .await
+        .map_err(|_| refused(&format!("no answer from {address} in time")))?
+        .map_err(|cause| refused(&cause))?;
+    dir.write(CA_CERT, grant.ca_pem.as_bytes())?;
+    if let Some(key) = &grant.ca_key_pem {
+        dir.write(CA_KEY, key.as_bytes())?;
+    }
+    dir.write(NODE_KEY, key.key_pem.as_bytes())?;
+    dir.write(NODE_CERT, grant.cert_pem.as_bytes())?;
+    let raft_id = grant.details.get(RAFT_ID).and_then(|id| id.parse().ok());
+    let name = settings.node_name.clone();
+    let mut state = NodeState::new(grant.cluster, name, raft_id, store_uuid);
+    let servers = grant.servers.into_iter();
+    state.servers = servers.map(|(name, at)| (name, at.to_string())).collect();
+    Ok(state)
+}
+
+/// The first address of `host:port`.
+async fn resolve(server: &str) -> Result<SocketAddr, NodeError> {
+    let failed = |cause: String| NodeError::Join(format!("cannot find the server {server}: {cause}"));
+    let mut found = tokio::net::lookup_host(server).await.map_err(|err| failed(err.to_string()))?;
+    found.next().ok_or_else(|| failed("the name has no address".to_owned()))
+}

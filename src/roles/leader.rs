@@ -1,0 +1,131 @@
+//! What runs exactly while this server leads: controllers, scheduler, and the group's membership.
+
+use std::time::Duration;
+
+use edgeorc_raft::{Replica, Role};
+use tokio_util::sync::CancellationToken;
+
+use crate::apiserver;
+use crate::client::Informers;
+use crate::roles::NodeError;
+use crate::rt::{Rng, TaskGroup, WallClock};
+use crate::store::{Store, plan_voters};
+use crate::{controllers, scheduler};
+
+/// How long the tasks of a lost leadership get to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Pause between two tries to write what every cluster has.
+const BOOTSTRAP_RETRY: Duration = Duration::from_millis(200);
+/// Pause between two looks at who should vote.
+const MEMBERSHIP_LOOK: Duration = Duration::from_millis(500);
+
+/// What the leader's work needs.
+#[derive(Clone)]
+pub(super) struct Leader {
+    pub(super) replica: Replica,
+    pub(super) store: Store,
+    /// As the controllers and the scheduler.
+    pub(super) clients: (kube::Client, kube::Client),
+    pub(super) clock: WallClock,
+    pub(super) rng: Rng,
+    pub(super) node_name: String,
+    pub(super) ca_pem: String,
+}
+
+impl Leader {
+    /// Starts the work when this server begins to lead, stops it when it no longer does.
+    pub(super) async fn run(self, tasks: TaskGroup, cancel: CancellationToken) {
+        let mut status = self.replica.status();
+        let mut term = 0;
+        let mut work: Option<TaskGroup> = None;
+        loop {
+            let (is_leader, now) = {
+                let status = status.borrow_and_update();
+                (status.role == Role::Leader, status.term)
+            };
+            if let Some(old) = work.take_if(|_| !is_leader || now != term) {
+                tracing::info!(raft.term = term, "no longer leading");
+                old.shutdown(GRACE).await;
+            }
+            if is_leader && work.is_none() && !cancel.is_cancelled() {
+                tracing::info!(raft.term = now, "leading");
+                term = now;
+                let group = tasks.child();
+                self.start(&group);
+                work = Some(group);
+            }
+            if !matches!(cancel.run_until_cancelled(status.changed()).await, Some(Ok(()))) {
+                if let Some(work) = work {
+                    work.shutdown(GRACE).await;
+                }
+                return;
+            }
+        }
+    }
+
+    fn start(&self, group: &TaskGroup) {
+        let leader = self.clone();
+        group.spawn_until_cancelled("bootstrap", async move { leader.bootstrap().await });
+        let leader = self.clone();
+        group.spawn_until_cancelled("membership", async move { leader.keep_voters().await });
+        let informers = Informers::start(&self.clients.0, group);
+        let context = controllers::Context {
+            client: self.clients.0.clone(),
+            informers: informers.clone(),
+            clock: self.clock.clone(),
+            rng: self.rng.clone(),
+            node_name: self.node_name.clone(),
+            settings: controllers::Settings::default(),
+        };
+        group.spawn("controllers", |cancel| controllers::run(context, cancel));
+        let context = scheduler::Context {
+            client: self.clients.1.clone(),
+            informers,
+            clock: self.clock.clone(),
+            rng: self.rng.clone(),
+        };
+        group.spawn("scheduler", |cancel| scheduler::run(context, cancel));
+    }
+
+    /// Writes what every cluster has, until that works.
+    pub(super) async fn bootstrap(&self) {
+        loop {
+            match apiserver::bootstrap(&self.store, &self.clock, &self.rng, &self.ca_pem).await {
+                Ok(()) => return,
+                Err(err) => tracing::debug!(%err, "the cluster's own objects are not written yet"),
+            }
+            tokio::time::sleep(BOOTSTRAP_RETRY).await;
+        }
+    }
+
+    /// Gives votes to the servers that should have one.
+    async fn keep_voters(&self) {
+        loop {
+            let wanted = plan_voters(&self.replica.status().borrow());
+            if let Some(voters) = wanted {
+                match self.replica.set_voters(voters.clone()).await {
+                    Ok(()) => tracing::info!(raft.voters = ?voters, "voters changed"),
+                    Err(err) => tracing::warn!(%err, "the voters could not be changed"),
+                }
+            }
+            tokio::time::sleep(MEMBERSHIP_LOOK).await;
+        }
+    }
+
+    /// Hands the leadership to another voter, so that a stop does not cost an election.
+    pub(super) async fn hand_over(replica: &Replica) -> Result<(), NodeError> {
+        let (is_leader, other) = {
+            let status = replica.status();
+            let status = status.borrow();
+            let me = status.leader;
+            let other = status.voters.iter().copied().find(|id| Some(*id) != me);
+            (status.role == Role::Leader, other)
+        };
+        match other {
+            Some(other) if is_leader => {
+                replica.transfer_leader(other).await.map_err(NodeError::failed)
+            }
+            _ => Ok(()),
+        }
+    }
+}

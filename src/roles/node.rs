@@ -1,0 +1,362 @@
+//! Starts a node and stops it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use edgeorc_raft::{Config, Member, Replica, Role};
+use edgeorc_runtime::{RuntimeConfig, VirtualNetwork, WasmRuntime};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, AgentConfig, Capacity, Compiler, GuestUplink, LocalPods, NodeApi};
+use crate::apiserver::{self, ApiServer, ApiServerConfig};
+use crate::client;
+use crate::config::NodeSettings;
+use crate::mesh::{Mesh, MeshConfig};
+use crate::net::{Endpoint, NetConfig, Peers};
+use crate::roles::data_dir::DataDir;
+use crate::roles::dispatch::{self, Doors, ServerDoors};
+use crate::roles::enroll::Admission;
+use crate::roles::identity::Membership;
+use crate::roles::leader::Leader;
+use crate::roles::{NodeError, addresses, kubeconfig};
+use crate::rt::{Rng, TaskGroup, WallClock};
+use crate::store::{PeerTransport, Store};
+use crate::telemetry::Metrics;
+
+/// How long a start waits for a leader before it goes on without.
+const LEADER_WAIT: Duration = Duration::from_secs(30);
+/// How long a stop waits for another server to take the leadership.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(2);
+/// Pause between bookmarks of a watch.
+const BOOKMARKS: Duration = Duration::from_secs(60);
+
+/// What every part of the node shares.
+struct Base {
+    settings: NodeSettings,
+    dir: DataDir,
+    clock: WallClock,
+    rng: Rng,
+    metrics: Metrics,
+    /// Ends everything but the agent, which ends before.
+    tasks: TaskGroup,
+    membership: Membership,
+    endpoint: Endpoint,
+    peers: Peers,
+    node_api: NodeApi,
+}
+
+/// The parts that only a server has.
+struct Server {
+    replica: Replica,
+    router: Router,
+    client: kube::Client,
+}
+
+/// A node that runs.
+pub struct RunningNode {
+    client: kube::Client,
+    base: Base,
+    replica: Option<Replica>,
+    agent_cancel: CancellationToken,
+    agent_tasks: TaskGroup,
+}
+
+impl std::fmt::Debug for RunningNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunningNode").field("name", &self.base.settings.node_name).finish_non_exhaustive()
+    }
+}
+
+/// Starts the node that `settings` describe. Returns once its parts run.
+///
+/// # Errors
+///
+/// [`NodeError`]: one sentence; nothing is left running.
+pub async fn start(settings: NodeSettings) -> Result<RunningNode, NodeError> {
+    let cancel = CancellationToken::new();
+    let started = Box::pin(assemble(settings, &cancel)).await;
+    if started.is_err() {
+        cancel.cancel();
+    }
+    started
+}
+
+async fn assemble(
+    settings: NodeSettings,
+    cancel: &CancellationToken,
+) -> Result<RunningNode, NodeError> {
+    let dir = DataDir::open(&settings.data_dir)?;
+    let api_at = SocketAddr::new(settings.bind_address, settings.api_port);
+    let ingress_at = SocketAddr::new(settings.bind_address, settings.ingress_port);
+    let api_listener = listen("API", "--api-port", api_at).await?;
+    let ingress_listener = listen("ingress", "--ingress-port", ingress_at).await?;
+    let (clock, rng) = (WallClock::system(), Rng::from_os());
+    let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
+    let tasks = TaskGroup::new(cancel);
+    let identity = membership.identity.clone();
+    let endpoint = Endpoint::bind(api_at, identity, NetConfig::default(), &tasks)
+        .map_err(|cause| match cause {
+            crate::net::BindError::InUse { address } => {
+                NodeError::PortInUse { what: "QUIC", address, flag: "--api-port" }
+            }
+            other => NodeError::failed(other),
+        })?;
+    let peers = Peers::new(endpoint.clone(), &tasks, rng.clone());
+    peers.set_addresses(membership.servers());
+    let node_api = NodeApi::new(clock.clone());
+    let metrics = Metrics::new();
+    let base = Base {
+        settings, dir, clock, rng, metrics, tasks, membership, endpoint, peers, node_api,
+    };
+    let server = match base.membership.state.raft_id {
+        Some(id) => Some(start_server(&base, id, api_listener).await?),
+        None => None,
+    };
+    start_agent(base, server, ingress_listener)
+}
+
+async fn listen(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|cause| NodeError::listen(what, flag, address, cause))
+}
+
+/// The store, the API over it, and the leader's work.
+async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Server, NodeError> {
+    let name = base.settings.node_name.clone();
+    let me = Member {
+        id,
+        name: name.clone(),
+        address: base.settings.quic_address().to_string(),
+        store_uuid: base.membership.state.store_uuid_bytes(),
+    };
+    let transport = Arc::new(PeerTransport::new(id, base.peers.clone()));
+    let config = Config::new(base.dir.join("raft"), me);
+    let replica = Replica::open(config, transport)
+        .await
+        .map_err(|cause| NodeError::Store(cause.to_string()))?;
+    if base.membership.is_new_cluster || (id == 1 && !replica.is_initialized()) {
+        replica.bootstrap().await.map_err(|cause| NodeError::Store(cause.to_string()))?;
+    }
+    let store = Store::new(replica.clone());
+    let follower = store.clone();
+    base.tasks.spawn("volatile-tier", |cancel| async move { follower.run(cancel).await });
+    let api = ApiServer::new(ApiServerConfig {
+        node_name: name.clone(),
+        store: store.clone(),
+        peers: Some(base.peers.clone()),
+        node_api: Some(base.node_api.router()),
+        clock: base.clock.clone(),
+        rng: base.rng.clone(),
+        metrics: base.metrics.clone(),
+        blob_dir: base.dir.join("registry"),
+        bookmark_interval: BOOKMARKS,
+        cancel: base.tasks.token().clone(),
+    });
+    let router = api.router();
+    let as_user = |user: &str| client::in_process(router.clone(), user, &["system:masters"]);
+    let authority = base
+        .membership
+        .authority
+        .clone()
+        .ok_or_else(|| NodeError::Failed("a server without the cluster's CA key".to_owned()))?;
+    let leader = Leader {
+        replica: replica.clone(),
+        store,
+        clients: (as_user("system:kube-controller-manager"), as_user("system:kube-scheduler")),
+        clock: base.clock.clone(),
+        rng: base.rng.clone(),
+        node_name: name,
+        ca_pem: authority.cert_pem().to_owned(),
+    };
+    let url = format!("https://{}", base.settings.quic_address());
+    kubeconfig::write(&base.dir, &authority, &url)?;
+    let mut status = replica.status();
+    let led = status.wait_for(|status| status.leader.is_some());
+    let _ = tokio::time::timeout(LEADER_WAIT, led).await;
+    if replica.status().borrow().role == Role::Leader {
+        leader.bootstrap().await;
+    }
+    let group = base.tasks.clone();
+    base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
+    let tls = base.membership.identity.https_server_config().map_err(NodeError::failed)?;
+    let (tls_router, group) = (router.clone(), base.tasks.clone());
+    base.tasks.spawn("https", |_| async move {
+        apiserver::serve_tls(listener, tls, tls_router, &group).await;
+    });
+    tracing::info!(url, "the API is ready");
+    let client = as_user("edgeorc-admin");
+    Ok(Server { replica, router, client })
+}
+
+/// The network, the sandboxes and the agent; then connections are accepted.
+fn start_agent(
+    base: Base,
+    server: Option<Server>,
+    ingress: TcpListener,
+) -> Result<RunningNode, NodeError> {
+    let name = base.settings.node_name.clone();
+    let tasks = base.tasks.clone();
+    let network = Arc::new(VirtualNetwork::new());
+    let uplink = Arc::new(GuestUplink::default());
+    let clock = base.clock.clone();
+    let config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
+    let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
+        .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
+    tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
+    let mesh = Mesh::new(MeshConfig {
+        peers: Some(base.peers.clone()),
+        node_port_ip: Some(base.settings.bind_address),
+        ..MeshConfig::new(&name, Arc::new(LocalPods::new(network.clone())), tasks.clone(), base.rng.clone())
+    });
+    base.metrics.register(|registry| mesh.metrics().register(registry));
+    uplink.set(mesh.clone());
+    let known: Vec<String> = base.membership.servers().into_keys().collect();
+    let (servers, known_servers) = watch::channel(known);
+    let client = match &server {
+        Some(server) => server.client.clone(),
+        None => client::over_quic(base.peers.clone(), known_servers.clone(), base.rng.clone()),
+    };
+    let agent_client = match &server {
+        Some(server) => client::in_process(
+            server.router.clone(),
+            &format!("system:node:{name}"),
+            &["system:nodes"],
+        ),
+        None => client.clone(),
+    };
+    let program = std::env::current_exe()
+        .map_err(|cause| NodeError::Failed(format!("cannot find this program's file: {cause}")))?;
+    let agent = Agent::new(AgentConfig {
+        node_name: name.clone(),
+        node_ips: vec![base.settings.advertise_address],
+        data_dir: base.dir.join("agent"),
+        client: agent_client.clone(),
+        runtime: Arc::new(runtime),
+        network,
+        compiler: Compiler::new(program),
+        clock: base.clock.clone(),
+        rng: base.rng.clone(),
+        is_server: server.is_some(),
+        labels: std::collections::BTreeMap::new(),
+        quic_address: Some(base.settings.quic_address()),
+        ingress_address: Some(base.settings.ingress_address()),
+        capacity: Capacity::default(),
+        restart: crate::agent::RestartPolicySettings::default(),
+        shutdown_grace: base.settings.timing.shutdown_grace,
+        node_api: base.node_api.clone(),
+    })
+    .map_err(NodeError::failed)?;
+    spawn_links(&base, &server, agent_client, servers, known_servers);
+    let ingress_mesh = mesh.clone();
+    tasks.spawn("ingress", |_| async move { ingress_mesh.serve_ingress(ingress).await });
+    let doors = Doors {
+        mesh: mesh.clone(),
+        peers: base.peers.clone(),
+        node_api: base.node_api.router(),
+        server: server.as_ref().and_then(|server| server_doors(&base, server)),
+    };
+    let (endpoint, group) = (base.endpoint.clone(), tasks.clone());
+    tasks.spawn("quic", |_| dispatch::run(endpoint, doors, group));
+    let agent_cancel = CancellationToken::new();
+    let agent_tasks = TaskGroup::new(&CancellationToken::new());
+    let cancel = agent_cancel.clone();
+    agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
+    let replica = server.map(|server| server.replica);
+    Ok(RunningNode { client, base, replica, agent_cancel, agent_tasks })
+}
+
+fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {
+    let admission = Admission {
+        client: server.client.clone(),
+        replica: server.replica.clone(),
+        authority: base.membership.authority.clone()?,
+        clock: base.clock.clone(),
+    };
+    Some(ServerDoors {
+        replica: server.replica.clone(),
+        api: server.router.clone(),
+        enroller: Arc::new(admission),
+    })
+}
+
+/// The tasks that know where other nodes are.
+fn spawn_links(
+    base: &Base,
+    server: &Option<Server>,
+    client: kube::Client,
+    servers: watch::Sender<Vec<String>>,
+    known_servers: watch::Receiver<Vec<String>>,
+) {
+    let (me, peers, tasks) = (&base.settings.node_name, &base.peers, &base.tasks);
+    if let Some(server) = server {
+        let (status, me, peers) = (server.replica.status(), me.clone(), peers.clone());
+        tasks.spawn("members", |cancel| addresses::follow_members(status, me, peers, cancel));
+    }
+    let (name, pool, group) = (me.clone(), peers.clone(), tasks.clone());
+    tasks.spawn("nodes", |cancel| {
+        addresses::follow_nodes(client, name, pool, servers, group, cancel)
+    });
+    let (name, pool, group) = (me.clone(), peers.clone(), tasks.clone());
+    let node_api = base.node_api.router();
+    tasks.spawn("server-links", |cancel| {
+        addresses::keep_reachable(known_servers, name, pool, node_api, group, cancel)
+    });
+}
+
+impl RunningNode {
+    /// A client with all rights, in this process on a server.
+    #[must_use]
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// Resolves when the node can no longer go on: its store has failed.
+    pub async fn ended(&mut self) {
+        match &self.replica {
+            Some(replica) => {
+                let mut status = replica.status();
+                let _ = status.wait_for(|status| status.role == Role::Stopped).await;
+                tracing::error!("the store has stopped, ending the node");
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops everything, in the reverse order of the start.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError`] when the store had failed before.
+    pub async fn stop(self) -> Result<(), NodeError> {
+        let grace = self.base.settings.timing.shutdown_grace;
+        let has_failed = self
+            .replica
+            .as_ref()
+            .is_some_and(|replica| replica.status().borrow().role == Role::Stopped);
+        if let Some(replica) = self.replica.as_ref().filter(|_| !has_failed) {
+            let handing_over = Leader::hand_over(replica);
+            if !matches!(tokio::time::timeout(HAND_OVER_WAIT, handing_over).await, Ok(Ok(()))) {
+                tracing::info!("no other server took the leadership in time");
+            }
+        }
+        self.agent_cancel.cancel();
+        self.agent_tasks.shutdown(grace).await;
+        self.base.tasks.shutdown(grace).await;
+        if let Some(replica) = &self.replica {
+            replica.shutdown().await;
+        }
+        self.base.endpoint.close().await;
+        if has_failed {
+            let message = "the store failed; the log says why. Free disk space or replace the disk, then start the node again";
+            return Err(NodeError::Store(message.to_owned()));
+        }
+        Ok(())
+    }
+}
