@@ -463,7 +463,8 @@ async fn a_wrong_hash_ends_before_anything_is_sent_and_a_wrong_secret_is_refused
     let (server, _tasks, door, token) = door();
     let key = NodeKey::generate().unwrap();
     let clock = WallClock::system();
-    let other = JoinToken { ca_hash: authority().hash().to_owned(), ..token.clone() };
+    let mut other = token.clone();
+    authority().hash().clone_into(&mut other.ca_hash);
     let refused = soon(join::request(address(&server), &other, &join_request(&key), &clock)).await;
     assert!(matches!(refused, Err(JoinError::Connect { .. })), "{refused:?}");
     assert!(door.seen.lock().is_empty());
