@@ -43,8 +43,11 @@ impl Mesh {
                 Some(Found::Service(key)) => {
                     let table = self.0.table.load();
                     let Some(route) = table.routes.services.get(&key) else { return Vec::new() };
-                    let ips =
-                        if route.cluster_ips.is_empty() { &route.ready } else { &route.cluster_ips };
+                    let ips = if route.cluster_ips.is_empty() {
+                        &route.ready
+                    } else {
+                        &route.cluster_ips
+                    };
                     return ips.clone();
                 }
                 // A trailing dot: the alias is a whole name.
@@ -210,9 +213,13 @@ mod tests {
     fn names_are_found_through_the_search_domains() {
         let routes = routes();
         let web = Some(Found::Service(("default".to_owned(), "web".to_owned())));
-        for name in ["web", "web.default", "web.default.svc", "web.default.svc.cluster.local",
-            "web.default.svc.cluster.local."]
-        {
+        for name in [
+            "web",
+            "web.default",
+            "web.default.svc",
+            "web.default.svc.cluster.local",
+            "web.default.svc.cluster.local.",
+        ] {
             assert_eq!(find(&routes, "default", name), web, "{name}");
         }
         assert_eq!(find(&routes, "other", "web.default"), web);

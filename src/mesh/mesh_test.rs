@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::balancer::Backend;
 use super::local::{Local, LocalError};
 use super::testing::{ingress, node, service, slice};
 use super::*;
@@ -133,13 +134,9 @@ fn start(ca: &CertificateAuthority, name: &str, pods: &[&str]) -> Node {
 const PODS: [(&str, &str); 3] = [("10.42.0.2", "a"), ("10.42.1.2", "b"), ("10.42.2.2", "c")];
 
 fn routes(pods: &[(&str, &str)], me: &str) -> Routes {
-    let services = [service(
-        "web",
-        json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] }),
-    )];
+    let services = [service("web", json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] }))];
     let slices = [slice("web", 8080, pods)];
-    let nodes =
-        [node("a", "10.42.0.0/24"), node("b", "10.42.1.0/24"), node("c", "10.42.2.0/24")];
+    let nodes = [node("a", "10.42.0.0/24"), node("b", "10.42.1.0/24"), node("c", "10.42.2.0/24")];
     let rules = [("app.local", "Prefix", "/", "web"), ("gone.local", "Prefix", "/", "none")];
     let ingresses = [ingress("web", "2026-01-01T00:00:00Z", &rules)];
     Routes::build(&services, &slices, &nodes, &ingresses, me)
@@ -227,7 +224,7 @@ async fn a_request_in_flight_to_a_dying_node_is_answered_by_another() {
         b.pods.arrived.notified().await;
         b.endpoint.close().await;
     };
-    soon(async { tokio::join!(asking, killing) }).await;
+    Box::pin(soon(async { tokio::join!(asking, killing) })).await;
     assert!(a.mesh.metrics().retries() >= 1);
     // From now on b is known to be down, and nobody waits for it.
     for _ in 0..20 {
@@ -275,7 +272,7 @@ async fn a_node_that_dies_silently_fails_its_requests_within_a_second() {
         end.send(()).unwrap();
         Instant::now()
     };
-    let (answered, killed) = soon(async { tokio::join!(waiting, killing) }).await;
+    let (answered, killed) = Box::pin(soon(async { tokio::join!(waiting, killing) })).await;
     assert!(answered - killed < Duration::from_millis(1500), "{:?}", answered - killed);
     for _ in 0..10 {
         assert_eq!(ask(&a.mesh, get("http://web/")).await, "10.42.0.2:8080");
@@ -323,7 +320,10 @@ async fn guests_do_not_reach_the_hosts_own_addresses() {
     let refused = soon(mesh.connect("10.43.0.9:81".parse().unwrap())).await.err().unwrap();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     assert!(soon(mesh.resolve("default", "localhost")).await.is_empty());
-    assert_eq!(soon(mesh.resolve("default", "web")).await, ["10.43.0.9".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        soon(mesh.resolve("default", "web")).await,
+        ["10.43.0.9".parse::<IpAddr>().unwrap()]
+    );
 }
 
 #[tokio::test]
@@ -409,8 +409,7 @@ async fn serve(node: &Node) -> SocketAddr {
     let listener = TcpListener::bind(LOOPBACK).await.unwrap();
     let at = listener.local_addr().unwrap();
     let mesh = node.mesh.clone();
-    node.tasks
-        .spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
+    node.tasks.spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
     at
 }
 
@@ -444,10 +443,9 @@ async fn the_ingress_routes_by_host_and_marks_what_it_forwards() {
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert!(nodes[0].pods.seen.lock()[0].starts_with("GET /hello?x=1"));
 
-    for (host, status) in [
-        ("other.local", StatusCode::NOT_FOUND),
-        ("gone.local", StatusCode::SERVICE_UNAVAILABLE),
-    ] {
+    for (host, status) in
+        [("other.local", StatusCode::NOT_FOUND), ("gone.local", StatusCode::SERVICE_UNAVAILABLE)]
+    {
         let request = Request::get("/path").header("host", host).body(empty()).unwrap();
         let response = through(at, request).await;
         assert_eq!(response.status(), status);
@@ -496,4 +494,76 @@ async fn kept_streams_are_used_again() {
     let backend = table.cluster_ip("10.43.0.9:80".parse().unwrap()).unwrap();
     assert!(backend.endpoints[0].take_stream().is_some());
     assert!(backend.endpoints[0].take_stream().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_at_once_all_get_their_own_answer() {
+    let nodes = cluster(&["a", "b", "c"]);
+    let at = serve(&nodes[0]).await;
+    let asking = (0..64).map(|client| async move {
+        let mut stream = HttpStream::new(TcpStream::connect(at).await.unwrap()).await.unwrap();
+        for n in 0..40 {
+            let sent = format!("{client}-{n}");
+            let request =
+                Request::put("/").header("host", "app.local").body(full(sent.clone())).unwrap();
+            let (back, kept) = tokio::sync::oneshot::channel();
+            let recycle = Box::new(move |stream| drop(back.send(stream)));
+            let response = stream.send(request, Some(recycle)).await.unwrap();
+            assert_eq!(response.status(), 200);
+            let got = text(response).await;
+            assert_eq!(got.split_once(' ').unwrap().1, sent);
+            stream = kept.await.unwrap();
+        }
+    });
+    soon(futures_util::future::join_all(asking)).await;
+}
+
+#[tokio::test]
+async fn the_ingress_speaks_http_2_without_tls() {
+    let nodes = cluster(&["a"]);
+    let at = serve(&nodes[0]).await;
+    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(at).await.unwrap());
+    let (mut sender, conn) = hyper::client::conn::http2::handshake::<_, _, Body>(
+        hyper_util::rt::TokioExecutor::new(),
+        io,
+    )
+    .await
+    .unwrap();
+    nodes[0].tasks.spawn_until_cancelled("client", async move {
+        let _ = conn.await;
+    });
+    let response = soon(sender.send_request(get("http://app.local/x"))).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["x-forwarded-host"], "app.local");
+    let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
+    assert_eq!(body, "10.42.0.2:8080 ");
+}
+
+#[tokio::test]
+async fn running_requests_end_before_the_ingress_does() {
+    let nodes = cluster(&["a"]);
+    let at = serve(&nodes[0]).await;
+    let (mesh, pods) = (nodes[0].mesh.clone(), Arc::clone(&nodes[0].pods));
+    let stream = HttpStream::new(TcpStream::connect(at).await.unwrap()).await.unwrap();
+    let (send, chunk) = tokio::sync::oneshot::channel::<bytes::Bytes>();
+    let body = futures_util::stream::once(async move {
+        Ok::<_, crate::net::BodyError>(http_body::Frame::data(chunk.await.unwrap()))
+    });
+    let body = http_body_util::StreamBody::new(body).boxed_unsync();
+    let request = Request::post("/").header("host", "app.local").body(body).unwrap();
+    let ending = async {
+        pods.arrived.notified().await;
+        mesh.0.tasks.token().cancel();
+        send.send(bytes::Bytes::from_static(b"late")).unwrap();
+    };
+    let (response, ()) = tokio::join!(soon(stream.send(request, None)), ending);
+    assert!(text(response.unwrap()).await.ends_with("late"));
+}
+
+#[tokio::test]
+async fn a_request_costs_an_ingress_connection_little_memory() {
+    let nodes = cluster(&["a"]);
+    let backend = Backend::default();
+    let calling = nodes[0].mesh.call(&backend, get("/"));
+    assert!(size_of_val(&calling) < 6 * 1024, "{}", size_of_val(&calling));
 }

@@ -14,10 +14,13 @@ fn addresses(port: &PortRoute) -> Vec<String> {
 
 #[test]
 fn a_service_leads_to_its_ready_endpoints_wherever_they_are() {
-    let web = service("web", json!({
-        "clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"],
-        "ports": [{ "port": 80, "nodePort": 30080 }],
-    }));
+    let web = service(
+        "web",
+        json!({
+            "clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"],
+            "ports": [{ "port": 80, "nodePort": 30080 }],
+        }),
+    );
     let slices = [
         slice("web", 8080, &[("10.42.0.2", "a"), ("10.42.1.2", "b")]),
         slice("other", 9, &[("10.42.0.9", "a")]),
@@ -26,10 +29,13 @@ fn a_service_leads_to_its_ready_endpoints_wherever_they_are() {
     let routes = Routes::build([&web], &slices, &nodes, [], "a");
     let found = port(&routes, "web", 80);
     assert_eq!(found.node_port, Some(30080));
-    assert_eq!(found.endpoints, [
-        Target { address: "10.42.0.2:8080".parse().unwrap(), place: Place::Local },
-        Target { address: "10.42.1.2:8080".parse().unwrap(), place: Place::Node("b".into()) },
-    ]);
+    assert_eq!(
+        found.endpoints,
+        [
+            Target { address: "10.42.0.2:8080".parse().unwrap(), place: Place::Local },
+            Target { address: "10.42.1.2:8080".parse().unwrap(), place: Place::Node("b".into()) },
+        ]
+    );
     assert_eq!(routes.place_of("10.42.1.77".parse().unwrap()), Place::Node("b".into()));
     assert_eq!(routes.place_of("192.168.0.1".parse().unwrap()), Place::Outside);
     let service = &routes.services[&("default".to_owned(), "web".to_owned())];
@@ -38,15 +44,22 @@ fn a_service_leads_to_its_ready_endpoints_wherever_they_are() {
 
 #[test]
 fn ports_are_tied_by_name_so_named_target_ports_may_differ() {
-    let web = service("web", json!({
-        "ports": [{ "name": "http", "port": 80 }, { "name": "admin", "port": 81 }],
-    }));
+    let web = service(
+        "web",
+        json!({
+            "ports": [{ "name": "http", "port": 80 }, { "name": "admin", "port": 81 }],
+        }),
+    );
     let at = |ip: &str| json!([{ "addresses": [ip] }]);
     let slices = [
         slice_of("web", &json!([{ "name": "http", "port": 8080 }]), &at("10.42.0.2")),
         slice_of("web", &json!([{ "name": "http", "port": 9090 }]), &at("10.42.0.3")),
         slice_of("web", &json!([{ "name": "admin", "port": 1 }]), &at("10.42.0.4")),
-        slice_of("web", &json!([{ "name": "http", "port": 2, "protocol": "UDP" }]), &at("10.42.0.5")),
+        slice_of(
+            "web",
+            &json!([{ "name": "http", "port": 2, "protocol": "UDP" }]),
+            &at("10.42.0.5"),
+        ),
     ];
     let routes = Routes::build([&web], &slices, [], [], "a");
     assert_eq!(addresses(port(&routes, "web", 80)), ["10.42.0.2:8080", "10.42.0.3:9090"]);
