@@ -204,10 +204,7 @@ async fn open_stream(endpoint: &EndpointState) -> Result<HttpStream, BodyError> 
         return Ok(HttpStream::new(outside::connect(endpoint.address).await?).await?);
     }
     let peer = endpoint.peer.as_ref().ok_or("this node has no mesh to others")?;
-    let conn = match peer.connection() {
-        Some(conn) => conn,
-        None => peer.get().await?,
-    };
+    let conn = wire::connection(peer).await?;
     Ok(HttpStream::new(wire::open(&conn, Carries::Http, endpoint.address).await?).await?)
 }
 
@@ -251,9 +248,7 @@ fn again(failure: Failure, replay: Option<&Replay>) -> (Option<Request<Body>>, C
 }
 
 /// Keeps what is needed to send the request again: its head, and its body if that is small.
-async fn prepare(
-    request: Request<Body>,
-) -> Result<(Request<Body>, Option<Replay>), CallError> {
+async fn prepare(request: Request<Body>) -> Result<(Request<Body>, Option<Replay>), CallError> {
     let (parts, body) = request.into_parts();
     let is_small = body.size_hint().upper().is_some_and(|bytes| bytes <= REPLAY_BYTES_MAX);
     if !is_small {

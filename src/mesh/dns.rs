@@ -43,8 +43,11 @@ impl Mesh {
                 Some(Found::Service(key)) => {
                     let table = self.0.table.load();
                     let Some(route) = table.routes.services.get(&key) else { return Vec::new() };
-                    let ips =
-                        if route.cluster_ips.is_empty() { &route.ready } else { &route.cluster_ips };
+                    let ips = if route.cluster_ips.is_empty() {
+                        &route.ready
+                    } else {
+                        &route.cluster_ips
+                    };
                     return ips.clone();
                 }
                 // A trailing dot: the alias is a whole name.
@@ -182,5 +185,58 @@ fn find_within(routes: &Routes, name: &str) -> Option<Found> {
         (Some(host), _) => route.hosts.get(host).cloned().map(Found::Addresses),
         (None, Some(target)) => Some(Found::Alias(target.to_ascii_lowercase())),
         (None, None) => Some(Found::Service(key)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::mesh::testing::{service, slice_of};
+
+    fn routes() -> Routes {
+        let services = [
+            service("web", json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] })),
+            service("db", json!({ "clusterIP": "None", "ports": [{ "port": 5432 }] })),
+            service("ext", json!({ "type": "ExternalName", "externalName": "Example.org" })),
+        ];
+        let endpoints = json!([
+            { "addresses": ["10.42.0.5"], "hostname": "db-0" },
+            { "addresses": ["10.42.1.5"], "hostname": "db-1" },
+        ]);
+        let slices = [slice_of("db", &json!([{ "port": 5432 }]), &endpoints)];
+        Routes::build(&services, &slices, [], [], "a")
+    }
+
+    #[test]
+    fn names_are_found_through_the_search_domains() {
+        let routes = routes();
+        let web = Some(Found::Service(("default".to_owned(), "web".to_owned())));
+        for name in [
+            "web",
+            "web.default",
+            "web.default.svc",
+            "web.default.svc.cluster.local",
+            "web.default.svc.cluster.local.",
+        ] {
+            assert_eq!(find(&routes, "default", name), web, "{name}");
+        }
+        assert_eq!(find(&routes, "other", "web.default"), web);
+        for name in ["web.", "nothing", "web.other", "a.b.c.d.e.f", "web.default.svc.", ""] {
+            assert_eq!(find(&routes, "default", name), None, "{name}");
+        }
+        assert_eq!(find(&routes, "other", "web"), None);
+    }
+
+    #[test]
+    fn pods_of_headless_services_aliases_and_addresses_are_found() {
+        let routes = routes();
+        let one = |ip: &str| Some(Found::Addresses(vec![ip.parse().unwrap()]));
+        assert_eq!(find(&routes, "default", "db-1.db"), one("10.42.1.5"));
+        assert_eq!(find(&routes, "x", "db-0.db.default.svc.cluster.local"), one("10.42.0.5"));
+        assert_eq!(find(&routes, "x", "10-42-0-5.default.pod"), one("10.42.0.5"));
+        assert_eq!(find(&routes, "x", "10.1.2.3"), one("10.1.2.3"));
+        assert_eq!(find(&routes, "default", "ext"), Some(Found::Alias("example.org".to_owned())));
     }
 }

@@ -71,7 +71,16 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn_until_cancelled("ingress-stream", future);
+        self.0.spawn("ingress-stream", |cancel| async move {
+            let drained = async {
+                cancel.cancelled().await;
+                tokio::time::sleep(DRAIN_TIMEOUT).await;
+            };
+            tokio::select! {
+                () = future => {}
+                () = drained => {}
+            }
+        });
     }
 }
 
@@ -258,7 +267,9 @@ fn refusal(err: &CallError) -> Answer {
     debug!(%err, "ingress request failed");
     match err {
         CallError::NoEndpoint => line(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready"),
-        CallError::Timeout => line(StatusCode::GATEWAY_TIMEOUT, "the endpoint gave no answer in time"),
+        CallError::Timeout => {
+            line(StatusCode::GATEWAY_TIMEOUT, "the endpoint gave no answer in time")
+        }
         CallError::RequestBody(_) => line(StatusCode::BAD_REQUEST, "the request's body broke off"),
         CallError::Broken(_) | CallError::Forbidden(_) => {
             line(StatusCode::BAD_GATEWAY, "the endpoint gave no answer")

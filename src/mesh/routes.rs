@@ -134,7 +134,10 @@ impl Routes {
     fn service(&self, service: &Service, slices: &[&EndpointSlice]) -> ServiceRoute {
         let Some(spec) = &service.spec else { return ServiceRoute::default() };
         if spec.type_.as_deref() == Some("ExternalName") {
-            return ServiceRoute { external_name: spec.external_name.clone(), ..Default::default() };
+            return ServiceRoute {
+                external_name: spec.external_name.clone(),
+                ..Default::default()
+            };
         }
         let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
         let mut cluster_ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
@@ -242,9 +245,7 @@ fn node_route(node: &Node) -> Option<NodeRoute> {
     Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs })
 }
 
-fn ingress_table<'a>(
-    ingresses: impl IntoIterator<Item = &'a Ingress>,
-) -> IngressTable<BackendRef> {
+fn ingress_table<'a>(ingresses: impl IntoIterator<Item = &'a Ingress>) -> IngressTable<BackendRef> {
     let mut sorted: Vec<&Ingress> = ingresses.into_iter().filter(|i| is_ours(i)).collect();
     // The oldest wins where two say different things of one host and path.
     sorted.sort_by_key(|ingress| {
@@ -277,8 +278,9 @@ fn ingress_table<'a>(
 fn is_ours(ingress: &Ingress) -> bool {
     let class = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref());
     let annotation = ingress.metadata.annotations.as_ref();
-    let class = class
-        .or_else(|| annotation.and_then(|map| map.get(INGRESS_CLASS_ANNOTATION)).map(String::as_str));
+    let class = class.or_else(|| {
+        annotation.and_then(|map| map.get(INGRESS_CLASS_ANNOTATION)).map(String::as_str)
+    });
     class.is_none_or(|class| class == INGRESS_CLASS)
 }
 

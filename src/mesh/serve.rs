@@ -11,11 +11,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tracing::{debug, trace, warn};
 
+use super::Mesh;
 use super::call::mesh_error;
 use super::local::LocalError;
 use super::splice::splice;
 use super::wire::{self, Carries, FAILED, MESH_ERROR, Opened, REFUSED};
-use super::Mesh;
 use crate::net::{Body, BodyError, Connection, Stream};
 
 /// Bytes of a head, and of a body's chunk in memory.

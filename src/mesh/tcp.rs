@@ -75,9 +75,8 @@ impl Mesh {
             Place::Local => self.0.local.connect(to).await,
             Place::Outside => Ok(Box::new(outside::connect(to).await?)),
             Place::Node(_) => {
-                let unreachable = |err| io::Error::new(io::ErrorKind::HostUnreachable, err);
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
-                let conn = peer.get().await.map_err(unreachable)?;
+                let conn = wire::connection(peer).await?;
                 Ok(Box::new(wire::open(&conn, Carries::Tcp, to).await?))
             }
         }

@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::net::frame::{self, FrameError, Kind};
-use crate::net::{Connection, Stream};
+use crate::net::{Connection, PeerHandle, Stream};
 
 /// Version of the bodies below.
 const VERSION: u16 = 1;
 /// Wait for a stream or its head; also for the answer to a TCP connect.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Wait for a connection to a node that there is none to yet. Shorter than a handshake may take: a
+/// request has better things to do than wait for a node that may be dead.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Field of a response with which a node, not a pod, says why there is none. Removed from what
 /// pods answer.
@@ -45,6 +49,18 @@ pub(super) enum Opened {
     Connected,
     Refused,
     Unreachable,
+}
+
+/// The mesh connection to a node: the kept one, or one that is made soon.
+pub(super) async fn connection(peer: &PeerHandle) -> io::Result<Connection> {
+    if let Some(conn) = peer.connection() {
+        return Ok(conn);
+    }
+    match tokio::time::timeout(DIAL_TIMEOUT, peer.get()).await {
+        Ok(Ok(conn)) => Ok(conn),
+        Ok(Err(err)) => Err(io::Error::new(io::ErrorKind::HostUnreachable, err)),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// Opens a stream to a pod of the peer. HTTP may follow at once; TCP waits for the answer.

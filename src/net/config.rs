@@ -15,7 +15,8 @@ pub struct NetConfig {
     /// that no request waits a second for a dead node. QUIC itself raises it to three times its
     /// probe timeout on slow links. Raise it on links that stall (LTE, busy Wi-Fi).
     pub idle_timeout: Duration,
-    /// Time for TCP-like connect including TLS. Default 3 s.
+    /// Time for a handshake, TLS included. Default 2 s: a node that was away answers the first
+    /// packet it gets, and a short attempt is soon followed by the next.
     pub handshake_timeout: Duration,
     /// Bytes of one stream that may wait unread. Default 512 KiB: 100 Mbit/s at 40 ms.
     pub stream_window_bytes: u32,
@@ -41,7 +42,7 @@ impl Default for NetConfig {
         Self {
             keep_alive: Duration::from_millis(250),
             idle_timeout: Duration::from_millis(900),
-            handshake_timeout: Duration::from_secs(3),
+            handshake_timeout: Duration::from_secs(2),
             stream_window_bytes: 512 * 1024,
             connection_window_bytes: 4 * 1024 * 1024,
             send_window_bytes: 4 * 1024 * 1024,

@@ -68,7 +68,7 @@ impl Alpn {
 
     /// Whether the listener opens streams on connections it did not dial.
     pub(super) fn listener_opens_streams(self) -> bool {
-        matches!(self, Self::Mesh | Self::Node)
+        matches!(self, Self::Raft | Self::Mesh | Self::Node)
     }
 }
 

@@ -143,8 +143,8 @@ impl Endpoint {
     }
 
     /// The next connection on which the peer may open streams: every inbound one, and those that
-    /// [`crate::net::Peers`] dialled for mesh and node (tell them apart by
-    /// [`Connection::is_dialled`]). `None` when the endpoint is closed. One caller at a time.
+    /// [`crate::net::Peers`] dialled for Raft, mesh and node (tell them apart by
+    /// [`Connection::is_dialled`]). Hand each to [`crate::net::Peers::adopt`], then serve it. `None` when the endpoint is closed. One caller at a time.
     ///
     /// # Cancel safety
     ///

@@ -87,7 +87,8 @@ pub type Recycle = Box<dyn FnOnce(HttpStream) + Send>;
 /// The client's end of one byte stream that carries HTTP/1.1. Exchanges follow one another on it.
 pub struct HttpStream {
     sender: http1::SendRequest<Body>,
-    driver: http1::Connection<TokioIo<BoxIo>, Body>,
+    /// Boxed: it is moved through several futures, which would each be as large.
+    driver: Box<http1::Connection<TokioIo<BoxIo>, Body>>,
 }
 
 impl fmt::Debug for HttpStream {
@@ -109,7 +110,7 @@ impl HttpStream {
             .max_headers(HEADERS_MAX)
             .handshake(TokioIo::new(io))
             .await?;
-        Ok(Self { sender, driver })
+        Ok(Self { sender, driver: Box::new(driver) })
     }
 
     /// Sends `request` and waits for the head of the response, no longer than the caller does.
@@ -296,7 +297,10 @@ where
     let accept = tasks.token().clone();
     while let Some(Ok(stream)) = accept.run_until_cancelled(conn.accept_bi()).await {
         let peer = Some(Arc::clone(conn.peer()));
-        tasks.spawn_until_cancelled("http-stream", serve_io(stream, Handler::new(service.clone(), peer)));
+        tasks.spawn_until_cancelled(
+            "http-stream",
+            serve_io(stream, Handler::new(service.clone(), peer)),
+        );
     }
 }
 

@@ -219,11 +219,7 @@ pub trait Enroller: Send + Sync + 'static {
     /// # Errors
     ///
     /// See [`JoinRefusal`]; the node gets it word for word.
-    async fn enroll(
-        &self,
-        token_id: &str,
-        request: JoinRequest,
-    ) -> Result<JoinGrant, JoinRefusal>;
+    async fn enroll(&self, token_id: &str, request: JoinRequest) -> Result<JoinGrant, JoinRefusal>;
 }
 
 #[derive(Serialize, Deserialize)]

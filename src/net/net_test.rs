@@ -69,9 +69,7 @@ fn an_authority_is_rebuilt_from_its_pem_and_people_get_groups() {
     assert_eq!(again.hash(), ca.hash());
     assert_eq!(again.cluster(), "test");
     assert_eq!(pki::public_key_hash(ca.cert_pem()).unwrap(), ca.hash());
-    assert!(
-        CertificateAuthority::from_pem(ca.cert_pem(), authority().key_pem(), &clock).is_err()
-    );
+    assert!(CertificateAuthority::from_pem(ca.cert_pem(), authority().key_pem(), &clock).is_err());
     let admin = again.issue_client("admin", &["system:masters"]).unwrap();
     let peer = Peer::from_certificate(&pki::pem_to_der(&admin.cert_pem).unwrap()).unwrap();
     assert_eq!((peer.user.as_str(), peer.groups.len()), ("admin", 1));
@@ -307,8 +305,7 @@ async fn peers_are_dialled_once_shared_and_dialled_again_when_lost() {
     let unknown = soon(pool.get("b", Alpn::Mesh)).await;
     assert!(matches!(unknown, Err(ConnectError::NoAddress { .. })));
     pool.set_address("b", address(&b));
-    let (one, two) =
-        tokio::join!(soon(pool.get("b", Alpn::Mesh)), soon(pool.get("b", Alpn::Mesh)));
+    let (one, two) = tokio::join!(soon(pool.get("b", Alpn::Mesh)), soon(pool.get("b", Alpn::Mesh)));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(one.id(), two.id());
     // The peer may open streams on what we dialled.
@@ -390,11 +387,7 @@ impl Enroller for Door {
         self.tokens.lock().get(token_id).cloned()
     }
 
-    async fn enroll(
-        &self,
-        token_id: &str,
-        request: JoinRequest,
-    ) -> Result<JoinGrant, JoinRefusal> {
+    async fn enroll(&self, token_id: &str, request: JoinRequest) -> Result<JoinGrant, JoinRefusal> {
         self.tokens.lock().remove(token_id);
         let ca = self.ca.as_ref().unwrap();
         let cert_pem = ca
@@ -463,7 +456,8 @@ async fn a_wrong_hash_ends_before_anything_is_sent_and_a_wrong_secret_is_refused
     let (server, _tasks, door, token) = door();
     let key = NodeKey::generate().unwrap();
     let clock = WallClock::system();
-    let other = JoinToken { ca_hash: authority().hash().to_owned(), ..token.clone() };
+    let mut other = token.clone();
+    authority().hash().clone_into(&mut other.ca_hash);
     let refused = soon(join::request(address(&server), &other, &join_request(&key), &clock)).await;
     assert!(matches!(refused, Err(JoinError::Connect { .. })), "{refused:?}");
     assert!(door.seen.lock().is_empty());

@@ -169,10 +169,12 @@ impl Peers {
         self.start_keeper(&slot);
     }
 
-    /// Uses an inbound connection for outbound streams too. The newest wins: a peer that dials
-    /// again has lost what was kept before, though we may not know yet.
+    /// Uses an inbound connection for outbound streams too, where its ALPN lets the listener open
+    /// streams; ignores any other. The newest wins: a peer that dials again has lost what was kept
+    /// before, though we may not know yet.
     pub fn adopt(&self, conn: &Connection) {
-        if !conn.peer().is_node() || conn.is_closed() {
+        let is_useful = conn.alpn().listener_opens_streams() && conn.peer().is_node();
+        if !is_useful || conn.is_dialled() || conn.is_closed() {
             return;
         }
         let slot = self.slot(&conn.peer().node, conn.alpn());
@@ -275,7 +277,9 @@ impl Peers {
         }
         keeper.is_running = true;
         let (peers, slot) = (self.clone(), Arc::clone(slot));
-        self.0.tasks.spawn_until_cancelled("peer-keep", async move { peers.keep_slot(&slot).await });
+        self.0
+            .tasks
+            .spawn_until_cancelled("peer-keep", async move { peers.keep_slot(&slot).await });
     }
 
     /// Dials, waits for the loss, dials again; ends when the node's address is gone.

@@ -87,7 +87,9 @@ impl std::fmt::Debug for KeyPairPem {
 }
 
 /// What a node may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum NodeClass {
     /// Runs pods.
     Agent,
@@ -248,10 +250,9 @@ impl CertificateAuthority {
         ips: &[IpAddr],
         class: NodeClass,
     ) -> Result<String, PkiError> {
-        let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(
-            csr_der,
-        ))
-        .map_err(malformed("certificate request"))?;
+        let csr =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
+                .map_err(malformed("certificate request"))?;
         self.sign_node(&csr.public_key, name, ips, class)
     }
 
@@ -299,7 +300,11 @@ impl CertificateAuthority {
     ) -> Result<String, PkiError> {
         check_name(name)?;
         if ips.len() > ADDRESSES_MAX {
-            return Err(PkiError::TooMany { what: "addresses", got: ips.len(), max: ADDRESSES_MAX });
+            return Err(PkiError::TooMany {
+                what: "addresses",
+                got: ips.len(),
+                max: ADDRESSES_MAX,
+            });
         }
         let groups: &[&str] = match class {
             NodeClass::Agent => &[NODES_GROUP],
