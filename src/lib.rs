@@ -6,6 +6,8 @@
 //! [`client`]; the [`agent`] of the chosen node runs the pod in `edgeorc-runtime`; the [`mesh`]
 //! carries calls between pods over [`net`]. `tests/tidy.rs` holds the list of who may import whom.
 
+#![recursion_limit = "256"]
+
 pub mod cli;
 pub mod roles;
 

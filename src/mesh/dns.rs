@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 
@@ -68,7 +68,8 @@ impl Mesh {
         namespace: &str,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, CallError> {
-        let backend = self.backend_for(namespace, &request).await?;
+        let authority = authority(&request)?;
+        let backend = self.backend_for(namespace, &authority).await?;
         to_origin_form(&mut request);
         let response = self.call(&backend, request).await?;
         Ok(response.map(BodyExt::boxed_unsync))
@@ -77,18 +78,8 @@ impl Mesh {
     async fn backend_for(
         &self,
         namespace: &str,
-        request: &Request<Body>,
+        authority: &Authority,
     ) -> Result<Arc<Backend>, CallError> {
-        let uri = request.uri();
-        if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
-            return Err(CallError::Forbidden(format!("scheme of {uri}")));
-        }
-        let header = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
-        let authority = match uri.authority() {
-            Some(authority) => Some(authority.clone()),
-            None => header.and_then(|host| host.parse().ok()),
-        };
-        let authority = authority.ok_or_else(|| CallError::Forbidden("no host".to_owned()))?;
         let port = authority.port_u16().unwrap_or(80);
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = host.parse::<IpAddr>() {
@@ -239,4 +230,18 @@ mod tests {
         assert_eq!(find(&routes, "x", "10.1.2.3"), one("10.1.2.3"));
         assert_eq!(find(&routes, "default", "ext"), Some(Found::Alias("example.org".to_owned())));
     }
+}
+
+/// Whom a guest's request is for.
+fn authority(request: &Request<Body>) -> Result<Authority, CallError> {
+    let uri = request.uri();
+    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        return Err(CallError::Forbidden(format!("scheme of {uri}")));
+    }
+    let header = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let authority = match uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => header.and_then(|host| host.parse().ok()),
+    };
+    authority.ok_or_else(|| CallError::Forbidden("no host".to_owned()))
 }
