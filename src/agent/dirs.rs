@@ -40,10 +40,6 @@ impl Dirs {
         Ok(dirs)
     }
 
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     pub(crate) fn node_file(&self) -> PathBuf {
         self.root.join("node.json")
     }

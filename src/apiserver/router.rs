@@ -9,7 +9,6 @@ use http::{Method, Request, Response};
 use tokio::time::Instant;
 
 use crate::api::status::Status;
-use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
@@ -22,7 +21,6 @@ use crate::store::Store;
 /// What the handlers of one request share.
 pub(super) struct Call {
     pub(super) context: Context,
-    pub(super) user: UserInfo,
     pub(super) query: Query,
     pub(super) headers: http::HeaderMap,
     pub(super) info: RequestInfo,
@@ -87,7 +85,7 @@ async fn dispatch(
     }
     let headers = request.headers().clone();
     let method = request.method().clone();
-    let call = Call { context, user, query, headers, info };
+    let call = Call { context, query, headers, info };
     resource(call, &method, request.into_body()).await
 }
 

@@ -96,11 +96,6 @@ impl DataDir {
         self.path.join(name)
     }
 
-    /// The folder itself.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// What this node remembers; `None` at its first start.
     pub(super) fn state(&self) -> Result<Option<NodeState>, NodeError> {
         let path = self.join("node.json");
