@@ -273,7 +273,8 @@ async fn a_node_that_dies_silently_fails_its_requests_within_a_second() {
         Instant::now()
     };
     let (answered, killed) = Box::pin(soon(async { tokio::join!(waiting, killing) })).await;
-    assert!(answered - killed < Duration::from_millis(1500), "{:?}", answered - killed);
+    // 900 ms by the settings; the rest is for a busy machine.
+    assert!(answered - killed < Duration::from_millis(1300), "{:?}", answered - killed);
     for _ in 0..10 {
         assert_eq!(ask(&a.mesh, get("http://web/")).await, "10.42.0.2:8080");
     }
@@ -566,4 +567,25 @@ async fn a_request_costs_an_ingress_connection_little_memory() {
     let backend = Backend::default();
     let calling = nodes[0].mesh.call(&backend, get("/"));
     assert!(size_of_val(&calling) < 6 * 1024, "{}", size_of_val(&calling));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_send_their_heads_too_slowly_are_cut_off() {
+    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+    let local: Arc<dyn Local> = Pods::new(&["10.42.0.2:8080"]);
+    let mut config = MeshConfig::new("a", local, tasks.clone(), Rng::seeded(1));
+    config.node_port_ip = None;
+    let mesh = Mesh::new(config);
+    mesh.publish(routes(&PODS[..1], "a"));
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tasks.spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
+    for head in ["", "G", "GET / HTTP/1.1\r\nHost: app.local\r\n", "PRI * HTTP/2.0\r\n"] {
+        let mut client = TcpStream::connect(at).await.unwrap();
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        // Paused time moves on when nothing else does.
+        let ended = client.read_to_end(&mut rest).await;
+        assert!(ended.is_err() || rest.is_empty(), "{head}");
+    }
 }
