@@ -1,27 +1,181 @@
 //! OpenAPI documents, as much as kubectl needs to choose server-side validation.
+//!
+//! The schemas are permissive: the server validates. Strategic merge patch is not advertised in v3,
+//! since the schemas carry no patch keys and kubectl must use its built-in types.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+use crate::api::resource::{Resource, resources};
+
+/// Query parameters of every write.
+const WRITE_PARAMETERS: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
 
 /// `/openapi/v3`: where the documents are.
 #[must_use]
 pub fn v3_index() -> Value {
-    json!({})
+    let mut paths = Map::new();
+    for res in resources() {
+        let path = res.version_path().trim_start_matches('/').to_owned();
+        let hash = env!("CARGO_PKG_VERSION").replace('.', "");
+        let url = format!("/openapi/v3/{path}?hash={hash}");
+        paths.insert(path, json!({ "serverRelativeURL": url }));
+    }
+    json!({ "paths": paths })
 }
 
 /// `/openapi/v3/api/v1`, `/openapi/v3/apis/<group>/<version>`; `server_version` as in `/version`.
 #[must_use]
-pub fn v3_document(_group: &str, _version: &str, _server_version: &str) -> Option<Value> {
-    None
+pub fn v3_document(group: &str, version: &str, server_version: &str) -> Option<Value> {
+    let (mut paths, mut schemas) = (Map::new(), Map::new());
+    for res in resources().iter().filter(|res| res.group == group && res.version == version) {
+        let root = res.version_path();
+        let collection = if res.is_namespaced {
+            format!("{root}/namespaces/{{namespace}}/{}", res.plural)
+        } else {
+            format!("{root}/{}", res.plural)
+        };
+        paths.insert(
+            collection.clone(),
+            json!({ "get": read(res, "list"), "post": write(res, "post", &["application/json"]) }),
+        );
+        let patches = ["application/json-patch+json", "application/merge-patch+json"];
+        paths.insert(
+            format!("{collection}/{{name}}"),
+            json!({
+                "get": read(res, "get"),
+                "put": write(res, "put", &["application/json"]),
+                "patch": write(res, "patch", &patches),
+                "delete": read(res, "delete"),
+            }),
+        );
+        schemas.insert(schema_name(res), schema(res));
+    }
+    (!paths.is_empty()).then(|| {
+        json!({
+            "openapi": "3.0.0",
+            "info": { "title": "edgeorc", "version": server_version },
+            "paths": paths,
+            "components": { "schemas": schemas },
+        })
+    })
 }
 
-/// `/openapi/v2` as JSON.
+fn kind_of(res: &Resource) -> Value {
+    json!({ "group": res.group, "version": res.version, "kind": res.kind })
+}
+
+/// A name in the style of Kubernetes' own documents.
+fn schema_name(res: &Resource) -> String {
+    let group = if res.group.is_empty() { "core" } else { res.group };
+    format!("io.edgeorc.{}.{}.{}", group, res.version, res.kind)
+}
+
+fn reference(res: &Resource) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{}", schema_name(res)) })
+}
+
+fn answer(res: &Resource) -> Value {
+    json!({ "200": { "description": "OK", "content": { "application/json": { "schema": reference(res) } } } })
+}
+
+fn read(res: &Resource, action: &str) -> Value {
+    json!({
+        "description": res.description,
+        "responses": answer(res),
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": kind_of(res),
+    })
+}
+
+fn write(res: &Resource, action: &str, media_types: &[&str]) -> Value {
+    let parameters: Vec<Value> = WRITE_PARAMETERS
+        .iter()
+        .map(|name| json!({ "name": name, "in": "query", "schema": { "type": "string", "uniqueItems": true } }))
+        .collect();
+    let content: Map<String, Value> = media_types
+        .iter()
+        .map(|media| ((*media).to_owned(), json!({ "schema": reference(res) })))
+        .collect();
+    json!({
+        "description": res.description,
+        "parameters": parameters,
+        "requestBody": { "content": content, "required": true },
+        "responses": answer(res),
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": kind_of(res),
+    })
+}
+
+fn schema(res: &Resource) -> Value {
+    json!({
+        "description": res.description,
+        "type": "object",
+        "properties": {
+            "apiVersion": { "type": "string" },
+            "kind": { "type": "string" },
+            "metadata": { "type": "object", "x-kubernetes-preserve-unknown-fields": true },
+        },
+        "x-kubernetes-preserve-unknown-fields": true,
+        "x-kubernetes-group-version-kind": [kind_of(res)],
+    })
+}
+
+/// `/openapi/v2` in JSON. Without definitions, clients skip their own validation.
 #[must_use]
 pub fn v2_json(server_version: &str) -> Value {
-    json!({ "swagger": "2.0", "info": { "title": "edgeorc", "version": server_version } })
+    json!({
+        "swagger": "2.0",
+        "info": { "title": "edgeorc", "version": server_version },
+        "paths": {},
+        "definitions": {},
+    })
 }
 
-/// `/openapi/v2` as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
+/// `/openapi/v2` as the protobuf message `openapi.v2.Document` of gnostic, which kubectl up to
+/// 1.26 asks for: swagger (1), info (2) with title (1) and version (2), and empty paths (8).
 #[must_use]
-pub fn v2_protobuf(_server_version: &str) -> Vec<u8> {
-    Vec::new()
+pub fn v2_protobuf(server_version: &str) -> Vec<u8> {
+    let mut info = Vec::new();
+    field(1, b"edgeorc", &mut info);
+    field(2, server_version.as_bytes(), &mut info);
+    let mut document = Vec::new();
+    field(1, b"2.0", &mut document);
+    field(2, &info, &mut document);
+    field(8, b"", &mut document);
+    document
+}
+
+/// A length-delimited protobuf field. Numbers and lengths here are below 128 × 128.
+fn field(number: u8, bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(number << 3 | 2);
+    let mut length = bytes.len();
+    while length >= 0x80 {
+        out.push(u8::try_from(length & 0x7f).unwrap_or(0) | 0x80);
+        length >>= 7;
+    }
+    out.push(u8::try_from(length).unwrap_or(0));
+    out.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_validated_by_the_server_and_not_strategic_in_v3() {
+        let document = v3_document("apps", "v1", "v1").unwrap();
+        let path = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}";
+        let patch = &document["paths"][path]["patch"];
+        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
+        assert!(patch["parameters"].to_string().contains("fieldValidation"));
+        assert!(!patch["requestBody"].to_string().contains("strategic"));
+        assert!(v3_document("apps", "v9", "v1").is_none());
+    }
+
+    #[test]
+    fn the_protobuf_document_begins_with_its_version() {
+        let bytes = v2_protobuf("v1.36.0");
+        assert!(bytes.starts_with(b"\x0a\x032.0\x12"));
+        assert!(bytes.ends_with(b"\x42\x00"));
+    }
 }

@@ -1,7 +1,6 @@
 //! Where the other nodes are: from the Raft group and from the Node objects.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use edgeorc_raft::Status;
 use k8s_openapi::api::core::v1::Node;
@@ -11,15 +10,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::informer;
-use crate::net::{Alpn, Peers, http};
+use crate::net::{Alpn, Peers};
 use crate::rt::TaskGroup;
 
 /// Annotation with a node's QUIC address, written by its agent.
 const QUIC_ADDRESS: &str = "edgeorc.io/quic-address";
 /// Label of servers.
 const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
-/// Pause before a lost connection to a server is opened again.
-const REDIAL: Duration = Duration::from_millis(500);
 
 /// Tells the pool where the members of the Raft group are, until `cancel`.
 pub(super) async fn follow_members(
@@ -85,37 +82,11 @@ pub(super) async fn keep_reachable(
     mut servers: watch::Receiver<Vec<String>>,
     me: String,
     peers: Peers,
-    node_api: axum::Router,
-    tasks: TaskGroup,
     cancel: CancellationToken,
 ) {
-    let mut links: BTreeMap<String, TaskGroup> = BTreeMap::new();
     loop {
-        let wanted: Vec<String> =
-            servers.borrow_and_update().iter().filter(|name| **name != me).cloned().collect();
-        let gone: Vec<String> =
-            links.keys().filter(|name| !wanted.contains(name)).cloned().collect();
-        for name in gone {
-            if let Some(link) = links.remove(&name) {
-                link.token().cancel();
-            }
-        }
-        for name in wanted {
-            if links.contains_key(&name) {
-                continue;
-            }
-            let link = tasks.child();
-            let (group, peers, node_api, server) =
-                (link.clone(), peers.clone(), node_api.clone(), name.clone());
-            link.spawn_until_cancelled("server-link", async move {
-                loop {
-                    if let Ok(conn) = peers.get(&server, Alpn::Node).await {
-                        http::serve(conn, node_api.clone(), &group).await;
-                    }
-                    tokio::time::sleep(REDIAL).await;
-                }
-            });
-            links.insert(name, link);
+        for server in servers.borrow_and_update().iter().filter(|name| **name != me) {
+            peers.keep(server, Alpn::Node);
         }
         if !matches!(cancel.run_until_cancelled(servers.changed()).await, Some(Ok(()))) {
             return;

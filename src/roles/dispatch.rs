@@ -41,13 +41,12 @@ pub(super) async fn run(endpoint: Endpoint, doors: Doors, tasks: TaskGroup) {
     }
 }
 
+/// Also for connections that this node dialled: the other side may open streams on them.
 async fn serve(conn: Connection, doors: Doors, tasks: &TaskGroup) {
+    doors.peers.adopt(&conn);
     match (conn.alpn(), doors.server) {
         (Alpn::Mesh, _) => doors.mesh.serve_peer(conn).await,
-        (Alpn::Node, _) => {
-            doors.peers.adopt(&conn);
-            http::serve(conn, doors.node_api, tasks).await;
-        }
+        (Alpn::Node, _) => http::serve(conn, doors.node_api, tasks).await,
         (Alpn::Raft, Some(server)) => store::serve_peer(conn, server.replica, tasks).await,
         (Alpn::Api, Some(server)) => apiserver::serve_quic(conn, server.api, tasks).await,
         (Alpn::Join, Some(server)) => join::serve(conn, server.enroller).await,

@@ -303,10 +303,9 @@ fn spawn_links(
     tasks.spawn("nodes", |cancel| {
         addresses::follow_nodes(client, name, pool, servers, group, cancel)
     });
-    let (name, pool, group) = (me.clone(), peers.clone(), tasks.clone());
-    let node_api = base.node_api.router();
+    let (name, pool) = (me.clone(), peers.clone());
     tasks.spawn("server-links", |cancel| {
-        addresses::keep_reachable(known_servers, name, pool, node_api, group, cancel)
+        addresses::keep_reachable(known_servers, name, pool, cancel)
     });
 }
 
