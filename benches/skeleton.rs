@@ -74,7 +74,14 @@ fn main() {
         stop(&mut node);
     }
     let p99 = worst(&starts);
-    rows.push(row("process start to API ready, worst of 10", p99, "ms", "k3s 30,000", 300.0, p99 <= 300.0));
+    rows.push(row(
+        "process start to API ready, worst of 10",
+        p99,
+        "ms",
+        "k3s 30,000",
+        300.0,
+        p99 <= 300.0,
+    ));
 
     let dir = folder.path().join("main");
     let (mut node, _) = start(&binary, &dir);
@@ -88,13 +95,34 @@ fn main() {
         run(Command::new(&binary).args(["delete", "app", &name, "--kubeconfig"]).arg(&kubeconfig));
     }
     let p99 = worst(&warm);
-    rows.push(row("deploy to first response, compiled, worst of 10", p99, "ms", "Kubernetes SLO 5,000", 50.0, p99 <= 50.0));
+    rows.push(row(
+        "deploy to first response, compiled, worst of 10",
+        p99,
+        "ms",
+        "Kubernetes SLO 5,000",
+        50.0,
+        p99 <= 50.0,
+    ));
 
     let memory = resident_mib(node.id());
-    rows.push(row("RSS, server with one pod", memory, "MiB", "KubeSolo < 200", 40.0, memory <= 40.0));
+    rows.push(row(
+        "RSS, server with one pod",
+        memory,
+        "MiB",
+        "KubeSolo < 200",
+        40.0,
+        memory <= 40.0,
+    ));
     let (cpu, written) = idle(node.id(), Duration::from_secs(20));
     rows.push(row("idle CPU of one core", cpu, "%", "k3s 20-30", 0.5, cpu <= 0.5));
-    rows.push(row("idle bytes written in 20 s", written, "B", "k3s 500 KiB/s", 0.0, written == 0.0));
+    rows.push(row(
+        "idle bytes written in 20 s",
+        written,
+        "B",
+        "k3s 500 KiB/s",
+        0.0,
+        written == 0.0,
+    ));
 
     let wasmtime = root.join("target/peers/bin/wasmtime");
     let mut peer = Command::new(&wasmtime)
@@ -103,7 +131,9 @@ fn main() {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap_or_else(|cause| panic!("{}: {cause}: run `just bench-skeleton`", wasmtime.display()));
+        .unwrap_or_else(|cause| {
+            panic!("{}: {cause}: run `just bench-skeleton`", wasmtime.display())
+        });
     until_answers(PEER, "x");
     let host = "cold.default.localhost";
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -130,16 +160,35 @@ fn main() {
     report(root, &rows);
 }
 
-fn row(name: &'static str, value: f64, unit: &'static str, peer: &'static str, budget: f64, met: bool) -> Row {
+fn row(
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    peer: &'static str,
+    budget: f64,
+    met: bool,
+) -> Row {
     Row { name, value, unit, peer, ratio: None, budget, met }
 }
 
 fn report(root: &Path, rows: &[Row]) {
-    println!("{:<50} {:>12} {:<5} {:<24} {:>7} {:>8} met", "name", "value", "unit", "peer", "ratio", "budget");
+    println!(
+        "{:<50} {:>12} {:<5} {:<24} {:>7} {:>8} met",
+        "name", "value", "unit", "peer", "ratio", "budget"
+    );
     for r in rows {
         let ratio = r.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
         let budget = if r.budget.is_finite() { r.budget.to_string() } else { String::new() };
-        println!("{:<50} {:>12.1} {:<5} {:<24} {:>7} {:>8} {}", r.name, r.value, r.unit, r.peer, ratio, budget, if r.met { "yes" } else { "NO" });
+        println!(
+            "{:<50} {:>12.1} {:<5} {:<24} {:>7} {:>8} {}",
+            r.name,
+            r.value,
+            r.unit,
+            r.peer,
+            ratio,
+            budget,
+            if r.met { "yes" } else { "NO" }
+        );
     }
     let list: Vec<_> = rows
         .iter()
@@ -190,7 +239,11 @@ fn stop(node: &mut Child) {
 /// Deploys and asks until the app answers; milliseconds.
 fn deploy(binary: &Path, kubeconfig: &Path, hello: &Path, name: &str) -> f64 {
     let began = Instant::now();
-    run(Command::new(binary).arg("deploy").arg(hello).args(["--name", name, "--kubeconfig"]).arg(kubeconfig));
+    run(Command::new(binary)
+        .arg("deploy")
+        .arg(hello)
+        .args(["--name", name, "--kubeconfig"])
+        .arg(kubeconfig));
     until_answers(&format!("{NODE}:8080"), &format!("{name}.default.localhost"));
     began.elapsed().as_secs_f64() * 1e3
 }

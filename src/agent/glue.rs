@@ -28,7 +28,11 @@ impl Local for LocalPods {
         Ok(Box::new(stream))
     }
 
-    async fn http(&self, to: SocketAddr, request: Request<Body>) -> Result<Response<Body>, LocalError> {
+    async fn http(
+        &self,
+        to: SocketAddr,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, LocalError> {
         self.0.http(to, request).await.map_err(|error| match error {
             HttpError::Refused(unsent) | HttpError::Busy(unsent) => {
                 LocalError::Refused(Box::new(unsent.into_request()))
@@ -68,7 +72,11 @@ impl Uplink for GuestUplink {
         }
     }
 
-    async fn http(&self, from: &PodId, request: Request<Body>) -> Result<Response<Body>, BodyError> {
+    async fn http(
+        &self,
+        from: &PodId,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, BodyError> {
         Ok(self.mesh()?.http(&from.namespace, request).await?)
     }
 }

@@ -143,7 +143,8 @@ async fn respond(
     let run = if options.is_previous { run.checked_sub(1) } else { Some(run) };
     let run = run.ok_or((StatusCode::NOT_FOUND, "no previous run"))?;
     let path = source.dir.log_file(&container, run);
-    let mut reader = Reader { source, container, run, path, options, offset: 0, partial: Vec::new(), sent: 0 };
+    let mut reader =
+        Reader { source, container, run, path, options, offset: 0, partial: Vec::new(), sent: 0 };
     let start = reader.beginning().await;
     let start = start.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the log cannot be read"))?;
     let stream = futures_util::stream::unfold((Some(start), reader), |(start, mut reader)| async {
@@ -196,7 +197,9 @@ impl Reader {
                 for line in self.lines(&bytes) {
                     held += line.len();
                     lines.push_back(line);
-                    while self.options.tail.is_some_and(|tail| lines.len() > tail) || held > TAIL_BYTES_MAX {
+                    while self.options.tail.is_some_and(|tail| lines.len() > tail)
+                        || held > TAIL_BYTES_MAX
+                    {
                         held -= lines.pop_front().map_or(held, |line| line.len());
                     }
                 }

@@ -64,10 +64,8 @@ impl Manager {
     }
 
     fn reconcile(&mut self, pods: Vec<Arc<Pod>>) {
-        let wanted: BTreeMap<String, Arc<Pod>> = pods
-            .into_iter()
-            .filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
-            .collect();
+        let wanted: BTreeMap<String, Arc<Pod>> =
+            pods.into_iter().filter_map(|pod| Some((pod.metadata.uid.clone()?, pod))).collect();
         // Dropping the sender tells the worker that its pod is gone.
         self.pods.retain(|uid, _| wanted.contains_key(uid));
         for (uid, pod) in wanted {

@@ -31,7 +31,10 @@ pub(crate) async fn run(
     let nodes = informer(Api::<Node>::all(client.clone()), config(), &tasks);
     let ingresses = informer(Api::<Ingress>::all(client), config(), &tasks);
     let ready = async {
-        services.ready().await && slices.ready().await && nodes.ready().await && ingresses.ready().await
+        services.ready().await
+            && slices.ready().await
+            && nodes.ready().await
+            && ingresses.ready().await
     };
     if cancel.run_until_cancelled(ready).await != Some(true) {
         return;

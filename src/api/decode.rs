@@ -159,7 +159,9 @@ impl<'de> Visitor<'de> for Node<'_> {
 pub(crate) type Decoder = fn(&Value) -> Result<Value, String>;
 
 /// The [`Decoder`] of `T`.
-pub(crate) fn typed<T: DeserializeOwned + serde::Serialize>(value: &Value) -> Result<Value, String> {
+pub(crate) fn typed<T: DeserializeOwned + serde::Serialize>(
+    value: &Value,
+) -> Result<Value, String> {
     let object = T::deserialize(value).map_err(|err| err.to_string())?;
     serde_json::to_value(object).map_err(|err| err.to_string())
 }

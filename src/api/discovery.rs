@@ -221,9 +221,14 @@ mod tests {
             aggregated_groups(AggregatedVersion::V2)
         );
         for res in resources() {
-            assert!(aggregated.contains(&format!("\"resource\":\"{}\"", res.plural)), "{}", res.plural);
+            assert!(
+                aggregated.contains(&format!("\"resource\":\"{}\"", res.plural)),
+                "{}",
+                res.plural
+            );
             let list = api_resource_list(res.group, res.version).unwrap();
-            let found = list["resources"].as_array().unwrap().iter().any(|r| r["name"] == res.plural);
+            let found =
+                list["resources"].as_array().unwrap().iter().any(|r| r["name"] == res.plural);
             assert!(found, "{}", res.plural);
         }
         assert!(api_group("apps").is_some());

@@ -27,11 +27,6 @@ pub(crate) fn items_at<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// The items at a JSON pointer, to change them; absent is empty.
-pub(crate) fn items_at_mut<'a>(value: &'a mut Value, pointer: &str) -> &'a mut [Value] {
-    value.pointer_mut(pointer).and_then(Value::as_array_mut).map_or(&mut [], Vec::as_mut_slice)
-}
-
 /// The entries at a JSON pointer; absent is empty.
 pub(crate) fn entries_at<'a>(
     value: &'a Value,
@@ -111,11 +106,6 @@ pub(crate) fn child<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Valu
         *slot = Value::Object(Map::new());
     }
     slot.is_object().then_some(slot)
-}
-
-/// The existing object under `key`.
-pub(crate) fn child_if_set<'a>(object: &'a mut Value, key: &str) -> Option<&'a mut Value> {
-    object.get_mut(key).filter(|value| value.is_object())
 }
 
 /// How deep arrays and objects are nested; a scalar has depth 0.

@@ -88,9 +88,8 @@ impl FromStr for Quantity {
             Some(rest) => (true, rest),
             None => (false, text.strip_prefix('+').unwrap_or(text)),
         };
-        let end = unsigned
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(unsigned.len());
+        let end =
+            unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
         let (number, suffix) = unsigned.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -100,8 +99,10 @@ impl FromStr for Quantity {
         let digits = format!("{whole}{fraction}");
         let mantissa: i128 = digits.parse().map_err(|_| QuantityError)?;
         let fraction_len = u32::try_from(fraction.len()).map_err(|_| QuantityError)?;
-        let divisor =
-            10_i128.checked_pow(fraction_len).and_then(|p| p.checked_mul(divisor)).ok_or(QuantityError)?;
+        let divisor = 10_i128
+            .checked_pow(fraction_len)
+            .and_then(|p| p.checked_mul(divisor))
+            .ok_or(QuantityError)?;
         let scaled = mantissa.checked_mul(multiplier).ok_or(QuantityError)?;
         // Finer than a billionth rounds away from zero, so nothing asked for becomes nothing.
         let nanos = div_up(scaled, divisor);

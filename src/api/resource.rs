@@ -216,9 +216,7 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resourc
 /// The resource of a kind, as `apiVersion` and `kind` of a body name it.
 #[must_use]
 pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
-    resources()
-        .iter()
-        .find(|res| res.group == group && res.version == version && res.kind == kind)
+    resources().iter().find(|res| res.group == group && res.version == version && res.kind == kind)
 }
 
 /// Whether objects of `resource` in `namespace` are kept in the leader's memory only: events, and

@@ -240,8 +240,7 @@ impl Status {
     /// 405.
     #[must_use]
     pub fn method_not_allowed(res: &Resource, verb: &str) -> Self {
-        let message =
-            format!("{verb} is not supported on resources of kind {:?}", res.qualified());
+        let message = format!("{verb} is not supported on resources of kind {:?}", res.qualified());
         Self::failure(405, Reason::MethodNotAllowed, message).about(res.group, res.plural, "")
     }
 

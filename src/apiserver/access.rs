@@ -42,7 +42,9 @@ pub(super) fn user(request: &Request<Body>) -> Result<UserInfo, ApiError> {
         return Ok(asking);
     };
     if !has_group(&asking, MASTERS) && !has_group(&asking, SERVERS) {
-        return Err(Status::forbidden_path(&asking.name, "impersonate", request.uri().path()).into());
+        return Err(
+            Status::forbidden_path(&asking.name, "impersonate", request.uri().path()).into()
+        );
     }
     let groups = request.headers().get_all(IMPERSONATE_GROUP);
     Ok(UserInfo { name, groups: groups.iter().filter_map(text).take(GROUPS_MAX).collect() })
@@ -58,7 +60,12 @@ pub(super) fn check(user: &UserInfo, verb: &str, info: &RequestInfo) -> Result<(
     if has_group(user, NODES) && !is_token {
         return Ok(());
     }
-    Err(Status::forbidden(info.resource, info.name.as_deref().unwrap_or_default(), &detail(user, verb, info)).into())
+    Err(Status::forbidden(
+        info.resource,
+        info.name.as_deref().unwrap_or_default(),
+        &detail(user, verb, info),
+    )
+    .into())
 }
 
 /// Whether `user` may read a path that is no resource: discovery, OpenAPI, metrics.
@@ -127,7 +134,8 @@ mod tests {
     #[test]
     fn only_servers_and_administrators_act_as_others() {
         let request = |group: &str| {
-            let mut request = Request::builder().header(IMPERSONATE_USER, "x").body(Body::empty()).unwrap();
+            let mut request =
+                Request::builder().header(IMPERSONATE_USER, "x").body(Body::empty()).unwrap();
             request.extensions_mut().insert(UserInfo::new("a", &[group]));
             request
         };

@@ -29,7 +29,11 @@ pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiEr
                 "unable to create new content in namespace {name} because it is being terminated"
             );
             return Err(Status::forbidden(call.info.resource, "", &detail)
-                .with_cause("NamespaceTerminating", &format!("namespace {name} is being terminated"), "metadata.namespace")
+                .with_cause(
+                    "NamespaceTerminating",
+                    &format!("namespace {name} is being terminated"),
+                    "metadata.namespace",
+                )
                 .into());
         }
         return Ok(());

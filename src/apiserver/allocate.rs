@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use crate::api::status::Status;
-use crate::api::{Resource, FieldError, meta};
+use crate::api::{FieldError, Resource, meta};
 use crate::apiserver::context::ContextInner;
 use crate::apiserver::error::ApiError;
 use crate::store::Side;
@@ -54,7 +54,8 @@ pub(super) fn releases(resource: &Resource, object: &Value) -> Vec<Side> {
 pub(super) fn refuse(resource: &Resource, sent: &Value, taken: &str) -> Option<ApiError> {
     let is_chosen = held(sent).iter().any(|name| name == taken);
     let (kind, value) = taken.rsplit_once('/')?;
-    let field = if kind.ends_with("nodeport") { "spec.ports[0].nodePort" } else { "spec.clusterIPs[0]" };
+    let field =
+        if kind.ends_with("nodeport") { "spec.ports[0].nodePort" } else { "spec.clusterIPs[0]" };
     let error = FieldError::invalid(field, &json!(value), "provided value is already allocated");
     is_chosen.then(|| Status::invalid(resource, meta::name(sent), &[error]).into())
 }
@@ -113,9 +114,9 @@ fn choose_address(context: &ContextInner, service: &mut Value) -> Result<(), Api
 }
 
 fn is_in_range(address: &str) -> bool {
-    address.parse::<Ipv4Addr>().is_ok_and(|ip| {
-        (SERVICE_BASE..SERVICE_BASE + SERVICE_COUNT).contains(&u32::from(ip))
-    })
+    address
+        .parse::<Ipv4Addr>()
+        .is_ok_and(|ip| (SERVICE_BASE..SERVICE_BASE + SERVICE_COUNT).contains(&u32::from(ip)))
 }
 
 fn choose_ports(context: &ContextInner, service: &mut Value) -> Result<(), ApiError> {

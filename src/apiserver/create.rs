@@ -45,7 +45,10 @@ pub(super) async fn create(
     }
     body::check_place(&mut object, call.info.namespace.as_deref(), None)?;
     if !meta::resource_version(&object).is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created").into());
+        return Err(Status::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        )
+        .into());
     }
     admission::namespace(call, is_dry_run).await?;
     strategy::prepare_create(resource, &mut object);

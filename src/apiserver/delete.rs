@@ -12,7 +12,7 @@ use crate::apiserver::read::{self, Filter};
 use crate::apiserver::router::Call;
 use crate::apiserver::update::is_finished;
 use crate::apiserver::{allocate, body, response};
-use crate::store::{Freshness, Key, Stored, StoreError};
+use crate::store::{Freshness, Key, StoreError, Stored};
 
 /// Grace of a pod that names none, in seconds.
 const GRACE_SECONDS: i64 = 30;
@@ -146,8 +146,9 @@ async fn delete(call: &Call, key: &Key, options: &Options) -> Result<Deleted, Ap
 fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError> {
     let uid = meta::uid(&current.object);
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        let detail =
-            format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        let detail = format!(
+            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"
+        );
         return Err(Status::conflict(key.resource, &key.name, &detail).into());
     }
     let revision = current.revision.to_string();
@@ -158,7 +159,12 @@ fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError>
         return Err(Status::conflict(key.resource, &key.name, &detail).into());
     }
     if key.resource.plural == "namespaces" && KEPT_NAMESPACES.contains(&key.name.as_str()) {
-        return Err(Status::forbidden(key.resource, &key.name, "this namespace may not be deleted").into());
+        return Err(Status::forbidden(
+            key.resource,
+            &key.name,
+            "this namespace may not be deleted",
+        )
+        .into());
     }
     Ok(())
 }
@@ -218,7 +224,8 @@ mod tests {
     #[test]
     fn a_running_pod_gets_its_grace_and_a_waiting_one_goes_at_once() {
         let pods = api::find("", "v1", "pods").unwrap();
-        let running = json!({"metadata": {}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 7}});
+        let running =
+            json!({"metadata": {}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 7}});
         let later = marked(&running, &Options::default());
         assert_eq!(later["metadata"]["deletionTimestamp"], "1970-01-01T00:00:07Z");
         assert!(!is_finished(pods, &later));

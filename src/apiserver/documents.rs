@@ -17,7 +17,10 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=";
 const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Answers by path.
-pub(super) fn respond(context: &Context, request: &Request<Body>) -> Result<Response<Body>, ApiError> {
+pub(super) fn respond(
+    context: &Context,
+    request: &Request<Body>,
+) -> Result<Response<Body>, ApiError> {
     let path = request.uri().path().trim_end_matches('/');
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Status::no_such_path().into());

@@ -38,7 +38,11 @@ pub(super) fn respond(context: &Context, path: &str, query: &Query) -> Option<Re
     }
     let mut text = String::new();
     for (name, good) in checks.iter().filter(|(name, _)| is_asked(name)) {
-        let line = if *good { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: no leader is known\n") };
+        let line = if *good {
+            format!("[+]{name} ok\n")
+        } else {
+            format!("[-]{name} failed: no leader is known\n")
+        };
         text.push_str(&line);
     }
     let verdict = if is_good { "passed" } else { "failed" };

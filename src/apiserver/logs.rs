@@ -26,7 +26,9 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     let container = container(&pod, &key.name, call.query.get("container"))?;
     let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
     if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {} does not have a host assigned", key.name)).into());
+        return Err(
+            Status::bad_request(format!("pod {} does not have a host assigned", key.name)).into()
+        );
     }
     let is_previous = call.query.is_set("previous");
     check_state(&pod, &key.name, &container, is_previous)?;
@@ -40,7 +42,9 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     let answer = call.context.forward.node(node, request).await?;
     let (head, body) = answer.into_parts();
     if head.status.is_server_error() {
-        return Err(Status::internal(format!("node {node} cannot read the log of {}", key.name)).into());
+        return Err(
+            Status::internal(format!("node {node} cannot read the log of {}", key.name)).into()
+        );
     }
     if !head.status.is_success() {
         let what = format!("container {container:?} in pod {:?} has no such log", key.name);
@@ -65,7 +69,9 @@ fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, Api
         if mains.iter().chain(&inits).any(|name| name == asked) {
             return Ok(asked.to_owned());
         }
-        return Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")).into());
+        return Err(
+            Status::bad_request(format!("container {asked} is not valid for pod {name}")).into()
+        );
     }
     match mains.as_slice() {
         [only] => Ok(only.clone()),
@@ -78,7 +84,12 @@ fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, Api
 }
 
 /// A container that never ran has no log.
-fn check_state(pod: &Value, name: &str, container: &str, is_previous: bool) -> Result<(), ApiError> {
+fn check_state(
+    pod: &Value,
+    name: &str,
+    container: &str,
+    is_previous: bool,
+) -> Result<(), ApiError> {
     let status = ["/status/containerStatuses", "/status/initContainerStatuses"]
         .iter()
         .filter_map(|list| pod.pointer(list).and_then(Value::as_array))

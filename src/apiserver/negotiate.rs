@@ -42,12 +42,18 @@ impl Shape {
         for entry in accept.split(',') {
             let mut parts = entry.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default();
-            if !matches!(media, "application/json" | "*/*" | "application/*" | "application/yaml" | "") {
+            if !matches!(
+                media,
+                "application/json" | "*/*" | "application/*" | "application/yaml" | ""
+            ) {
                 continue;
             }
             let named = |key: &str| {
                 let clone = parts.clone();
-                clone.filter_map(|part| part.split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v)
+                clone
+                    .filter_map(|part| part.split_once('='))
+                    .find(|(k, _)| *k == key)
+                    .map(|(_, v)| v)
             };
             match (named("as"), named("v")) {
                 (None, _) => return Ok(Self::Object),
@@ -190,7 +196,10 @@ mod tests {
             ("application/json, */*", Some(Shape::Object)),
             ("application/vnd.kubernetes.protobuf,application/json", Some(Shape::Object)),
             ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Some(table.clone())),
-            ("application/json;as=Table;g=meta.k8s.io;v=v2,application/json;as=Table;v=v1", Some(table)),
+            (
+                "application/json;as=Table;g=meta.k8s.io;v=v2,application/json;as=Table;v=v1",
+                Some(table),
+            ),
             ("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1", Some(Shape::Metadata)),
             ("application/vnd.kubernetes.protobuf", None),
             ("text/html", None),

@@ -51,7 +51,10 @@ impl Query {
         self.get(key)
             .map(|text| {
                 text.parse().map_err(|_| {
-                    Status::bad_request(format!("{key}: Invalid value: {text:?}: must be a whole number")).into()
+                    Status::bad_request(format!(
+                        "{key}: Invalid value: {text:?}: must be a whole number"
+                    ))
+                    .into()
                 })
             })
             .transpose()
@@ -77,9 +80,10 @@ impl Query {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
-            Some(other) => {
-                Err(Status::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"")).into())
-            }
+            Some(other) => Err(Status::bad_request(format!(
+                "dryRun: Unsupported value: {other:?}: supported values: \"All\""
+            ))
+            .into()),
         }
     }
 

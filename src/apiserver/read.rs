@@ -138,10 +138,13 @@ async fn place(call: &Call, limit: usize) -> Result<(Page, Freshness), ApiError>
     let exact = query.get("resourceVersionMatch");
     if let Some(text) = query.get("continue") {
         if exact.is_some() {
-            return Err(Status::bad_request("resourceVersionMatch is forbidden for continue").into());
+            return Err(
+                Status::bad_request("resourceVersionMatch is forbidden for continue").into()
+            );
         }
-        let (rv, after) = Token::decode(text)
-            .ok_or_else(|| Status::bad_request("continue key is not valid: it was not made by this server"))?;
+        let (rv, after) = Token::decode(text).ok_or_else(|| {
+            Status::bad_request("continue key is not valid: it was not made by this server")
+        })?;
         let at = (rv > 0).then_some(rv);
         return Ok((Page { limit, after: Some(after), at }, Freshness::Any));
     }
@@ -150,15 +153,24 @@ async fn place(call: &Call, limit: usize) -> Result<(Page, Freshness), ApiError>
         (None, Some(revision)) => limit > 0 && revision > 0,
         (None, None) => false,
         (Some(_), None) => {
-            return Err(Status::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided").into());
+            return Err(Status::bad_request(
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            )
+            .into());
         }
         (Some("NotOlderThan"), Some(_)) => false,
         (Some("Exact"), Some(0)) => {
-            return Err(Status::bad_request("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"").into());
+            return Err(Status::bad_request(
+                "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+            )
+            .into());
         }
         (Some("Exact"), Some(_)) => true,
         (Some(other), Some(_)) => {
-            return Err(Status::bad_request(format!("resourceVersionMatch: Unsupported value: {other:?}")).into());
+            return Err(Status::bad_request(format!(
+                "resourceVersionMatch: Unsupported value: {other:?}"
+            ))
+            .into());
         }
     };
     let freshness = freshness(call, &call.info.scope()).await?;

@@ -38,14 +38,28 @@ impl Stats {
             Self { requests: Family::default(), duration: Family::new_with_constructor(new) };
         metrics.register(|registry| {
             let requests = stats.requests.clone();
-            registry.register("edgeorc_apiserver_requests", "Requests by verb, resource and code", requests);
+            registry.register(
+                "edgeorc_apiserver_requests",
+                "Requests by verb, resource and code",
+                requests,
+            );
             let help = "Time until the response head, by verb";
-            registry.register("edgeorc_apiserver_request_duration_seconds", help, stats.duration.clone());
+            registry.register(
+                "edgeorc_apiserver_request_duration_seconds",
+                help,
+                stats.duration.clone(),
+            );
         });
         stats
     }
 
-    pub(super) fn record(&self, verb: &'static str, resource: &'static str, code: u16, took: Duration) {
+    pub(super) fn record(
+        &self,
+        verb: &'static str,
+        resource: &'static str,
+        code: u16,
+        took: Duration,
+    ) {
         self.requests.get_or_create(&Request { verb, resource, code }).inc();
         self.duration.get_or_create(&Verb { verb }).observe(took.as_secs_f64());
     }

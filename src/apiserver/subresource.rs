@@ -28,7 +28,9 @@ pub(super) async fn respond(
         ("scale", _) if !resource.has_scale => Err(Status::no_such_path().into()),
         ("scale", "GET" | "PUT" | "PATCH") => scale_of(call, method, request_body).await,
         ("binding", "POST") if resource.plural == "pods" => bind(call, request_body).await,
-        ("finalize", "PUT") if resource.plural == "namespaces" => finalize(call, request_body).await,
+        ("finalize", "PUT") if resource.plural == "namespaces" => {
+            finalize(call, request_body).await
+        }
         ("status" | "scale" | "binding" | "finalize", other) => {
             Err(Status::method_not_allowed(resource, other).into())
         }
@@ -37,7 +39,11 @@ pub(super) async fn respond(
 }
 
 /// Reads or sets the number of replicas.
-async fn scale_of(call: Call, method: &Method, request_body: Body) -> Result<Response<Body>, ApiError> {
+async fn scale_of(
+    call: Call,
+    method: &Method,
+    request_body: Body,
+) -> Result<Response<Body>, ApiError> {
     let resource = call.info.resource;
     let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
     if method == Method::GET {
@@ -90,7 +96,9 @@ async fn bind(call: Call, request_body: Body) -> Result<Response<Body>, ApiError
             return Err(conflict(format!("the pod is another one, uid {}", meta::uid(pod))));
         }
         if meta::deletion_timestamp(pod).is_some() {
-            return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
+            return Err(conflict(format!(
+                "pod {name} is being deleted, cannot be assigned to a host"
+            )));
         }
         let bound = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
         if !bound.is_empty() {
@@ -104,9 +112,12 @@ async fn bind(call: Call, request_body: Body) -> Result<Response<Body>, ApiError
         Ok(bound)
     })
     .await?;
-    Ok(response::json(StatusCode::CREATED, &json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
-    })))
+    Ok(response::json(
+        StatusCode::CREATED,
+        &json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
+        }),
+    ))
 }
 
 /// Sets the condition PodScheduled.

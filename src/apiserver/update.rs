@@ -39,7 +39,11 @@ pub(super) async fn put(call: Call, request_body: Body) -> Result<Response<Body>
 }
 
 /// Replaces a part of an object by what the body holds.
-pub(super) async fn replace(call: Call, request_body: Body, part: Part) -> Result<Response<Body>, ApiError> {
+pub(super) async fn replace(
+    call: Call,
+    request_body: Body,
+    part: Part,
+) -> Result<Response<Body>, ApiError> {
     let shape = Shape::negotiate(&call.headers, &call.query)?;
     let validation = call.query.field_validation()?;
     let bytes = body::read(request_body).await?;
@@ -158,7 +162,9 @@ pub(super) async fn modify(
             Err(StoreError::Conflict { .. }) if expected.is_none() && tries < RETRIES_MAX => {}
             Err(StoreError::SideTaken { key: taken }) => {
                 let refused = allocate::refuse(key.resource, &current.object, &taken);
-                let taken = || Status::unprocessable("a chosen address or port is already allocated").into();
+                let taken = || {
+                    Status::unprocessable("a chosen address or port is already allocated").into()
+                };
                 if tries >= RETRIES_MAX {
                     return Err(refused.unwrap_or_else(taken));
                 }
@@ -174,7 +180,8 @@ fn check_identity(key: &Key, old: &Value, new: &Value) -> Result<(), ApiError> {
     if sent.is_empty() || sent == has {
         return Ok(());
     }
-    let detail = format!("Precondition failed: UID in precondition: {sent}, UID in object meta: {has}");
+    let detail =
+        format!("Precondition failed: UID in precondition: {sent}, UID in object meta: {has}");
     Err(Status::conflict(key.resource, &key.name, &detail).into())
 }
 
@@ -205,4 +212,3 @@ pub(super) fn is_finished(resource: &Resource, object: &Value) -> bool {
         && (resource.plural != "pods" || grace.unwrap_or(0) == 0)
         && (resource.plural != "namespaces" || !has_spec_finalizers)
 }
-

@@ -64,16 +64,15 @@ impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         match error {
             ApiError::Refused { code, reason, message } => {
-                let exit = if code == StatusCode::UNAUTHORIZED {
-                    exit::UNREACHABLE
-                } else {
-                    exit::FAILED
-                };
+                let exit =
+                    if code == StatusCode::UNAUTHORIZED { exit::UNREACHABLE } else { exit::FAILED };
                 Self::with(exit, format!("the server answered {reason}: {message}"))
             }
             ApiError::Unreachable(cause) => Self::with(
                 exit::UNREACHABLE,
-                format!("cannot reach the API server: {cause}; is the node running, and is this its kubeconfig?"),
+                format!(
+                    "cannot reach the API server: {cause}; is the node running, and is this its kubeconfig?"
+                ),
             ),
         }
     }
@@ -95,7 +94,10 @@ impl Session {
     }
 
     /// Sends a request and reads the whole answer as text.
-    pub(super) async fn send(&self, request: Request<Body>) -> Result<(StatusCode, http::HeaderMap, Vec<u8>), ApiError> {
+    pub(super) async fn send(
+        &self,
+        request: Request<Body>,
+    ) -> Result<(StatusCode, http::HeaderMap, Vec<u8>), ApiError> {
         let unreachable = |cause: &dyn std::error::Error| ApiError::Unreachable(chain(cause));
         let answer = self.client.send(request).await.map_err(|cause| unreachable(&cause))?;
         let (head, body) = answer.into_parts();
@@ -112,7 +114,8 @@ impl Session {
         Err(ApiError::Refused {
             code: head.status,
             reason: text("reason").unwrap_or_else(|| head.status.to_string()),
-            message: text("message").unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned()),
+            message: text("message")
+                .unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned()),
         })
     }
 
@@ -138,7 +141,11 @@ impl Session {
     }
 
     /// Creates `object`, or merges it into the one that is there.
-    pub(super) async fn create_or_merge(&self, collection: &str, object: &Value) -> Result<Value, ApiError> {
+    pub(super) async fn create_or_merge(
+        &self,
+        collection: &str,
+        object: &Value,
+    ) -> Result<Value, ApiError> {
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let one = format!("{collection}/{name}?fieldManager=edgeorc-deploy");
         match self.json(Method::PATCH, &one, "application/merge-patch+json", Some(object)).await {

@@ -146,8 +146,10 @@ pub(super) struct NodeStart {
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
     /// Make a token that lets one node join within the hour
-    #[command(after_help = "Example:\n  edgeorc node start --join https://192.168.1.10:6443 \\\n    \
-        --token \"$(edgeorc node token create)\"")]
+    #[command(
+        after_help = "Example:\n  edgeorc node start --join https://192.168.1.10:6443 \\\n    \
+        --token \"$(edgeorc node token create)\""
+    )]
     Create {
         /// How long the token is good, in minutes
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10080))]
@@ -222,7 +224,9 @@ pub(super) struct Describe {
 
 /// `edgeorc logs`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  edgeorc logs hello-5d8c-abcde -f\n  edgeorc logs deploy/hello --tail 20")]
+#[command(
+    after_help = "Examples:\n  edgeorc logs hello-5d8c-abcde -f\n  edgeorc logs deploy/hello --tail 20"
+)]
 pub(super) struct Logs {
     /// POD, or deploy/NAME for one of its pods
     pub(super) pod: String,
@@ -260,8 +264,10 @@ pub(super) struct Scale {
 
 /// `edgeorc delete`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  edgeorc delete app hello       the deployment, service and ingress of an app\n  \
-    edgeorc delete pod hello-5d8c-abcde")]
+#[command(
+    after_help = "Examples:\n  edgeorc delete app hello       the deployment, service and ingress of an app\n  \
+    edgeorc delete pod hello-5d8c-abcde"
+)]
 pub(super) struct Delete {
     /// KIND/NAME, or KIND and NAMEs; `app NAME` is all that `deploy` made
     #[arg(required = true, value_name = "KIND/NAME")]

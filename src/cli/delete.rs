@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep};
 use super::api::{ACCEPT_JSON, Session};
 use super::args::{Delete, Global};
 use super::exit::{self, Failure};
+use super::output;
 use super::progress::Progress;
 use super::target::{self, Target};
-use super::output;
 use crate::config::Environment;
 
 /// How often the object is looked for while waiting.
@@ -73,12 +73,19 @@ fn targets(what: &[String]) -> Result<Vec<Target>, Failure> {
         target::parse(what)?
     };
     if targets.is_empty() || targets.iter().any(|t| t.name.is_none()) {
-        return Err(Failure::with(exit::USAGE, "name the objects to delete, for example `pod/hello-abc`"));
+        return Err(Failure::with(
+            exit::USAGE,
+            "name the objects to delete, for example `pod/hello-abc`",
+        ));
     }
     Ok(targets)
 }
 
-async fn wait_until_gone(session: &Session, paths: &[String], limit: Duration) -> Result<(), Failure> {
+async fn wait_until_gone(
+    session: &Session,
+    paths: &[String],
+    limit: Duration,
+) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
     let progress = Progress::start("waiting until everything is gone");
     for path in paths {

@@ -20,7 +20,11 @@ const SIDECAR_PORT: u16 = 9090;
 const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Checks, pushes, and makes the objects of an app.
-pub(super) async fn run(deploy: Deploy, global: &Global, environment: &Environment) -> Result<(), Failure> {
+pub(super) async fn run(
+    deploy: Deploy,
+    global: &Global,
+    environment: &Environment,
+) -> Result<(), Failure> {
     let name = match &deploy.name {
         Some(name) => name.clone(),
         None => name_of(&deploy.app)?,
@@ -54,7 +58,8 @@ pub(super) async fn run(deploy: Deploy, global: &Global, environment: &Environme
     };
     let objects = apply(&session, &app).await?;
     if deploy.wait {
-        wait::until_ready(&session, &app.name, Duration::from_secs(deploy.timeout), &mut progress).await?;
+        wait::until_ready(&session, &app.name, Duration::from_secs(deploy.timeout), &mut progress)
+            .await?;
     }
     progress.finish();
     report(&app, &objects, deploy.output)
@@ -78,7 +83,8 @@ pub(super) async fn apply(session: &Session, app: &App) -> Result<Vec<Value>, Fa
 fn report(app: &App, objects: &[Value], format: Option<OutputFormat>) -> Result<(), Failure> {
     match format {
         Some(OutputFormat::Json | OutputFormat::Yaml) => {
-            let list = json!({"apiVersion": "v1", "kind": "List", "items": objects, "metadata": {}});
+            let list =
+                json!({"apiVersion": "v1", "kind": "List", "items": objects, "metadata": {}});
             output::document(&list, format.unwrap_or(OutputFormat::Json))
         }
         Some(OutputFormat::Name) => output::data_line(&format!("deployment.apps/{}", app.name)),
@@ -88,7 +94,10 @@ fn report(app: &App, objects: &[Value], format: Option<OutputFormat>) -> Result<
                 .find_map(|o| o.pointer("/spec/ports/0/nodePort"))
                 .map(|port| format!(", and at port {port} of every node"))
                 .unwrap_or_default();
-            output::words(&format!("{} is served at the ingress as http://{}/{node_port}", app.name, app.host));
+            output::words(&format!(
+                "{} is served at the ingress as http://{}/{node_port}",
+                app.name, app.host
+            ));
             output::data_line(&format!("deployment.apps/{} deployed", app.name))
         }
     }
@@ -97,7 +106,8 @@ fn report(app: &App, objects: &[Value], format: Option<OutputFormat>) -> Result<
 /// Reads a file and checks that it is something a node can run.
 pub(super) fn read_component(path: &Path) -> Result<Vec<u8>, Failure> {
     let bad = |why: String| Failure::with(exit::INPUT, format!("{}: {why}", path.display()));
-    let size = std::fs::metadata(path).map_err(|cause| bad(format!("cannot read it: {cause}")))?.len();
+    let size =
+        std::fs::metadata(path).map_err(|cause| bad(format!("cannot read it: {cause}")))?.len();
     if size > COMPONENT_BYTES_MAX {
         return Err(bad(format!("{size} bytes are over the limit of {COMPONENT_BYTES_MAX}")));
     }
@@ -116,7 +126,10 @@ pub(super) fn name_of(path: &Path) -> Result<String, Failure> {
         .collect();
     let name = mapped.trim_matches('-').to_owned();
     if name.is_empty() {
-        return Err(Failure::with(exit::USAGE, format!("cannot make a name of {}; set --name", path.display())));
+        return Err(Failure::with(
+            exit::USAGE,
+            format!("cannot make a name of {}; set --name", path.display()),
+        ));
     }
     Ok(name)
 }

@@ -80,7 +80,8 @@ async fn events(session: &Session, uid: &str) -> Result<String, Failure> {
         return Ok("Events: <none>\n".to_owned());
     }
     let field = |item: &Value, path: &str| item.pointer(path).map(scalar).unwrap_or_default();
-    let mut rows = vec![["Type", "Reason", "Last seen", "From", "Message"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["Type", "Reason", "Last seen", "From", "Message"].map(str::to_owned).to_vec()];
     for item in &items {
         rows.push(
             ["/type", "/reason", "/lastTimestamp", "/source/component", "/message"]

@@ -10,7 +10,11 @@ use super::target::{self, Target};
 use crate::config::Environment;
 
 /// Lists or shows objects.
-pub(super) async fn run(get: Get, global: &Global, environment: &Environment) -> Result<(), Failure> {
+pub(super) async fn run(
+    get: Get,
+    global: &Global,
+    environment: &Environment,
+) -> Result<(), Failure> {
     let targets = target::parse(&get.what)?;
     let session = Session::open(global, environment).await?;
     match get.output {
@@ -26,7 +30,8 @@ pub(super) async fn run(get: Get, global: &Global, environment: &Environment) ->
                 (true, Some(only)) => output::document(&only, format),
                 (_, last) => {
                     items.extend(last);
-                    let list = json!({"apiVersion": "v1", "kind": "List", "items": items, "metadata": {}});
+                    let list =
+                        json!({"apiVersion": "v1", "kind": "List", "items": items, "metadata": {}});
                     output::document(&list, format)
                 }
             }
@@ -126,13 +131,20 @@ fn nothing_found(get: &Get, session: &Session, target: &Target) -> String {
 }
 
 /// Header and cells of a `meta.k8s.io/v1` Table as text.
-fn rows(table: &Value, is_wide: bool, with_namespace: bool, prefix: Option<&str>) -> Vec<Vec<String>> {
+fn rows(
+    table: &Value,
+    is_wide: bool,
+    with_namespace: bool,
+    prefix: Option<&str>,
+) -> Vec<Vec<String>> {
     let list = |key: &str| table.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let shown: Vec<(usize, String)> = list("columnDefinitions")
         .iter()
         .enumerate()
         .filter(|(_, c)| is_wide || c.get("priority").and_then(Value::as_i64).unwrap_or(0) == 0)
-        .map(|(at, c)| (at, c.get("name").and_then(Value::as_str).unwrap_or_default().to_uppercase()))
+        .map(|(at, c)| {
+            (at, c.get("name").and_then(Value::as_str).unwrap_or_default().to_uppercase())
+        })
         .collect();
     let mut head: Vec<String> = shown.iter().map(|(_, name)| name.clone()).collect();
     if with_namespace {

@@ -12,7 +12,11 @@ use super::{get, output};
 use crate::config::Environment;
 
 /// Prints a container's log as it arrives.
-pub(super) async fn run(logs: Logs, global: &Global, environment: &Environment) -> Result<(), Failure> {
+pub(super) async fn run(
+    logs: Logs,
+    global: &Global,
+    environment: &Environment,
+) -> Result<(), Failure> {
     let session = Session::open(global, environment).await?;
     let pod = match logs.pod.split_once('/') {
         Some(("pod" | "pods" | "po", name)) => name.to_owned(),
@@ -48,11 +52,8 @@ fn query(logs: &Logs) -> String {
     if let Some(container) = &logs.container {
         query.push(format!("container={}", get::escape(container)));
     }
-    let flags = [
-        ("follow", logs.follow),
-        ("timestamps", logs.timestamps),
-        ("previous", logs.previous),
-    ];
+    let flags =
+        [("follow", logs.follow), ("timestamps", logs.timestamps), ("previous", logs.previous)];
     query.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| format!("{name}=true")));
     if let Some(lines) = logs.tail {
         query.push(format!("tailLines={lines}"));

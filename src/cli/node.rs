@@ -15,7 +15,11 @@ use crate::config::{Environment, NodeFlags, NodeSettings};
 use crate::roles::{self, NodeError, RunningNode};
 
 /// Runs one of the node verbs.
-pub(super) async fn run(node: Node, global: &Global, environment: &Environment) -> Result<(), Failure> {
+pub(super) async fn run(
+    node: Node,
+    global: &Global,
+    environment: &Environment,
+) -> Result<(), Failure> {
     match node {
         Node::Start(flags) => start_and_run(flags, environment).await,
         Node::Token(Token::Create { ttl_minutes }) => {
@@ -90,7 +94,11 @@ pub(super) fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
 }
 
 /// Makes a bootstrap token Secret and prints the token.
-async fn create_token(ttl: Duration, global: &Global, environment: &Environment) -> Result<(), Failure> {
+async fn create_token(
+    ttl: Duration,
+    global: &Global,
+    environment: &Environment,
+) -> Result<(), Failure> {
     let session = Session::open(global, environment).await?;
     // The CA is read from the cluster, over a connection that already trusts it.
     let path = "/api/v1/namespaces/kube-system/configmaps/kube-root-ca.crt";

@@ -38,7 +38,9 @@ pub(super) async fn push(session: &Session, name: &str, wasm: &[u8]) -> Result<S
     });
     let tag: String = layer.trim_start_matches("sha256:").chars().take(TAG_CHARS).collect();
     let path = format!("/v2/{repository}/manifests/{tag}");
-    session.json_or_empty(Method::PUT, &path, MANIFEST_TYPE, manifest.to_string().into_bytes()).await?;
+    session
+        .json_or_empty(Method::PUT, &path, MANIFEST_TYPE, manifest.to_string().into_bytes())
+        .await?;
     Ok(format!("{OWN_REGISTRY}/{repository}:{tag}"))
 }
 
@@ -47,8 +49,19 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 /// Uploads one blob in one piece, unless the registry has it.
-async fn blob(session: &Session, repository: &str, digest: &str, bytes: &[u8]) -> Result<(), Failure> {
-    let head = build(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"), LAYER_TYPE, "*/*", Vec::new())?;
+async fn blob(
+    session: &Session,
+    repository: &str,
+    digest: &str,
+    bytes: &[u8],
+) -> Result<(), Failure> {
+    let head = build(
+        Method::HEAD,
+        &format!("/v2/{repository}/blobs/{digest}"),
+        LAYER_TYPE,
+        "*/*",
+        Vec::new(),
+    )?;
     match session.send(head).await {
         Ok(_) => return Ok(()),
         Err(ApiError::Refused { code: StatusCode::NOT_FOUND, .. }) => {}
@@ -63,7 +76,9 @@ async fn blob(session: &Session, repository: &str, digest: &str, bytes: &[u8]) -
         .ok_or_else(|| Failure::failed("the registry gave no place to upload to"))?;
     let separator = if location.contains('?') { '&' } else { '?' };
     let put = format!("{}{separator}digest={digest}", path_of(location));
-    session.send(build(Method::PUT, &put, "application/octet-stream", "*/*", bytes.to_vec())?).await?;
+    session
+        .send(build(Method::PUT, &put, "application/octet-stream", "*/*", bytes.to_vec())?)
+        .await?;
     Ok(())
 }
 

@@ -75,7 +75,9 @@ fn slashed(word: &str) -> Result<Target, Failure> {
         .filter(|(_, name)| !name.is_empty())
         .ok_or_else(|| Failure::with(exit::USAGE, format!("{word:?} is not KIND/NAME")))?;
     let resource = resolve(kind)?.into_iter().next();
-    resource.map(|resource| Target { resource, name: Some(name.to_owned()) }).ok_or_else(|| unknown(kind))
+    resource
+        .map(|resource| Target { resource, name: Some(name.to_owned()) })
+        .ok_or_else(|| unknown(kind))
 }
 
 /// The resources of a plural, singular, kind, short name, or category.
@@ -98,5 +100,8 @@ fn resolve(kind: &str) -> Result<Vec<&'static Resource>, Failure> {
 
 fn unknown(kind: &str) -> Failure {
     let known: Vec<_> = api::resources().iter().map(|r| r.plural).collect();
-    Failure::with(exit::USAGE, format!("the server has no kind {kind:?}; it has {}", known.join(", ")))
+    Failure::with(
+        exit::USAGE,
+        format!("the server has no kind {kind:?}; it has {}", known.join(", ")),
+    )
 }

@@ -95,7 +95,10 @@ async fn answers(address: std::net::SocketAddr, name: &str) -> Result<(), Failur
         if Instant::now() >= deadline {
             return Err(Failure::with(
                 exit::TIMEOUT,
-                format!("{name} does not answer at http://{address}/ after {} s", ANSWER_DEADLINE.as_secs()),
+                format!(
+                    "{name} does not answer at http://{address}/ after {} s",
+                    ANSWER_DEADLINE.as_secs()
+                ),
             ));
         }
         sleep(PROBE_PAUSE).await;
@@ -133,7 +136,10 @@ impl Scratch {
         let name = format!("edgeorc-{}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).map_err(|cause| {
-            Failure::with(exit::NODE, format!("cannot create {}: {cause}; name a folder with --data-dir", dir.display()))
+            Failure::with(
+                exit::NODE,
+                format!("cannot create {}: {cause}; name a folder with --data-dir", dir.display()),
+            )
         })?;
         Ok(Self { dir, is_temporary: true })
     }

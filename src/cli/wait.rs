@@ -15,8 +15,13 @@ const POLL: Duration = Duration::from_millis(50);
 /// Restarts after which a crash loop is called a failure.
 const RESTARTS_MAX: u64 = 5;
 /// Waiting reasons that time does not heal.
-const HOPELESS: &[&str] =
-    &["RunContainerError", "CreateContainerConfigError", "CreateContainerError", "InvalidImageName", "ErrImageNeverPull"];
+const HOPELESS: &[&str] = &[
+    "RunContainerError",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+];
 
 /// Waits until every replica of the newest template is available.
 pub(super) async fn until_ready(
@@ -30,10 +35,12 @@ pub(super) async fn until_ready(
     loop {
         let trouble = match session.get(&path, ACCEPT_JSON).await {
             Ok(deployment) => {
-                let count = |path: &str| deployment.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+                let count =
+                    |path: &str| deployment.pointer(path).and_then(Value::as_u64).unwrap_or(0);
                 let wanted = count("/spec/replicas");
                 let is_seen = count("/status/observedGeneration") >= count("/metadata/generation");
-                let ready = count("/status/availableReplicas").min(count("/status/updatedReplicas"));
+                let ready =
+                    count("/status/availableReplicas").min(count("/status/updatedReplicas"));
                 if is_seen && ready >= wanted && count("/status/replicas") == wanted {
                     return Ok(());
                 }
@@ -64,7 +71,8 @@ async fn trouble(session: &Session, name: &str) -> Result<Option<String>, Failur
         let pod_name = pod.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         for list in ["/status/initContainerStatuses", "/status/containerStatuses"] {
             for status in pod.pointer(list).and_then(Value::as_array).into_iter().flatten() {
-                let text = |path: &str| status.pointer(path).and_then(Value::as_str).unwrap_or_default();
+                let text =
+                    |path: &str| status.pointer(path).and_then(Value::as_str).unwrap_or_default();
                 let reason = text("/state/waiting/reason");
                 let last = text("/lastState/terminated/message");
                 let message = [text("/state/waiting/message"), last]

@@ -43,7 +43,9 @@ impl Environment {
             return dir.clone();
         }
         match &self.home {
-            Some(home) if !rustix::process::geteuid().is_root() => home.join(".local/share/edgeorc"),
+            Some(home) if !rustix::process::geteuid().is_root() => {
+                home.join(".local/share/edgeorc")
+            }
             _ => PathBuf::from("/var/lib/edgeorc"),
         }
     }

@@ -91,10 +91,14 @@ pub enum ConfigError {
         name: String,
     },
     /// `--join` without `--token` or the reverse.
-    #[error("--join and --token go together; make a token with `edgeorc node token create` on a server")]
+    #[error(
+        "--join and --token go together; make a token with `edgeorc node token create` on a server"
+    )]
     JoinWithoutToken,
     /// `--join` is no address.
-    #[error("--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443")]
+    #[error(
+        "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
+    )]
     JoinAddress {
         /// What was given.
         url: String,
@@ -158,7 +162,9 @@ fn parse_server(url: &str) -> Result<String, ConfigError> {
     }
     match rest.split_once(':') {
         None => Ok(format!("{rest}:{API_PORT}")),
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(rest.to_owned()),
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+            Ok(rest.to_owned())
+        }
         Some(_) => Err(bad()),
     }
 }

@@ -35,8 +35,20 @@ pub(super) struct NodeState {
 
 impl NodeState {
     /// Of a node that takes part in `cluster` from now on.
-    pub(super) fn new(cluster: String, node_name: String, raft_id: Option<u64>, store_uuid: String) -> Self {
-        Self { version: LAYOUT_VERSION, cluster, node_name, raft_id, store_uuid, servers: Vec::new() }
+    pub(super) fn new(
+        cluster: String,
+        node_name: String,
+        raft_id: Option<u64>,
+        store_uuid: String,
+    ) -> Self {
+        Self {
+            version: LAYOUT_VERSION,
+            cluster,
+            node_name,
+            raft_id,
+            store_uuid,
+            servers: Vec::new(),
+        }
     }
 
     /// The disk's id as bytes.
@@ -78,8 +90,12 @@ impl DataDir {
             .mode(0o600)
             .open(path.join("LOCK"))
             .map_err(|cause| io("write to it", &cause))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| refused("another edgeorc process uses it; stop that one or name another with --data-dir".into()))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            refused(
+                "another edgeorc process uses it; stop that one or name another with --data-dir"
+                    .into(),
+            )
+        })?;
         let free = rustix::fs::statvfs(&path).map(|s| s.f_bavail.saturating_mul(s.f_frsize));
         if let Ok(free) = free
             && free < FREE_BYTES_MIN
@@ -164,10 +180,18 @@ impl DataDir {
 /// What to do about an I/O error.
 fn advice(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::PermissionDenied => "run as its owner or name another folder with --data-dir",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full, free some space",
-        io::ErrorKind::ReadOnlyFilesystem => "the filesystem is read-only, name another folder with --data-dir",
-        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "it is no folder, name another one with --data-dir",
+        io::ErrorKind::PermissionDenied => {
+            "run as its owner or name another folder with --data-dir"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk is full, free some space"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "the filesystem is read-only, name another folder with --data-dir"
+        }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "it is no folder, name another one with --data-dir"
+        }
         _ => "name another folder with --data-dir",
     }
 }

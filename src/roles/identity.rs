@@ -163,7 +163,8 @@ async fn obtain(
 
 /// The first address of `host:port`.
 async fn resolve(server: &str) -> Result<SocketAddr, NodeError> {
-    let failed = |cause: String| NodeError::Join(format!("cannot find the server {server}: {cause}"));
+    let failed =
+        |cause: String| NodeError::Join(format!("cannot find the server {server}: {cause}"));
     let mut found = tokio::net::lookup_host(server).await.map_err(|err| failed(err.to_string()))?;
     found.next().ok_or_else(|| failed("the name has no address".to_owned()))
 }

@@ -19,9 +19,8 @@ pub(super) fn write(
     authority: &CertificateAuthority,
     server: &str,
 ) -> Result<(), NodeError> {
-    let admin = authority
-        .issue_client("edgeorc-admin", &["system:masters"])
-        .map_err(NodeError::failed)?;
+    let admin =
+        authority.issue_client("edgeorc-admin", &["system:masters"]).map_err(NodeError::failed)?;
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",

@@ -67,7 +67,9 @@ pub struct RunningNode {
 
 impl std::fmt::Debug for RunningNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RunningNode").field("name", &self.base.settings.node_name).finish_non_exhaustive()
+        f.debug_struct("RunningNode")
+            .field("name", &self.base.settings.node_name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,20 +100,20 @@ async fn assemble(
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
     let identity = membership.identity.clone();
-    let endpoint = Endpoint::bind(api_at, identity, NetConfig::default(), &tasks)
-        .map_err(|cause| match cause {
+    let endpoint = Endpoint::bind(api_at, identity, NetConfig::default(), &tasks).map_err(
+        |cause| match cause {
             crate::net::BindError::InUse { address } => {
                 NodeError::PortInUse { what: "QUIC", address, flag: "--api-port" }
             }
             other => NodeError::failed(other),
-        })?;
+        },
+    )?;
     let peers = Peers::new(endpoint.clone(), &tasks, rng.clone());
     peers.set_addresses(membership.servers());
     let node_api = NodeApi::new(clock.clone());
     let metrics = Metrics::new();
-    let base = Base {
-        settings, dir, clock, rng, metrics, tasks, membership, endpoint, peers, node_api,
-    };
+    let base =
+        Base { settings, dir, clock, rng, metrics, tasks, membership, endpoint, peers, node_api };
     let server = match base.membership.state.raft_id {
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
@@ -213,7 +215,12 @@ fn start_agent(
     let mesh = Mesh::new(MeshConfig {
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
-        ..MeshConfig::new(&name, Arc::new(LocalPods::new(network.clone())), tasks.clone(), base.rng.clone())
+        ..MeshConfig::new(
+            &name,
+            Arc::new(LocalPods::new(network.clone())),
+            tasks.clone(),
+            base.rng.clone(),
+        )
     });
     base.metrics.register(|registry| mesh.metrics().register(registry));
     uplink.set(mesh.clone());

@@ -16,7 +16,8 @@ pub fn plan_voters(status: &Status) -> Option<Vec<NodeId>> {
     if status.role != Role::Leader || !status.has_quorum {
         return None;
     }
-    let is_caught_up = |id: &NodeId| status.lag.get(id).is_some_and(|lag| *lag <= PROMOTION_LAG_MAX);
+    let is_caught_up =
+        |id: &NodeId| status.lag.get(id).is_some_and(|lag| *lag <= PROMOTION_LAG_MAX);
     let present = || status.voters.iter().copied().filter(|id| status.members.contains_key(id));
     let learners = status.members.keys().copied().filter(|id| !status.voters.contains(id));
     let mut candidates: Vec<NodeId> = present().chain(learners.filter(is_caught_up)).collect();

@@ -23,8 +23,16 @@ impl Collector for Group {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let gauges = [
-            ("edgeorc_store_is_leader", "1 while this server leads", i64::from(status.role == Role::Leader)),
-            ("edgeorc_store_has_leader", "1 while a leader is known", i64::from(status.leader.is_some())),
+            (
+                "edgeorc_store_is_leader",
+                "1 while this server leads",
+                i64::from(status.role == Role::Leader),
+            ),
+            (
+                "edgeorc_store_has_leader",
+                "1 while a leader is known",
+                i64::from(status.leader.is_some()),
+            ),
             ("edgeorc_store_voters", "Servers with a vote", count(status.voters.len())),
             ("edgeorc_store_members", "Servers of the group", count(status.members.len())),
             ("edgeorc_store_term", "Raft term", number(status.term)),

@@ -42,8 +42,7 @@ impl Transport for PeerTransport {
         deadline: Duration,
     ) -> Result<Bytes, TransportError> {
         let name = || peer.name.clone();
-        let unreachable =
-            |reason: String| TransportError::Unreachable { peer: name(), reason };
+        let unreachable = |reason: String| TransportError::Unreachable { peer: name(), reason };
         let lost = |reason: String| TransportError::Lost { peer: name(), reason };
         // A member's address may be news to the pool: this replica may not have applied it yet.
         if let Ok(address) = peer.address.parse() {

@@ -169,7 +169,8 @@ impl Volatile {
             return Err(StoreError::Compacted { asked: after, oldest: inner.oldest });
         }
         let from = inner.history.partition_point(|event| event.revision <= after);
-        let is_inside = |event: &&Event| range.0.as_slice() <= &event.key[..] && event.key[..] < range.1[..];
+        let is_inside =
+            |event: &&Event| range.0.as_slice() <= &event.key[..] && event.key[..] < range.1[..];
         Ok((inner.history.range(from..).filter(is_inside).cloned().collect(), inner.revision))
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use edgeorc_raft::{Entry, Event, Watch};
 use serde_json::Value;
 
+use crate::store::StoreError;
 use crate::store::object::{Change, Stored};
 use crate::store::volatile::VolatileWatch;
-use crate::store::StoreError;
 
 /// Follows a collection. Every change comes once and in order.
 #[derive(Debug)]
@@ -66,5 +66,9 @@ fn change(event: &Event) -> Result<Change, StoreError> {
         // Kubernetes shows a deleted object with the revision of its deletion.
         Ok(Some(Arc::new(Stored::new(stored.object, event.revision).object)))
     };
-    Ok(Change { revision: event.revision, current: read(&event.entry)?, previous: read(&event.previous)? })
+    Ok(Change {
+        revision: event.revision,
+        current: read(&event.entry)?,
+        previous: read(&event.previous)?,
+    })
 }

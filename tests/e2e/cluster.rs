@@ -68,7 +68,15 @@ fn ready_pods(node: &Node) -> Result<BTreeMap<String, String>, String> {
     let template = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} \
         {.status.conditions[?(@.type=='Ready')].status} {.metadata.deletionTimestamp}{'\\n'}{end}";
     let output = node
-        .kubectl(&["get", "pods", "-l", "app.kubernetes.io/name=hello", "--request-timeout=2s", "-o", template])
+        .kubectl(&[
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=hello",
+            "--request-timeout=2s",
+            "-o",
+            template,
+        ])
         .output()
         .unwrap();
     if !output.status.success() {
@@ -115,7 +123,11 @@ fn start_three(folder: &std::path::Path) -> Vec<Node> {
     }
     eventually("all three are voters", PATIENCE, || {
         let metrics = succeed(&mut nodes[0].kubectl(&["get", "--raw", "/metrics"]));
-        if metrics.lines().any(|line| line == "edgeorc_store_voters 3") { Ok(()) } else { Err(metrics) }
+        if metrics.lines().any(|line| line == "edgeorc_store_voters 3") {
+            Ok(())
+        } else {
+            Err(metrics)
+        }
     });
     nodes
 }
@@ -164,7 +176,13 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
     let killed = Instant::now();
     eventually("writes are accepted", PATIENCE, || {
         let output = nodes[survivor]
-            .kubectl(&["annotate", "deploy/hello", "touched=yes", "--overwrite", "--request-timeout=1s"])
+            .kubectl(&[
+                "annotate",
+                "deploy/hello",
+                "touched=yes",
+                "--overwrite",
+                "--request-timeout=1s",
+            ])
             .output()
             .unwrap();
         if output.status.success() { Ok(()) } else { Err(both(&output)) }

@@ -71,27 +71,66 @@ fn kubectl_applies_shows_scales_and_deletes() {
     assert_eq!(unchanged, "deployment.apps/web unchanged\nservice/web unchanged\n");
 
     let all = succeed(&mut node.kubectl(&["get", "all", "-o", "wide"]));
-    for word in ["pod/web-", "1/1", "Running", "service/web", "NodePort", "deployment.apps/web", "2/2", "replicaset.apps/web-", "app=web", "10.42."] {
+    for word in [
+        "pod/web-",
+        "1/1",
+        "Running",
+        "service/web",
+        "NodePort",
+        "deployment.apps/web",
+        "2/2",
+        "replicaset.apps/web-",
+        "app=web",
+        "10.42.",
+    ] {
         assert!(all.contains(word), "{word:?} expected in:\n{all}");
     }
     let pods = succeed(&mut node.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"]));
     let pod = pods.lines().next().unwrap().trim_start_matches("pod/").to_owned();
     let described = succeed(&mut node.kubectl(&["describe", "pod", &pod]));
-    for word in ["Name:", &pod, "Node:", "one/", "Status:", "Running", "Image:", &image, "Ready:", "True", "Scheduled", "Started"] {
+    for word in [
+        "Name:",
+        &pod,
+        "Node:",
+        "one/",
+        "Status:",
+        "Running",
+        "Image:",
+        &image,
+        "Ready:",
+        "True",
+        "Scheduled",
+        "Started",
+    ] {
         assert!(described.contains(word), "{word:?} expected in:\n{described}");
     }
 
-    let port = succeed(&mut node.kubectl(&["get", "svc", "web", "-o", "jsonpath={.spec.ports[0].nodePort}"]));
+    let port = succeed(&mut node.kubectl(&[
+        "get",
+        "svc",
+        "web",
+        "-o",
+        "jsonpath={.spec.ports[0].nodePort}",
+    ]));
     let at = format!("{}:{port}", node.address).parse().unwrap();
     eventually("the node port answers", PATIENCE, || {
-        get(at, "web", "/", PATIENCE).map_err(|e| e.to_string()).and_then(|a| {
-            if a.code == 200 { Ok(()) } else { Err(format!("{a:?}")) }
-        })
+        get(at, "web", "/", PATIENCE)
+            .map_err(|e| e.to_string())
+            .and_then(|a| if a.code == 200 { Ok(()) } else { Err(format!("{a:?}")) })
     });
 
-    assert_eq!(succeed(&mut node.kubectl(&["scale", "deploy/web", "--replicas=4"])), "deployment.apps/web scaled\n");
+    assert_eq!(
+        succeed(&mut node.kubectl(&["scale", "deploy/web", "--replicas=4"])),
+        "deployment.apps/web scaled\n"
+    );
     succeed(&mut node.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]));
-    let ready = succeed(&mut node.kubectl(&["get", "deploy", "web", "-o", "jsonpath={.status.readyReplicas}"]));
+    let ready = succeed(&mut node.kubectl(&[
+        "get",
+        "deploy",
+        "web",
+        "-o",
+        "jsonpath={.status.readyReplicas}",
+    ]));
     assert_eq!(ready, "4");
     succeed(&mut node.kubectl(&["rollout", "restart", "deploy/web"]));
     succeed(&mut node.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]));
@@ -116,7 +155,8 @@ fn kubectl_applies_shows_scales_and_deletes() {
 
 fn config_map(folder: &std::path::Path) -> String {
     let path = folder.join("config.yaml");
-    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: settings\ndata:\n  key: value\n";
+    let text =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: settings\ndata:\n  key: value\n";
     std::fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
 }
@@ -154,7 +194,13 @@ fn a_sidecar_shares_the_pod_and_its_loopback() {
     node.wait_ready();
     let sidecar = format!("{}:9090", guest("sidecar").display());
     let hello = hello();
-    succeed(&mut node.edgeorc(&["deploy", hello.to_str().unwrap(), "--sidecar", &sidecar, "--wait"]));
+    succeed(&mut node.edgeorc(&[
+        "deploy",
+        hello.to_str().unwrap(),
+        "--sidecar",
+        &sidecar,
+        "--wait",
+    ]));
     let answer = eventually("hello asks its sidecar", PATIENCE, || {
         let answer = get(node.ingress(), "hello.default.localhost", "/sidecar", PATIENCE)
             .map_err(|e| e.to_string())?;

@@ -76,10 +76,9 @@ fn a_wrong_token_is_refused() {
     let block = Block::take();
     let node = Node::start(folder.path(), "one", block.address(1), None);
     node.wait_ready();
-    let token = String::from_utf8(
-        node.edgeorc(&["node", "token", "create"]).output().unwrap().stdout,
-    )
-    .unwrap();
+    let token =
+        String::from_utf8(node.edgeorc(&["node", "token", "create"]).output().unwrap().stdout)
+            .unwrap();
     let join = |name: &str, token: &str| {
         let mut command = edgeorc();
         command.args(["node", "start", "--node-name", name, "--token", token, "--join"]);
@@ -126,7 +125,14 @@ fn a_full_disk_is_named() {
         binary = env!("CARGO_BIN_EXE_edgeorc"),
         address = Block::take().address(1),
     );
-    let (code, text) = outcome(Command::new("unshare").args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]));
+    let (code, text) = outcome(Command::new("unshare").args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        &script,
+    ]));
     assert_eq!(code, Some(6), "{text}");
     assert_sentence(&text, &["disk is full"]);
 }
@@ -134,9 +140,8 @@ fn a_full_disk_is_named() {
 #[test]
 fn no_server_is_told_from_a_refusal() {
     let folder = tempfile::tempdir().unwrap();
-    let (code, text) = outcome(
-        edgeorc().args(["get", "pods", "--kubeconfig"]).arg(folder.path().join("none")),
-    );
+    let (code, text) =
+        outcome(edgeorc().args(["get", "pods", "--kubeconfig"]).arg(folder.path().join("none")));
     assert_eq!(code, Some(4), "{text}");
     assert_sentence(&text, &["kubeconfig"]);
     let (code, text) = outcome(edgeorc().args(["deploy"]).arg(hello()).args(["--env", "x"]));

@@ -48,8 +48,7 @@ pub(crate) fn edgeorc() -> Command {
 
 /// A built guest, for example `ticker`.
 pub(crate) fn guest(name: &str) -> PathBuf {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("wasm-apps/dist/{name}.wasm"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("wasm-apps/dist/{name}.wasm"));
     assert!(path.exists(), "{} is missing: run wasm-apps/build first", path.display());
     path
 }
@@ -102,12 +101,8 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn spawn(command: &mut Command, log: PathBuf) -> Self {
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -175,7 +170,12 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node; `join` is a server's address and a token.
-    pub(crate) fn start(folder: &Path, name: &str, address: IpAddr, join: Option<(&Node, &str)>) -> Self {
+    pub(crate) fn start(
+        folder: &Path,
+        name: &str,
+        address: IpAddr,
+        join: Option<(&Node, &str)>,
+    ) -> Self {
         let data_dir = folder.join(name);
         let mut command = edgeorc();
         command
@@ -218,15 +218,19 @@ impl Node {
 
     /// Waits until the API is ready.
     pub(crate) fn wait_ready(&self) {
-        eventually(&format!("{} is ready: {}", self.name, self.process.log.display()), PATIENCE, || {
-            let output = self.edgeorc(&["get", "nodes"]).output().unwrap();
-            let text = both(&output);
-            let is_ready = text.lines().any(|line| {
-                let mut words = line.split_whitespace();
-                words.next() == Some(self.name.as_str()) && words.next() == Some("Ready")
-            });
-            if is_ready { Ok(()) } else { Err(format!("{text}\n{}", self.process.stderr())) }
-        });
+        eventually(
+            &format!("{} is ready: {}", self.name, self.process.log.display()),
+            PATIENCE,
+            || {
+                let output = self.edgeorc(&["get", "nodes"]).output().unwrap();
+                let text = both(&output);
+                let is_ready = text.lines().any(|line| {
+                    let mut words = line.split_whitespace();
+                    words.next() == Some(self.name.as_str()) && words.next() == Some("Ready")
+                });
+                if is_ready { Ok(()) } else { Err(format!("{text}\n{}", self.process.stderr())) }
+            },
+        );
     }
 
     pub(crate) fn ingress(&self) -> SocketAddr {
@@ -242,7 +246,12 @@ pub(crate) struct Answer {
 }
 
 /// One GET on a connection of its own.
-pub(crate) fn get(address: SocketAddr, host: &str, path: &str, limit: Duration) -> std::io::Result<Answer> {
+pub(crate) fn get(
+    address: SocketAddr,
+    host: &str,
+    path: &str,
+    limit: Duration,
+) -> std::io::Result<Answer> {
     let invalid = |why: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, why.to_owned());
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;

@@ -20,8 +20,7 @@ const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long one piece of a blob may take to arrive.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Media types of layers that are components or modules.
-const LAYER_TYPES: &[&str] =
-    &["application/wasm", "application/vnd.wasm.content.layer.v1+wasm"];
+const LAYER_TYPES: &[&str] = &["application/wasm", "application/vnd.wasm.content.layer.v1+wasm"];
 
 fn failed(cause: impl ToString) -> ImageError {
     ImageError::Pull(cause.to_string())
@@ -40,7 +39,8 @@ impl Images {
             return Err(failed("the registry sent another manifest than the digest names"));
         }
         let manifest: Value = serde_json::from_slice(&content).map_err(failed)?;
-        let digest = layer(&manifest).ok_or_else(|| failed("the image has no WebAssembly layer"))?;
+        let digest =
+            layer(&manifest).ok_or_else(|| failed("the image has no WebAssembly layer"))?;
         let blob = self.blob(&digest);
         if !blob.exists() {
             self.fetch(&reference.repository, &digest).await?;
@@ -76,7 +76,9 @@ impl Images {
             let Some(chunk) = chunk else { break };
             size += chunk.len() as u64;
             if size > COMPONENT_BYTES_MAX {
-                return Err(failed(format!("the component is larger than {COMPONENT_BYTES_MAX} bytes")));
+                return Err(failed(format!(
+                    "the component is larger than {COMPONENT_BYTES_MAX} bytes"
+                )));
             }
             hash.update(&chunk);
             file.write_all(&chunk).await?;
@@ -118,7 +120,8 @@ mod tests {
             {"mediaType": "application/wasm", "digest": format!("sha256:{digest}")},
         ]});
         assert_eq!(layer(&manifest), Some(digest));
-        let escape = json!({"layers": [{"mediaType": "application/wasm", "digest": "sha256:../../x"}]});
+        let escape =
+            json!({"layers": [{"mediaType": "application/wasm", "digest": "sha256:../../x"}]});
         assert_eq!(layer(&escape), None);
     }
 }

@@ -74,7 +74,12 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    pub(crate) fn new(client: kube::Client, dirs: Dirs, compiler: Compiler, engine: String) -> Self {
+    pub(crate) fn new(
+        client: kube::Client,
+        dirs: Dirs,
+        compiler: Compiler,
+        engine: String,
+    ) -> Self {
         Self { client, dirs, compiler, engine, compiles: Semaphore::new(1) }
     }
 

@@ -70,7 +70,11 @@ mod tests {
         ];
         for (image, repository, reference) in cases {
             let parsed = Reference::parse(image).unwrap();
-            assert_eq!((parsed.repository.as_str(), parsed.reference.as_str()), (repository, reference), "{image}");
+            assert_eq!(
+                (parsed.repository.as_str(), parsed.reference.as_str()),
+                (repository, reference),
+                "{image}"
+            );
         }
         for bad in ["", "docker.io/library/nginx", "a b", "a/../b", "a:", "localhost/x"] {
             assert!(Reference::parse(bad).is_err(), "{bad}");

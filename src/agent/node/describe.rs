@@ -27,7 +27,10 @@ fn capacity(config: &AgentConfig) -> (u64, u64) {
         0 => {
             let info = rustix::system::sysinfo();
             let unit = u64::from(info.mem_unit).max(1);
-            #[expect(clippy::useless_conversion, reason = "the field's type differs between machines")]
+            #[expect(
+                clippy::useless_conversion,
+                reason = "the field's type differs between machines"
+            )]
             let total = u64::try_from(info.totalram).unwrap_or(u64::MAX);
             total.saturating_mul(unit)
         }
@@ -89,7 +92,12 @@ pub(super) fn status(config: &AgentConfig, had: &Value, now: &str) -> Value {
         .collect();
     addresses.push(json!({"type": "Hostname", "address": config.node_name}));
     let conditions = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        (
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
         ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ("Ready", "True", "KubeletReady", "edgeorc is posting ready status"),
@@ -104,7 +112,11 @@ pub(super) fn status(config: &AgentConfig, had: &Value, now: &str) -> Value {
     })
 }
 
-fn condition(had: &Value, (kind, status, reason, message): (&str, &str, &str, &str), now: &str) -> Value {
+fn condition(
+    had: &Value,
+    (kind, status, reason, message): (&str, &str, &str, &str),
+    now: &str,
+) -> Value {
     let before = had
         .pointer("/conditions")
         .and_then(Value::as_array)

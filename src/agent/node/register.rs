@@ -138,9 +138,9 @@ fn is_within(wanted: &Value, has: &Value) -> bool {
         (Value::Object(wanted), Value::Object(has)) => wanted
             .iter()
             .all(|(key, value)| has.get(key).is_some_and(|there| is_within(value, there))),
-        (Value::Array(wanted), Value::Array(has)) => wanted
-            .iter()
-            .all(|value| has.iter().any(|there| is_within(value, there))),
+        (Value::Array(wanted), Value::Array(has)) => {
+            wanted.iter().all(|value| has.iter().any(|there| is_within(value, there)))
+        }
         (Value::String(empty), Value::Null) => empty.is_empty(),
         (wanted, has) => wanted == has,
     }

@@ -65,7 +65,8 @@ impl KubePodApi {
 #[async_trait]
 impl PodApi for KubePodApi {
     async fn patch_status(&self, base: &Pod, patch: Value) -> Result<Pod, PodApiError> {
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let params =
+            PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.pods(base);
         let patched = call(api.patch_status(name(base), &params, &Patch::Merge(&patch))).await?;
         same(base, patched)
@@ -76,9 +77,10 @@ impl PodApi for KubePodApi {
     }
 
     async fn delete(&self, base: &Pod) -> Result<(), PodApiError> {
-        let params = DeleteParams::default()
-            .grace_period(0)
-            .preconditions(Preconditions { uid: base.metadata.uid.clone(), resource_version: None });
+        let params = DeleteParams::default().grace_period(0).preconditions(Preconditions {
+            uid: base.metadata.uid.clone(),
+            resource_version: None,
+        });
         match call(self.pods(base).delete(name(base), &params)).await {
             Ok(_) | Err(PodApiError::Gone) => Ok(()),
             // The only precondition is the uid: another pod has the name now.

@@ -185,9 +185,7 @@ fn field(pod: &Pod, path: &str, sources: &Sources) -> Result<String, ConfigError
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let text = |value: Option<&String>| value.cloned().unwrap_or_default();
-    let join = |ips: &[IpAddr]| {
-        ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-    };
+    let join = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let first = |ips: &[IpAddr]| ips.first().map(ToString::to_string).unwrap_or_default();
     if let Some(key) = subscript(path, "metadata.labels") {
         return Ok(text(meta.labels.as_ref().and_then(|l| l.get(key))));
@@ -364,10 +362,19 @@ mod tests {
             ]}))
         .unwrap();
         for (name, value) in [
-            ("FIXED", "x"), ("BOTH", "x-fast-10.43.0.9"), ("UID", "u1"), ("LABEL", "web"),
-            ("HOST", "192.0.2.1"), ("KEY", "fast"), ("CPU", "2"), ("MEM", "64"),
-            ("POD_IP", "mine"), ("POD_NAME", "web-1"), ("POD_NAMESPACE", "shop"),
-            ("NODE_NAME", "node-1"), ("HOSTNAME", "web-1"),
+            ("FIXED", "x"),
+            ("BOTH", "x-fast-10.43.0.9"),
+            ("UID", "u1"),
+            ("LABEL", "web"),
+            ("HOST", "192.0.2.1"),
+            ("KEY", "fast"),
+            ("CPU", "2"),
+            ("MEM", "64"),
+            ("POD_IP", "mine"),
+            ("POD_NAME", "web-1"),
+            ("POD_NAMESPACE", "shop"),
+            ("NODE_NAME", "node-1"),
+            ("HOSTNAME", "web-1"),
         ] {
             assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
         }
@@ -402,6 +409,9 @@ mod tests {
         };
         assert_eq!(argv(json!({"name": "app"})), ["app"]);
         assert_eq!(argv(json!({"name": "app", "args": ["-a", "$(A)"]})), ["app", "-a", "1"]);
-        assert_eq!(argv(json!({"name": "app", "command": ["run", "x"], "args": ["y"]})), ["run", "x", "y"]);
+        assert_eq!(
+            argv(json!({"name": "app", "command": ["run", "x"], "args": ["y"]})),
+            ["run", "x", "y"]
+        );
     }
 }

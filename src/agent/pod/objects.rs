@@ -44,14 +44,17 @@ pub(crate) async fn collect(
 ) -> Result<(), ConfigError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let (maps, secrets) = named(pod);
-    sources.config_maps = read_all(maps, "configmap", dir, |name| async move {
-        api.config_map(namespace, &name).await
-    })
-    .await?;
-    sources.secrets = read_all(secrets, "secret", dir, |name| async move {
-        api.secret(namespace, &name).await
-    })
-    .await?;
+    sources.config_maps =
+        read_all(
+            maps,
+            "configmap",
+            dir,
+            |name| async move { api.config_map(namespace, &name).await },
+        )
+        .await?;
+    sources.secrets =
+        read_all(secrets, "secret", dir, |name| async move { api.secret(namespace, &name).await })
+            .await?;
     Ok(())
 }
 

@@ -108,9 +108,7 @@ impl PodPlan {
             } else {
                 Fate::Pod
             },
-            grace: spec
-                .termination_grace_period_seconds
-                .map_or(GRACE_DEFAULT, seconds),
+            grace: spec.termination_grace_period_seconds.map_or(GRACE_DEFAULT, seconds),
             fresh_instance_per_request: annotation(FRESH_INSTANCE_ANNOTATION) == "true",
             containers: inits.chain(mains).collect(),
         }
@@ -135,10 +133,7 @@ pub(crate) fn deletion_grace(pod: &Pod) -> Option<Duration> {
 
 /// Whether the pod has ended for good, as far as the API knows.
 pub(crate) fn is_terminal(pod: &Pod) -> bool {
-    matches!(
-        pod.status.as_ref().and_then(|s| s.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    )
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 /// Bytes that a quantity says; `None` if it says nothing sensible.

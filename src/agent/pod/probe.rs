@@ -207,9 +207,9 @@ impl Check {
                 Err("only httpGet and tcpSocket probes are supported".to_owned())
             }
         };
-        tokio::time::timeout(timeout, action).await.unwrap_or_else(|_| {
-            Err(format!("no answer within {} s", timeout.as_secs()))
-        })
+        tokio::time::timeout(timeout, action)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {} s", timeout.as_secs())))
     }
 }
 

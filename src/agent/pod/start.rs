@@ -134,7 +134,11 @@ impl Shared {
 
 impl Worker {
     /// Starts a prepared container in the pod's sandbox.
-    pub(super) async fn launch(&mut self, at: usize, prepared: Prepared) -> Result<(), StartFailure> {
+    pub(super) async fn launch(
+        &mut self,
+        at: usize,
+        prepared: Prepared,
+    ) -> Result<(), StartFailure> {
         let sandbox = self.sandbox(prepared.ip).await?;
         let pod = Arc::clone(&self.seen.borrow());
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");

@@ -15,20 +15,15 @@ pub(crate) fn pod_status(base: &Pod, state: &PodState, now: Timestamp) -> PodSta
     let mut status = base.status.clone().unwrap_or_default();
     let generation = base.metadata.generation;
     let (reason, message) = match &state.outcome {
-        Some(Outcome::Failed { reason, message }) => (
-            reason.map(str::to_owned),
-            (!message.is_empty()).then(|| message.clone()),
-        ),
+        Some(Outcome::Failed { reason, message }) => {
+            (reason.map(str::to_owned), (!message.is_empty()).then(|| message.clone()))
+        }
         Some(Outcome::Succeeded) | None => (None, None),
     };
     let phase = phase(state);
     let wanted = conditions(base, state, phase);
-    status.conditions = Some(merge_conditions(
-        status.conditions.unwrap_or_default(),
-        wanted,
-        generation,
-        now,
-    ));
+    status.conditions =
+        Some(merge_conditions(status.conditions.unwrap_or_default(), wanted, generation, now));
     let (inits, mains): (Vec<_>, Vec<_>) =
         state.containers.iter().partition(|c| c.role != Role::Main);
     let statuses = |list: Vec<&ContainerRecord>| {
@@ -147,9 +142,8 @@ fn merge_conditions(
         .map(|(kind, why)| {
             let status = if why.is_none() { "True" } else { "False" };
             let before = had.iter().find(|c| c.type_ == kind);
-            let since = before.filter(|c| c.status == status).and_then(|c| {
-                c.last_transition_time.clone()
-            });
+            let since =
+                before.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
             let (reason, message) = why.unwrap_or_default();
             let text = |s: String| (!s.is_empty()).then_some(s);
             PodCondition {

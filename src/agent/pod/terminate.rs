@@ -102,7 +102,9 @@ impl Worker {
         while self.seen.has_changed().is_ok() {
             match self.shared.api.delete(pod).await {
                 Ok(()) => return,
-                Err(PodApiError::Refused(reason)) => warn!(reason, "the API does not let the pod go"),
+                Err(PodApiError::Refused(reason)) => {
+                    warn!(reason, "the API does not let the pod go")
+                }
                 Err(err) => tracing::debug!(%err, "the pod is not removed yet"),
             }
             if self.tasks.token().run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {

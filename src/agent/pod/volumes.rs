@@ -15,11 +15,7 @@ use crate::agent::pod::env::{ConfigError, Sources};
 const MODE_DEFAULT: u32 = 0o644;
 
 /// Makes the folders of all volumes of `pod` and writes what they hold.
-pub(crate) fn write_volumes(
-    pod: &Pod,
-    dir: &PodDir,
-    sources: &Sources,
-) -> Result<(), ConfigError> {
+pub(crate) fn write_volumes(pod: &Pod, dir: &PodDir, sources: &Sources) -> Result<(), ConfigError> {
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         let folder = dir.volume(&volume.name);
         make_private(&folder)?;
@@ -106,7 +102,9 @@ fn below(root: &Path, sub_path: &str) -> Result<PathBuf, ConfigError> {
     }
     let (root, path) = (root.canonicalize()?, path.canonicalize()?);
     if !path.starts_with(&root) || !path.is_dir() {
-        return Err(ConfigError::Unsupported(format!("subPath {sub_path} is no folder of the volume")));
+        return Err(ConfigError::Unsupported(format!(
+            "subPath {sub_path} is no folder of the volume"
+        )));
     }
     Ok(path)
 }
@@ -158,7 +156,9 @@ impl Files<'_> {
             Some(items) => {
                 for item in items {
                     match self.content.get(item.key.as_str()) {
-                        Some(content) => put(&item.path, content, mode(item.mode.or(default_mode)))?,
+                        Some(content) => {
+                            put(&item.path, content, mode(item.mode.or(default_mode)))?
+                        }
                         None if self.is_optional => {}
                         None => {
                             return Err(ConfigError::NoKey {

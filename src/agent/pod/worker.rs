@@ -15,9 +15,7 @@ use crate::agent::pod::decide::{Backoff, Due, Step, decide};
 use crate::agent::pod::plan::{PodPlan, RestartPolicy, deletion_grace, is_terminal};
 use crate::agent::pod::probe::{ProbeEvent, Prober, Verdict};
 use crate::agent::pod::start::{Shared, StartFailure};
-use crate::agent::pod::state::{
-    CRASH_LOOP_BACK_OFF, PodState, RunState,
-};
+use crate::agent::pod::state::{CRASH_LOOP_BACK_OFF, PodState, RunState};
 use crate::agent::pod::writer::{Numbered, StatusWriter};
 use crate::rt::TaskGroup;
 
@@ -267,7 +265,12 @@ impl Worker {
         let now = self.shared.clock.now();
         let is_final = failure.is_final && self.plan.restart_policy == RestartPolicy::Never;
         let Some(record) = self.state.containers.get_mut(at) else { return };
-        info!(k8s.container.name = record.name, container.reason = failure.reason, err = failure.message, "container not started");
+        info!(
+            k8s.container.name = record.name,
+            container.reason = failure.reason,
+            err = failure.message,
+            "container not started"
+        );
         if is_final {
             record.end_unstarted(&failure.message, now);
         } else {
@@ -352,7 +355,11 @@ impl Worker {
             }
             Verdict::Ready(is_ready) => record.is_ready = is_ready,
             Verdict::Kill(why) => {
-                warn!(k8s.container.name = record.name, reason = why, "a probe failed, stopping the container");
+                warn!(
+                    k8s.container.name = record.name,
+                    reason = why,
+                    "a probe failed, stopping the container"
+                );
                 self.stop(event.container, RESTART_GRACE).await;
             }
         }
@@ -400,7 +407,8 @@ impl Worker {
     /// Waits until the API has the newest state, at most `limit`.
     pub(super) async fn until_written(&mut self, limit: Duration) {
         let number = self.number;
-        let _ = tokio::time::timeout(limit, self.written.wait_for(|written| *written >= number)).await;
+        let _ =
+            tokio::time::timeout(limit, self.written.wait_for(|written| *written >= number)).await;
     }
 }
 

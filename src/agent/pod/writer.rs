@@ -181,7 +181,11 @@ mod tests {
         let cases = [
             (json!({"a": 1}), json!({"a": 1}), None),
             (json!({"a": 1, "b": 2}), json!({"a": 1}), Some(json!({"b": null}))),
-            (json!({"a": {"x": 1, "y": 2}}), json!({"a": {"x": 1, "y": 3}}), Some(json!({"a": {"y": 3}}))),
+            (
+                json!({"a": {"x": 1, "y": 2}}),
+                json!({"a": {"x": 1, "y": 3}}),
+                Some(json!({"a": {"y": 3}})),
+            ),
             (json!({"a": [1, 2]}), json!({"a": [1]}), Some(json!({"a": [1]}))),
             (json!({}), json!({"a": {"b": 1}}), Some(json!({"a": {"b": 1}}))),
         ];

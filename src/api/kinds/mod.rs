@@ -17,10 +17,12 @@ mod lease;
 mod namespace;
 mod node;
 mod pod;
+mod pod_spec;
 mod replica_set;
 mod secret;
 mod service;
 mod service_account;
+mod workload;
 
 /// Every built-in resource, core group first, as discovery lists them.
 pub(super) static ALL: &[Resource] = &[

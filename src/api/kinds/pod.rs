@@ -1,9 +1,31 @@
 //! Pod.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
 
 use crate::api::decode::typed;
-use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+use crate::api::field_error::Errors;
+use crate::api::json::{copy_key, int_at, items_at, remove, set, str_at, text_at};
+use crate::api::kinds::pod_spec;
+use crate::api::meta;
+use crate::api::names;
+use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
+use crate::api::table::{age, since};
+
+/// Parts of the spec that may change after creation.
+const MUTABLE: [&str; 3] =
+    ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"];
+/// Shown where there is nothing.
+const NONE: &str = "<none>";
+
+const fn subresource(
+    name: &'static str,
+    kind: &'static str,
+    verbs: &'static [&'static str],
+) -> Subresource {
+    Subresource { name, kind, group: "", version: "", verbs }
+}
 
 pub(super) const RESOURCE: Resource = Resource {
     group: "",
@@ -21,8 +43,262 @@ pub(super) const RESOURCE: Resource = Resource {
     has_status: true,
     has_scale: false,
     has_generation: true,
-    subresources: &[],
-    columns: &[Column::NAME, Column::AGE],
-    field_selectors: &[],
-    strategy: Strategy::plain(typed::<Pod>),
+    subresources: &[
+        subresource("binding", "Binding", &["create"]),
+        subresource("log", "Pod", &["get"]),
+    ],
+    columns: &[
+        Column::NAME,
+        Column::text("Ready"),
+        Column::text("Status"),
+        Column::text("Restarts"),
+        Column::AGE,
+        Column::wide("IP"),
+        Column::wide("Node"),
+        Column::wide("Nominated Node"),
+        Column::wide("Readiness Gates"),
+    ],
+    field_selectors: &[
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "spec.hostNetwork",
+        "status.phase",
+        "status.podIP",
+        "status.nominatedNodeName",
+    ],
+    strategy: Strategy {
+        default: pod_spec::default,
+        prepare_create,
+        validate: |pod, errors| pod_spec::validate(pod, "spec", errors),
+        validate_update,
+        cells,
+        check_name: names::check_dns1123_subdomain,
+        ..Strategy::plain(typed::<Pod>)
+    },
 };
+
+/// A new pod waits, on no node unless it names one.
+fn prepare_create(pod: &mut Value) {
+    let status = json!({ "phase": "Pending", "qosClass": pod_spec::qos_class(pod) });
+    set(pod, "status", status);
+}
+
+/// Only images and a few times may change.
+fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
+    let mut comparable = new.get("spec").cloned().unwrap_or_default();
+    let before = old.get("spec").cloned().unwrap_or_default();
+    for key in MUTABLE {
+        copy_key(&before, &mut comparable, key);
+    }
+    for list in ["containers", "initContainers"] {
+        let images: Vec<Option<Value>> = items_at(&before, &format!("/{list}"))
+            .iter()
+            .map(|c| c.get("image").cloned())
+            .collect();
+        let containers = comparable.get_mut(list).and_then(Value::as_array_mut);
+        for (container, image) in containers.into_iter().flatten().zip(images) {
+            match image {
+                Some(image) => set(container, "image", image),
+                None => drop(remove(container, "image")),
+            }
+        }
+    }
+    if comparable != before {
+        let detail = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+        errors.forbidden("spec", detail);
+    }
+}
+
+/// Whether an init container goes on beside the mains.
+fn is_sidecar(pod: &Value, name: &str) -> bool {
+    items_at(pod, "/spec/initContainers")
+        .iter()
+        .any(|c| text_at(c, "/name") == name && text_at(c, "/restartPolicy") == "Always")
+}
+
+fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
+    let shown = Shown::of(pod);
+    let restarts = match &shown.last_restart {
+        Some(at) if shown.restarts > 0 => {
+            format!("{} ({} ago)", shown.restarts, since(Some(at), now))
+        }
+        _ => shown.restarts.to_string(),
+    };
+    let or_none = |pointer: &str| {
+        let text = text_at(pod, pointer);
+        if text.is_empty() { NONE.to_owned() } else { text.to_owned() }
+    };
+    vec![
+        json!(meta::name(pod)),
+        json!(format!("{}/{}", shown.ready, shown.total)),
+        json!(shown.reason),
+        json!(restarts),
+        json!(age(pod, now)),
+        json!(or_none("/status/podIP")),
+        json!(or_none("/spec/nodeName")),
+        json!(or_none("/status/nominatedNodeName")),
+        json!(NONE),
+    ]
+}
+
+/// The columns that Kubernetes' printer works out.
+struct Shown {
+    ready: usize,
+    total: usize,
+    reason: String,
+    restarts: i64,
+    last_restart: Option<String>,
+}
+
+impl Shown {
+    /// As `kubectl get pods` has always said it.
+    fn of(pod: &Value) -> Self {
+        let phase = text_at(pod, "/status/phase");
+        let reason = text_at(pod, "/status/reason");
+        let mains = items_at(pod, "/status/containerStatuses");
+        let inits = items_at(pod, "/status/initContainerStatuses");
+        let sidecars = inits.iter().filter(|s| is_sidecar(pod, text_at(s, "/name")));
+        let counted: Vec<&Value> = mains.iter().chain(sidecars).collect();
+        let specs = items_at(pod, "/spec/initContainers").iter();
+        let sidecar_specs = specs.filter(|c| text_at(c, "/restartPolicy") == "Always").count();
+        let is_ready = |s: &&&Value| s.get("ready").and_then(Value::as_bool) == Some(true);
+        let finished =
+            |s: &&Value| str_at(s, "/lastState/terminated/finishedAt").map(str::to_owned);
+        let mut shown = Self {
+            ready: counted.iter().filter(is_ready).count(),
+            total: items_at(pod, "/spec/containers").len() + sidecar_specs,
+            reason: if reason.is_empty() { phase.to_owned() } else { reason.to_owned() },
+            restarts: counted.iter().filter_map(|s| int_at(s, "/restartCount")).sum(),
+            last_restart: counted.iter().filter_map(finished).max(),
+        };
+        let is_initializing = shown.init_reason(pod, inits);
+        if !is_initializing {
+            shown.main_reason(mains);
+        }
+        if meta::deletion_timestamp(pod).is_some() && !matches!(phase, "Succeeded" | "Failed") {
+            shown.reason =
+                if reason == "NodeLost" { "Unknown".to_owned() } else { "Terminating".to_owned() };
+        }
+        shown
+    }
+
+    /// Says why the pod is not initialised; `false` when it is.
+    fn init_reason(&mut self, pod: &Value, inits: &[Value]) -> bool {
+        let count = items_at(pod, "/spec/initContainers").len();
+        for (at, status) in inits.iter().enumerate() {
+            let name = text_at(status, "/name");
+            let is_started = status.get("started").and_then(Value::as_bool) == Some(true);
+            if is_sidecar(pod, name) && is_started {
+                continue;
+            }
+            if let Some(code) = int_at(status, "/state/terminated/exitCode") {
+                if code == 0 {
+                    continue;
+                }
+                self.reason = format!("Init:{}", ended(status, code));
+                return true;
+            }
+            let waiting = text_at(status, "/state/waiting/reason");
+            self.reason = if waiting.is_empty() || waiting == "PodInitializing" {
+                format!("Init:{at}/{count}")
+            } else {
+                format!("Init:{waiting}")
+            };
+            return true;
+        }
+        false
+    }
+
+    fn main_reason(&mut self, mains: &[Value]) {
+        let mut is_running = false;
+        for status in mains.iter().rev() {
+            let waiting = text_at(status, "/state/waiting/reason");
+            if !waiting.is_empty() {
+                waiting.clone_into(&mut self.reason);
+            } else if let Some(code) = int_at(status, "/state/terminated/exitCode") {
+                self.reason = ended(status, code);
+            } else if status.pointer("/state/running").is_some_and(|s| !s.is_null()) {
+                is_running |= status.get("ready").and_then(Value::as_bool) == Some(true);
+            }
+        }
+        if self.reason == "Completed" && is_running {
+            "Running".clone_into(&mut self.reason);
+        }
+    }
+}
+
+/// Why a container ended.
+fn ended(status: &Value, code: i64) -> String {
+    let reason = text_at(status, "/state/terminated/reason");
+    if reason.is_empty() { format!("ExitCode:{code}") } else { reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(pod: &Value) -> String {
+        let cells = cells(pod, "2026-01-01T00:01:00Z".parse().unwrap());
+        let text = |cell: &Value| cell.as_str().unwrap_or_default().to_owned();
+        cells[1..4].iter().map(text).collect::<Vec<_>>().join(" ")
+    }
+
+    fn pod(status: Value) -> Value {
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}]}, "status": status})
+    }
+
+    #[test]
+    fn a_pods_line_reads_as_in_kubernetes() {
+        let container = |state: Value, ready: bool, restarts: u32| json!({"phase": "Running", "containerStatuses": [{"name": "a", "ready": ready, "restartCount": restarts, "state": state}]});
+        let cases = [
+            (json!({"phase": "Pending"}), "0/1 Pending 0"),
+            (container(json!({"running": {}}), true, 0), "1/1 Running 0"),
+            (
+                container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), false, 3),
+                "0/1 CrashLoopBackOff 3",
+            ),
+            (
+                container(json!({"terminated": {"exitCode": 0, "reason": "Completed"}}), false, 0),
+                "0/1 Completed 0",
+            ),
+            (container(json!({"terminated": {"exitCode": 2}}), false, 0), "0/1 ExitCode:2 0"),
+        ];
+        for (status, wanted) in cases {
+            assert_eq!(line(&pod(status)), wanted);
+        }
+        let mut leaving = pod(container(json!({"running": {}}), true, 0));
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        assert_eq!(line(&leaving), "1/1 Terminating 0");
+    }
+
+    #[test]
+    fn a_sidecar_counts_as_a_container() {
+        let pod = json!({"metadata": {}, "spec": {
+            "containers": [{"name": "a"}], "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+        }, "status": {"phase": "Running",
+            "initContainerStatuses": [{"name": "s", "ready": true, "started": true, "state": {"running": {}}}],
+            "containerStatuses": [{"name": "a", "ready": true, "state": {"running": {}}}],
+        }});
+        assert_eq!(line(&pod), "2/2 Running 0");
+    }
+
+    #[test]
+    fn only_the_image_may_change() {
+        let old = json!({"spec": {"containers": [{"name": "a", "image": "x"}], "nodeName": "n"}});
+        let count = |new: &Value| {
+            let mut errors = Errors::default();
+            validate_update(&old, new, &mut errors);
+            errors.into_vec().len()
+        };
+        assert_eq!(
+            count(&json!({"spec": {"containers": [{"name": "a", "image": "y"}], "nodeName": "n"}})),
+            0
+        );
+        assert_eq!(
+            count(&json!({"spec": {"containers": [{"name": "a", "image": "x"}], "nodeName": "m"}})),
+            1
+        );
+    }
+}

@@ -1,9 +1,14 @@
 //! ServiceAccount.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ServiceAccount;
+use serde_json::{Value, json};
 
 use crate::api::decode::typed;
+use crate::api::json::items_at;
+use crate::api::meta;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+use crate::api::table::age;
 
 pub(super) const RESOURCE: Resource = Resource {
     group: "",
@@ -22,7 +27,15 @@ pub(super) const RESOURCE: Resource = Resource {
     has_scale: false,
     has_generation: false,
     subresources: &[],
-    columns: &[Column::NAME, Column::AGE],
+    columns: &[Column::NAME, Column::integer("Secrets"), Column::AGE],
     field_selectors: &[],
-    strategy: Strategy::plain(typed::<ServiceAccount>),
+    strategy: Strategy { cells, ..Strategy::plain(typed::<ServiceAccount>) },
 };
+
+fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        json!(meta::name(object)),
+        json!(items_at(object, "/secrets").len()),
+        json!(age(object, now)),
+    ]
+}

@@ -82,7 +82,9 @@ impl fmt::Display for FieldSelector {
 
 impl Term {
     fn parse(res: &Resource, term: &str) -> Result<Self, SelectorError> {
-        let syntax = || SelectorError::Syntax(format!("invalid selector: '{term}'; can't understand '{term}'"));
+        let syntax = || {
+            SelectorError::Syntax(format!("invalid selector: '{term}'; can't understand '{term}'"))
+        };
         let at = term.find(['=', '!']).ok_or_else(syntax)?;
         let (path, rest) = (term.get(..at).unwrap_or(""), term.get(at..).unwrap_or(""));
         let (value, is_equal) = if let Some(value) = rest.strip_prefix("!=") {
@@ -105,7 +107,11 @@ fn canonical_path(res: &Resource, path: &str) -> Result<String, SelectorError> {
     let is_known = path == "metadata.name"
         || (path == "metadata.namespace" && res.is_namespaced)
         || res.field_selectors.contains(&path);
-    if is_known { Ok(path.to_owned()) } else { Err(SelectorError::UnsupportedField(path.to_owned())) }
+    if is_known {
+        Ok(path.to_owned())
+    } else {
+        Err(SelectorError::UnsupportedField(path.to_owned()))
+    }
 }
 
 /// The text of a field as selectors see it: absent is empty, flags are words.
@@ -211,7 +217,8 @@ mod tests {
 
     #[test]
     fn a_fixed_name_is_told() {
-        let selector = FieldSelector::parse(pods(), "status.phase=Running,metadata.name=a").unwrap();
+        let selector =
+            FieldSelector::parse(pods(), "status.phase=Running,metadata.name=a").unwrap();
         assert_eq!(selector.required_name(), Some("a"));
         let selector = FieldSelector::parse(pods(), "metadata.name!=a").unwrap();
         assert_eq!(selector.required_name(), None);

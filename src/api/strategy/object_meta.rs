@@ -81,10 +81,8 @@ fn validate_annotations(object: &Value, errors: &mut Errors) {
         bytes += key.len() + value.as_str().map_or(0, str::len);
     }
     if bytes > ANNOTATIONS_BYTES_MAX {
-        errors.push(crate::api::FieldError::too_long(
-            "metadata.annotations",
-            ANNOTATIONS_BYTES_MAX,
-        ));
+        errors
+            .push(crate::api::FieldError::too_long("metadata.annotations", ANNOTATIONS_BYTES_MAX));
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::api::meta;
 use crate::api::resource::Resource;
 
+pub(crate) use duration::since;
 pub use duration::{age, human_duration};
 
 /// `columnDefinitions` of a Table of `res`.

@@ -38,7 +38,11 @@ type Answer = Result<Response<Body>, OciError>;
 /// Answers by path and method.
 pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request<Body>) -> Answer {
     if !access::may_use_registry(user) {
-        return Err(OciError::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required"));
+        return Err(OciError::new(
+            StatusCode::UNAUTHORIZED,
+            "UNAUTHORIZED",
+            "authentication required",
+        ));
     }
     let path = request.uri().path().trim_start_matches("/v2").trim_matches('/').to_owned();
     if path.is_empty() {
@@ -71,7 +75,11 @@ fn not_allowed() -> OciError {
     OciError::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the method is not supported here")
 }
 
-fn with_headers(code: StatusCode, headers: &[(header::HeaderName, String)], body: Body) -> Response<Body> {
+fn with_headers(
+    code: StatusCode,
+    headers: &[(header::HeaderName, String)],
+    body: Body,
+) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     for (name, value) in headers {
@@ -171,14 +179,17 @@ async fn keep(context: &Context, id: &str, hex: &str, body: Body) -> Result<(), 
 async fn replicate(context: &Context, digest: &str) -> Result<(), OciError> {
     let hex = name::digest(digest)?;
     for server in context.store.other_servers(&context.node_name) {
-        let opened = context.registry.blobs.open(hex).await.map_err(|cause| OciError::io(&cause))?;
+        let opened =
+            context.registry.blobs.open(hex).await.map_err(|cause| OciError::io(&cause))?;
         let Some((file, _)) = opened else { continue };
         let mut request = forward::get(&format!("/v2/{REPLICA}/blobs/{digest}"));
         *request.method_mut() = Method::PUT;
         *request.body_mut() = Body::from_stream(ReaderStream::new(file));
         match context.forward.server(&server, request).await {
             Ok(answer) if forward::is_ok(&answer) => {}
-            _ => tracing::warn!(peer = server, blob.digest = digest, "a server did not take a blob"),
+            _ => {
+                tracing::warn!(peer = server, blob.digest = digest, "a server did not take a blob")
+            }
         }
     }
     Ok(())
@@ -203,7 +214,12 @@ async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError> {
 }
 
 /// What servers ask of each other: a blob as it is here, or to take one.
-async fn replica(context: &Context, user: &UserInfo, digest: &str, request: Request<Body>) -> Answer {
+async fn replica(
+    context: &Context,
+    user: &UserInfo,
+    digest: &str,
+    request: Request<Body>,
+) -> Answer {
     if !user.groups.iter().any(|group| group == "edgeorc:servers") {
         return Err(OciError::new(StatusCode::FORBIDDEN, "DENIED", "this endpoint is for servers"));
     }
@@ -240,8 +256,10 @@ async fn manifest(
     match *request.method() {
         Method::GET | Method::HEAD => {
             let found = context.store.raw_get(&key(reference)).await?;
-            let unknown = || OciError::not_found("MANIFEST_UNKNOWN", &format!("{repository}:{reference}"));
-            let stored: Manifest = serde_json::from_slice(&found.ok_or_else(unknown)?).map_err(|_| unknown())?;
+            let unknown =
+                || OciError::not_found("MANIFEST_UNKNOWN", &format!("{repository}:{reference}"));
+            let stored: Manifest =
+                serde_json::from_slice(&found.ok_or_else(unknown)?).map_err(|_| unknown())?;
             let content = STANDARD.decode(&stored.content).map_err(|_| unknown())?;
             let headers = [
                 (header::CONTENT_TYPE, stored.media_type),
@@ -259,7 +277,8 @@ async fn manifest(
                 .and_then(|value| value.to_str().ok())
                 .unwrap_or("application/vnd.oci.image.manifest.v1+json")
                 .to_owned();
-            let invalid = |why: &str| OciError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why);
+            let invalid =
+                |why: &str| OciError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why);
             let content = Limited::new(request.into_body(), MANIFEST_BYTES_MAX)
                 .collect()
                 .await
@@ -271,8 +290,10 @@ async fn manifest(
             if reference.starts_with("sha256:") && reference != digest {
                 return Err(invalid("the manifest has another digest"));
             }
-            let stored = Manifest { digest: digest.clone(), media_type, content: STANDARD.encode(&content) };
-            let value = serde_json::to_vec(&stored).map_err(|_| invalid("the manifest cannot be kept"))?;
+            let stored =
+                Manifest { digest: digest.clone(), media_type, content: STANDARD.encode(&content) };
+            let value =
+                serde_json::to_vec(&stored).map_err(|_| invalid("the manifest cannot be kept"))?;
             context.store.raw_put(&key(&digest), value.clone()).await?;
             if reference != digest {
                 context.store.raw_put(&key(reference), value).await?;

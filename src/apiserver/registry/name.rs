@@ -34,7 +34,11 @@ impl OciError {
     pub(super) fn io(cause: &std::io::Error) -> Self {
         tracing::warn!(err = %cause, "the registry cannot use its disk");
         if cause.kind() == std::io::ErrorKind::StorageFull {
-            return Self::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", "the registry's disk is full");
+            return Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "UNKNOWN",
+                "the registry's disk is full",
+            );
         }
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "the registry cannot use its disk")
     }
@@ -58,7 +62,11 @@ pub(super) fn digest(text: &str) -> Result<&str, OciError> {
         hex.len() == SHA256_HEX && hex.chars().all(is_hex)
     });
     hex.ok_or_else(|| {
-        OciError::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", format!("{text:?} is no sha256 digest"))
+        OciError::new(
+            StatusCode::BAD_REQUEST,
+            "DIGEST_INVALID",
+            format!("{text:?} is no sha256 digest"),
+        )
     })
 }
 
@@ -72,7 +80,11 @@ pub(super) fn repository(name: &str) -> Result<(), OciError> {
     if !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.split('/').all(is_part) {
         return Ok(());
     }
-    Err(OciError::new(StatusCode::BAD_REQUEST, "NAME_INVALID", format!("{name:?} is no repository name")))
+    Err(OciError::new(
+        StatusCode::BAD_REQUEST,
+        "NAME_INVALID",
+        format!("{name:?} is no repository name"),
+    ))
 }
 
 /// Checks a tag.
