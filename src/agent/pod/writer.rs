@@ -27,6 +27,10 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 /// Conflicts in a row before the writer waits like after an error.
 const CONFLICTS_MAX: u32 = 5;
 
+/// A pod that ran before the agent was restarted gets this long to run again before the API hears
+/// of it: what is back so soon never left the endpoints.
+const SETTLE: Duration = Duration::from_millis(200);
+
 /// A state and its number; higher is newer.
 pub(crate) type Numbered = (u64, Arc<PodState>);
 
@@ -54,6 +58,9 @@ impl StatusWriter {
 
     async fn write_all(&mut self) {
         let mut base = self.seen.borrow_and_update().as_ref().clone();
+        if base.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") {
+            tokio::time::sleep(SETTLE).await;
+        }
         let mut tokens = WRITE_BURST;
         let mut refilled = Instant::now();
         loop {

@@ -1,4 +1,9 @@
 //! The three ways to patch an object.
+//!
+//! # Invariants
+//!
+//! - A patch is applied whole or not at all.
+//! - Depth, operations and copied bytes have limits.
 
 use serde_json::Value;
 

@@ -1,4 +1,8 @@
 //! Label and field selectors.
+//!
+//! # Invariants
+//!
+//! - What cannot be parsed is refused with its reason, never read as "everything".
 
 mod field;
 mod label;

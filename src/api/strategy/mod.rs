@@ -3,6 +3,11 @@
 //! Order on a create: [`check_shape`] → [`prepare_create`] → admission → [`validate_create`].
 //! Order on an update: [`check_shape`] → [`prepare_update`] → admission → [`validate_update`].
 //! On `/status`: [`check_shape`] → [`prepare_status_update`] → [`validate_update`].
+//!
+//! # Invariants
+//!
+//! - What only the server sets is never taken from a client.
+//! - `status` and the rest of an object are never changed by one write.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,8 @@
 //! Server-side tables: what `kubectl get` prints.
+//!
+//! # Invariants
+//!
+//! - A row has one cell for each column of its resource.
 
 mod duration;
 
