@@ -14,6 +14,7 @@
     clippy::disallowed_types,
     clippy::print_stdout,
     clippy::cast_precision_loss,
+    clippy::too_many_lines,
     reason = "a bench that cannot run should stop at once, and it measures real time"
 )]
 

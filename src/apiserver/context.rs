@@ -85,7 +85,6 @@ impl ApiServer {
     }
 
     /// All paths. Who asks is the [`crate::api::user::UserInfo`] extension of the request.
-    #[must_use]
     pub fn router(&self) -> axum::Router {
         router::build(Arc::clone(&self.context))
     }

@@ -66,7 +66,7 @@ const CONFLICT_ATTEMPTS_MAX: u32 = 5;
 ///
 /// # Errors
 ///
-/// The last error: a conflict after [`CONFLICT_ATTEMPTS_MAX`] tries, any other at once.
+/// The last error: a conflict after `CONFLICT_ATTEMPTS_MAX` tries, any other at once.
 pub async fn retry_on_conflict<T, F, Fut>(rng: &Rng, mut attempt: F) -> Result<T, kube::Error>
 where
     F: FnMut() -> Fut,

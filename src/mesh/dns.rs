@@ -179,6 +179,20 @@ fn find_within(routes: &Routes, name: &str) -> Option<Found> {
     }
 }
 
+/// Whom a guest's request is for.
+fn authority(request: &Request<Body>) -> Result<Authority, CallError> {
+    let uri = request.uri();
+    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        return Err(CallError::Forbidden(format!("scheme of {uri}")));
+    }
+    let header = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let authority = match uri.authority() {
+        Some(authority) => Some(authority.clone()),
+        None => header.and_then(|host| host.parse().ok()),
+    };
+    authority.ok_or_else(|| CallError::Forbidden("no host".to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -230,18 +244,4 @@ mod tests {
         assert_eq!(find(&routes, "x", "10.1.2.3"), one("10.1.2.3"));
         assert_eq!(find(&routes, "default", "ext"), Some(Found::Alias("example.org".to_owned())));
     }
-}
-
-/// Whom a guest's request is for.
-fn authority(request: &Request<Body>) -> Result<Authority, CallError> {
-    let uri = request.uri();
-    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
-        return Err(CallError::Forbidden(format!("scheme of {uri}")));
-    }
-    let header = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
-    let authority = match uri.authority() {
-        Some(authority) => Some(authority.clone()),
-        None => header.and_then(|host| host.parse().ok()),
-    };
-    authority.ok_or_else(|| CallError::Forbidden("no host".to_owned()))
 }

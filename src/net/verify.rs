@@ -91,7 +91,7 @@ impl NodeVerifier {
             roots.add(cert.clone().into_owned())?;
             return Ok(roots);
         }
-        Err(CertificateError::UnknownIssuer.into())
+        Err(Error::General("its CA is not the one whose hash is in the token".to_owned()))
     }
 }
 

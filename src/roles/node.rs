@@ -238,28 +238,9 @@ fn start_agent(
         ),
         None => client.clone(),
     };
-    let program = std::env::current_exe()
-        .map_err(|cause| NodeError::Failed(format!("cannot find this program's file: {cause}")))?;
-    let agent = Agent::new(AgentConfig {
-        node_name: name.clone(),
-        node_ips: vec![base.settings.advertise_address],
-        data_dir: base.dir.join("agent"),
-        client: agent_client.clone(),
-        runtime: Arc::new(runtime),
-        network,
-        compiler: Compiler::new(program),
-        clock: base.clock.clone(),
-        rng: base.rng.clone(),
-        is_server: server.is_some(),
-        labels: std::collections::BTreeMap::new(),
-        quic_address: Some(base.settings.quic_address()),
-        ingress_address: Some(base.settings.ingress_address()),
-        capacity: Capacity::default(),
-        restart: crate::agent::RestartPolicySettings::default(),
-        shutdown_grace: base.settings.timing.shutdown_grace,
-        node_api: base.node_api.clone(),
-    })
-    .map_err(NodeError::failed)?;
+    let agent =
+        Agent::new(agent_config(&base, server.is_some(), agent_client.clone(), runtime, network)?)
+            .map_err(NodeError::failed)?;
     spawn_links(&base, &server, agent_client, servers, known_servers);
     let ingress_mesh = mesh.clone();
     tasks.spawn("ingress", |_| async move { ingress_mesh.serve_ingress(ingress).await });
@@ -277,6 +258,37 @@ fn start_agent(
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
     Ok(RunningNode { client, base, replica, agent_cancel, agent_tasks })
+}
+
+/// What the agent is told at start.
+fn agent_config(
+    base: &Base,
+    is_server: bool,
+    client: kube::Client,
+    runtime: WasmRuntime,
+    network: Arc<VirtualNetwork>,
+) -> Result<AgentConfig, NodeError> {
+    let program = std::env::current_exe()
+        .map_err(|cause| NodeError::Failed(format!("cannot find this program's file: {cause}")))?;
+    Ok(AgentConfig {
+        node_name: base.settings.node_name.clone(),
+        node_ips: vec![base.settings.advertise_address],
+        data_dir: base.dir.join("agent"),
+        client,
+        runtime: Arc::new(runtime),
+        network,
+        compiler: Compiler::new(program),
+        clock: base.clock.clone(),
+        rng: base.rng.clone(),
+        is_server,
+        labels: std::collections::BTreeMap::new(),
+        quic_address: Some(base.settings.quic_address()),
+        ingress_address: Some(base.settings.ingress_address()),
+        capacity: Capacity::default(),
+        restart: crate::agent::RestartPolicySettings::default(),
+        shutdown_grace: base.settings.timing.shutdown_grace,
+        node_api: base.node_api.clone(),
+    })
 }
 
 fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {

@@ -49,9 +49,11 @@ mod tests {
         }
     }
 
+    type Case<'a> = (&'a [NodeId], &'a [(NodeId, u64)], Option<Vec<NodeId>>);
+
     #[test]
     fn voters_come_in_odd_numbers() {
-        let cases: [(&[NodeId], &[(NodeId, u64)], Option<Vec<NodeId>>); 6] = [
+        let cases: [Case<'_>; 6] = [
             (&[1], &[], None),
             (&[1], &[(5, 0)], None),
             (&[1], &[(5, 0), (9, 3)], Some(vec![1, 5, 9])),

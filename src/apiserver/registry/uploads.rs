@@ -25,11 +25,14 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// How long one piece of a body may take to arrive.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The uploads under way.
+/// An upload that requests take turns at.
+type SharedUpload = Arc<tokio::sync::Mutex<Upload>>;
+
+/// The uploads under way, with the time each was touched last.
 #[derive(Debug)]
 pub(super) struct Uploads {
     dir: PathBuf,
-    open: Mutex<BTreeMap<String, (Instant, Arc<tokio::sync::Mutex<Upload>>)>>,
+    open: Mutex<BTreeMap<String, (Instant, SharedUpload)>>,
 }
 
 /// One upload.
@@ -73,7 +76,7 @@ impl Uploads {
         stale.iter().filter_map(|id| open.remove(id).map(|_| self.dir.join(id))).collect()
     }
 
-    fn find(&self, id: &str) -> Result<Arc<tokio::sync::Mutex<Upload>>, OciError> {
+    fn find(&self, id: &str) -> Result<SharedUpload, OciError> {
         let mut open = self.open.lock();
         let entry = open.get_mut(id);
         let (at, upload) =
