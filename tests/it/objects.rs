@@ -1,0 +1,237 @@
+//! Reading and writing objects.
+
+use http::StatusCode;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api as KubeApi;
+use kube::api::{ListParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::support::Api;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+fn map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "v"}})
+}
+
+fn deployment() -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
+        "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [
+            {"name": "a", "image": "x:1", "env": [{"name": "A", "value": "1"}]},
+        ]}},
+    }})
+}
+
+#[tokio::test]
+async fn an_object_is_made_read_changed_and_deleted() {
+    let api = Api::start().await;
+    let made = api.post(MAPS, &map("a")).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    assert!(!made.at("/metadata/uid").as_str().unwrap().is_empty());
+    let again = api.post(MAPS, &map("a")).await;
+    assert_eq!((again.code, again.at("/reason")), (StatusCode::CONFLICT, json!("AlreadyExists")));
+    let one = format!("{MAPS}/a");
+    let mut read = api.get(&one).await.json();
+    assert_eq!(read["metadata"]["resourceVersion"], made.at("/metadata/resourceVersion"));
+    read["data"]["k"] = json!("w");
+    assert_eq!(api.put(&one, &read).await.code, StatusCode::OK);
+    let stale = api.put(&one, &read).await;
+    assert_eq!((stale.code, stale.at("/reason")), (StatusCode::CONFLICT, json!("Conflict")));
+    assert!(stale.at("/message").as_str().unwrap().contains("the object has been modified"));
+    assert_eq!(api.delete(&one).await.at("/status"), json!("Success"));
+    let missing = api.get(&one).await;
+    assert_eq!(missing.at("/message"), json!("configmaps \"a\" not found"));
+}
+
+#[tokio::test]
+async fn what_does_not_belong_is_refused_with_its_reason() {
+    let api = Api::start().await;
+    let nowhere = api.post("/api/v1/namespaces/nowhere/configmaps", &map("a")).await;
+    assert_eq!(nowhere.at("/message"), json!("namespaces \"nowhere\" not found"));
+    let bad_name = api.post(MAPS, &map("A B")).await;
+    assert_eq!((bad_name.code.as_u16(), bad_name.at("/reason")), (422, json!("Invalid")));
+    let not_json = api.send(http::Method::POST, MAPS, "application/json", "{").await;
+    assert_eq!(not_json.code, StatusCode::BAD_REQUEST);
+    let protobuf =
+        api.send(http::Method::POST, MAPS, "application/vnd.kubernetes.protobuf", "x").await;
+    assert_eq!(protobuf.code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let mut unknown = map("a");
+    unknown["nonsense"] = json!(1);
+    let strict = api.post(&format!("{MAPS}?fieldValidation=Strict"), &unknown).await;
+    assert!(
+        strict.at("/message").as_str().unwrap().contains("unknown field \"nonsense\""),
+        "{strict:?}"
+    );
+    let warned = api.post(MAPS, &unknown).await;
+    assert_eq!(warned.code, StatusCode::CREATED);
+    assert!(warned.headers.contains_key(http::header::WARNING));
+    let stranger = api.send_as(None, http::Method::GET, MAPS, "", "").await;
+    assert_eq!(stranger.code, StatusCode::FORBIDDEN);
+    let nowhere = api.get("/api/v1/nonsense").await;
+    assert_eq!(nowhere.code, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_dry_run_and_yaml_and_generated_names_work_as_in_kubernetes() {
+    let api = Api::start().await;
+    let dry = api.post(&format!("{MAPS}?dryRun=All"), &map("dry")).await;
+    assert_eq!(dry.code, StatusCode::CREATED);
+    assert_eq!(api.get(&format!("{MAPS}/dry")).await.code, StatusCode::NOT_FOUND);
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  generateName: some-\n";
+    let made = api.send(http::Method::POST, MAPS, "application/yaml", yaml).await;
+    let name = made.at("/metadata/name");
+    assert!(name.as_str().is_some_and(|n| n.starts_with("some-") && n.len() == 10), "{made:?}");
+}
+
+#[tokio::test]
+async fn a_list_is_paged_at_one_revision() {
+    let api = Api::start().await;
+    for n in 0..5 {
+        api.post(MAPS, &map(&format!("m{n}"))).await;
+    }
+    let first = api.get(&format!("{MAPS}?limit=2")).await;
+    assert_eq!(first.at("/metadata/remainingItemCount"), json!(3));
+    let token = first.at("/metadata/continue");
+    api.post(MAPS, &map("m9")).await;
+    api.delete(&format!("{MAPS}/m4")).await;
+    let rest = api.get(&format!("{MAPS}?limit=9&continue={}", token.as_str().unwrap())).await;
+    let names: Vec<_> = rest.json()["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["metadata"]["name"].clone())
+        .collect();
+    assert_eq!(names, ["m2", "m3", "m4"]);
+    assert_eq!(rest.at("/metadata/resourceVersion"), first.at("/metadata/resourceVersion"));
+    let maps: KubeApi<ConfigMap> = KubeApi::namespaced(api.client(), "default");
+    let selected = maps.list(&ListParams::default().fields("metadata.name=m1")).await.unwrap();
+    assert_eq!(selected.items.len(), 1);
+    maps.create(&PostParams::default(), &ConfigMap::default()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn patches_merge_by_name_and_scale_counts_as_a_change() {
+    let api = Api::start().await;
+    let made = api.post(DEPLOYMENTS, &deployment()).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    assert_eq!(made.at("/spec/replicas"), json!(1));
+    let one = format!("{DEPLOYMENTS}/web");
+    let patch = json!({"spec": {"template": {"spec": {"containers": [
+        {"name": "a", "env": [{"name": "B", "value": "2"}]},
+        {"name": "b", "image": "y:1"},
+    ]}}}});
+    let patched = api.patch(&one, "strategic-merge", &patch).await;
+    assert_eq!(patched.code, StatusCode::OK, "{patched:?}");
+    let containers = patched.at("/spec/template/spec/containers");
+    assert_eq!(containers.as_array().unwrap().len(), 2);
+    let first = containers.as_array().unwrap().iter().find(|c| c["name"] == "a").unwrap();
+    assert_eq!((first["image"].as_str(), first["env"].as_array().unwrap().len()), (Some("x:1"), 2));
+    assert_eq!(patched.at("/metadata/generation"), json!(2));
+    let scaled =
+        api.patch(&format!("{one}/scale"), "merge", &json!({"spec": {"replicas": 4}})).await;
+    assert_eq!((scaled.at("/kind"), scaled.at("/spec/replicas")), (json!("Scale"), json!(4)));
+    assert_eq!(api.get(&one).await.at("/metadata/generation"), json!(3));
+    let same = api.patch(&one, "merge", &json!({"spec": {"replicas": 4}})).await;
+    assert_eq!(same.at("/metadata/generation"), json!(3));
+    let mut wrong = deployment();
+    wrong["spec"]["selector"] = json!({"matchLabels": {"app": "other"}});
+    let refused = api.put(&one, &wrong).await;
+    assert_eq!(refused.code.as_u16(), 422, "{refused:?}");
+    assert_eq!(api.patch(&one, "apply", &json!({})).await.code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn services_never_share_an_address_or_a_port() {
+    let api = Api::start().await;
+    let service = |name: &str, more: Value| {
+        let mut spec = json!({"type": "NodePort", "selector": {"a": "b"}, "ports": [{"port": 80}]});
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+    };
+    let first = api.post(SERVICES, &service("a", json!({}))).await;
+    assert_eq!(first.code, StatusCode::CREATED, "{first:?}");
+    let (ip, port) = (first.at("/spec/clusterIP"), first.at("/spec/ports/0/nodePort"));
+    let taken = api.post(SERVICES, &service("b", json!({"clusterIP": ip}))).await;
+    assert_eq!(taken.code.as_u16(), 422, "{taken:?}");
+    assert!(taken.at("/message").as_str().unwrap().contains("provided value is already allocated"));
+    let taken =
+        api.post(SERVICES, &service("b", json!({"ports": [{"port": 80, "nodePort": port}]}))).await;
+    assert_eq!(taken.code.as_u16(), 422, "{taken:?}");
+    api.delete(&format!("{SERVICES}/a")).await;
+    let free = api
+        .post(
+            SERVICES,
+            &service("b", json!({"clusterIP": ip, "ports": [{"port": 80, "nodePort": port}]})),
+        )
+        .await;
+    assert_eq!(free.code, StatusCode::CREATED, "{free:?}");
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_once_and_leaves_in_two_steps() {
+    let api = Api::start().await;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "x:1"}]}});
+    let made = api.post(PODS, &pod).await;
+    assert_eq!(
+        (made.code, made.at("/status/phase")),
+        (StatusCode::CREATED, json!("Pending")),
+        "{made:?}"
+    );
+    let binding = |node: &str| json!({"target": {"name": node}});
+    let path = format!("{PODS}/p/binding");
+    assert_eq!(api.post(&path, &binding("n1")).await.code, StatusCode::CREATED);
+    assert_eq!(api.post(&path, &binding("n2")).await.code, StatusCode::CONFLICT);
+    let one = format!("{PODS}/p");
+    let leaving = api.delete(&one).await;
+    assert_eq!(leaving.at("/metadata/deletionGracePeriodSeconds"), json!(30));
+    assert_eq!(api.get(&one).await.code, StatusCode::OK);
+    api.delete(&format!("{one}?gracePeriodSeconds=0")).await;
+    assert_eq!(api.get(&one).await.code, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_finalizer_keeps_an_object_until_it_is_taken_away() {
+    let api = Api::start().await;
+    let mut kept = map("kept");
+    kept["metadata"]["finalizers"] = json!(["example.org/hold"]);
+    api.post(MAPS, &kept).await;
+    let one = format!("{MAPS}/kept");
+    assert!(api.delete(&one).await.at("/metadata/deletionTimestamp").is_string());
+    assert_eq!(api.get(&one).await.code, StatusCode::OK);
+    api.patch(&one, "merge", &json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(api.get(&one).await.code, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn events_and_node_leases_never_reach_the_log() {
+    let api = Api::start().await;
+    let revision = |answer: Value| {
+        answer["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap()
+    };
+    let before = revision(api.get(MAPS).await.json());
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let lease = json!({"metadata": {"name": "n"}, "spec": {"holderIdentity": "n"}});
+    assert_eq!(api.post(leases, &lease).await.code, StatusCode::CREATED);
+    for n in 0..10 {
+        let renewed = api
+            .patch(
+                &format!("{leases}/n"),
+                "merge",
+                &json!({"spec": {"leaseDurationSeconds": n + 1}}),
+            )
+            .await;
+        assert_eq!(renewed.code, StatusCode::OK, "{renewed:?}");
+    }
+    let event = json!({"metadata": {"generateName": "e-"}, "involvedObject": {"kind": "Pod", "name": "p"}, "reason": "R", "type": "Normal"});
+    let made = api.post("/api/v1/namespaces/default/events", &event).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    let found = api.get("/api/v1/events?fieldSelector=involvedObject.name=p").await;
+    assert_eq!(found.json()["items"].as_array().unwrap().len(), 1);
+    assert_eq!(revision(api.get(MAPS).await.json()), before);
+}

@@ -1,0 +1,158 @@
+//! One API server in this process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use bytes::Bytes;
+use edgeorc::api::user::UserInfo;
+use edgeorc::apiserver::{self, ApiServer, ApiServerConfig};
+use edgeorc::rt::{Rng, WallClock};
+use edgeorc::store::Store;
+use edgeorc::telemetry::Metrics;
+use edgeorc_raft::{Config, Member, Replica, Role, Transport, TransportError};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+/// A transport of a group with one member: there is nobody to call.
+struct Nobody;
+
+#[async_trait]
+impl Transport for Nobody {
+    async fn call(&self, peer: &Member, _: Bytes, _: Duration) -> Result<Bytes, TransportError> {
+        Err(TransportError::Unreachable { peer: peer.name.clone(), reason: "alone".to_owned() })
+    }
+}
+
+/// An API server with its store on disk.
+pub(crate) struct Api {
+    pub(crate) router: axum::Router,
+    cancel: CancellationToken,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) code: StatusCode,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) bytes: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|cause| panic!("{cause}: {self:?}"))
+    }
+
+    pub(crate) fn at(&self, pointer: &str) -> Value {
+        self.json().pointer(pointer).cloned().unwrap_or(Value::Null)
+    }
+}
+
+impl Api {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let me =
+            Member { id: 1, name: "one".to_owned(), address: String::new(), store_uuid: [1; 16] };
+        let config = Config::new(folder.path().join("raft"), me);
+        let replica = Replica::open(config, Arc::new(Nobody)).await.unwrap();
+        replica.bootstrap().await.unwrap();
+        let mut status = replica.status();
+        status.wait_for(|status| status.role == Role::Leader).await.unwrap();
+        let cancel = CancellationToken::new();
+        let store = Store::new(replica);
+        let (follower, token) = (store.clone(), cancel.clone());
+        tokio::spawn(async move { follower.run(token).await });
+        let (clock, rng) = (WallClock::system(), Rng::seeded(7));
+        apiserver::bootstrap(&store, &clock, &rng, "ca").await.unwrap();
+        let server = ApiServer::new(ApiServerConfig {
+            node_name: "one".to_owned(),
+            store,
+            peers: None,
+            node_api: None,
+            clock,
+            rng,
+            metrics: Metrics::new(),
+            blob_dir: folder.path().join("registry"),
+            bookmark_interval: Duration::from_millis(100),
+            cancel: cancel.clone(),
+        });
+        Self { router: server.router(), cancel, _folder: folder }
+    }
+
+    /// As the administrator.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        media: &str,
+        body: impl Into<Body>,
+    ) -> Answer {
+        let user = UserInfo::new("admin", &["system:masters"]);
+        self.send_as(Some(user), method, path, media, body).await
+    }
+
+    pub(crate) async fn send_as(
+        &self,
+        user: Option<UserInfo>,
+        method: Method,
+        path: &str,
+        media: &str,
+        body: impl Into<Body>,
+    ) -> Answer {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::CONTENT_TYPE, media)
+            .body(body.into())
+            .unwrap();
+        if let Some(user) = user {
+            request.extensions_mut().insert(user);
+        }
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer { code: head.status, headers: head.headers, bytes }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, "", Body::empty()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, object: &Value) -> Answer {
+        self.send(Method::POST, path, "application/json", object.to_string()).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, object: &Value) -> Answer {
+        self.send(Method::PUT, path, "application/json", object.to_string()).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, media: &str, patch: &Value) -> Answer {
+        self.send(
+            Method::PATCH,
+            path,
+            &format!("application/{media}-patch+json"),
+            patch.to_string(),
+        )
+        .await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, "", Body::empty()).await
+    }
+
+    /// A real Kubernetes client on this router.
+    pub(crate) fn client(&self) -> kube::Client {
+        edgeorc::client::in_process(self.router.clone(), "admin", &["system:masters"])
+    }
+}

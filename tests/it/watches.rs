@@ -1,0 +1,127 @@
+//! Watches: every change once, in order, as the selector sees it.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use edgeorc::api::user::UserInfo;
+use futures_util::StreamExt as _;
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use crate::support::Api;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// The events of a watch, one by one.
+struct Watch {
+    body: axum::body::BodyDataStream,
+    rest: Vec<u8>,
+}
+
+impl Watch {
+    async fn open(api: &Api, query: &str) -> Self {
+        let mut request =
+            Request::get(format!("{MAPS}?watch=true&{query}")).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(UserInfo::new("admin", &["system:masters"]));
+        let response = api.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        Self { body: response.into_body().into_data_stream(), rest: Vec::new() }
+    }
+
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            self.rest.extend_from_slice(&self.body.next().await?.unwrap());
+        }
+    }
+
+    /// Type and name of the next event that is no bookmark.
+    async fn change(&mut self) -> (String, String) {
+        loop {
+            let event = self.next().await.unwrap();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            if event["type"] != "BOOKMARK" {
+                return (text(&event["type"]), text(&event["object"]["metadata"]["name"]));
+            }
+        }
+    }
+}
+
+fn map(name: &str, label: &str) -> Value {
+    json!({"metadata": {"name": name, "labels": {"l": label}}})
+}
+
+fn pair(kind: &str, name: &str) -> (String, String) {
+    (kind.to_owned(), name.to_owned())
+}
+
+#[tokio::test]
+async fn a_watch_from_a_revision_has_no_gap_and_no_double() {
+    let api = Api::start().await;
+    let start = api.get(MAPS).await.at("/metadata/resourceVersion");
+    let mut watch =
+        Watch::open(&api, &format!("resourceVersion={}", start.as_str().unwrap())).await;
+    let writes = async {
+        for n in 0..50 {
+            assert_eq!(api.post(MAPS, &map(&format!("m{n}"), "x")).await.code, StatusCode::CREATED);
+        }
+    };
+    let reads = async {
+        let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+        let mut last = 0;
+        while seen.len() < 50 {
+            let event = watch.next().await.unwrap();
+            let revision: u64 =
+                event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+            if event["type"] == "BOOKMARK" {
+                continue;
+            }
+            assert!(revision > last, "revisions only grow");
+            last = revision;
+            *seen
+                .entry(event["object"]["metadata"]["name"].as_str().unwrap().to_owned())
+                .or_default() += 1;
+        }
+        seen
+    };
+    let ((), seen) = tokio::join!(writes, reads);
+    assert!(seen.values().all(|count| *count == 1), "{seen:?}");
+}
+
+#[tokio::test]
+async fn entering_and_leaving_a_selector_are_added_and_deleted() {
+    let api = Api::start().await;
+    api.post(MAPS, &map("a", "in")).await;
+    let mut watch = Watch::open(&api, "labelSelector=l%3Din").await;
+    assert_eq!(watch.change().await, pair("ADDED", "a"));
+    let relabel = |label: &str| json!({"metadata": {"labels": {"l": label}}});
+    let one = format!("{MAPS}/a");
+    api.patch(&one, "merge", &relabel("out")).await;
+    assert_eq!(watch.change().await, pair("DELETED", "a"));
+    api.patch(&one, "merge", &relabel("in")).await;
+    assert_eq!(watch.change().await, pair("ADDED", "a"));
+    api.patch(&one, "merge", &json!({"data": {"k": "v"}})).await;
+    assert_eq!(watch.change().await, pair("MODIFIED", "a"));
+    api.delete(&one).await;
+    assert_eq!(watch.change().await, pair("DELETED", "a"));
+}
+
+#[tokio::test]
+async fn bookmarks_come_and_a_watch_ends_at_its_time() {
+    let api = Api::start().await;
+    let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1";
+    let mut watch = Watch::open(&api, query).await;
+    let first = watch.next().await.unwrap();
+    assert_eq!(first["type"], "BOOKMARK");
+    assert_eq!(first["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    let mut bookmarks = 0;
+    while let Some(event) = watch.next().await {
+        assert_eq!(event["type"], "BOOKMARK");
+        bookmarks += 1;
+    }
+    assert!(bookmarks >= 2, "{bookmarks}");
+}
