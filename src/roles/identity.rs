@@ -19,7 +19,7 @@ const CA_KEY: &str = "pki/ca.key";
 const NODE_CERT: &str = "pki/node.crt";
 const NODE_KEY: &str = "pki/node.key";
 /// Raft id of the first node.
-const FIRST_RAFT_ID: u64 = 1;
+pub(super) const FIRST_RAFT_ID: u64 = 1;
 
 /// Everything that makes this node a part of its cluster.
 pub(super) struct Membership {

@@ -20,14 +20,14 @@ use crate::net::{Endpoint, NetConfig, Peers};
 use crate::roles::data_dir::DataDir;
 use crate::roles::dispatch::{self, Doors, ServerDoors};
 use crate::roles::enroll::Admission;
-use crate::roles::identity::Membership;
+use crate::roles::identity::{FIRST_RAFT_ID, Membership};
 use crate::roles::leader::Leader;
 use crate::roles::{NodeError, addresses, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
 
-/// How long a start waits for a leader before it goes on without.
+/// How long the start of a lone server waits for it to lead before it goes on without.
 const LEADER_WAIT: Duration = Duration::from_secs(30);
 /// How long a stop waits for another server to take the leadership.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(2);
@@ -143,7 +143,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     let replica = Replica::open(config, transport)
         .await
         .map_err(|cause| NodeError::Store(cause.to_string()))?;
-    if base.membership.is_new_cluster || (id == 1 && !replica.is_initialized()) {
+    if base.membership.is_new_cluster || (id == FIRST_RAFT_ID && !replica.is_initialized()) {
         replica.bootstrap().await.map_err(|cause| NodeError::Store(cause.to_string()))?;
     }
     let store = Store::new(replica.clone());
@@ -179,11 +179,16 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     };
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;
-    let mut status = replica.status();
-    let led = status.wait_for(|status| status.leader.is_some());
-    let _ = tokio::time::timeout(LEADER_WAIT, led).await;
-    if replica.status().borrow().role == Role::Leader {
-        leader.bootstrap().await;
+    // Only a server that is alone elects itself. Others need the connections that are accepted
+    // further down, so nobody may wait for them here.
+    let is_alone = replica.status().borrow().members.len() <= 1 && id == FIRST_RAFT_ID;
+    if is_alone {
+        let mut status = replica.status();
+        let led = status.wait_for(|status| status.role == Role::Leader);
+        let _ = tokio::time::timeout(LEADER_WAIT, led).await;
+        if replica.status().borrow().role == Role::Leader {
+            leader.bootstrap().await;
+        }
     }
     let group = base.tasks.clone();
     base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
