@@ -36,6 +36,9 @@ impl Reporter {
             let is_over = now.running_state.is_err();
             let leads = now.state == ServerState::Leader;
             let status = self.status_of(&now);
+            // A leader without others has no heartbeat to send: an idle node sleeps.
+            let is_lonely = leads && status.members.len() == 1;
+            self.raft.runtime_config().tick(!is_lonely);
             self.status.send_if_modified(|known| {
                 let is_new = *known != status;
                 if is_new {
@@ -51,7 +54,7 @@ impl Reporter {
                 () = token.cancelled() => break,
                 changed = metrics.changed() => if changed.is_err() { break },
                 // Silence of the others is no change of metrics.
-                () = tokio::time::sleep(self.quorum_age_max), if leads => {}
+                () = tokio::time::sleep(self.quorum_age_max), if leads && !is_lonely => {}
             }
             tokio::time::sleep(SETTLE).await;
         }

@@ -213,25 +213,97 @@ pub fn api_resource_list(group: &str, version: &str) -> Option<Value> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_resource_is_in_both_forms_of_discovery() {
-        let aggregated = format!(
-            "{}{}",
-            aggregated_core(AggregatedVersion::V2),
-            aggregated_groups(AggregatedVersion::V2)
-        );
-        for res in resources() {
-            assert!(
-                aggregated.contains(&format!("\"resource\":\"{}\"", res.plural)),
-                "{}",
-                res.plural
-            );
-            let list = api_resource_list(res.group, res.version).unwrap();
-            let found =
-                list["resources"].as_array().unwrap().iter().any(|r| r["name"] == res.plural);
-            assert!(found, "{}", res.plural);
+    /// The rows of the aggregated form, with the group they stand in.
+    fn aggregated_rows(version: AggregatedVersion) -> Vec<(String, Value)> {
+        let mut rows = Vec::new();
+        for list in [aggregated_core(version), aggregated_groups(version)] {
+            for item in list["items"].as_array().unwrap() {
+                let group = item["metadata"]["name"].as_str().unwrap_or_default();
+                for row in item["versions"][0]["resources"].as_array().unwrap() {
+                    rows.push((group.to_owned(), row.clone()));
+                }
+            }
         }
-        assert!(api_group("apps").is_some());
+        rows
+    }
+
+    fn entry(group: &str, version: &str, name: &str) -> Value {
+        let list = api_resource_list(group, version).unwrap();
+        let entries = list["resources"].as_array().unwrap();
+        entries.iter().find(|entry| entry["name"] == name).unwrap().clone()
+    }
+
+    #[test]
+    fn every_resource_is_in_all_forms_of_discovery() {
+        for version in [AggregatedVersion::V2, AggregatedVersion::V2beta1] {
+            let rows = aggregated_rows(version);
+            for res in resources() {
+                let found = |(group, row): &(String, Value)| {
+                    group == res.group && row["resource"] == res.plural
+                };
+                assert_eq!(rows.iter().filter(|row| found(row)).count(), 1, "{}", res.plural);
+            }
+            assert_eq!(rows.len(), resources().len());
+        }
+        for res in resources() {
+            assert_eq!(entry(res.group, res.version, res.plural)["kind"], res.kind);
+            assert_eq!(api_group(res.group).is_some(), !res.group.is_empty(), "{}", res.group);
+        }
         assert!(api_group("nonsense").is_none() && api_resource_list("", "v2").is_none());
+    }
+
+    #[test]
+    fn each_aggregated_version_names_itself() {
+        let api_version = |version| aggregated_groups(version)["apiVersion"].clone();
+        assert_eq!(api_version(AggregatedVersion::V2), "apidiscovery.k8s.io/v2");
+        assert_eq!(api_version(AggregatedVersion::V2beta1), "apidiscovery.k8s.io/v2beta1");
+        let core = aggregated_core(AggregatedVersion::V2);
+        assert_eq!(core["items"][0]["versions"][0]["freshness"], "Current");
+    }
+
+    #[test]
+    fn a_group_is_listed_once() {
+        let list = api_group_list();
+        let names: Vec<&str> = list["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|group| group["name"].as_str().unwrap())
+            .collect();
+        let unique: std::collections::BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(names.len(), unique.len(), "{names:?}");
+    }
+
+    #[test]
+    fn pods_are_listed_with_their_status() {
+        let pods = entry("", "v1", "pods");
+        assert_eq!(pods["singularName"], "pod");
+        assert_eq!(pods["namespaced"], true);
+        assert_eq!(pods["shortNames"], json!(["po"]));
+        let status = entry("", "v1", "pods/status");
+        assert_eq!(status["kind"], "Pod");
+        assert_eq!(status["verbs"], json!(PART_VERBS));
+        let rows = aggregated_rows(AggregatedVersion::V2);
+        let (_, pods) = rows.iter().find(|(_, row)| row["resource"] == "pods").unwrap();
+        assert_eq!(pods["responseKind"], json!({ "group": "", "version": "v1", "kind": "Pod" }));
+        assert_eq!(pods["scope"], "Namespaced");
+        assert_eq!(pods["subresources"][0]["subresource"], "status");
+        let (_, nodes) = rows.iter().find(|(_, row)| row["resource"] == "nodes").unwrap();
+        assert_eq!(nodes["scope"], "Cluster");
+    }
+
+    #[test]
+    fn the_scale_of_deployments_is_of_another_group() {
+        let scale = entry("apps", "v1", "deployments/scale");
+        assert_eq!(scale["kind"], "Scale");
+        assert_eq!((&scale["group"], &scale["version"]), (&json!("autoscaling"), &json!("v1")));
+        let rows = aggregated_rows(AggregatedVersion::V2);
+        let (group, row) = rows.iter().find(|(_, row)| row["resource"] == "deployments").unwrap();
+        assert_eq!(group, "apps");
+        let parts = row["subresources"].as_array().unwrap();
+        let scale = parts.iter().find(|part| part["subresource"] == "scale").unwrap();
+        let kind = json!({ "group": "autoscaling", "version": "v1", "kind": "Scale" });
+        assert_eq!(scale["responseKind"], kind);
+        assert_eq!(scale["verbs"], json!(PART_VERBS));
     }
 }

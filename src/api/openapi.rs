@@ -161,15 +161,62 @@ fn field(number: u8, bytes: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
+    /// The patch operation of a kind, found as kubectl finds it.
+    fn patch_of(res: &Resource) -> Value {
+        let document = v3_document(res.group, res.version, "v1").unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let mut patches = paths.values().map(|path| &path["patch"]);
+        patches.find(|op| op["x-kubernetes-group-version-kind"] == kind_of(res)).unwrap().clone()
+    }
+
     #[test]
-    fn patches_are_validated_by_the_server_and_not_strategic_in_v3() {
-        let document = v3_document("apps", "v1", "v1").unwrap();
-        let path = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}";
-        let patch = &document["paths"][path]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        assert!(patch["parameters"].to_string().contains("fieldValidation"));
-        assert!(!patch["requestBody"].to_string().contains("strategic"));
+    fn patches_of_every_kind_are_validated_by_the_server_and_not_strategic_in_v3() {
+        for res in resources() {
+            let patch = patch_of(res);
+            assert_eq!(patch["x-kubernetes-action"], "patch");
+            let parameters = patch["parameters"].as_array().unwrap();
+            let is_asked = |name: &str| {
+                parameters.iter().any(|param| param["name"] == name && param["in"] == "query")
+            };
+            assert!(WRITE_PARAMETERS.iter().all(|name| is_asked(name)), "{}", res.kind);
+            let content = patch["requestBody"]["content"].as_object().unwrap();
+            let media: Vec<&str> = content.keys().map(String::as_str).collect();
+            assert_eq!(media, ["application/json-patch+json", "application/merge-patch+json"]);
+        }
         assert!(v3_document("apps", "v9", "v1").is_none());
+    }
+
+    #[test]
+    fn every_kind_has_a_document_in_the_index_and_a_schema_in_it() {
+        let index = v3_index();
+        for res in resources() {
+            let path = res.version_path().trim_start_matches('/').to_owned();
+            let url = index["paths"][&path]["serverRelativeURL"].as_str().unwrap();
+            assert!(url.starts_with(&format!("/openapi/v3/{path}?hash=")), "{url}");
+            let document = v3_document(res.group, res.version, "v1").unwrap();
+            let schema = &document["components"]["schemas"][schema_name(res)];
+            assert_eq!(schema["x-kubernetes-group-version-kind"][0], kind_of(res));
+            assert_eq!(schema["x-kubernetes-preserve-unknown-fields"], true);
+        }
+    }
+
+    #[test]
+    fn names_are_in_the_path_of_one_object_only() {
+        let document = v3_document("apps", "v1", "v1").unwrap();
+        let collection = "/apis/apps/v1/namespaces/{namespace}/deployments";
+        assert_eq!(document["paths"][collection]["post"]["x-kubernetes-action"], "post");
+        let single = &document["paths"][format!("{collection}/{{name}}")];
+        assert_eq!(single["put"]["x-kubernetes-action"], "put");
+        let core = v3_document("", "v1", "v1").unwrap();
+        assert!(core["paths"]["/api/v1/nodes/{name}"].is_object());
+    }
+
+    #[test]
+    fn a_long_field_has_a_length_of_two_bytes() {
+        let mut out = Vec::new();
+        field(2, &[b'x'; 300], &mut out);
+        assert_eq!(out.get(..4), Some(&[0x12, 0xac, 0x02, b'x'][..]));
+        assert_eq!(out.len(), 303);
     }
 
     #[test]

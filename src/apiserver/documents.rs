@@ -13,8 +13,11 @@ use crate::apiserver::{health, response};
 
 /// Media type of the aggregated discovery documents, without their version.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=";
-/// How kubectl up to 1.26 asks for OpenAPI v2.
-const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// How kubectl up to 1.26 asks for OpenAPI v2; `@` may not stand in a media type, so the answer bears
+/// the other name.
+const OPENAPI_V2_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// OpenAPI v2 in gnostic's protobuf.
+const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Answers by path.
 pub(super) fn respond(
@@ -86,7 +89,8 @@ fn root(headers: &HeaderMap, is_core: bool) -> Response<Body> {
 
 fn openapi_v2(headers: &HeaderMap) -> Response<Body> {
     let version = health::git_version();
-    if accept(headers).contains(OPENAPI_V2_PROTOBUF) {
+    let accept = accept(headers);
+    if accept.contains(OPENAPI_V2_ASKED) || accept.contains(OPENAPI_V2_PROTOBUF) {
         let bytes = openapi::v2_protobuf(&version);
         return response::bytes(StatusCode::OK, OPENAPI_V2_PROTOBUF, bytes);
     }

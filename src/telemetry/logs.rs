@@ -2,7 +2,10 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Environment;
 
@@ -18,7 +21,7 @@ pub enum LogFormat {
 /// What is logged, and how.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
-    /// Directives of `tracing_subscriber::EnvFilter`. Default `info`.
+    /// A level, or `target=level` pairs with commas. Default `info`.
     pub filter: String,
     /// Default text.
     pub format: LogFormat,
@@ -43,13 +46,16 @@ impl LogSettings {
 ///
 /// A filter that does not parse falls back to `info`.
 pub fn init_logs(settings: &LogSettings) {
-    let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter =
+        settings.filter.parse().unwrap_or_else(|_| Targets::new().with_default(Level::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(settings.has_colors);
+    let registry = tracing_subscriber::registry();
     let _ = match settings.format {
-        LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => registry.with(lines.with_target(false).with_filter(filter)).try_init(),
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).with_filter(filter)).try_init()
+        }
     };
 }

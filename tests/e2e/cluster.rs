@@ -223,3 +223,58 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
         assert_eq!(node.process.end(Duration::from_secs(20)), Some(0), "{}", node.process.stderr());
     }
 }
+
+#[test]
+fn a_fourth_node_joins_as_an_agent_and_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = start_three(folder.path());
+    let token = succeed(&mut nodes[0].edgeorc(&["node", "token", "create"]));
+    let address = nodes[0].address.to_string();
+    let block: Vec<_> = address.rsplitn(2, '.').collect();
+    let address = format!("{}.4", block[1]).parse().unwrap();
+    let mut agent = Node::start(folder.path(), "four", address, Some((&nodes[1], token.trim())));
+    let readiness = |wanted: &'static str| {
+        eventually(&format!("the agent's Ready condition is {wanted}"), PATIENCE, || {
+            let template = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+            let output = nodes[0].kubectl(&["get", "node", "four", "-o", template]).output();
+            let text = both(&output.unwrap());
+            if text.trim() == wanted { Ok(()) } else { Err(text) }
+        });
+    };
+    readiness("True");
+    let metrics = succeed(&mut nodes[0].kubectl(&["get", "--raw", "/metrics"]));
+    assert!(metrics.lines().any(|line| line == "edgeorc_store_voters 3"), "{metrics}");
+
+    // It gets its share of the pods, and its ingress reaches all of them.
+    let hello = hello();
+    let hello = hello.to_str().unwrap();
+    succeed(&mut nodes[0].edgeorc(&["deploy", hello, "--replicas", "8", "--wait"]));
+    let pods = ready_pods(&nodes[0]).unwrap();
+    assert_eq!(pods.values().filter(|name| **name == "four").count(), 2, "{pods:?}");
+    eventually("every pod answers at the agent", PATIENCE, || {
+        let seen = who_answers(&agent, 80);
+        if seen.len() == 8 { Ok(()) } else { Err(seen) }
+    });
+    let pod = pods.iter().find(|(_, node)| *node == "four").unwrap().0.clone();
+    let log = succeed(&mut nodes[0].kubectl(&["logs", &pod]));
+    assert!(!log.contains("rror"), "{log}");
+
+    // It is missed when it is gone, and used again when it is back.
+    agent.process.kill();
+    readiness("Unknown");
+    eventually("its pods moved", PATIENCE, || {
+        let pods = ready_pods(&nodes[0])?;
+        let is_moved = !nodes_of(&pods).contains("four");
+        if pods.len() == 8 && is_moved { Ok(()) } else { Err(format!("{pods:?}")) }
+    });
+    agent.restart();
+    readiness("True");
+    succeed(&mut nodes[2].edgeorc(&["scale", "deploy/hello", "--replicas", "11"]));
+    eventually("the agent that came back is used", PATIENCE, || {
+        let pods = ready_pods(&nodes[0])?;
+        let is_used = nodes_of(&pods).contains("four");
+        if pods.len() == 11 && is_used { Ok(()) } else { Err(format!("{pods:?}")) }
+    });
+    agent.process.signal("TERM");
+    assert_eq!(agent.process.end(Duration::from_secs(20)), Some(0), "{}", agent.process.stderr());
+}

@@ -12,6 +12,7 @@ use edgeorc::rt::{Rng, WallClock};
 use edgeorc::store::Store;
 use edgeorc::telemetry::Metrics;
 use edgeorc_raft::{Config, Member, Replica, Role, Transport, TransportError};
+use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
@@ -110,15 +111,23 @@ impl Api {
         media: &str,
         body: impl Into<Body>,
     ) -> Answer {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::CONTENT_TYPE, media)
-            .body(body.into())
-            .unwrap();
+        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, media);
+        let mut request = request.body(body.into()).unwrap();
         if let Some(user) = user {
             request.extensions_mut().insert(user);
         }
+        self.answer(request).await
+    }
+
+    /// Reads `path` in the form that `accept` asks for.
+    pub(crate) async fn get_in(&self, path: &str, accept: &str) -> Answer {
+        let request = Request::builder().uri(path).header(ACCEPT, accept);
+        let mut request = request.body(Body::empty()).unwrap();
+        request.extensions_mut().insert(UserInfo::new("admin", &["system:masters"]));
+        self.answer(request).await
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -56,21 +57,17 @@ pub(crate) async fn renew(
 }
 
 async fn once(api: &Api<Lease>, node: &str, clock: &WallClock) -> kube::Result<()> {
-    let spec = json!({
-        "holderIdentity": node,
-        "leaseDurationSeconds": DURATION_SECONDS,
-        "renewTime": format!("{:.6}", clock.now()),
-    });
-    let patch = Patch::Merge(json!({"spec": spec}));
+    let spec = LeaseSpec {
+        holder_identity: Some(node.to_owned()),
+        lease_duration_seconds: Some(DURATION_SECONDS),
+        renew_time: Some(MicroTime(clock.now())),
+        ..LeaseSpec::default()
+    };
+    let patch = Patch::Merge(json!({"spec": &spec}));
     match api.patch(node, &PatchParams::default(), &patch).await {
         Err(err) if is_not_found(&err) => {
-            let lease = json!({
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {"name": node, "namespace": NAMESPACE},
-                "spec": spec,
-            });
-            let lease: Lease = serde_json::from_value(lease).map_err(kube::Error::SerdeError)?;
+            let metadata = ObjectMeta { name: Some(node.to_owned()), ..ObjectMeta::default() };
+            let lease = Lease { metadata, spec: Some(spec) };
             api.create(&PostParams::default(), &lease).await.map(drop)
         }
         other => other.map(drop),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -93,16 +94,13 @@ impl Registration {
     }
 
     async fn create(&self, api: &Api<Node>) -> kube::Result<Node> {
-        let node = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {
-                "name": self.config.node_name,
-                "labels": describe::labels(&self.config),
-                "annotations": describe::annotations(&self.config),
-            },
-        });
-        let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
+        let metadata = ObjectMeta {
+            name: Some(self.config.node_name.clone()),
+            labels: Some(describe::labels(&self.config)),
+            annotations: Some(describe::annotations(&self.config)),
+            ..ObjectMeta::default()
+        };
+        let node = Node { metadata, ..Node::default() };
         let created = api.create(&PostParams::default(), &node).await?;
         info!(k8s.node.name = self.config.node_name, "node registered");
         Ok(created)

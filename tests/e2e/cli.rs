@@ -1,0 +1,124 @@
+//! The command line against one node: formats, completions, progress.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{Block, Node, both, edgeorc, hello, succeed};
+
+/// A node that runs `hello` with two pods.
+fn node_with_app(folder: &std::path::Path) -> Node {
+    let node = Node::start(folder, "one", Block::take().address(1), None);
+    node.wait_ready();
+    let file = hello();
+    let file = file.to_str().unwrap();
+    let made =
+        succeed(&mut node.edgeorc(&["deploy", file, "--replicas", "2", "--wait", "-o", "name"]));
+    assert_eq!(made, "deployment.apps/hello\n");
+    node
+}
+
+#[test]
+fn get_prints_tables_documents_and_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node_with_app(folder.path());
+    let run = |args: &[&str]| succeed(&mut node.edgeorc(args));
+
+    let table = run(&["get", "deploy"]);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<_> = table.lines().map(words).collect();
+    assert_eq!(lines[0], ["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE"]);
+    assert_eq!(lines[1][..4], ["hello", "2/2", "2", "2"]);
+    let wide = run(&["get", "pods", "-o", "wide"]);
+    assert!(wide.lines().next().unwrap().contains("NOMINATED NODE"), "{wide}");
+    assert_eq!(wide.lines().filter(|line| line.contains(" one ")).count(), 2, "{wide}");
+
+    // One object is one document, several are a List; kubectl prints the same fields.
+    let one: Value = serde_json::from_str(&run(&["get", "deploy/hello", "-o", "json"])).unwrap();
+    assert_eq!(one["kind"], "Deployment");
+    let theirs = succeed(&mut node.kubectl(&["get", "deploy/hello", "-o", "json"]));
+    let theirs: Value = serde_json::from_str(&theirs).unwrap();
+    assert_eq!(one["spec"], theirs["spec"]);
+    let list: Value = serde_json::from_str(&run(&["get", "pods", "-o", "json"])).unwrap();
+    assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&"List".into(), 2));
+    let yaml = run(&["get", "deploy/hello", "-o", "yaml"]);
+    let parsed: Value = serde_saphyr::from_str(&yaml).unwrap();
+    assert_eq!(parsed["spec"], one["spec"]);
+
+    let names = run(&["get", "deploy,svc,ingress", "-o", "name"]);
+    assert!(names.contains("deployment.apps/hello\nservice/hello\n"), "{names}");
+    assert!(names.contains("ingress.networking.k8s.io/hello"), "{names}");
+    let labelled = run(&["get", "pods", "-l", "app.kubernetes.io/name=nobody", "-o", "name"]);
+    assert_eq!(labelled, "");
+
+    let missing = node.edgeorc(&["get", "deploy/absent"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(both(&missing).contains("\"absent\" not found"), "{}", both(&missing));
+    let unknown = node.edgeorc(&["get", "unicorns"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2), "{}", both(&unknown));
+    assert!(both(&unknown).contains("unicorns"), "{}", both(&unknown));
+}
+
+#[test]
+fn describe_shows_the_fields_and_the_events() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node_with_app(folder.path());
+    let deployment = succeed(&mut node.edgeorc(&["describe", "deploy/hello"]));
+    assert!(deployment.contains("name: hello"), "{deployment}");
+    assert!(deployment.contains("ScalingReplicaSet"), "{deployment}");
+    let node_text = succeed(&mut node.edgeorc(&["describe", "node", "one"]));
+    assert!(node_text.contains("type: Ready"), "{node_text}");
+}
+
+#[test]
+fn completions_are_taken_by_the_shell() {
+    let script = succeed(edgeorc().args(["completions", "bash"]));
+    let mut bash = Command::new("bash")
+        .args([
+            "--norc",
+            "-c",
+            "source /dev/stdin && complete -p edgeorc && \
+            COMP_WORDS=(edgeorc de) COMP_CWORD=1 && _edgeorc edgeorc de edgeorc && \
+            echo \"${COMPREPLY[@]}\"",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = bash.wait_with_output().unwrap();
+    let text = both(&output);
+    assert!(output.status.success(), "{text}");
+    for verb in ["deploy", "describe", "delete"] {
+        assert!(text.trim_end().lines().last().unwrap_or_default().contains(verb), "{text}");
+    }
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        assert!(succeed(edgeorc().args(["completions", shell])).contains("deploy"), "{shell}");
+    }
+}
+
+#[test]
+fn progress_is_drawn_on_a_terminal_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let file = hello();
+    let args = ["deploy", file.to_str().unwrap(), "--wait", "--name", "piped"];
+    let piped = node.edgeorc(&args).output().unwrap();
+    let text = both(&piped);
+    assert!(!text.contains('\u{1b}') && text.contains("pushing "), "{text}");
+
+    // `script` of util-linux gives the command a terminal of its own.
+    let mut command = node.edgeorc(&args[..3]);
+    command.args(["--name", "drawn"]);
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let line = words.join(" ");
+    let drawn =
+        succeed(Command::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "xterm"));
+    assert!(drawn.contains('\u{1b}'), "{drawn:?}");
+    assert!(drawn.contains("deployment.apps/drawn deployed"), "{drawn:?}");
+}
