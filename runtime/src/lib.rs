@@ -35,5 +35,6 @@ pub use compile::{WASM_BYTES_MAX, compatibility_hash, compile, compile_file, ins
 pub use engine::{Allocator, CodeClass, Plan};
 pub use machine::Machine;
 pub use network::{HttpError, Unsent, VirtualNetwork};
+pub use tasks::GuestThreads;
 pub use types::*;
 pub use wasm::{RuntimeConfig, WallClock, WasmRuntime};

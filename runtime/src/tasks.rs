@@ -6,6 +6,7 @@
 //! - Every task is tracked, so that an owner can wait for its end.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -22,6 +23,18 @@ pub(crate) struct Guests {
     /// Taken when dropped, because a runtime must not be dropped where tasks run.
     runtime: Mutex<Option<Runtime>>,
     handle: Handle,
+}
+
+/// The threads that guests run on, kept for as long as this lives. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct GuestThreads(pub(crate) Arc<Guests>);
+
+impl GuestThreads {
+    /// Where to start tasks.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        self.0.handle()
+    }
 }
 
 impl Guests {

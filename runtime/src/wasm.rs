@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::meter::Ticker;
 use crate::network::{PodNet, VirtualNetwork};
 use crate::pod::WasmPod;
-use crate::tasks::Guests;
+use crate::tasks::{GuestThreads, Guests};
 use crate::types::{Counters, Pod, PodConfig, PodRuntime, StartError, Uplink};
 
 /// Tells the time for people: log stamps and the guests' wall clock.
@@ -26,7 +26,8 @@ const NICENESS_DEFAULT: i32 = 5;
 /// Settings of a [`WasmRuntime`].
 #[derive(Clone)]
 pub struct RuntimeConfig {
-    /// Threads that run guests. `None`: one less than the machine has cores, at least one.
+    /// Threads that run guests. `None`: as many as the machine has cores; what must not wait for
+    /// guests has the higher priority.
     pub guest_threads: Option<usize>,
     /// Niceness of those threads, 0 to 19. Default 5: guests yield to the control plane.
     pub niceness: i32,
@@ -89,8 +90,7 @@ impl WasmRuntime {
     ) -> Result<Self, StartError> {
         let host = |error: wasmtime::Error| StartError::Host(format!("{error:#}"));
         let (engine, plan) = Plan::new(Machine::probe()).engine()?;
-        let threads =
-            config.guest_threads.unwrap_or_else(|| plan.machine.cores.saturating_sub(1).max(1));
+        let threads = config.guest_threads.unwrap_or(plan.machine.cores);
         let core = Core {
             code: Code::new(&engine).map_err(host)?,
             ticker: Ticker::start(&engine)?,
@@ -108,6 +108,13 @@ impl WasmRuntime {
     #[must_use]
     pub fn machine(&self) -> String {
         self.core.plan.to_string()
+    }
+
+    /// The threads that guests run on. A server that hands requests to guests is best run there as
+    /// well: two changes of thread per request cost more than the rest of the way.
+    #[must_use]
+    pub fn threads(&self) -> GuestThreads {
+        GuestThreads(Arc::clone(&self.core.guests))
     }
 
     /// Counts since start, for metrics.

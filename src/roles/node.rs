@@ -217,6 +217,7 @@ fn start_agent(
     let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
+    let guest_threads = runtime.threads();
     let mesh = Mesh::new(MeshConfig {
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
@@ -248,7 +249,12 @@ fn start_agent(
             .map_err(NodeError::failed)?;
     spawn_links(&base, &server, agent_client, servers, known_servers);
     let ingress_mesh = mesh.clone();
-    tasks.spawn("ingress", |_| async move { ingress_mesh.serve_ingress(ingress).await });
+    let threads = guest_threads.handle().clone();
+    tasks.spawn_on(&threads, "ingress", |_| async move {
+        ingress_mesh.serve_ingress(ingress).await;
+        // Kept until here: what is in flight may outlive the pods of this node.
+        drop(guest_threads);
+    });
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),

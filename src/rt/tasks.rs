@@ -3,8 +3,10 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::instrument::Instrumented;
 use tracing::{Instrument, info_span, warn};
 
 /// Owns tasks that start and end while their owner runs. Cheap to clone; all clones are one group.
@@ -42,8 +44,24 @@ impl TaskGroup {
         F: FnOnce(CancellationToken) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let body = task(self.cancel.child_token()).instrument(info_span!("task", task.name = name));
-        self.tracker.spawn(body);
+        self.tracker.spawn(self.named(name, task));
+    }
+
+    /// As [`Self::spawn`], on the threads of another runtime.
+    pub fn spawn_on<F, Fut>(&self, threads: &Handle, name: &'static str, task: F)
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.tracker.spawn_on(self.named(name, task), threads);
+    }
+
+    fn named<F, Fut>(&self, name: &'static str, task: F) -> Instrumented<Fut>
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        task(self.cancel.child_token()).instrument(info_span!("task", task.name = name))
     }
 
     /// Runs `task` until it ends or the group is cancelled, whichever is first.

@@ -129,7 +129,6 @@ impl AsciiChart {
 
     /// Adds a histogram under `label`.
     #[must_use]
-    #[expect(clippy::should_implement_trait, reason = "the name that openraft calls")]
     pub fn add(mut self, label: impl Into<String>, histogram: Histogram) -> Self {
         self.rows.push((label.into(), histogram));
         self
