@@ -1,5 +1,6 @@
 //! The heartbeat.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -7,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -23,17 +25,19 @@ const DEADLINE: Duration = Duration::from_millis(900);
 /// What the Lease promises, in seconds; the leader itself decides sooner.
 const DURATION_SECONDS: i32 = 10;
 
-/// Renews the Lease of `node` until `cancel`.
+/// Renews the Lease of `node` until `cancel`. Tells `heard` when heartbeats begin to be answered:
+/// the node may have been called lost until then.
 pub(crate) async fn renew(
     client: kube::Client,
     node: String,
     clock: WallClock,
+    heard: Arc<Notify>,
     cancel: CancellationToken,
 ) {
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut is_alive = true;
+    let (mut is_alive, mut is_first) = (true, true);
     while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
         let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock)).await;
         let err = match beat {
@@ -41,7 +45,10 @@ pub(crate) async fn renew(
                 if !is_alive {
                     info!("heartbeats are answered again");
                 }
-                is_alive = true;
+                if is_first || !is_alive {
+                    heard.notify_one();
+                }
+                (is_alive, is_first) = (true, false);
                 continue;
             }
             Ok(Err(err)) => err.to_string(),

@@ -1,5 +1,6 @@
 //! Making the Node, describing it, and learning its pod range.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -7,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -32,6 +33,8 @@ pub(crate) struct Registration {
     pub(crate) dirs: Dirs,
     /// Gets the pod range as soon as it is known.
     pub(crate) range: watch::Sender<Option<Range>>,
+    /// Wakes the next check: the heartbeats are answered (again).
+    pub(crate) heard: Arc<Notify>,
 }
 
 impl Registration {
@@ -51,8 +54,10 @@ impl Registration {
                 }
                 Err(_) => RETRY,
             };
-            if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.heard.notified() => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
