@@ -11,6 +11,7 @@ use super::exit::{self, Failure};
 use super::manifest::App;
 use super::progress::Progress;
 use super::{output, push, wait};
+use crate::api::names;
 use crate::config::Environment;
 use crate::roles;
 
@@ -26,7 +27,7 @@ pub(super) async fn run(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let name = match &deploy.name {
-        Some(name) => name.clone(),
+        Some(name) => checked(name)?,
         None => name_of(&deploy.app)?,
     };
     let env = parse_env(&deploy.env)?;
@@ -124,14 +125,16 @@ pub(super) fn name_of(path: &Path) -> Result<String, Failure> {
         .chars()
         .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
         .collect();
-    let name = mapped.trim_matches('-').to_owned();
-    if name.is_empty() {
-        return Err(Failure::with(
-            exit::USAGE,
-            format!("cannot make a name of {}; set --name", path.display()),
-        ));
-    }
-    Ok(name)
+    checked(mapped.trim_matches('-')).map_err(|_| {
+        Failure::with(exit::USAGE, format!("cannot make a name of {}; set --name", path.display()))
+    })
+}
+
+/// A name that all of the app's objects may have: the Service's is the narrowest.
+fn checked(name: &str) -> Result<String, Failure> {
+    names::check_dns1035_label(name)
+        .map(|()| name.to_owned())
+        .map_err(|rule| Failure::with(exit::USAGE, format!("the name {name:?} cannot be: {rule}")))
 }
 
 /// Splits `K=V` words.
@@ -162,6 +165,8 @@ mod tests {
     fn a_file_name_becomes_a_kubernetes_name() {
         assert_eq!(name_of(Path::new("/x/My_App.v2.wasm")).unwrap(), "my-app-v2");
         assert!(name_of(Path::new("___.wasm")).is_err());
+        assert!(name_of(Path::new("2048.wasm")).is_err(), "a Service's name starts with a letter");
+        assert!(checked("Bad_Name").is_err());
     }
 
     #[test]

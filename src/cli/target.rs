@@ -62,6 +62,14 @@ pub(super) fn parse(words: &[String]) -> Result<Vec<Target>, Failure> {
 
 /// Parses exactly one object.
 pub(super) fn parse_one(words: &[String]) -> Result<Target, Failure> {
+    if let [word] = words
+        && !word.contains('/')
+    {
+        let text = format!(
+            "{word:?} does not name one object; write KIND/NAME, for example `deploy/hello`"
+        );
+        return Err(Failure::with(exit::USAGE, text));
+    }
     let mut targets = parse(words)?.into_iter();
     match (targets.next(), targets.next()) {
         (Some(target), None) if target.name.is_some() => Ok(target),
