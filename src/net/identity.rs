@@ -1,6 +1,7 @@
 //! Who this node is, and who a peer is: read from certificates, swappable while running.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
@@ -107,6 +108,7 @@ struct Keys {
     /// With the authority's certificate, for a joiner who has only its hash.
     with_authority: Arc<CertifiedKey>,
     peer: Peer,
+    expires: SystemTime,
 }
 
 impl Identity {
@@ -160,6 +162,12 @@ impl Identity {
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.0.keys.load().peer.clone()
+    }
+
+    /// When the present certificate ends.
+    #[must_use]
+    pub fn expires(&self) -> SystemTime {
+        self.0.keys.load().expires
     }
 
     /// The authority's certificate.
@@ -222,6 +230,7 @@ impl Keys {
     fn read(cert_pem: &str, key_pem: &str, ca_pem: &str) -> Result<Self, IdentityError> {
         let leaf = certificate(cert_pem)?;
         let peer = Peer::from_certificate(&leaf)?;
+        let expires = not_after(&leaf)?;
         if !peer.is_node() {
             return Err(IdentityError::NotANode { user: peer.user });
         }
@@ -230,7 +239,8 @@ impl Keys {
         let alone = CertifiedKey::from_der(vec![leaf.clone()], key, &provider())?;
         let chain = vec![leaf, certificate(ca_pem)?];
         let with_authority = CertifiedKey::new(chain, Arc::clone(&alone.key));
-        Ok(Self { leaf: Arc::new(alone), with_authority: Arc::new(with_authority), peer })
+        let leaf = Arc::new(alone);
+        Ok(Self { leaf, with_authority: Arc::new(with_authority), peer, expires })
     }
 }
 
@@ -264,7 +274,7 @@ pub(super) struct ClockTime(pub(super) WallClock);
 
 impl TimeProvider for ClockTime {
     fn current_time(&self) -> Option<UnixTime> {
-        let since = self.0.system_time().duration_since(std::time::UNIX_EPOCH).ok()?;
+        let since = self.0.system_time().duration_since(UNIX_EPOCH).ok()?;
         Some(UnixTime::since_unix_epoch(since))
     }
 }
@@ -272,6 +282,13 @@ impl TimeProvider for ClockTime {
 /// The one provider of cryptography, named explicitly: nothing depends on a process-wide default.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn not_after(der: &[u8]) -> Result<SystemTime, IdentityError> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der)
+        .map_err(|err| IdentityError::Malformed(err.to_string()))?;
+    let seconds = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 fn certificate(pem: &str) -> Result<CertificateDer<'static>, IdentityError> {

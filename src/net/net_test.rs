@@ -51,6 +51,13 @@ fn a_certificate_says_what_the_authority_decided_and_not_what_was_asked() {
     assert_eq!(life, 30 * 86_400 + 3600);
     assert!(!cert.is_ca());
 
+    // An agent has no HTTPS, and no name that an HTTPS client would ask for.
+    let pem = ca.issue_node(&key.csr_der, "pi-2", &[ip], NodeClass::Agent).unwrap();
+    let der = pki::pem_to_der(&pem).unwrap();
+    let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
+    let names = &cert.subject_alternative_name().unwrap().unwrap().value.general_names;
+    assert_eq!(names.len(), 2, "{names:?}");
+
     assert!(matches!(
         ca.issue_node(&key.csr_der, "Not/A/Name", &[], NodeClass::Agent),
         Err(PkiError::Name { .. })

@@ -27,6 +27,9 @@ pub const CA_LIFE: Duration = Duration::from_secs(10 * 365 * DAY_SECONDS);
 pub const NODE_LIFE: Duration = Duration::from_secs(30 * DAY_SECONDS);
 /// Life of a person's certificate: one year.
 pub const CLIENT_LIFE: Duration = Duration::from_secs(365 * DAY_SECONDS);
+/// DNS names of the API server, beside the node's own.
+const API_NAMES: &[&str] =
+    &["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
 /// Organizations that a client certificate can hold.
 pub const ORGANIZATIONS_MAX: usize = 2;
 /// Addresses that a node certificate can hold.
@@ -319,8 +322,13 @@ impl CertificateAuthority {
         params.subject_alt_names.push(SanType::URI(
             uri.as_str().try_into().map_err(|_| PkiError::Name { name: name.to_owned() })?,
         ));
-        let api_names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
-        for dns in [name, "localhost"].into_iter().chain(api_names) {
+        // Peers know a node by the name above. HTTPS clients go by DNS names and addresses, and only
+        // servers have HTTPS: an agent must not be able to pass for one.
+        let (dns_names, ips) = match class {
+            NodeClass::Agent => (&[][..], &[][..]),
+            NodeClass::Server => (API_NAMES, ips),
+        };
+        for dns in [name].iter().chain(dns_names).copied() {
             params.subject_alt_names.push(SanType::DnsName(
                 dns.try_into().map_err(|_| PkiError::Name { name: name.to_owned() })?,
             ));

@@ -16,8 +16,8 @@ use crate::rt::{Rng, WallClock};
 /// Files below the data directory.
 const CA_CERT: &str = "pki/ca.crt";
 const CA_KEY: &str = "pki/ca.key";
-const NODE_CERT: &str = "pki/node.crt";
-const NODE_KEY: &str = "pki/node.key";
+pub(super) const NODE_CERT: &str = "pki/node.crt";
+pub(super) const NODE_KEY: &str = "pki/node.key";
 /// Raft id of the first node.
 pub(super) const FIRST_RAFT_ID: u64 = 1;
 
@@ -81,7 +81,7 @@ impl Membership {
 }
 
 /// Addresses in the node's certificate.
-fn addresses(settings: &NodeSettings) -> Vec<IpAddr> {
+pub(super) fn certified_addresses(settings: &NodeSettings) -> Vec<IpAddr> {
     let mut addresses = vec![settings.advertise_address];
     for ip in [settings.bind_address, IpAddr::V4(Ipv4Addr::LOCALHOST)] {
         if !ip.is_unspecified() && !addresses.contains(&ip) {
@@ -107,7 +107,7 @@ fn found(
     let cluster = rng.uuid().to_string();
     let authority = CertificateAuthority::generate(&cluster, clock).map_err(NodeError::failed)?;
     let node = authority
-        .generate_node(&settings.node_name, &addresses(settings), NodeClass::Server)
+        .generate_node(&settings.node_name, &certified_addresses(settings), NodeClass::Server)
         .map_err(NodeError::failed)?;
     dir.write(CA_KEY, authority.key_pem().as_bytes())?;
     dir.write(CA_CERT, authority.cert_pem().as_bytes())?;
@@ -136,7 +136,7 @@ async fn obtain(
         node: settings.node_name.clone(),
         class: NodeClass::Server,
         csr_der: key.csr_der,
-        addresses: addresses(settings),
+        addresses: certified_addresses(settings),
         quic_port: settings.api_port,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         details: [(STORE_UUID.to_owned(), store_uuid.clone())].into(),

@@ -20,8 +20,9 @@ use crate::net::{Endpoint, NetConfig, Peers};
 use crate::roles::data_dir::DataDir;
 use crate::roles::dispatch::{self, Doors, ServerDoors};
 use crate::roles::enroll::Admission;
-use crate::roles::identity::{FIRST_RAFT_ID, Membership};
+use crate::roles::identity::{FIRST_RAFT_ID, Membership, certified_addresses};
 use crate::roles::leader::Leader;
+use crate::roles::renewal::{self, Issuer, Renewal};
 use crate::roles::{NodeError, addresses, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
@@ -37,7 +38,7 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 /// What every part of the node shares.
 struct Base {
     settings: NodeSettings,
-    dir: DataDir,
+    dir: Arc<DataDir>,
     clock: WallClock,
     rng: Rng,
     metrics: Metrics,
@@ -91,7 +92,7 @@ async fn assemble(
     settings: NodeSettings,
     cancel: &CancellationToken,
 ) -> Result<RunningNode, NodeError> {
-    let dir = DataDir::open(&settings.data_dir)?;
+    let dir = Arc::new(DataDir::open(&settings.data_dir)?);
     let api_at = SocketAddr::new(settings.bind_address, settings.api_port);
     let ingress_at = SocketAddr::new(settings.bind_address, settings.ingress_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
@@ -247,6 +248,7 @@ fn start_agent(
     let agent =
         Agent::new(agent_config(&base, server.is_some(), agent_client.clone(), runtime, network)?)
             .map_err(NodeError::failed)?;
+    spawn_renewal(&base, agent_client.clone());
     spawn_links(&base, &server, agent_client, servers, known_servers);
     let ingress_mesh = mesh.clone();
     let threads = guest_threads.handle().clone();
@@ -309,11 +311,27 @@ fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {
         authority: base.membership.authority.clone()?,
         clock: base.clock.clone(),
     };
+    let renewals = renewal::router(base.membership.authority.clone()?);
     Some(ServerDoors {
         replica: server.replica.clone(),
-        api: server.router.clone(),
+        api: server.router.clone().merge(renewals),
         enroller: Arc::new(admission),
     })
+}
+
+fn spawn_renewal(base: &Base, client: kube::Client) {
+    let issuer = match &base.membership.authority {
+        Some(authority) => Issuer::Own(Arc::clone(authority)),
+        None => Issuer::Server(client),
+    };
+    let renewal = Renewal {
+        identity: base.membership.identity.clone(),
+        dir: Arc::clone(&base.dir),
+        clock: base.clock.clone(),
+        addresses: certified_addresses(&base.settings),
+        issuer,
+    };
+    base.tasks.spawn("certificate-renewal", |cancel| renewal.run(cancel));
 }
 
 /// The tasks that know where other nodes are.
