@@ -163,6 +163,11 @@ pub(crate) struct PodState {
 }
 
 impl PodState {
+    /// Whether every container that is to stay is ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.containers.iter().all(|c| c.role == Role::Init || c.is_ready)
+    }
+
     /// The state of a pod that this agent sees for the first time, or again after its own restart.
     pub(crate) fn new(plan: &PodPlan, pod: &Pod, host_ips: &[IpAddr], now: Timestamp) -> Self {
         let status = pod.status.as_ref();

@@ -27,9 +27,9 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 /// Conflicts in a row before the writer waits like after an error.
 const CONFLICTS_MAX: u32 = 5;
 
-/// A pod that ran before the agent was restarted gets this long to run again before the API hears
-/// of it: what is back so soon never left the endpoints.
-const SETTLE: Duration = Duration::from_millis(200);
+/// A pod that ran before the agent was restarted gets this long to be ready again before the API hears
+/// of it: what is back so soon never leaves the endpoints.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// A state and its number; higher is newer.
 pub(crate) type Numbered = (u64, Arc<PodState>);
@@ -59,7 +59,9 @@ impl StatusWriter {
     async fn write_all(&mut self) {
         let mut base = self.seen.borrow_and_update().as_ref().clone();
         if base.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") {
-            tokio::time::sleep(SETTLE).await;
+            let ready = self.states.wait_for(|(_, state)| state.is_ready());
+            // Not ready in time is what the API is then told.
+            let _ = tokio::time::timeout(SETTLE_MAX, ready).await;
         }
         let mut tokens = WRITE_BURST;
         let mut refilled = Instant::now();
@@ -181,7 +183,83 @@ pub(crate) fn merge_diff(had: &Value, wanted: &Value) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use parking_lot::Mutex;
+
     use super::*;
+    use crate::agent::pod::plan::PodPlan;
+    use crate::agent::pod::state::RunState;
+
+    /// Takes every status, and keeps what it was told of readiness.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<String>>);
+
+    #[async_trait]
+    impl PodApi for Told {
+        async fn patch_status(&self, base: &Pod, patch: Value) -> Result<Pod, PodApiError> {
+            let mut pod = serde_json::to_value(base).unwrap();
+            json_patch::merge(&mut pod, &patch);
+            let conditions = pod["status"]["conditions"].as_array().unwrap();
+            let ready = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+            self.0.lock().push(ready["status"].as_str().unwrap().to_owned());
+            Ok(serde_json::from_value(pod).unwrap())
+        }
+
+        async fn get(&self, base: &Pod) -> Result<Pod, PodApiError> {
+            Ok(base.clone())
+        }
+
+        async fn delete(&self, _: &Pod) -> Result<(), PodApiError> {
+            Ok(())
+        }
+
+        async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
+            Ok(None)
+        }
+
+        async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
+            Ok(None)
+        }
+    }
+
+    /// What the API hears of a pod that ran before the agent's restart and is ready again `after`.
+    async fn told_of_a_restart(after: Duration) -> Vec<String> {
+        let (clock, cancel) = (WallClock::system(), CancellationToken::new());
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a", "uid": "u", "resourceVersion": "5"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+        }))
+        .unwrap();
+        let mut state = PodState::new(&PodPlan::read(&pod), &pod, &[], clock.now());
+        let (sender, states) = watch::channel((0, Arc::new(state.clone())));
+        let (_seen, seen) = watch::channel(Arc::new(pod));
+        let (written, _) = watch::channel(0);
+        let told = Arc::new(Told::default());
+        let api: Arc<dyn PodApi> = told.clone();
+        let rng = Rng::seeded(1);
+        let writer = StatusWriter { api, clock: clock.clone(), rng, states, seen, written };
+        let worker = async {
+            tokio::time::sleep(after).await;
+            let container = &mut state.containers[0];
+            let started_at = clock.now();
+            container.state = RunState::Running { started_at, container_id: "x".to_owned() };
+            (container.is_started, container.is_ready) = (true, true);
+            sender.send_replace((1, Arc::new(state)));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            cancel.cancel();
+        };
+        tokio::join!(writer.run(cancel.clone()), worker);
+        let told = told.0.lock().clone();
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_ready_again_soon_never_leaves_the_endpoints() {
+        assert_eq!(told_of_a_restart(Duration::from_millis(1500)).await, ["True"]);
+        assert_eq!(told_of_a_restart(Duration::from_secs(5)).await, ["False", "True"]);
+    }
 
     #[test]
     fn a_merge_diff_applied_to_the_old_value_gives_the_new_one() {
