@@ -11,10 +11,12 @@
 //! compiled/                              compiled code by digest and engine
 //! ```
 
+use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
@@ -138,13 +140,19 @@ pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// A name beside `path` that no other write of this process has: two may write one file at a time.
+pub(crate) fn temporary_name(path: &Path) -> OsString {
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", WRITES.fetch_add(1, Ordering::Relaxed)));
+    name
+}
+
 /// Replaces a file whole: after a power cut it is the old one or this one.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
     make_private(dir)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = dir.join(name);
+    let temporary = dir.join(temporary_name(path));
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -174,6 +182,19 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_may_be_written_from_several_threads_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("x");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..20).for_each(|_| write_atomic(&path, b"same").unwrap()));
+            }
+        });
+        assert_eq!(std::fs::read(&path).unwrap(), b"same");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
 
     #[test]
     fn what_is_written_is_read_and_a_torn_file_is_nothing() {

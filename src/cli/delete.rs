@@ -87,7 +87,8 @@ async fn wait_until_gone(
     limit: Duration,
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
-    let progress = Progress::start("waiting until everything is gone");
+    let progress =
+        Progress::start("waiting until the objects are gone; their pods end by themselves");
     for path in paths {
         loop {
             match session.get(path, ACCEPT_JSON).await {

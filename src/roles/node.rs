@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use edgeorc_raft::{Config, Member, Replica, Role};
-use edgeorc_runtime::{RuntimeConfig, VirtualNetwork, WasmRuntime};
+use edgeorc_runtime::{GuestThreads, RuntimeConfig, VirtualNetwork, WasmRuntime};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,8 @@ pub struct RunningNode {
     client: kube::Client,
     base: Base,
     replica: Option<Replica>,
+    /// The ingress drains on them, after the agent and its pods have ended.
+    guest_threads: GuestThreads,
     agent_cancel: CancellationToken,
     agent_tasks: TaskGroup,
 }
@@ -251,11 +253,8 @@ fn start_agent(
     spawn_renewal(&base, agent_client.clone());
     spawn_links(&base, &server, agent_client, servers, known_servers);
     let ingress_mesh = mesh.clone();
-    let threads = guest_threads.handle().clone();
-    tasks.spawn_on(&threads, "ingress", |_| async move {
+    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
         ingress_mesh.serve_ingress(ingress).await;
-        // Kept until here: what is in flight may outlive the pods of this node.
-        drop(guest_threads);
     });
     let doors = Doors {
         mesh: mesh.clone(),
@@ -270,7 +269,7 @@ fn start_agent(
     let cancel = agent_cancel.clone();
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
-    Ok(RunningNode { client, base, replica, agent_cancel, agent_tasks })
+    Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
 }
 
 /// What the agent is told at start.
@@ -396,6 +395,7 @@ impl RunningNode {
         self.agent_cancel.cancel();
         self.agent_tasks.shutdown(grace).await;
         self.base.tasks.shutdown(grace).await;
+        drop(self.guest_threads);
         if let Some(replica) = &self.replica {
             replica.shutdown().await;
         }

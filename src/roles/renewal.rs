@@ -80,7 +80,9 @@ impl Renewal {
     pub(super) async fn run(self, cancel: CancellationToken) {
         loop {
             if is_due(self.identity.expires(), self.clock.system_time()) {
-                match self.renew().await {
+                // Waits for nothing once it has begun to write.
+                let Some(renewed) = cancel.run_until_cancelled(self.renew()).await else { return };
+                match renewed {
                     Ok(()) => tracing::info!("the node's certificate is renewed"),
                     Err(cause) => {
                         tracing::warn!(%cause, "the node's certificate is not renewed, trying again within the hour");
@@ -102,9 +104,15 @@ impl Renewal {
                 .map_err(NodeError::failed)?,
             Issuer::Server(client) => self.ask(client, &csr_der).await?,
         };
-        // Refuses what does not belong to this node, before the old one is gone.
-        self.identity.replace(&cert_pem, &key_pem).map_err(NodeError::failed)?;
-        self.dir.write(NODE_CERT, cert_pem.as_bytes())
+        // Refuses what does not belong to this node before the old one is gone; in use last, so that
+        // a full disk leaves it due.
+        let authority = self.identity.ca_pem();
+        let renewed = Identity::new(&cert_pem, &key_pem, authority, &self.clock);
+        if renewed.map_err(NodeError::failed)?.node_name() != self.identity.node_name() {
+            return Err(NodeError::failed("the server certified another node"));
+        }
+        self.dir.write(NODE_CERT, cert_pem.as_bytes())?;
+        self.identity.replace(&cert_pem, &key_pem).map_err(NodeError::failed)
     }
 
     async fn ask(&self, client: &kube::Client, csr_der: &[u8]) -> Result<String, NodeError> {

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::agent::dirs::temporary_name;
 use crate::agent::image::reference::Reference;
 use crate::agent::image::{ImageError, Images, Resolved};
 
@@ -64,7 +65,7 @@ impl Images {
         let place = self.blob(hex);
         let folder = self.dirs.images().join("sha256");
         fs::create_dir_all(&folder).await?;
-        let temporary = folder.join(format!("{hex}.part"));
+        let temporary = folder.join(temporary_name(&place));
         let mut file = File::create(&temporary).await?;
         let (mut hash, mut size) = (Sha256::new(), 0_u64);
         let mut chunks = body.into_data_stream();

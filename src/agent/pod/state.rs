@@ -163,6 +163,11 @@ pub(crate) struct PodState {
 }
 
 impl PodState {
+    /// Whether the pod has ended or is about to.
+    pub(crate) fn is_over(&self) -> bool {
+        self.outcome.is_some() || self.is_terminating
+    }
+
     /// Whether every container that is to stay is ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.containers.iter().all(|c| c.role == Role::Init || c.is_ready)

@@ -59,7 +59,7 @@ impl StatusWriter {
     async fn write_all(&mut self) {
         let mut base = self.seen.borrow_and_update().as_ref().clone();
         if base.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") {
-            let ready = self.states.wait_for(|(_, state)| state.is_ready());
+            let ready = self.states.wait_for(|(_, state)| state.is_ready() || state.is_over());
             // Not ready in time is what the API is then told.
             let _ = tokio::time::timeout(SETTLE_MAX, ready).await;
         }
