@@ -1,11 +1,12 @@
 //! `edgeorc deploy`.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::api::Session;
+use super::api::{ACCEPT_JSON, Session};
 use super::args::{Deploy, Global, OutputFormat};
 use super::exit::{self, Failure};
 use super::manifest::App;
@@ -63,7 +64,17 @@ pub(super) async fn run(
             .await?;
     }
     progress.finish();
-    report(&app, &objects, deploy.output)
+    report(&app, &objects, ingress_port(&session).await, deploy.output)
+}
+
+/// `:PORT` of the ingress, as the first node tells it; nothing when no node does.
+async fn ingress_port(session: &Session) -> String {
+    let nodes = session.get("/api/v1/nodes?limit=1", ACCEPT_JSON).await.unwrap_or_default();
+    let address = nodes
+        .pointer("/items/0/metadata/annotations/edgeorc.io~1ingress-address")
+        .and_then(Value::as_str)
+        .and_then(|address| address.parse::<SocketAddr>().ok());
+    address.map(|address| format!(":{}", address.port())).unwrap_or_default()
 }
 
 /// Creates or updates the app's objects.
@@ -81,7 +92,12 @@ pub(super) async fn apply(session: &Session, app: &App) -> Result<Vec<Value>, Fa
     Ok(made)
 }
 
-fn report(app: &App, objects: &[Value], format: Option<OutputFormat>) -> Result<(), Failure> {
+fn report(
+    app: &App,
+    objects: &[Value],
+    ingress_port: String,
+    format: Option<OutputFormat>,
+) -> Result<(), Failure> {
     match format {
         Some(OutputFormat::Json | OutputFormat::Yaml) => {
             let list =
@@ -96,7 +112,7 @@ fn report(app: &App, objects: &[Value], format: Option<OutputFormat>) -> Result<
                 .map(|port| format!(", and at port {port} of every node"))
                 .unwrap_or_default();
             output::words(&format!(
-                "{} is served at the ingress as http://{}/{node_port}",
+                "{} is served at the ingress as http://{}{ingress_port}/{node_port}",
                 app.name, app.host
             ));
             output::data_line(&format!("deployment.apps/{} deployed", app.name))

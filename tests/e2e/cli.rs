@@ -108,6 +108,7 @@ fn progress_is_drawn_on_a_terminal_only() {
     let piped = node.edgeorc(&args).output().unwrap();
     let text = both(&piped);
     assert!(!text.contains('\u{1b}') && text.contains("pushing "), "{text}");
+    assert!(text.contains("http://piped.default.localhost:8080/"), "{text}");
 
     // `script` of util-linux gives the command a terminal of its own.
     let mut command = node.edgeorc(&args[..3]);

@@ -251,8 +251,7 @@ mod tests {
             cancel.cancel();
         };
         tokio::join!(writer.run(cancel.clone()), worker);
-        let told = told.0.lock().clone();
-        told
+        std::mem::take(&mut *told.0.lock())
     }
 
     #[tokio::test(start_paused = true)]
