@@ -85,6 +85,11 @@ impl PodDir {
         make_private(&self.0)
     }
 
+    /// Whether the pod was here before.
+    pub(crate) fn has_pod(&self) -> bool {
+        self.0.join("pod.json").exists()
+    }
+
     /// Removes the pod's files for good.
     pub(crate) fn remove(&self) -> io::Result<()> {
         match std::fs::remove_dir_all(&self.0) {

@@ -131,6 +131,7 @@ impl Worker {
             states: self.states.subscribe(),
             seen: self.seen.clone(),
             written: sender,
+            is_back: self.dir.has_pod(),
         };
         let pod = Arc::clone(&self.seen.borrow());
         let over = if is_terminal(&pod) {
@@ -156,6 +157,11 @@ impl Worker {
             }
             if self.is_deleted() {
                 return Over::Deleted;
+            }
+            if is_terminal(&self.seen.borrow()) {
+                // It ended before the agent was restarted, or the API has given it up.
+                self.stop_all(self.plan.grace).await;
+                return self.until_deleted(cancel).await;
             }
             let now = Instant::now();
             let (policy, fate) = (self.plan.restart_policy, self.plan.fate);

@@ -45,6 +45,8 @@ pub(crate) struct StatusWriter {
     pub(crate) seen: watch::Receiver<Arc<Pod>>,
     /// Number of the newest state the API has.
     pub(crate) written: watch::Sender<u64>,
+    /// The pod ran here before the agent was restarted.
+    pub(crate) is_back: bool,
 }
 
 impl StatusWriter {
@@ -58,7 +60,7 @@ impl StatusWriter {
 
     async fn write_all(&mut self) {
         let mut base = self.seen.borrow_and_update().as_ref().clone();
-        if base.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") {
+        if self.is_back {
             let ready = self.states.wait_for(|(_, state)| state.is_ready() || state.is_over());
             // Not ready in time is what the API is then told.
             let _ = tokio::time::timeout(SETTLE_MAX, ready).await;
@@ -239,7 +241,9 @@ mod tests {
         let told = Arc::new(Told::default());
         let api: Arc<dyn PodApi> = told.clone();
         let rng = Rng::seeded(1);
-        let writer = StatusWriter { api, clock: clock.clone(), rng, states, seen, written };
+        let (clock_of_writer, is_back) = (clock.clone(), true);
+        let writer =
+            StatusWriter { api, clock: clock_of_writer, rng, states, seen, written, is_back };
         let worker = async {
             tokio::time::sleep(after).await;
             let container = &mut state.containers[0];
