@@ -43,7 +43,7 @@ pub struct AgentConfig {
     /// What pods may use.
     pub capacity: Capacity,
     /// How containers are started again.
-    pub restart: RestartPolicySettings,
+    pub restart: RestartBackoff,
     /// Time all pods together get to end when the agent stops. Default 10 s.
     pub shutdown_grace: Duration,
     /// What servers may ask this agent.
@@ -59,39 +59,29 @@ pub struct Capacity {
     pub memory_bytes: u64,
     /// Bytes of RAM kept for edgeorc and the system, subtracted for `allocatable`. Default 128 MiB.
     pub memory_reserved_bytes: u64,
-    /// How many pods. Default 1000.
+    /// How many pods. Default 250: as many as a /24 has addresses for.
     pub pods: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self {
-            cpu_millis: 0,
-            memory_bytes: 0,
-            memory_reserved_bytes: 128 * 1024 * 1024,
-            pods: 1000,
-        }
+        Self { cpu_millis: 0, memory_bytes: 0, memory_reserved_bytes: 128 * 1024 * 1024, pods: 250 }
     }
 }
 
-/// Back-off between the runs of a container.
+/// Back-off between the runs of a container: starts at `min`, doubles, ends at `max`. A run of twice
+/// `max` starts it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RestartPolicySettings {
-    /// Wait before the first restart. Default 10 ms.
-    pub backoff_min: Duration,
-    /// Longest wait; each restart doubles the last one up to it. Default 10 s.
-    pub backoff_max: Duration,
-    /// A run that lasted this many times the last wait starts again at `backoff_min`. Default 10.
-    pub stable_factor: u32,
+pub struct RestartBackoff {
+    /// Wait before the first restart. Default 10 ms; Kubernetes: 10 s.
+    pub min: Duration,
+    /// Longest wait. Default 10 s; Kubernetes: 5 min.
+    pub max: Duration,
 }
 
-impl Default for RestartPolicySettings {
+impl Default for RestartBackoff {
     fn default() -> Self {
-        Self {
-            backoff_min: Duration::from_millis(10),
-            backoff_max: Duration::from_secs(10),
-            stable_factor: 10,
-        }
+        Self { min: Duration::from_millis(10), max: Duration::from_secs(10) }
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! node.json                              what the node must know before the API answers
-//! pods/<uid>/pod.json                    the pod as it was when its worker started
+//! pods/<uid>/pod.json                    the pod, and its status as of the last end that was for good
 //! pods/<uid>/address                     its address
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
 //! pods/<uid>/volumes/<volume>/           its volumes
-//! pods/<uid>/logs/<container>/<run>.log  its logs
+//! pods/<uid>/logs/<container>/<run>.log  its logs; their numbers tell how often it was restarted
+//! pods/<uid>/termination/<container>/    its containers' last words
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
 //! ```
@@ -124,8 +125,20 @@ impl PodDir {
         self.0.join("volumes").join(file_name(name))
     }
 
+    /// Where a container leaves its last words.
+    pub(crate) fn termination(&self, container: &str) -> PathBuf {
+        self.0.join("termination").join(file_name(container))
+    }
+
     pub(crate) fn logs(&self, container: &str) -> PathBuf {
         self.0.join("logs").join(file_name(container))
+    }
+
+    /// Number of the newest run of a container that has left a log.
+    pub(crate) fn last_run(&self, container: &str) -> Option<u32> {
+        let logs = std::fs::read_dir(self.logs(container)).ok()?;
+        let names = logs.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_suffix(".log")?.parse().ok()).max()
     }
 
     pub(crate) fn log_file(&self, container: &str, run: u32) -> PathBuf {

@@ -79,7 +79,7 @@ impl Ipam {
 
     fn choose(&self, range: Range, uid: &str, before: Option<IpAddr>) -> Result<IpAddr, String> {
         let mut taken = self.taken.lock();
-        if let Some(ip) = taken.by_uid.get(uid) {
+        if let Some(ip) = taken.by_uid.get(uid).filter(|ip| range.contains(**ip)) {
             return Ok(*ip);
         }
         let is_free = |ip: &IpAddr| range.contains(*ip) && !taken.by_uid.values().any(|t| t == ip);
@@ -92,8 +92,17 @@ impl Ipam {
         Ok(ip)
     }
 
+    /// Keeps for a pod the address it had before the agent was restarted. Called for all of them
+    /// before the first one asks, so that none gets another's.
+    pub(crate) fn reserve(&self, uid: &str, ip: IpAddr) {
+        let mut taken = self.taken.lock();
+        if !taken.by_uid.values().any(|other| *other == ip) {
+            taken.by_uid.insert(uid.to_owned(), ip);
+        }
+    }
+
     /// Gives the pod's address back.
-    pub(crate) async fn release(&self, uid: &str) {
+    pub(crate) fn release(&self, uid: &str) {
         self.taken.lock().by_uid.remove(uid);
     }
 }
@@ -131,6 +140,16 @@ mod tests {
         assert_ne!(ipam.choose(range, "b", before("10.42.1.5")).unwrap().to_string(), "10.42.1.5");
         let foreign = ipam.choose(range, "c", before("10.42.9.5")).unwrap();
         assert!(range.contains(foreign));
+    }
+
+    #[test]
+    fn reserved_addresses_are_given_to_their_pods_only_and_foreign_ones_to_nobody() {
+        let (ipam, range) = ipam();
+        ipam.reserve("a", "10.42.1.2".parse().unwrap());
+        ipam.reserve("b", "10.42.9.6".parse().unwrap());
+        assert_eq!(ipam.choose(range, "c", None).unwrap().to_string(), "10.42.1.3");
+        assert_eq!(ipam.choose(range, "a", None).unwrap().to_string(), "10.42.1.2");
+        assert!(range.contains(ipam.choose(range, "b", None).unwrap()), "the range has moved");
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Manager {
 
     async fn follow(&mut self, informer: Informer<Pod>, cancel: CancellationToken) {
         self.start_from_disk();
-        if cancel.run_until_cancelled(informer.ready()).await.is_none() {
+        // An informer that has ended knows nothing: that is not "there are no pods".
+        if cancel.run_until_cancelled(informer.ready()).await != Some(true) {
             return;
         }
         let mut changed = informer.changed();
@@ -55,6 +56,11 @@ impl Manager {
 
     fn start_from_disk(&mut self) {
         let Ok(known) = self.dirs.all_pods() else { return };
+        for (uid, dir) in &known {
+            if let Some(ip) = dir.read_address() {
+                self.shared.ipam.reserve(uid, ip);
+            }
+        }
         for (uid, dir) in known {
             match dir.read_pod() {
                 Some(pod) => self.see(&uid, Arc::new(pod)),

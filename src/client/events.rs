@@ -58,6 +58,13 @@ impl Regarding {
     pub fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
         Self(object.object_ref(&()))
     }
+
+    /// The part of the object the event is about, as `spec.containers{app}`.
+    #[must_use]
+    pub fn field(mut self, path: String) -> Self {
+        self.0.field_path = Some(path);
+        self
+    }
 }
 
 /// Sends events about objects; never makes its caller wait or fail. Cheap to clone.

@@ -297,7 +297,7 @@ fn agent_config(
         quic_address: Some(base.settings.quic_address()),
         ingress_address: Some(base.settings.ingress_address()),
         capacity: Capacity::default(),
-        restart: crate::agent::RestartPolicySettings::default(),
+        restart: crate::agent::RestartBackoff::default(),
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
     })

@@ -18,6 +18,7 @@ mod reference;
 
 use std::path::PathBuf;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -63,6 +64,13 @@ struct Resolved {
     layer: String,
 }
 
+/// Where workers get their images from: [`Images`] in production.
+#[async_trait]
+pub(crate) trait ImageSource: Send + Sync + 'static {
+    /// Pulls and compiles `image` as far as that has not happened yet.
+    async fn ready(&self, image: &str, pull: PullPolicy) -> Result<ReadyImage, ImageError>;
+}
+
 /// The images of this node.
 pub(crate) struct Images {
     client: kube::Client,
@@ -83,12 +91,14 @@ impl Images {
         Self { client, dirs, compiler, engine, compiles: Semaphore::new(1) }
     }
 
-    /// Pulls and compiles `image` as far as that has not happened yet.
-    pub(crate) async fn ready(
-        &self,
-        image: &str,
-        pull: PullPolicy,
-    ) -> Result<ReadyImage, ImageError> {
+    fn blob(&self, hex: &str) -> PathBuf {
+        self.dirs.images().join("sha256").join(hex)
+    }
+}
+
+#[async_trait]
+impl ImageSource for Images {
+    async fn ready(&self, image: &str, pull: PullPolicy) -> Result<ReadyImage, ImageError> {
         let reference = Reference::parse(image)?;
         let file = self.dirs.images().join("refs").join(format!("{}.json", reference.file_name()));
         let known: Option<Resolved> = read_json(&file);
@@ -114,9 +124,5 @@ impl Images {
         let compiled = self.compiled(&resolved.layer).await?;
         let id = format!("{}@sha256:{}", reference.repository_with_host(), resolved.layer);
         Ok(ReadyImage { compiled, id })
-    }
-
-    fn blob(&self, hex: &str) -> PathBuf {
-        self.dirs.images().join("sha256").join(hex)
     }
 }

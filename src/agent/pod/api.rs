@@ -8,6 +8,8 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::Value;
 
+use crate::client::{EventRecorder, EventType, Regarding};
+
 /// Deadline of one call to the API.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Manager name in `metadata.managedFields`, and in the API server's audit.
@@ -31,6 +33,9 @@ pub(crate) enum PodApiError {
     Refused(String),
 }
 
+/// Type, reason and message of an event.
+pub(crate) type Happening = (EventType, &'static str, String);
+
 /// The seam between workers and the API: kube's client in production.
 #[async_trait]
 pub(crate) trait PodApi: Send + Sync + 'static {
@@ -40,6 +45,8 @@ pub(crate) trait PodApi: Send + Sync + 'static {
     async fn get(&self, base: &Pod) -> Result<Pod, PodApiError>;
     /// Removes the pod for good, if it is still this one.
     async fn delete(&self, base: &Pod) -> Result<(), PodApiError>;
+    /// Tells people what happened to the pod, or to one of its containers. Never waits or fails.
+    fn event(&self, pod: &Pod, container: Option<&str>, what: Happening);
     /// Reads a ConfigMap; `None` is "there is none".
     async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError>;
     /// Reads a Secret; `None` is "there is none".
@@ -49,11 +56,12 @@ pub(crate) trait PodApi: Send + Sync + 'static {
 /// [`PodApi`] over kube's client.
 pub(crate) struct KubePodApi {
     client: kube::Client,
+    events: EventRecorder,
 }
 
 impl KubePodApi {
-    pub(crate) fn new(client: kube::Client) -> Self {
-        Self { client }
+    pub(crate) fn new(client: kube::Client, events: EventRecorder) -> Self {
+        Self { client, events }
     }
 
     fn pods(&self, base: &Pod) -> Api<Pod> {
@@ -87,6 +95,20 @@ impl PodApi for KubePodApi {
             Err(PodApiError::Conflict) => Ok(()),
             Err(err) => Err(err),
         }
+    }
+
+    fn event(&self, pod: &Pod, container: Option<&str>, (kind, reason, message): Happening) {
+        let regarding = Regarding::of(pod);
+        let regarding = match container {
+            Some(name) => {
+                let inits = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+                let is_init = inits.into_iter().any(|init| init.name == name);
+                let list = if is_init { "initContainers" } else { "containers" };
+                regarding.field(format!("spec.{list}{{{name}}}"))
+            }
+            None => regarding,
+        };
+        self.events.record(regarding, kind, reason, message);
     }
 
     async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError> {

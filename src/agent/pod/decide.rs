@@ -1,10 +1,7 @@
 //! What a pod needs next: one pure function of where its containers are.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
-use crate::agent::config::RestartPolicySettings;
 use crate::agent::pod::plan::{Fate, RestartPolicy, Role};
 use crate::agent::pod::state::{ContainerRecord, Outcome, RunState};
 
@@ -85,7 +82,7 @@ pub(crate) fn decide(
 }
 
 /// Whether a run that ended with `code` is followed by another.
-fn runs_again(policy: RestartPolicy, role: Role, code: i32) -> bool {
+pub(super) fn runs_again(policy: RestartPolicy, role: Role, code: i32) -> bool {
     match (role, policy) {
         (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
         (Role::Init, RestartPolicy::Always) | (_, RestartPolicy::OnFailure) => code != 0,
@@ -130,28 +127,6 @@ fn outcome(policy: RestartPolicy, containers: &[ContainerRecord]) -> Option<Outc
     })
 }
 
-/// The wait before each restart: doubles, and starts again after a stable run.
-#[derive(Debug, Clone)]
-pub(crate) struct Backoff {
-    settings: RestartPolicySettings,
-    last: Option<Duration>,
-}
-
-impl Backoff {
-    pub(crate) fn new(settings: RestartPolicySettings) -> Self {
-        Self { settings, last: None }
-    }
-
-    /// The wait after a run that lasted `ran`.
-    pub(crate) fn next(&mut self, ran: Duration) -> Duration {
-        let RestartPolicySettings { backoff_min, backoff_max, stable_factor } = self.settings;
-        let next = match self.last {
-            Some(last) if ran < last.saturating_mul(stable_factor) => {
-                last.saturating_mul(2).min(backoff_max)
-            }
-            Some(_) | None => backoff_min,
-        };
-        self.last = Some(next);
-        next
-    }
-}
+#[cfg(test)]
+#[path = "decide_test.rs"]
+mod decide_test;

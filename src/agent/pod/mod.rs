@@ -15,15 +15,20 @@
 //! - The status is a function of the worker's state; the writer sends it only when it differs.
 
 pub(crate) mod api;
+pub(crate) mod backoff;
 pub(crate) mod decide;
 pub(crate) mod env;
+mod grpc;
+mod hooks;
 pub(crate) mod objects;
 pub(crate) mod plan;
 pub(crate) mod probe;
+mod run;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod terminate;
+mod termination_message;
 pub(crate) mod volumes;
 pub(crate) mod worker;
 pub(crate) mod writer;

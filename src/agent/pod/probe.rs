@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::pod::grpc;
+use crate::agent::pod::plan::seconds;
 use crate::rt::{Rng, TaskGroup};
 
 /// Kubernetes' defaults of the fields of a probe.
@@ -61,8 +63,15 @@ pub(crate) enum Verdict {
     Started,
     /// The readiness probe changed its mind.
     Ready(bool),
+    /// A try failed; the text is for people.
+    Unhealthy(String),
     /// The startup or liveness probe failed too often: the container has to be stopped.
-    Kill(String),
+    Kill {
+        /// `startup` or `liveness`.
+        probe: &'static str,
+        /// The probe's own grace, in place of the pod's.
+        grace: Option<Duration>,
+    },
 }
 
 /// A verdict about one run of one container.
@@ -86,6 +95,25 @@ enum Kind {
     Startup,
     Liveness,
     Readiness,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Liveness => "liveness",
+            Self::Readiness => "readiness",
+        }
+    }
+
+    /// As kubelet's events begin.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Liveness => "Liveness",
+            Self::Readiness => "Readiness",
+        }
+    }
 }
 
 impl Prober {
@@ -163,6 +191,13 @@ impl Check {
                 Ok(()) => (successes, failures) = (successes.saturating_add(1), 0),
                 Err(_) => (successes, failures) = (0, failures.saturating_add(1)),
             }
+            let is_early = self.kind == Kind::Readiness && !is_ready && failures < EARLY_TRIES_MAX;
+            if let Err(why) = &result
+                && !is_early
+            {
+                let text = format!("{} probe failed: {why}", self.kind.title());
+                self.tell(Verdict::Unhealthy(text)).await;
+            }
             match (self.kind, result) {
                 (Kind::Startup, Ok(())) if successes >= successes_min => {
                     return self.tell(Verdict::Started).await;
@@ -175,14 +210,13 @@ impl Check {
                     is_ready = false;
                     self.tell(Verdict::Ready(false)).await;
                 }
-                (Kind::Startup | Kind::Liveness, Err(why)) if failures >= failures_max => {
-                    let name = if self.kind == Kind::Startup { "startup" } else { "liveness" };
-                    self.tell(Verdict::Kill(format!("{name} probe failed: {why}"))).await;
+                (Kind::Startup | Kind::Liveness, Err(_)) if failures >= failures_max => {
+                    let grace = self.probe.termination_grace_period_seconds.map(seconds);
+                    self.tell(Verdict::Kill { probe: self.kind.name(), grace }).await;
                     return false;
                 }
                 _ => {}
             }
-            let is_early = self.kind == Kind::Readiness && !is_ready && failures < EARLY_TRIES_MAX;
             let wait = if is_early { period.min(EARLY_INTERVAL) } else { period };
             let jitter = u64::try_from(wait.as_millis() / 16).unwrap_or(0);
             tokio::time::sleep(wait + Duration::from_millis(self.rng.below(jitter))).await;
@@ -203,8 +237,12 @@ impl Check {
                 let port = port_of(&tcp.port, &self.spec)?;
                 let to = SocketAddr::new(self.ip, port);
                 self.network.connect(to).await.map(drop).map_err(|e| format!("dial {to}: {e}"))
+            } else if let Some(call) = &self.probe.grpc {
+                let port = u16::try_from(call.port).map_err(|_| "no such port".to_owned())?;
+                let service = call.service.as_deref().unwrap_or_default();
+                grpc::check(&*self.network, SocketAddr::new(self.ip, port), service).await
             } else {
-                Err("only httpGet and tcpSocket probes are supported".to_owned())
+                Err("only httpGet, tcpSocket and grpc probes are supported".to_owned())
             }
         };
         tokio::time::timeout(timeout, action)
@@ -248,7 +286,8 @@ pub(crate) async fn http_get(
     }
 }
 
-fn port_of(port: &IntOrString, spec: &Container) -> Result<u16, String> {
+/// The port a probe or hook names, by number or by the name of a port of the container.
+pub(super) fn port_of(port: &IntOrString, spec: &Container) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(number) => Some(*number),
         IntOrString::String(name) => spec

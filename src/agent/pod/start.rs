@@ -8,9 +8,9 @@ use std::time::Duration;
 use edgeorc_runtime::{ContainerConfig, PodConfig, PodId, PodRuntime, StartError};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::agent::config::RestartPolicySettings;
+use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
-use crate::agent::image::{ImageError, Images};
+use crate::agent::image::{ImageError, ImageSource};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
@@ -20,7 +20,8 @@ use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
 };
 use crate::agent::pod::worker::Worker;
-use crate::agent::pod::{objects, volumes};
+use crate::agent::pod::{objects, termination_message, volumes};
+use crate::client::EventType;
 use crate::rt::{Rng, WallClock};
 
 /// Size at which a container's log is rotated: with the rotated file, 20 MiB per container.
@@ -33,13 +34,13 @@ pub(crate) struct Shared {
     pub(crate) api: Arc<dyn PodApi>,
     pub(crate) runtime: Arc<dyn PodRuntime>,
     pub(crate) network: Arc<dyn PodNetwork>,
-    pub(crate) images: Images,
+    pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) ipam: Ipam,
     pub(crate) clock: WallClock,
     pub(crate) rng: Rng,
     pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) allocatable: (u64, u64),
-    pub(crate) restart: RestartPolicySettings,
+    pub(crate) restart: RestartBackoff,
     pub(crate) shutdown_grace: Duration,
 }
 
@@ -147,12 +148,15 @@ impl Worker {
         let log_path = self.dir.log_file(&plan.name, run);
         self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
+        let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir)?;
+        mounts
+            .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);
         let config = ContainerConfig {
             name: plan.name.clone(),
             compiled: prepared.compiled,
             args: env::arguments(&plan.spec, &env),
             env,
-            mounts: volumes::mounts(&pod, &plan.spec, &self.dir)?,
+            mounts,
             memory_bytes_max: plan.memory_bytes_max,
             cpu_millis_max: plan.cpu_millis_max,
             http_port: plan.http_port,
@@ -167,10 +171,9 @@ impl Worker {
         if let Some(record) = self.state.containers.get_mut(at) {
             record.image_id = prepared.image_id;
             record.state = RunState::Running { started_at: now, container_id: id };
-            record.is_started = plan.spec.startup_probe.is_none();
-            record.is_ready = record.is_started && plan.spec.readiness_probe.is_none();
         }
         self.state.is_initialized |= plan.role == Role::Main;
+        self.event_of(at, EventType::Normal, "Started", format!("Started container {}", plan.name));
         Ok(())
     }
 

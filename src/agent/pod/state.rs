@@ -1,6 +1,7 @@
 //! What a worker knows about its pod: the only input of [`crate::agent::pod::status`].
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
@@ -24,6 +25,7 @@ pub(crate) const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
 const CANNOT_RUN_CODE: i32 = 128;
 /// Exit code of a container whose end nobody saw.
 const UNSEEN_CODE: i32 = 255;
+const UNSEEN_MESSAGE: &str = "the node's agent was restarted while the container ran";
 
 /// How a run of a container ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) last: Option<Ended>,
     pub(crate) restart_count: u32,
     pub(crate) image_id: String,
+    /// How long the last run that ended had lasted.
+    pub(crate) ran: Duration,
     /// Its startup probe has passed, or it has none and runs.
     pub(crate) is_started: bool,
     /// Its readiness probe passes, or it has none and runs.
@@ -115,7 +119,7 @@ impl ContainerRecord {
                 self.state = RunState::Ended(Ended {
                     code: UNSEEN_CODE,
                     reason: "Unknown".to_owned(),
-                    message: "the node's agent was restarted while the container ran".to_owned(),
+                    message: UNSEEN_MESSAGE.to_owned(),
                     started_at: running.started_at.as_ref().map(|t| t.0),
                     finished_at: now,
                     container_id: status.container_id.clone().unwrap_or_default(),
@@ -163,6 +167,23 @@ pub(crate) struct PodState {
 }
 
 impl PodState {
+    /// Takes over what the logs tell of an earlier life of this agent: `last_run` gives the number of
+    /// a container's newest run. A run whose end nobody saw has ended.
+    pub(crate) fn adopt_runs(&mut self, last_run: impl Fn(&str) -> Option<u32>, now: Timestamp) {
+        for record in &mut self.containers {
+            let Some(run) = last_run(&record.name) else { continue };
+            match (&record.state, record.role) {
+                (RunState::Ended(_), _) if record.restart_count >= run => {}
+                // Its next run has to come after the one that was there.
+                (_, Role::Init) => record.restart_count = record.restart_count.max(run + 1),
+                _ => {
+                    record.restart_count = record.restart_count.max(run);
+                    record.end(UNSEEN_CODE, "Unknown", UNSEEN_MESSAGE, now);
+                }
+            }
+        }
+    }
+
     /// Whether the pod has ended or is about to.
     pub(crate) fn is_over(&self) -> bool {
         self.outcome.is_some() || self.is_terminating
@@ -191,6 +212,7 @@ impl PodState {
                 last: None,
                 restart_count: 0,
                 image_id: String::new(),
+                ran: Duration::ZERO,
                 is_started: false,
                 is_ready: false,
             })

@@ -190,6 +190,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::agent::pod::api::Happening;
     use crate::agent::pod::plan::PodPlan;
     use crate::agent::pod::state::RunState;
 
@@ -215,6 +216,8 @@ mod tests {
         async fn delete(&self, _: &Pod) -> Result<(), PodApiError> {
             Ok(())
         }
+
+        fn event(&self, _: &Pod, _: Option<&str>, _: Happening) {}
 
         async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
             Ok(None)

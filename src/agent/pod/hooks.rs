@@ -1,0 +1,43 @@
+//! Lifecycle hooks: what a container asks to be told after its start and before its end.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use tokio::time::Instant;
+
+use crate::agent::pod::plan::seconds;
+use crate::agent::pod::probe::{PodNetwork, http_get, port_of};
+
+/// One hook of one container, with all it needs to run.
+pub(super) struct Hook {
+    pub(super) handler: LifecycleHandler,
+    pub(super) spec: Container,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) network: Arc<dyn PodNetwork>,
+}
+
+impl Hook {
+    /// Runs the hook to its end.
+    pub(super) async fn run(self) -> Result<(), String> {
+        let ip = self.ip.ok_or_else(|| "the pod has no address".to_owned())?;
+        if let Some(pause) = &self.handler.sleep {
+            tokio::time::sleep(seconds(pause.seconds)).await;
+            Ok(())
+        } else if let Some(get) = &self.handler.http_get {
+            http_get(&*self.network, get, &self.spec, ip).await
+        } else if let Some(tcp) = &self.handler.tcp_socket {
+            let to = SocketAddr::new(ip, port_of(&tcp.port, &self.spec)?);
+            self.network.connect(to).await.map(drop).map_err(|err| format!("dial {to}: {err}"))
+        } else {
+            Err("this node runs httpGet, sleep and tcpSocket hooks only".to_owned())
+        }
+    }
+}
+
+/// Runs a hook that has to be over at `ends_at`.
+pub(super) async fn within(ends_at: Instant, hook: Hook) -> Result<(), String> {
+    tokio::time::timeout_at(ends_at, hook.run())
+        .await
+        .unwrap_or_else(|_| Err("the hook took longer than the grace period".to_owned()))
+}

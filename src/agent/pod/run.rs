@@ -1,0 +1,355 @@
+//! The runs of a pod's containers: how each starts, is followed, is judged and ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgeorc_runtime::{Container, Exit, ExitReason};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::agent::pod::backoff;
+use crate::agent::pod::decide::{Due, runs_again};
+use crate::agent::pod::hooks::{self, Hook};
+use crate::agent::pod::plan::{RestartPolicy, deletion_grace};
+use crate::agent::pod::probe::{ProbeEvent, Verdict};
+use crate::agent::pod::start::StartFailure;
+use crate::agent::pod::state::CRASH_LOOP_BACK_OFF;
+use crate::agent::pod::termination_message;
+use crate::agent::pod::worker::Worker;
+use crate::client::EventType;
+
+/// Time a container gets to end when another one took the pod down with it.
+const SIBLING_GRACE: Duration = Duration::from_secs(2);
+/// Least time to end that a container gets after its preStop hook: kubelet's.
+const STOP_GRACE_MIN: Duration = Duration::from_secs(2);
+
+/// A container of this pod while it runs.
+pub(super) struct Running {
+    pub(super) container: Arc<dyn Container>,
+    pub(super) run: u64,
+    since: Instant,
+    /// Ends the waiter of this run.
+    cancel: CancellationToken,
+    /// Ends its probes; cancelled before `cancel` when it is being stopped.
+    probes: CancellationToken,
+}
+
+/// The end of a run.
+pub(super) struct Ending {
+    container: usize,
+    run: u64,
+    exit: Exit,
+}
+
+impl Worker {
+    /// Starts a container, unless the pod is deleted meanwhile: pulling, compiling and hooks take time.
+    pub(super) async fn start(&mut self, at: usize, cancel: &CancellationToken) {
+        let pod = self.pod();
+        let prepared = {
+            let prepare = self.shared.prepare(&self.plan, at, &pod, &self.dir);
+            tokio::select! {
+                prepared = prepare => prepared,
+                () = cancel.cancelled() => return,
+                () = self.deletion() => return,
+            }
+        };
+        let started = match prepared {
+            Ok(prepared) => self.launch(at, prepared).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = started {
+            self.not_started(at, failure);
+            return self.publish();
+        }
+        if let Some(due) = self.due.get_mut(at) {
+            *due = Due::Now;
+        }
+        let hook = tokio::select! {
+            done = self.post_start(at) => done,
+            () = cancel.cancelled() => return,
+            () = self.deletion() => return,
+        };
+        match hook {
+            Ok(()) => self.begin(at),
+            Err(why) => {
+                self.event_of(at, EventType::Warning, "FailedPostStartHook", why);
+                self.stop(at, Instant::now() + self.plan.grace).await;
+            }
+        }
+        self.publish();
+    }
+
+    /// Ends when deletion is asked for.
+    fn deletion(&self) -> impl Future<Output = ()> + 'static {
+        let mut seen = self.seen.clone();
+        async move {
+            while deletion_grace(&seen.borrow_and_update()).is_none() {
+                if seen.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Runs the postStart hook of a container that has just started, as long as that runs.
+    fn post_start(&self, at: usize) -> impl Future<Output = Result<(), String>> + 'static {
+        let hook = self.hook(at, |lifecycle| lifecycle.post_start.clone());
+        let running = self.running.get(at).and_then(Option::as_ref);
+        let container = running.map(|running| Arc::clone(&running.container));
+        async move {
+            let (Some(hook), Some(container)) = (hook, container) else { return Ok(()) };
+            tokio::select! {
+                done = hook.run() => done,
+                // Its end is handled as any other.
+                _ = container.wait() => Ok(()),
+            }
+        }
+    }
+
+    fn hook(
+        &self,
+        at: usize,
+        choose: impl Fn(
+            &k8s_openapi::api::core::v1::Lifecycle,
+        ) -> Option<k8s_openapi::api::core::v1::LifecycleHandler>,
+    ) -> Option<Hook> {
+        let spec = &self.plan.containers.get(at)?.spec;
+        let handler = choose(spec.lifecycle.as_ref()?)?;
+        Some(Hook {
+            handler,
+            spec: spec.clone(),
+            ip: self.state.ips.first().copied(),
+            network: Arc::clone(&self.shared.network),
+        })
+    }
+
+    /// Puts a container that did not start where the failure says.
+    fn not_started(&mut self, at: usize, failure: StartFailure) {
+        let delay = self.next_delay(at, Duration::ZERO).max(failure.delay_min);
+        let now = self.shared.clock.now();
+        let is_final = failure.is_final && self.plan.restart_policy == RestartPolicy::Never;
+        let Some(record) = self.state.containers.get_mut(at) else { return };
+        info!(
+            k8s.container.name = record.name,
+            container.reason = failure.reason,
+            err = failure.message,
+            "container not started"
+        );
+        let message = format!("Error: {}", failure.message);
+        if is_final {
+            record.end_unstarted(&failure.message, now);
+        } else {
+            record.wait(failure.reason, failure.message);
+        }
+        if let Some(due) = self.due.get_mut(at) {
+            *due = if failure.is_final { Due::Never } else { Due::At(Instant::now() + delay) };
+        }
+        self.event_of(at, EventType::Warning, "Failed", message);
+    }
+
+    fn next_delay(&mut self, at: usize, ran: Duration) -> Duration {
+        self.backoffs.get_mut(at).map_or(Duration::ZERO, |backoff| backoff.next(ran))
+    }
+
+    /// Waits for the end of a started container.
+    pub(super) fn follow(&mut self, at: usize, container: Arc<dyn Container>) {
+        self.runs += 1;
+        let run = self.runs;
+        let cancel = self.tasks.token().child_token();
+        let probes = cancel.child_token();
+        let (waiter, sender) = (Arc::clone(&container), self.endings.0.clone());
+        let ended = cancel.clone();
+        self.tasks.spawn("container-wait", |group| async move {
+            let exit = tokio::select! {
+                exit = waiter.wait() => exit,
+                () = ended.cancelled() => return,
+                () = group.cancelled() => return,
+            };
+            let _ = sender.send(Ending { container: at, run, exit }).await;
+        });
+        if let Some(slot) = self.running.get_mut(at) {
+            *slot = Some(Running { container, run, since: Instant::now(), cancel, probes });
+        }
+    }
+
+    /// The container runs and its postStart hook is done: from here on it is probed.
+    fn begin(&mut self, at: usize) {
+        let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
+        let Some(plan) = self.plan.containers.get(at) else { return };
+        if let Some(record) = self.state.containers.get_mut(at) {
+            record.is_started = plan.spec.startup_probe.is_none();
+            record.is_ready = record.is_started && plan.spec.readiness_probe.is_none();
+        }
+        if let Some(ip) = self.state.ips.first() {
+            self.prober.watch((at, running.run), &plan.spec, *ip, &running.probes);
+        }
+    }
+
+    fn is_current(&self, at: usize, run: u64) -> bool {
+        self.running.get(at).and_then(Option::as_ref).is_some_and(|r| r.run == run)
+    }
+
+    pub(super) fn ended(&mut self, ending: &Ending) {
+        if self.is_current(ending.container, ending.run) {
+            self.record_end(ending.container, &ending.exit);
+            self.publish();
+        }
+    }
+
+    /// Notes how a run ended.
+    pub(super) fn record_end(&mut self, at: usize, exit: &Exit) {
+        let now = self.shared.clock.now();
+        let ran = self.running.get_mut(at).and_then(Option::take).map(|running| {
+            running.cancel.cancel();
+            running.since.elapsed()
+        });
+        let (Some(record), Some(plan)) =
+            (self.state.containers.get_mut(at), self.plan.containers.get(at))
+        else {
+            return;
+        };
+        let message = termination_message::read(&self.dir, &plan.spec, record.restart_count, exit);
+        record.ran = ran.unwrap_or_default();
+        record.end(exit.code, reason(exit.reason), &message, now);
+        info!(
+            k8s.container.name = record.name,
+            container.exit_code = exit.code,
+            container.message = message,
+            elapsed_ms = u64::try_from(record.ran.as_millis()).unwrap_or(u64::MAX),
+            "container ended"
+        );
+        if !runs_again(self.plan.restart_policy, record.role, exit.code) {
+            self.save();
+        }
+    }
+
+    pub(super) fn judged(&mut self, event: ProbeEvent) {
+        let at = event.container;
+        if !self.is_current(at, event.run) {
+            return;
+        }
+        let spec = self.plan.containers.get(at).map(|plan| &plan.spec);
+        let has_readiness = spec.is_some_and(|spec| spec.readiness_probe.is_some());
+        let Some(record) = self.state.containers.get_mut(at) else { return };
+        match event.verdict {
+            Verdict::Started => {
+                record.is_started = true;
+                record.is_ready |= !has_readiness;
+            }
+            Verdict::Ready(is_ready) => record.is_ready = is_ready,
+            Verdict::Unhealthy(why) => {
+                return self.event_of(at, EventType::Warning, "Unhealthy", why);
+            }
+            Verdict::Kill { probe, grace } => {
+                record.is_ready = false;
+                let name = record.name.clone();
+                warn!(k8s.container.name = name, probe, "a probe failed, stopping the container");
+                let message = format!("Container {name} failed {probe} probe, will be restarted");
+                self.event_of(at, EventType::Normal, "Killing", message);
+                self.kill(at, grace.unwrap_or(self.plan.grace));
+            }
+        }
+        self.publish();
+    }
+
+    /// Has a container stopped by a task of its own; its end comes as any other.
+    fn kill(&self, at: usize, grace: Duration) {
+        let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
+        running.probes.cancel();
+        let now = Instant::now();
+        if let Some(stopping) = self.stopping(at, now + grace, now) {
+            self.tasks.spawn_until_cancelled("container-stop", stopping);
+        }
+    }
+
+    /// Runs the preStop hook of a container, then stops it: not before `not_before`, within
+    /// `ends_at`, but never with less than [`STOP_GRACE_MIN`]. `None` if it does not run.
+    pub(super) fn stopping(
+        &self,
+        at: usize,
+        ends_at: Instant,
+        not_before: Instant,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let running = self.running.get(at)?.as_ref()?;
+        let container = Arc::clone(&running.container);
+        let hook = self.hook(at, |lifecycle| lifecycle.pre_stop.clone());
+        let (api, pod) = (Arc::clone(&self.shared.api), self.pod());
+        let name = self.plan.containers.get(at)?.name.clone();
+        Some(async move {
+            if let Some(hook) = hook
+                && let Err(why) = hooks::within(ends_at, hook).await
+            {
+                warn!(k8s.container.name = name, reason = why, "preStop hook failed");
+                api.event(&pod, Some(&name), (EventType::Warning, "FailedPreStopHook", why));
+            }
+            tokio::time::sleep_until(not_before.min(ends_at)).await;
+            let left = ends_at.saturating_duration_since(Instant::now());
+            container.stop(left.max(STOP_GRACE_MIN)).await;
+        })
+    }
+
+    /// Stops one container and notes its end.
+    pub(super) async fn stop(&mut self, at: usize, ends_at: Instant) {
+        let Some(stopping) = self.stopping(at, ends_at, Instant::now()) else { return };
+        stopping.await;
+        self.note_end(at).await;
+    }
+
+    /// Notes the end of a container that was told to stop.
+    pub(super) async fn note_end(&mut self, at: usize) {
+        let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
+        let exit = Arc::clone(&running.container).wait().await;
+        self.record_end(at, &exit);
+    }
+
+    /// Stops what shares the fate of `failed`: at once, since the pod is down until it runs again.
+    pub(super) async fn stop_siblings(&mut self, failed: usize) {
+        let others = (0..self.running.len()).rev().filter(|at| *at != failed);
+        for at in others.collect::<Vec<_>>() {
+            let Some(running) = self.running.get(at).and_then(Option::as_ref) else { continue };
+            let container = Arc::clone(&running.container);
+            container.stop(SIBLING_GRACE).await;
+            self.note_end(at).await;
+        }
+    }
+
+    /// Puts containers into the back-off of the one that failed.
+    pub(super) fn back_off(&mut self, failed: usize, containers: &[usize]) {
+        let ran = self.state.containers.get(failed).map_or(Duration::ZERO, |record| record.ran);
+        let delay = self.next_delay(failed, ran);
+        let then = Instant::now() + delay;
+        let pod = format!("{}_{}({})", self.plan.name, self.plan.namespace, self.plan.uid);
+        for at in containers {
+            let Some(record) = self.state.containers.get_mut(*at) else { continue };
+            record.restart_count = record.restart_count.saturating_add(1);
+            let (wait, name) = (backoff::show(delay), &record.name);
+            let message = format!("back-off {wait} restarting failed container={name} pod={pod}");
+            record.wait(CRASH_LOOP_BACK_OFF, message);
+            if let Some(due) = self.due.get_mut(*at) {
+                *due = Due::At(then);
+            }
+        }
+        if let Some(plan) = self.plan.containers.get(failed) {
+            let message =
+                format!("Back-off restarting failed container {} in pod {pod}", plan.name);
+            self.event_of(failed, EventType::Warning, "BackOff", message);
+        }
+        self.publish();
+    }
+
+    /// Tells people what happened to a container.
+    pub(super) fn event_of(&self, at: usize, kind: EventType, reason: &'static str, what: String) {
+        let name = self.plan.containers.get(at).map(|plan| plan.name.as_str());
+        self.shared.api.event(&self.pod(), name, (kind, reason, what));
+    }
+}
+
+/// Kubernetes' word for how a run ended.
+fn reason(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::Completed => "Completed",
+        ExitReason::OomKilled => "OOMKilled",
+        ExitReason::Error | ExitReason::Killed => "Error",
+    }
+}

@@ -1,0 +1,149 @@
+//! The last words of a container: what it wrote to `terminationMessagePath`, or the end of its log.
+//!
+//! A guest sees a folder of its own at the path's parent: WASI gives folders, not files.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use edgeorc_runtime::{Exit, Mount};
+use k8s_openapi::api::core::v1::Container;
+
+use crate::agent::dirs::{PodDir, make_private};
+
+/// Kubernetes' default of `terminationMessagePath`.
+const PATH_DEFAULT: &str = "/dev/termination-log";
+/// Most bytes of the file that are read.
+const FILE_BYTES_MAX: u64 = 4096;
+/// Most of a log that stands in for the file.
+const LOG_BYTES_MAX: u64 = 2048;
+const LOG_LINES_MAX: usize = 80;
+
+/// The empty folder for a container's next run, unless a volume is mounted there or the path names none.
+pub(super) fn mount(dir: &PodDir, spec: &Container) -> io::Result<Option<Mount>> {
+    let Some((guest_path, _)) = split(spec) else { return Ok(None) };
+    let host_path = dir.termination(&spec.name);
+    match std::fs::remove_dir_all(&host_path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+        _ => {}
+    }
+    make_private(&host_path)?;
+    Ok(Some(Mount { host_path, guest_path: guest_path.to_owned(), is_read_only: false }))
+}
+
+/// What the container `spec` said last; otherwise what the runtime says of its end.
+pub(super) fn read(dir: &PodDir, spec: &Container, run: u32, exit: &Exit) -> String {
+    let written = split(spec).and_then(|(_, file)| {
+        let path = dir.termination(&spec.name).join(file);
+        // A link would lead out of the folder.
+        let is_file = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
+        let text = is_file.then(|| head(&path, FILE_BYTES_MAX).ok())??;
+        (!text.is_empty()).then_some(text)
+    });
+    let falls_back = spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+    written
+        .or_else(|| {
+            let log = dir.log_file(&spec.name, run);
+            let is_wanted = falls_back && exit.code != 0;
+            let text = is_wanted.then(|| last_lines(&log).ok())??;
+            (!text.is_empty()).then_some(text)
+        })
+        .unwrap_or_else(|| exit.message.clone())
+}
+
+/// Folder and file of the path; `None` where a volume of the container is, or for a path that
+/// names no file below a folder.
+fn split(spec: &Container) -> Option<(&str, &str)> {
+    let path = spec.termination_message_path.as_deref().unwrap_or(PATH_DEFAULT);
+    let (folder, file) = path.rsplit_once('/')?;
+    let is_plain = !folder.is_empty() && !file.is_empty() && file != "." && file != "..";
+    let is_mounted = |m: &k8s_openapi::api::core::v1::VolumeMount| {
+        let mounted = m.mount_path.trim_end_matches('/');
+        folder == mounted || folder.strip_prefix(mounted).is_some_and(|rest| rest.starts_with('/'))
+    };
+    let has_volume = spec.volume_mounts.iter().flatten().any(is_mounted);
+    (is_plain && !has_volume).then_some((folder, file))
+}
+
+fn head(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The last lines of a log in the CRI format, without their stamps.
+fn last_lines(path: &PathBuf) -> io::Result<String> {
+    /// Room for the stamps of the lines that are shown.
+    const STAMP_BYTES: u64 = 48;
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let read_max = LOG_BYTES_MAX + STAMP_BYTES * LOG_LINES_MAX as u64;
+    file.seek(SeekFrom::Start(size.saturating_sub(read_max)))?;
+    let mut bytes = Vec::new();
+    file.take(read_max).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    lines.drain(..lines.len().saturating_sub(LOG_LINES_MAX));
+    let shown = lines.join("\n");
+    let cut = shown.len().saturating_sub(usize::try_from(LOG_BYTES_MAX).unwrap_or(usize::MAX));
+    let from = (cut..=shown.len()).find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
+    Ok(shown.get(from..).unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use edgeorc_runtime::ExitReason;
+    use serde_json::json;
+
+    use super::*;
+    use crate::agent::dirs::Dirs;
+
+    fn exit(code: i32) -> Exit {
+        Exit { code, reason: ExitReason::Error, message: "trap".to_owned() }
+    }
+
+    fn spec(more: serde_json::Value) -> Container {
+        let mut spec = json!({"name": "app"});
+        json_patch::merge(&mut spec, &more);
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn the_file_comes_first_then_the_log_if_asked_for_then_the_runtime() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        let plain = spec(json!({}));
+        let falling = spec(json!({"terminationMessagePolicy": "FallbackToLogsOnError"}));
+        let mount = mount(&dir, &plain).unwrap().unwrap();
+        assert_eq!(mount.guest_path, "/dev");
+        assert_eq!(read(&dir, &plain, 0, &exit(1)), "trap");
+        make_private(&dir.logs("app")).unwrap();
+        let log: String =
+            (0..200).map(|n| format!("2026-01-01T00:00:00Z stderr F line {n}\n")).collect();
+        std::fs::write(dir.log_file("app", 0), log).unwrap();
+        let fallen = read(&dir, &falling, 0, &exit(1));
+        assert!(fallen.ends_with("line 198\nline 199") && fallen.lines().count() <= 80, "{fallen}");
+        assert_eq!(read(&dir, &falling, 0, &exit(0)), "trap");
+        assert_eq!(read(&dir, &plain, 0, &exit(1)), "trap");
+        std::fs::write(mount.host_path.join("termination-log"), "x".repeat(5000)).unwrap();
+        assert_eq!(read(&dir, &falling, 0, &exit(1)).len(), 4096);
+        assert_eq!(super::mount(&dir, &plain).unwrap().map(|m| m.host_path), Some(mount.host_path));
+        assert_eq!(read(&dir, &plain, 0, &exit(1)), "trap", "emptied for the next run");
+    }
+
+    #[test]
+    fn a_link_is_not_followed_and_a_volume_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        let plain = spec(json!({}));
+        let mount = mount(&dir, &plain).unwrap().unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", mount.host_path.join("termination-log"))
+            .unwrap();
+        assert_eq!(read(&dir, &plain, 0, &exit(1)), "trap");
+        for path in ["/data/last", "/data/sub/last", "last", "/last"] {
+            let mounted = spec(json!({"terminationMessagePath": path,
+                "volumeMounts": [{"name": "v", "mountPath": "/data/"}]}));
+            assert!(super::mount(&dir, &mounted).unwrap().is_none(), "{path}");
+        }
+    }
+}
