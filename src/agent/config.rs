@@ -40,6 +40,8 @@ pub struct AgentConfig {
     pub quic_address: Option<SocketAddr>,
     /// Where this node's ingress listens; annotation `edgeorc.io/ingress-address`.
     pub ingress_address: Option<SocketAddr>,
+    /// Folder with the manifests of static pods. Need not exist.
+    pub static_pods: PathBuf,
     /// What pods may use.
     pub capacity: Capacity,
     /// How containers are started again.

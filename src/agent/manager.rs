@@ -1,15 +1,16 @@
 //! Which pods this node runs: one worker for each pod that is bound to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, debug, info_span};
 
 use crate::agent::dirs::Dirs;
 use crate::agent::logs::{LogSource, LogSources};
+use crate::agent::pod::mirror;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
 use crate::client::Informer;
@@ -21,6 +22,8 @@ pub(crate) struct Manager {
     pub(crate) dirs: Dirs,
     pub(crate) logs: LogSources,
     pub(crate) tasks: TaskGroup,
+    /// Pods from a folder of this node.
+    pub(crate) statics: watch::Receiver<Vec<Arc<Pod>>>,
     /// By uid: a pod of the same name with another uid is another pod.
     pub(crate) pods: BTreeMap<String, watch::Sender<Arc<Pod>>>,
 }
@@ -39,17 +42,31 @@ impl Manager {
 
     async fn follow(&mut self, informer: Informer<Pod>, cancel: CancellationToken) {
         self.start_from_disk();
-        // An informer that has ended knows nothing: that is not "there are no pods".
-        if cancel.run_until_cancelled(informer.ready()).await != Some(true) {
-            return;
-        }
+        let mut statics = self.statics.clone();
+        let ready = informer.ready();
+        tokio::pin!(ready);
         let mut changed = informer.changed();
+        let mut is_known = false;
         loop {
             changed.borrow_and_update();
-            self.reconcile(informer.store.state());
+            let own = statics.borrow_and_update().clone();
+            if is_known {
+                self.reconcile(informer.store.state(), own);
+            } else {
+                // Without the API nothing is taken away; what is in the folder runs.
+                for pod in own {
+                    self.see(&uid(&pod), pod);
+                }
+            }
             tokio::select! {
                 () = cancel.cancelled() => return,
-                more = changed.changed() => if more.is_err() { return },
+                // An informer that has ended knows nothing: that is not "there are no pods".
+                is_ready = &mut ready, if !is_known => match is_ready {
+                    true => is_known = true,
+                    false => return,
+                },
+                more = changed.changed(), if is_known => if more.is_err() { return },
+                Ok(()) = statics.changed() => {}
             }
         }
     }
@@ -69,19 +86,73 @@ impl Manager {
         }
     }
 
-    fn reconcile(&mut self, pods: Vec<Arc<Pod>>) {
+    fn reconcile(&mut self, pods: Vec<Arc<Pod>>, statics: Vec<Arc<Pod>>) {
+        let (mirrors, pods): (Vec<_>, Vec<_>) =
+            pods.into_iter().partition(|pod| mirror::mirrored(pod).is_some());
+        let own: BTreeMap<String, Arc<Pod>> =
+            statics.into_iter().map(|pod| (uid(&pod), pod)).collect();
+        let shown = self.tidy_mirrors(&mirrors, &own);
         let wanted: BTreeMap<String, Arc<Pod>> =
-            pods.into_iter().filter_map(|pod| Some((pod.metadata.uid.clone()?, pod))).collect();
+            pods.into_iter().map(|pod| (uid(&pod), pod)).chain(own).collect();
+        for (uid, sender) in &self.pods {
+            if !wanted.contains_key(uid) && mirror::is_static(&sender.borrow()) {
+                sender.send_modify(|pod| *pod = Arc::new(deleted(pod, self.shared.clock.now())));
+            }
+        }
         // Dropping the sender tells the worker that its pod is gone.
         self.pods.retain(|uid, _| wanted.contains_key(uid));
         for (uid, pod) in wanted {
+            if mirror::is_static(&pod) && !shown.contains(&uid) {
+                self.show_again(&uid);
+            }
             self.see(&uid, pod);
         }
+    }
+
+    /// Removes the mirrors of static pods that are not there any more, or that somebody deletes.
+    /// Gives the hashes for which there is a mirror: one that goes is painted again once it is gone.
+    fn tidy_mirrors(
+        &self,
+        mirrors: &[Arc<Pod>],
+        own: &BTreeMap<String, Arc<Pod>>,
+    ) -> BTreeSet<String> {
+        let mut shown = BTreeSet::new();
+        for mirror in mirrors {
+            let hash = mirror::mirrored(mirror).unwrap_or_default();
+            shown.insert(hash.to_owned());
+            if own.contains_key(hash) && mirror.metadata.deletion_timestamp.is_none() {
+                continue;
+            }
+            let (api, mirror) = (Arc::clone(&self.shared.api), Arc::clone(mirror));
+            self.tasks.spawn_until_cancelled("mirror-delete", async move {
+                if let Err(err) = api.delete(&mirror).await {
+                    debug!(%err, "a mirror is not removed yet");
+                }
+            });
+        }
+        shown
+    }
+
+    /// Makes the worker of a static pod tell the API everything anew.
+    fn show_again(&self, uid: &str) {
+        let Some(sender) = self.pods.get(uid) else { return };
+        sender.send_modify(|pod| {
+            let mut again = pod.as_ref().clone();
+            let version = again.metadata.resource_version.as_deref().unwrap_or_default();
+            let version = version.parse::<u64>().unwrap_or(0).saturating_add(1);
+            again.metadata.resource_version = Some(version.to_string());
+            again.status = None;
+            *pod = Arc::new(again);
+        });
     }
 
     /// Tells the pod's worker what the API says; makes one for a new pod.
     fn see(&mut self, uid: &str, pod: Arc<Pod>) {
         if let Some(sender) = self.pods.get(uid) {
+            if mirror::is_static(&pod) {
+                // Another content has another uid.
+                return;
+            }
             sender.send_if_modified(|had| {
                 let is_news = had.metadata.resource_version != pod.metadata.resource_version;
                 if is_news {
@@ -109,4 +180,16 @@ impl Manager {
             .instrument(span)
         });
     }
+}
+
+fn uid(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}
+
+/// The pod as if somebody had asked for its deletion.
+fn deleted(pod: &Pod, now: jiff::Timestamp) -> Pod {
+    let mut pod = pod.clone();
+    pod.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+    pod
 }

@@ -286,6 +286,7 @@ fn agent_config(
         node_name: base.settings.node_name.clone(),
         node_ips: vec![base.settings.advertise_address],
         data_dir: base.dir.join("agent"),
+        static_pods: base.dir.join("pod-manifests"),
         client,
         runtime: Arc::new(runtime),
         network,

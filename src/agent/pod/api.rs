@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::agent::pod::mirror;
 use crate::client::{EventRecorder, EventType, Regarding};
 
 /// Deadline of one call to the API.
@@ -73,6 +74,13 @@ impl KubePodApi {
 #[async_trait]
 impl PodApi for KubePodApi {
     async fn patch_status(&self, base: &Pod, patch: Value) -> Result<Pod, PodApiError> {
+        if mirror::is_static(base) {
+            let mut pod = serde_json::to_value(base).map_err(refused)?;
+            json_patch::merge(&mut pod, &json!({ "status": patch.get("status") }));
+            let status = pod.get("status").cloned().unwrap_or_default();
+            mirror::show(&self.pods(base), base, status).await?;
+            return serde_json::from_value(pod).map_err(refused);
+        }
         let params =
             PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.pods(base);
@@ -81,10 +89,16 @@ impl PodApi for KubePodApi {
     }
 
     async fn get(&self, base: &Pod) -> Result<Pod, PodApiError> {
+        if mirror::is_static(base) {
+            return Ok(base.clone());
+        }
         same(base, call(self.pods(base).get(name(base))).await?)
     }
 
     async fn delete(&self, base: &Pod) -> Result<(), PodApiError> {
+        if mirror::is_static(base) {
+            return mirror::remove(&self.pods(base), base).await;
+        }
         let params = DeleteParams::default().grace_period(0).preconditions(Preconditions {
             uid: base.metadata.uid.clone(),
             resource_version: None,
@@ -130,7 +144,14 @@ fn same(base: &Pod, answer: Pod) -> Result<Pod, PodApiError> {
     if answer.metadata.uid == base.metadata.uid { Ok(answer) } else { Err(PodApiError::Gone) }
 }
 
-async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, PodApiError> {
+fn refused(cause: serde_json::Error) -> PodApiError {
+    PodApiError::Refused(cause.to_string())
+}
+
+/// One call to the API with its deadline and its errors in a worker's words.
+pub(super) async fn call<T>(
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, PodApiError> {
     match tokio::time::timeout(CALL_TIMEOUT, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(match status.code {

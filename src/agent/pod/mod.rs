@@ -20,6 +20,7 @@ pub(crate) mod decide;
 pub(crate) mod env;
 mod grpc;
 mod hooks;
+pub(crate) mod mirror;
 pub(crate) mod objects;
 pub(crate) mod plan;
 pub(crate) mod probe;

@@ -26,7 +26,7 @@ impl Worker {
     pub(super) async fn terminate(&mut self) {
         let pod = self.pod();
         let is_gone = self.seen.has_changed().is_err();
-        let grace = if is_gone { GONE_GRACE } else { deletion_grace(&pod).unwrap_or(GONE_GRACE) };
+        let grace = deletion_grace(&pod).unwrap_or(GONE_GRACE);
         let ends_at = Instant::now() + grace;
         info!(grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), "ending the pod");
         let mut drained_at = Instant::now();
