@@ -174,13 +174,17 @@ impl Replica {
         self.inner.shared.mvcc.read().get(key)
     }
 
-    /// The key's value at `revision`.
+    /// Waits until this member has applied `revision`; for ever if it never comes or the replica
+    /// ends.
     ///
-    /// # Errors
+    /// # Cancel safety
     ///
-    /// [`ReadError::Compacted`] or [`ReadError::Future`].
-    pub fn get_at(&self, key: &[u8], revision: Revision) -> Result<Option<Entry>, ReadError> {
-        self.inner.shared.mvcc.read().get_at(key, revision)
+    /// Dropping the future loses nothing.
+    pub async fn reached(&self, revision: Revision) {
+        let mut applied = self.inner.shared.applied.subscribe();
+        if applied.wait_for(|applied| applied.revision >= revision).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Keys from `start` up to, not including, `end` in order, at `at` or now; at most `limit`
@@ -197,6 +201,22 @@ impl Replica {
         at: Option<Revision>,
     ) -> Result<Page, ReadError> {
         self.inner.shared.mvcc.read().range(start, end, limit, at)
+    }
+
+    /// As [`Self::range`], but [`Page::remaining`] is 1 for any number of keys after the page:
+    /// for readers that go on page by page, who would else walk the whole range for each.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::range`].
+    pub fn range_uncounted(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        at: Option<Revision>,
+    ) -> Result<Page, ReadError> {
+        self.inner.shared.mvcc.read().page((start, end), limit, at, 1)
     }
 
     /// Every change of keys in `start..end` with a revision over `after`, each exactly once. An

@@ -289,6 +289,12 @@ impl Status {
         Self::failure(413, Reason::RequestEntityTooLarge, message)
     }
 
+    /// 413 for anything but a body.
+    #[must_use]
+    pub fn entity_too_large(message: impl Into<String>) -> Self {
+        Self::failure(413, Reason::RequestEntityTooLarge, message)
+    }
+
     /// 429.
     #[must_use]
     pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Self {

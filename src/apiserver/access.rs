@@ -6,7 +6,7 @@
 //! read the Secrets of `kube-system` (join tokens), and anonymous users see health and version only.
 
 use axum::body::Body;
-use http::{Method, Request};
+use http::{HeaderMap, HeaderValue, Method, Request};
 
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
@@ -23,12 +23,12 @@ const SERVERS: &str = "edgeorc:servers";
 const SYSTEM_USER: &str = "system:kube-";
 /// Name of whoever showed no certificate.
 const ANONYMOUS: &str = "system:anonymous";
-/// Most groups taken from `Impersonate-Group` headers.
+/// Most groups of a user in `Impersonate-Group` headers.
 const GROUPS_MAX: usize = 32;
 /// Header with the user to act as.
-pub(super) const IMPERSONATE_USER: &str = "impersonate-user";
+const IMPERSONATE_USER: &str = "impersonate-user";
 /// Header with a group of that user; repeated.
-pub(super) const IMPERSONATE_GROUP: &str = "impersonate-group";
+const IMPERSONATE_GROUP: &str = "impersonate-group";
 
 /// The user of a request, after impersonation.
 pub(super) fn user(request: &Request<Body>) -> Result<UserInfo, ApiError> {
@@ -37,8 +37,16 @@ pub(super) fn user(request: &Request<Body>) -> Result<UserInfo, ApiError> {
         .get::<UserInfo>()
         .cloned()
         .unwrap_or_else(|| UserInfo::new(ANONYMOUS, &["system:unauthenticated"]));
-    let text = |value: &http::HeaderValue| value.to_str().map(str::to_owned).ok();
-    let Some(name) = request.headers().get(IMPERSONATE_USER).and_then(text) else {
+    let text = |value: &HeaderValue| -> Result<String, ApiError> {
+        let refused = |_| Status::bad_request("an impersonation header is not visible ASCII");
+        Ok(value.to_str().map_err(refused)?.to_owned())
+    };
+    let headers = request.headers();
+    let groups = headers.get_all(IMPERSONATE_GROUP);
+    let Some(name) = headers.get(IMPERSONATE_USER) else {
+        if groups.iter().next().is_some() {
+            return Err(Status::bad_request("groups to impersonate without a user").into());
+        }
         return Ok(asking);
     };
     if !has_group(&asking, MASTERS) && !has_group(&asking, SERVERS) {
@@ -46,8 +54,37 @@ pub(super) fn user(request: &Request<Body>) -> Result<UserInfo, ApiError> {
             Status::forbidden_path(&asking.name, "impersonate", request.uri().path()).into()
         );
     }
-    let groups = request.headers().get_all(IMPERSONATE_GROUP);
-    Ok(UserInfo { name, groups: groups.iter().filter_map(text).take(GROUPS_MAX).collect() })
+    let name = text(name)?;
+    let groups = groups.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    if groups.len() > GROUPS_MAX {
+        return Err(Status::bad_request(format!(
+            "{} groups to impersonate, at most {GROUPS_MAX} are allowed",
+            groups.len()
+        ))
+        .into());
+    }
+    Ok(UserInfo { name, groups })
+}
+
+/// Puts `user` into `headers`, so that [`user`] finds exactly it.
+pub(super) fn impersonate(headers: &mut HeaderMap, user: &UserInfo) -> Result<(), ApiError> {
+    let value = |text: &str| -> Result<HeaderValue, ApiError> {
+        HeaderValue::from_str(text)
+            .ok()
+            .filter(|value| value.to_str().is_ok())
+            .ok_or_else(|| Status::bad_request("the user's name cannot be sent on").into())
+    };
+    if user.groups.len() > GROUPS_MAX {
+        return Err(Status::bad_request("the user has too many groups to be sent on").into());
+    }
+    let name = value(&user.name)?;
+    let groups = user.groups.iter().map(|group| value(group)).collect::<Result<Vec<_>, _>>()?;
+    headers.remove(IMPERSONATE_GROUP);
+    headers.insert(IMPERSONATE_USER, name);
+    for group in groups {
+        headers.append(IMPERSONATE_GROUP, group);
+    }
+    Ok(())
 }
 
 /// Whether `user` may do `verb` on what `info` names.
@@ -141,5 +178,40 @@ mod tests {
         };
         assert_eq!(user(&request(SERVERS)).unwrap().name, "x");
         assert!(user(&request(NODES)).is_err());
+    }
+
+    #[test]
+    fn an_impersonation_that_cannot_be_read_is_refused_and_not_left_out() {
+        let request = |headers: &[(&str, &[u8])]| {
+            let mut request = Request::new(Body::empty());
+            for (name, value) in headers {
+                let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+                request.headers_mut().append(name, HeaderValue::from_bytes(value).unwrap());
+            }
+            request.extensions_mut().insert(UserInfo::new("admin", &[MASTERS]));
+            user(&request)
+        };
+        let cases: [&[(&str, &[u8])]; 3] = [
+            &[(IMPERSONATE_USER, "j\u{f6}rg".as_bytes())],
+            &[(IMPERSONATE_USER, b"x"), (IMPERSONATE_GROUP, "gr\u{fc}n".as_bytes())],
+            &[(IMPERSONATE_GROUP, b"g")],
+        ];
+        for headers in cases {
+            assert_eq!(request(headers).unwrap_err().0.code, 400, "{headers:?}");
+        }
+        let many = [(IMPERSONATE_GROUP, &b"g"[..]); GROUPS_MAX + 1];
+        let many = [&[(IMPERSONATE_USER, &b"x"[..])][..], &many].concat();
+        assert_eq!(request(&many).unwrap_err().0.code, 400);
+    }
+
+    #[test]
+    fn a_user_that_cannot_be_sent_on_is_refused() {
+        let mut headers = HeaderMap::new();
+        for user in [UserInfo::new("j\u{f6}rg", &[]), UserInfo::new("a", &["b\n"])] {
+            assert_eq!(impersonate(&mut headers, &user).unwrap_err().0.code, 400);
+        }
+        assert!(headers.is_empty());
+        impersonate(&mut headers, &UserInfo::new("a", &["g", "h"])).unwrap();
+        assert_eq!(headers.get_all(IMPERSONATE_GROUP).iter().count(), 2);
     }
 }

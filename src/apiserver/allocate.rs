@@ -1,13 +1,14 @@
 //! Service addresses and node ports: unique by keys written in the same transaction as the Service.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
 use crate::api::status::Status;
-use crate::api::{FieldError, Resource, meta};
-use crate::apiserver::context::ContextInner;
+use crate::api::{FieldError, Resource};
 use crate::apiserver::error::ApiError;
+use crate::rt::Rng;
 use crate::store::Side;
 
 /// First address of the Service range 10.43.0.0/16.
@@ -24,7 +25,7 @@ pub(super) const TRIES_MAX: usize = 64;
 /// Chooses what `service` leaves open and returns the keys that make it unique. `old` is the
 /// Service as stored; what it already holds is kept, what it no longer holds is released.
 pub(super) fn claims(
-    context: &ContextInner,
+    rng: &Rng,
     resource: &Resource,
     old: Option<&Value>,
     service: &mut Value,
@@ -32,8 +33,8 @@ pub(super) fn claims(
     if resource.plural != "services" || !resource.group.is_empty() {
         return Ok(Vec::new());
     }
-    choose_address(context, service)?;
-    choose_ports(context, service)?;
+    choose_address(rng, service)?;
+    choose_ports(rng, service)?;
     let before = old.map(held).unwrap_or_default();
     let after = held(service);
     let claims = after.iter().filter(|name| !before.contains(name)).cloned().map(Side::Claim);
@@ -49,15 +50,30 @@ pub(super) fn releases(resource: &Resource, object: &Value) -> Vec<Side> {
     held(object).into_iter().map(Side::Release).collect()
 }
 
-/// Why a create failed for good: the address or port that the client itself chose is taken.
-/// `None` when the server chose it and may choose another.
-pub(super) fn refuse(resource: &Resource, sent: &Value, taken: &str) -> Option<ApiError> {
-    let is_chosen = held(sent).iter().any(|name| name == taken);
+/// What an object holds as the client wrote it, before the server chose the rest.
+pub(super) fn held_by(resource: &Resource, object: &Value) -> Vec<String> {
+    if resource.plural != "services" || !resource.group.is_empty() {
+        return Vec::new();
+    }
+    held(object)
+}
+
+/// Why a write failed for good: the address or port that the client itself chose is `taken`.
+/// `None` when it is not among what the client `chose`: the server may choose another.
+pub(super) fn refuse(
+    resource: &Resource,
+    name: &str,
+    chose: &[String],
+    taken: &str,
+) -> Option<ApiError> {
+    if !chose.iter().any(|chosen| chosen == taken) {
+        return None;
+    }
     let (kind, value) = taken.rsplit_once('/')?;
     let field =
         if kind.ends_with("nodeport") { "spec.ports[0].nodePort" } else { "spec.clusterIPs[0]" };
     let error = FieldError::invalid(field, &json!(value), "provided value is already allocated");
-    is_chosen.then(|| Status::invalid(resource, meta::name(sent), &[error]).into())
+    Some(Status::invalid(resource, name, &[error]).into())
 }
 
 /// Names of everything unique that the Service holds.
@@ -70,8 +86,7 @@ fn held(service: &Value) -> Vec<String> {
     }
     for port in ports(service) {
         if let Some(node_port) = port.get("nodePort").and_then(Value::as_u64).filter(|p| *p > 0) {
-            let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
-            names.push(format!("{}-nodeport/{node_port}", protocol.to_lowercase()));
+            names.push(format!("{}-nodeport/{node_port}", protocol(port).to_lowercase()));
         }
     }
     names
@@ -85,7 +100,7 @@ fn text<'a>(service: &'a Value, path: &str) -> &'a str {
     service.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn choose_address(context: &ContextInner, service: &mut Value) -> Result<(), ApiError> {
+fn choose_address(rng: &Rng, service: &mut Value) -> Result<(), ApiError> {
     let is_external_name = text(service, "/spec/type") == "ExternalName";
     let chosen = text(service, "/spec/clusterIP").to_owned();
     let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
@@ -96,7 +111,7 @@ fn choose_address(context: &ContextInner, service: &mut Value) -> Result<(), Api
     }
     let address = if chosen.is_empty() {
         let free = u64::from(SERVICE_COUNT - SERVICE_STATIC - 1);
-        let offset = SERVICE_STATIC + u32::try_from(context.rng.below(free)).unwrap_or(0);
+        let offset = SERVICE_STATIC + u32::try_from(rng.below(free)).unwrap_or(0);
         Ipv4Addr::from(SERVICE_BASE + offset).to_string()
     } else {
         if chosen != "None" && !is_in_range(&chosen) {
@@ -119,29 +134,57 @@ fn is_in_range(address: &str) -> bool {
         .is_ok_and(|ip| (SERVICE_BASE..SERVICE_BASE + SERVICE_COUNT).contains(&u32::from(ip)))
 }
 
-fn choose_ports(context: &ContextInner, service: &mut Value) -> Result<(), ApiError> {
+/// Gives every port that needs one a node port that no other port of its protocol has.
+fn choose_ports(rng: &Rng, service: &mut Value) -> Result<(), ApiError> {
     let has_node_ports = matches!(text(service, "/spec/type"), "NodePort" | "LoadBalancer");
     let list = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
-    for port in list.into_iter().flatten().filter_map(Value::as_object_mut) {
+    let Some(list) = list else { return Ok(()) };
+    let mut used = BTreeSet::new();
+    for (at, port) in list.iter_mut().enumerate() {
+        let protocol = protocol(port).to_owned();
+        let Some(fields) = port.as_object_mut() else { continue };
         if !has_node_ports {
-            port.shift_remove("nodePort");
+            fields.shift_remove("nodePort");
             continue;
         }
-        match port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) {
-            0 => {
-                let count = u64::from(NODE_PORTS.end - NODE_PORTS.start);
-                let chosen = u64::from(NODE_PORTS.start) + context.rng.below(count);
-                port.insert("nodePort".to_owned(), json!(chosen));
-            }
-            sent if !u16::try_from(sent).is_ok_and(|sent| NODE_PORTS.contains(&sent)) => {
-                let detail = "provided port is not in the valid range. The range of valid ports is 30000-32767";
-                let error = FieldError::invalid("spec.ports[0].nodePort", &json!(sent), detail);
-                return Err(Status::unprocessable(error.to_string()).into());
-            }
-            _ => {}
+        let sent = fields.get("nodePort").and_then(Value::as_u64).filter(|sent| *sent > 0);
+        let Some(sent) = sent else { continue };
+        let field = format!("spec.ports[{at}].nodePort");
+        let error = if !u16::try_from(sent).is_ok_and(|sent| NODE_PORTS.contains(&sent)) {
+            let detail =
+                "provided port is not in the valid range. The range of valid ports is 30000-32767";
+            FieldError::invalid(field, &json!(sent), detail)
+        } else if !used.insert((protocol, sent)) {
+            FieldError::duplicate(field, &json!(sent))
+        } else {
+            continue;
+        };
+        return Err(Status::unprocessable(error.to_string()).into());
+    }
+    for port in list.iter_mut().filter(|_| has_node_ports) {
+        let protocol = protocol(port).to_owned();
+        let Some(fields) = port.as_object_mut() else { continue };
+        if fields.get("nodePort").and_then(Value::as_u64).unwrap_or(0) > 0 {
+            continue;
         }
+        let chosen = free_port(rng, |port| !used.contains(&(protocol.clone(), port)));
+        let full = || Status::internal("no free node port is left");
+        let chosen = chosen.ok_or_else(full)?;
+        used.insert((protocol, chosen));
+        fields.insert("nodePort".to_owned(), json!(chosen));
     }
     Ok(())
+}
+
+/// A node port chosen at random among those that are free.
+fn free_port(rng: &Rng, is_free: impl Fn(u64) -> bool) -> Option<u64> {
+    let (first, end) = (u64::from(NODE_PORTS.start), u64::from(NODE_PORTS.end));
+    let begin = first + rng.below(end - first);
+    (begin..end).chain(first..begin).find(|port| is_free(*port))
+}
+
+fn protocol(port: &Value) -> &str {
+    port.get("protocol").and_then(Value::as_str).unwrap_or("TCP")
 }
 
 #[cfg(test)]
@@ -164,5 +207,44 @@ mod tests {
     fn only_addresses_of_the_range_may_be_chosen() {
         assert!(is_in_range("10.43.0.1") && is_in_range("10.43.255.255"));
         assert!(!is_in_range("10.44.0.0") && !is_in_range("x"));
+    }
+
+    #[test]
+    fn ports_of_one_service_never_share_a_node_port() {
+        for seed in 0..20 {
+            let ports: Vec<Value> = (0..200).map(|n| json!({"port": n + 1})).collect();
+            let mut service = json!({"spec": {"type": "NodePort", "ports": ports}});
+            choose_ports(&Rng::seeded(seed), &mut service).unwrap();
+            let names: BTreeSet<String> = held(&service).into_iter().collect();
+            assert_eq!(names.len(), 200, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_node_port_given_twice_is_refused_but_protocols_do_not_clash() {
+        let service = |second: Value| {
+            json!({"spec": {"type": "NodePort", "ports": [
+                {"port": 1, "nodePort": 30001, "protocol": "TCP"}, second,
+            ]}})
+        };
+        let rng = Rng::seeded(1);
+        let mut twice = service(json!({"port": 2, "nodePort": 30001}));
+        let refused = choose_ports(&rng, &mut twice).unwrap_err().0;
+        assert_eq!(refused.code, 422);
+        assert!(refused.message.contains("spec.ports[1].nodePort: Duplicate"), "{refused}");
+        let mut both = service(json!({"port": 1, "nodePort": 30001, "protocol": "UDP"}));
+        choose_ports(&rng, &mut both).unwrap();
+    }
+
+    #[test]
+    fn only_what_the_client_chose_is_refused_for_good() {
+        let services = crate::api::find("", "v1", "services").unwrap();
+        let sent = json!({"spec": {"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}});
+        let chose = held_by(services, &sent);
+        let refused = refuse(services, "s", &chose, "tcp-nodeport/30001").unwrap().0;
+        assert_eq!(refused.code, 422);
+        assert!(refused.message.contains("provided value is already allocated"), "{refused}");
+        assert!(refuse(services, "s", &chose, "tcp-nodeport/30002").is_none());
+        assert!(refuse(services, "s", &chose, "clusterip/10.43.0.9").is_none());
     }
 }

@@ -13,8 +13,6 @@ use crate::apiserver::query::FieldValidation;
 
 /// Largest body, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
-/// Largest object, in bytes: what fits a transaction with room to spare.
-pub(super) const OBJECT_BYTES_MAX: usize = 1_572_864;
 /// What bodies may be.
 const SUPPORTED: &[&str] = &["application/json", "application/yaml"];
 
@@ -86,10 +84,7 @@ pub(super) fn check(
         ))
         .into());
     }
-    let unknown = strategy::unknown_fields(resource, object).map_err(|cause| {
-        let name = format!("{} in version {:?}", resource.kind, resource.version);
-        Status::bad_request(format!("{name} cannot be handled as a {}: {cause}", resource.kind))
-    })?;
+    let unknown = strategy::unknown_fields(resource, object).map_err(Status::bad_request)?;
     let mut complaints: Vec<String> =
         unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
     complaints.extend(duplicates.iter().map(|field| format!("duplicate field {field:?}")));
@@ -106,14 +101,6 @@ pub(super) fn check(
         }
         FieldValidation::Warn | FieldValidation::Strict => Ok(complaints),
     }
-}
-
-/// Refuses objects that would not fit.
-pub(super) fn check_size(object: &Value) -> Result<(), ApiError> {
-    if object.to_string().len() > OBJECT_BYTES_MAX {
-        return Err(Status::too_large(OBJECT_BYTES_MAX).into());
-    }
-    Ok(())
 }
 
 /// Name and namespace of the body must be those of the path.
@@ -143,4 +130,28 @@ pub(super) fn check_place(
         meta::set_name(object, name);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api;
+
+    #[test]
+    fn a_field_of_the_wrong_type_is_named_once() {
+        let pods = api::find("", "v1", "pods").unwrap();
+        let object = json!({"spec": {"containers": 7}});
+        let refused = check(pods, &object, &[], FieldValidation::Warn).unwrap_err().0;
+        assert_eq!(refused.code, 400);
+        assert_eq!(refused.message.matches("cannot be handled as a Pod").count(), 1, "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_413() {
+        let refused = read(Body::from(vec![b' '; BODY_BYTES_MAX + 1])).await.unwrap_err().0;
+        assert_eq!((refused.code, refused.reason.as_str()), (413, "RequestEntityTooLarge"));
+        assert_eq!(read(Body::from(vec![b' '; 9])).await.unwrap().len(), 9);
+    }
 }

@@ -10,7 +10,7 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::{admission, allocate, body, response};
-use crate::store::{Key, StoreError};
+use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.
 const NAMES_MAX: usize = 8;
@@ -66,7 +66,6 @@ pub(super) async fn create(
         if !errors.is_empty() {
             return Err(Status::invalid(resource, meta::name(&object), &errors).into());
         }
-        body::check_size(&object)?;
         match store(call, &object, is_dry_run).await {
             Err(error) if is_generated && error.0.code == 409 => {}
             other => return other,
@@ -80,10 +79,12 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
     let resource = call.info.resource;
     let key = Key::new(resource, call.info.namespace.as_deref(), meta::name(object));
     let store = &call.context.store;
+    let chosen = allocate::held_by(resource, object);
     for _ in 0..allocate::TRIES_MAX {
         let mut complete = object.clone();
-        let sides = allocate::claims(&call.context, resource, None, &mut complete)?;
+        let sides = allocate::claims(&call.context.rng, resource, None, &mut complete)?;
         if is_dry_run {
+            check_fits(&complete)?;
             let found = store.get(&key, crate::store::Freshness::Latest).await;
             return match found.map_err(|error| ApiError::store(error, &key))? {
                 Some(_) => Err(Status::already_exists(resource, &key.name).into()),
@@ -93,7 +94,7 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
         match store.create(&key, &complete, &sides).await {
             Ok(stored) => return Ok(stored.object),
             Err(StoreError::SideTaken { key: taken }) => {
-                if let Some(refused) = allocate::refuse(resource, object, &taken) {
+                if let Some(refused) = allocate::refuse(resource, &key.name, &chosen, &taken) {
                     return Err(refused);
                 }
             }

@@ -112,34 +112,67 @@ enum Deleted {
 }
 
 async fn delete(call: &Call, key: &Key, options: &Options) -> Result<Deleted, ApiError> {
-    let store = &call.context.store;
-    for _ in 0..RETRIES_MAX {
-        let found = store.get(key, Freshness::Latest).await;
-        let current = found
-            .map_err(|error| ApiError::store(error, key))?
-            .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
-        check(key, &current, options)?;
-        let marked = mark(key.resource, &current.object, options, call.context.clock.now());
-        if options.is_dry_run {
-            return Ok(Deleted::Gone(marked));
+    // As in an update: what is written is checked, what is not written needs the newest state.
+    if !options.is_dry_run {
+        match attempt(call, key, options, Freshness::Any).await {
+            Ok(Attempt::Written(deleted)) => return Ok(deleted),
+            Ok(Attempt::Failed(error)) => return Err(error),
+            Ok(Attempt::Unchanged(_) | Attempt::Conflict) | Err(_) => {}
         }
-        let written = if is_finished(key.resource, &marked) {
-            let releases = allocate::releases(key.resource, &current.object);
-            let gone = store.delete(key, current.revision, &releases).await;
-            gone.map(|revision| Deleted::Gone(Stored::new(marked, revision).object))
-        } else if marked == current.object {
-            return Ok(Deleted::Later(marked));
-        } else {
-            let later = store.update(key, current.revision, &marked, &[]).await;
-            later.map(|stored| Deleted::Later(stored.object))
-        };
-        match written {
-            Ok(deleted) => return Ok(deleted),
-            Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(ApiError::store(error, key)),
+    }
+    for _ in 0..RETRIES_MAX {
+        match attempt(call, key, options, Freshness::Latest).await? {
+            Attempt::Written(deleted) | Attempt::Unchanged(deleted) => return Ok(deleted),
+            Attempt::Failed(error) => return Err(error),
+            Attempt::Conflict => {}
         }
     }
     Err(Status::conflict(key.resource, &key.name, "the object is being written too often").into())
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Written(Deleted),
+    /// A dry run, or the object is on its way already.
+    Unchanged(Deleted),
+    /// Written since it was read.
+    Conflict,
+    /// The write failed for good; it may have happened, so it is never made again.
+    Failed(ApiError),
+}
+
+/// One attempt; an error says that it did not come to a write.
+async fn attempt(
+    call: &Call,
+    key: &Key,
+    options: &Options,
+    freshness: Freshness,
+) -> Result<Attempt, ApiError> {
+    let store = &call.context.store;
+    let found = store.get(key, freshness).await;
+    let current = found
+        .map_err(|error| ApiError::store(error, key))?
+        .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
+    check(key, &current, options)?;
+    let marked = mark(key.resource, &current.object, options, call.context.clock.now());
+    if options.is_dry_run {
+        return Ok(Attempt::Unchanged(Deleted::Gone(marked)));
+    }
+    let written = if is_finished(key.resource, &marked) {
+        let releases = allocate::releases(key.resource, &current.object);
+        let gone = store.delete(key, current.revision, &releases).await;
+        gone.map(|revision| Deleted::Gone(Stored::new(marked, revision).object))
+    } else if marked == current.object {
+        return Ok(Attempt::Unchanged(Deleted::Later(marked)));
+    } else {
+        let later = store.update(key, current.revision, &marked, &[]).await;
+        later.map(|stored| Deleted::Later(stored.object))
+    };
+    match written {
+        Ok(deleted) => Ok(Attempt::Written(deleted)),
+        Err(StoreError::Conflict { .. }) => Ok(Attempt::Conflict),
+        Err(error) => Ok(Attempt::Failed(ApiError::store(error, key))),
+    }
 }
 
 /// Preconditions, and what may not be deleted at all.

@@ -55,7 +55,7 @@ impl From<StoreError> for ApiError {
                 Status::expired(format!("too old resource version: {asked} ({oldest})"))
             }
             StoreError::Future { asked, current } => Status::version_too_large(asked, current),
-            StoreError::TooLarge(_) => Status::bad_request(text),
+            StoreError::TooLarge(_) => Status::entity_too_large(text),
             StoreError::Unknown(_) => Status::timeout(text, RETRY_AFTER_SECONDS),
             StoreError::Unavailable(_) | StoreError::NotLeader | StoreError::DiskFull(_) => {
                 Status::unavailable(text)
@@ -69,12 +69,48 @@ impl From<StoreError> for ApiError {
     }
 }
 
-/// Whether the version an object was sent with is the one it has; absent is "any".
+/// The version an object was sent with; absent is "any".
 pub(super) fn sent_revision(object: &serde_json::Value) -> Result<Option<u64>, ApiError> {
     match meta::resource_version(object) {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {
             Status::bad_request(format!("metadata.resourceVersion: Invalid value: {text:?}")).into()
         }),
+    }
+}
+
+/// An object that names a version must have been made from the stored one.
+pub(super) fn check_revision(
+    key: &Key,
+    sent: &serde_json::Value,
+    current: u64,
+) -> Result<(), ApiError> {
+    if sent_revision(sent)?.is_some_and(|sent| sent != current) {
+        return Err(Status::conflict(key.resource, &key.name, OBJECT_MODIFIED).into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_named_must_be_the_stored_one() {
+        let maps = crate::api::find("", "v1", "configmaps").unwrap();
+        let key = Key::new(maps, Some("default"), "a");
+        let sent = |version: &str| json!({"metadata": {"resourceVersion": version}});
+        assert!(check_revision(&key, &json!({}), 7).is_ok());
+        assert!(check_revision(&key, &sent("7"), 7).is_ok());
+        assert_eq!(check_revision(&key, &sent("6"), 7).unwrap_err().0.code, 409);
+        assert_eq!(check_revision(&key, &sent("x"), 7).unwrap_err().0.code, 400);
+    }
+
+    #[test]
+    fn what_is_too_large_is_413_and_says_so() {
+        let status = ApiError::from(StoreError::TooLarge("too much".to_owned())).0;
+        assert_eq!((status.code, status.reason.as_str()), (413, "RequestEntityTooLarge"));
     }
 }

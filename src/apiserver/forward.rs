@@ -2,13 +2,13 @@
 
 use axum::Router;
 use axum::body::Body;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
 
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
-use crate::apiserver::access::{IMPERSONATE_GROUP, IMPERSONATE_USER};
+use crate::apiserver::access;
 use crate::apiserver::context::ApiServerConfig;
 use crate::apiserver::error::ApiError;
 use crate::net::{self, Alpn, Peers};
@@ -37,17 +37,7 @@ impl Forward {
         mut request: Request<Body>,
         user: &UserInfo,
     ) -> Result<Response<Body>, ApiError> {
-        let headers = request.headers_mut();
-        headers.remove(IMPERSONATE_USER);
-        headers.remove(IMPERSONATE_GROUP);
-        if let Ok(name) = HeaderValue::from_str(&user.name) {
-            headers.insert(IMPERSONATE_USER, name);
-        }
-        for group in &user.groups {
-            if let Ok(group) = HeaderValue::from_str(group) {
-                headers.append(IMPERSONATE_GROUP, group);
-            }
-        }
+        access::impersonate(request.headers_mut(), user)?;
         self.server(leader, request).await
     }
 

@@ -1,6 +1,7 @@
 //! `pods/log`: streamed from the agent of the pod's node.
 
 use axum::body::Body;
+use futures_util::StreamExt as _;
 use http::{Response, StatusCode, header};
 use serde_json::Value;
 
@@ -50,7 +51,9 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
         let what = format!("container {container:?} in pod {:?} has no such log", key.name);
         return Err(Status::bad_request(what).into());
     }
-    let mut response = Response::new(body);
+    // A followed log has no end of its own.
+    let ended = call.context.cancel.clone().cancelled_owned();
+    let mut response = Response::new(Body::from_stream(body.into_data_stream().take_until(ended)));
     *response.status_mut() = StatusCode::OK;
     let text = http::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, text);

@@ -9,15 +9,16 @@ use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::api::meta;
 use crate::api::selector::{FieldSelector, LabelSelector};
 use crate::api::status::Status;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::store::{Freshness, Page, Scope, StoreError};
+use crate::store::{Freshness, Key, Page, Scope, StoreError};
 
 /// How long a read waits for a revision that this server has not yet; Kubernetes' figure.
-const FUTURE_WAIT: Duration = Duration::from_secs(3);
+pub(super) const FUTURE_WAIT: Duration = Duration::from_secs(3);
 /// Objects read at once while filtering a page by a selector.
 const SCAN_PAGE: usize = 500;
 
@@ -67,8 +68,7 @@ impl Filter {
     }
 
     pub(super) fn matches(&self, object: &Value) -> bool {
-        let is_named =
-            self.name.as_deref().is_none_or(|name| crate::api::meta::name(object) == name);
+        let is_named = self.name.as_deref().is_none_or(|name| meta::name(object) == name);
         is_named && self.labels.matches(object) && self.fields.matches(object)
     }
 }
@@ -145,8 +145,17 @@ async fn place(call: &Call, limit: usize) -> Result<(Page, Freshness), ApiError>
         let (rv, after) = Token::decode(text).ok_or_else(|| {
             Status::bad_request("continue key is not valid: it was not made by this server")
         })?;
+        let scope = call.info.scope();
+        if after < scope.start() || after >= scope.end() {
+            return Err(Status::bad_request(
+                "continue key is not valid: it is not of this collection",
+            )
+            .into());
+        }
+        // The page before may have come from a server that is ahead of this one.
+        call.context.store.wait_for(&scope, rv, FUTURE_WAIT).await?;
         let at = (rv > 0).then_some(rv);
-        return Ok((Page { limit, after: Some(after), at }, Freshness::Any));
+        return Ok((Page { limit, after: Some(after), at, ..Page::default() }, Freshness::Any));
     }
     let asked = query.number("resourceVersion")?;
     let is_exact = match (exact, asked) {
@@ -175,7 +184,7 @@ async fn place(call: &Call, limit: usize) -> Result<(Page, Freshness), ApiError>
     };
     let freshness = freshness(call, &call.info.scope()).await?;
     let at = asked.filter(|_| is_exact);
-    Ok((Page { limit, after: None, at }, freshness))
+    Ok((Page { limit, after: None, at, ..Page::default() }, freshness))
 }
 
 /// Reads until `limit` objects passed the filter or the collection ended.
@@ -189,6 +198,7 @@ async fn scan(
 ) -> Result<Found, StoreError> {
     let store = &call.context.store;
     if limit == 0 || filter.is_everything() {
+        page.counts_remaining = limit > 0;
         let listed = store.list(scope, page, freshness).await?;
         let items = listed.items.into_iter().map(|stored| stored.object);
         return Ok(Found {
@@ -199,24 +209,34 @@ async fn scan(
         });
     }
     let mut items = Vec::new();
+    // Whole pages, whatever the limit: a selector that lets little through reads each object once.
+    page.limit = SCAN_PAGE;
     loop {
-        // Never more than the places left, so that the last key read is the last one returned.
-        page.limit = (limit - items.len()).min(SCAN_PAGE);
         let listed = store.list(scope, page, freshness).await?;
         freshness = Freshness::Any;
         page.at = Some(listed.revision);
-        let matching = listed.items.into_iter().map(|stored| stored.object);
-        items.extend(matching.filter(|object| filter.matches(object)));
-        if listed.remaining == 0 || items.len() >= limit {
-            return Ok(Found {
-                items,
-                revision: listed.revision,
-                remaining: listed.remaining,
-                last_key: listed.last_key,
-            });
+        let read = listed.items.len();
+        for (at, stored) in listed.items.into_iter().enumerate() {
+            if !filter.matches(&stored.object) {
+                continue;
+            }
+            items.push(stored.object);
+            if items.len() >= limit {
+                let unread = (read - at - 1) as u64;
+                let last_key = items.last().map(|last| key_of(scope, last).bytes());
+                let remaining = listed.remaining.saturating_add(unread);
+                return Ok(Found { items, revision: listed.revision, remaining, last_key });
+            }
+        }
+        if listed.remaining == 0 {
+            return Ok(Found { items, revision: listed.revision, remaining: 0, last_key: None });
         }
         page.after = listed.last_key;
     }
+}
+
+fn key_of(scope: &Scope, object: &Value) -> Key {
+    Key::new(scope.resource, Some(meta::namespace(object)), meta::name(object))
 }
 
 /// A whole collection, for watches that begin with the present state.

@@ -69,6 +69,7 @@ async fn scale_of(
         } else {
             sent.clone()
         };
+        error::check_revision(&key, &wanted, error::sent_revision(current)?.unwrap_or_default())?;
         let mut object = current.clone();
         scale::apply(resource, &mut object, &wanted)
             .map_err(|cause| Status::invalid(resource, meta::name(current), &[cause]))?;

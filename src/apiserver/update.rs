@@ -11,7 +11,7 @@ use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::{allocate, body, response};
-use crate::store::{Freshness, Key, StoreError};
+use crate::store::{Freshness, Key, StoreError, check_fits};
 
 /// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
 const RETRIES_MAX: usize = 5;
@@ -115,6 +115,7 @@ pub(super) fn apply(
     };
     applied.map_err(|cause| match cause {
         PatchError::Malformed(text) => ApiError::from(Status::bad_request(text)),
+        PatchError::TooLarge(text) => Status::entity_too_large(text).into(),
         other => Status::unprocessable(other.to_string()).into(),
     })?;
     Ok(object)
@@ -122,7 +123,8 @@ pub(super) fn apply(
 
 /// Reads the object, lets `change` make the new one, and writes it with the version read.
 ///
-/// With `expected`, the object must have that version; without, conflicts are retried.
+/// With `expected`, the object must have that version; without, conflicts are retried, unless the
+/// new object names a version itself.
 pub(super) async fn modify(
     call: &Call,
     part: Part,
@@ -130,46 +132,109 @@ pub(super) async fn modify(
     mut change: impl FnMut(&Value) -> Result<Value, ApiError>,
 ) -> Result<Value, ApiError> {
     let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
-    let is_dry_run = call.query.is_dry_run()?;
-    let store = &call.context.store;
-    let mut tries = 0;
+    let edit = Edit { call, key, part, expected, is_dry_run: call.query.is_dry_run()? };
+    // The write is checked against the version read, so a copy that is behind can do no harm:
+    // only what leads to no write must be seen in the newest state.
+    if !edit.is_dry_run {
+        match edit.attempt(Freshness::Any, &mut change).await {
+            Ok(Attempt::Written(object)) => return Ok(object),
+            Ok(Attempt::Failed(error)) => return Err(error),
+            Ok(Attempt::Unchanged(_) | Attempt::Conflict(_) | Attempt::Taken(_)) | Err(_) => {}
+        }
+    }
+    let (mut conflicts, mut refusals) = (0, 0);
     loop {
-        let found = store.get(&key, Freshness::Latest).await;
+        match edit.attempt(Freshness::Latest, &mut change).await? {
+            Attempt::Written(object) | Attempt::Unchanged(object) => return Ok(object),
+            Attempt::Failed(error) => return Err(error),
+            Attempt::Conflict(error) => {
+                conflicts += 1;
+                if expected.is_some() || conflicts >= RETRIES_MAX {
+                    return Err(error);
+                }
+            }
+            Attempt::Taken(error) => {
+                refusals += 1;
+                if refusals >= allocate::TRIES_MAX {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// A change of one object.
+struct Edit<'a> {
+    call: &'a Call,
+    key: Key,
+    part: Part,
+    expected: Option<u64>,
+    is_dry_run: bool,
+}
+
+/// What became of one attempt.
+enum Attempt {
+    /// The object as stored now.
+    Written(Value),
+    /// Nothing was to be written: a dry run, or no difference.
+    Unchanged(Value),
+    /// Written since it was read.
+    Conflict(ApiError),
+    /// What the server chose was taken meanwhile.
+    Taken(ApiError),
+    /// The write failed for good; it may have happened, so it is never made again.
+    Failed(ApiError),
+}
+
+impl Edit<'_> {
+    /// One attempt; an error says that it did not come to a write.
+    async fn attempt(
+        &self,
+        freshness: Freshness,
+        change: &mut impl FnMut(&Value) -> Result<Value, ApiError>,
+    ) -> Result<Attempt, ApiError> {
+        let (key, store) = (&self.key, &self.call.context.store);
+        let found = store.get(key, freshness).await;
         let current = found
-            .map_err(|error| ApiError::store(error, &key))?
+            .map_err(|error| ApiError::store(error, key))?
             .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
-        if expected.is_some_and(|expected| expected != current.revision) {
+        if self.expected.is_some_and(|expected| expected != current.revision) {
             return Err(Status::conflict(key.resource, &key.name, OBJECT_MODIFIED).into());
         }
         let mut new = change(&current.object)?;
-        check_identity(&key, &current.object, &new)?;
-        complete(key.resource, part, &current.object, &mut new)?;
-        let sides = allocate::claims(&call.context, key.resource, Some(&current.object), &mut new)?;
+        error::check_revision(key, &new, current.revision)?;
+        check_identity(key, &current.object, &new)?;
+        complete(key.resource, self.part, &current.object, &mut new)?;
+        let chosen = allocate::held_by(key.resource, &new);
+        let context = &self.call.context;
+        let sides = allocate::claims(&context.rng, key.resource, Some(&current.object), &mut new)?;
         meta::set_resource_version(&mut new, current.revision);
-        if new == current.object || is_dry_run {
-            return Ok(new);
+        if self.is_dry_run {
+            check_fits(&new)?;
         }
-        body::check_size(&new)?;
+        if self.is_dry_run || new == current.object {
+            return Ok(Attempt::Unchanged(new));
+        }
         let written = if is_finished(key.resource, &new) {
             let releases = allocate::releases(key.resource, &current.object);
-            store.delete(&key, current.revision, &releases).await.map(|_| new)
+            store.delete(key, current.revision, &releases).await.map(|_| new)
         } else {
-            store.update(&key, current.revision, &new, &sides).await.map(|stored| stored.object)
+            store.update(key, current.revision, &new, &sides).await.map(|stored| stored.object)
         };
-        tries += 1;
         match written {
-            Ok(object) => return Ok(object),
-            Err(StoreError::Conflict { .. }) if expected.is_none() && tries < RETRIES_MAX => {}
+            Ok(object) => Ok(Attempt::Written(object)),
+            Err(error @ StoreError::Conflict { .. }) => {
+                Ok(Attempt::Conflict(ApiError::store(error, key)))
+            }
             Err(StoreError::SideTaken { key: taken }) => {
-                let refused = allocate::refuse(key.resource, &current.object, &taken);
-                let taken = || {
-                    Status::unprocessable("a chosen address or port is already allocated").into()
-                };
-                if tries >= RETRIES_MAX {
-                    return Err(refused.unwrap_or_else(taken));
+                match allocate::refuse(key.resource, &key.name, &chosen, &taken) {
+                    Some(refused) => Ok(Attempt::Failed(refused)),
+                    None => Ok(Attempt::Taken(
+                        Status::internal("no free address or port was found").into(),
+                    )),
                 }
             }
-            Err(error) => return Err(ApiError::store(error, &key)),
+            Err(error) => Ok(Attempt::Failed(ApiError::store(error, key))),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,7 +17,7 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::read::{self, Filter};
 use crate::apiserver::router::Call;
-use crate::store::{Change, StoreWatch};
+use crate::store::{Change, Shown, StoreError, StoreWatch};
 
 /// Shortest life of a watch whose client named none; the longest is twice that.
 const LIFE_MIN: Duration = Duration::from_secs(1800);
@@ -52,8 +53,20 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     let is_fresh = sends_initial || matches!(asked, None | Some(0));
     let initial = if is_fresh { Some(read::all(&call, &filter).await?) } else { None };
     let revision = initial.as_ref().map_or(asked.unwrap_or(0), |found| found.revision);
-    let scope = call.info.scope();
-    let watch = call.context.store.watch(&scope, revision)?;
+    let (scope, store) = (call.info.scope(), &call.context.store);
+    if !is_fresh {
+        store.wait_for(&scope, revision, read::FUTURE_WAIT).await?;
+    }
+    let watch = match store.watch(&scope, revision) {
+        Ok(watch) => watch,
+        // Clients look for this one within the stream: an HTTP 410 makes some watch from the same
+        // revision for ever.
+        Err(error @ StoreError::Compacted { .. }) => {
+            let status = ApiError::from(error).0.to_value();
+            return Ok(streaming(Body::from(line("ERROR", &status))));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let life = match call.query.number("timeoutSeconds")? {
         Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(LIFE_MAX),
         _ => LIFE_MIN + Duration::from_secs(call.context.rng.below(LIFE_MIN.as_secs())),
@@ -85,11 +98,15 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
         let line = feed.next().await?;
         Some((Ok::<_, Infallible>(line), feed))
     });
-    let mut response = Response::new(Body::from_stream(lines));
+    Ok(streaming(Body::from_stream(lines)))
+}
+
+fn streaming(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = StatusCode::OK;
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
-    Ok(response)
+    response
 }
 
 impl Feed {
@@ -132,19 +149,32 @@ impl Feed {
 
     /// What a change means to this watcher: leaving the selector is DELETED, entering is ADDED.
     fn change(&mut self, change: &Change) {
-        let visible = |object: &Option<std::sync::Arc<Value>>| {
-            object.clone().filter(|object| self.filter.matches(object))
-        };
-        match (visible(&change.previous), visible(&change.current)) {
+        let filter = &self.filter;
+        let visible = |shown: &&Arc<Shown>| filter.matches(shown.object());
+        let before = change.previous.as_ref().filter(visible);
+        match (before, change.current.as_ref().filter(visible)) {
             (None, None) => {}
-            (None, Some(now)) => self.push("ADDED", &now),
-            (Some(_), Some(now)) => self.push("MODIFIED", &now),
-            (Some(before), None) => self.push("DELETED", &before),
+            (None, Some(now)) => self.push_shared("ADDED", now),
+            (Some(_), Some(now)) => self.push_shared("MODIFIED", now),
+            (Some(before), None) => self.push_shared("DELETED", before),
+        }
+    }
+
+    /// As [`Self::push`], with what other watchers of the object have done already.
+    fn push_shared(&mut self, kind: &str, shown: &Shown) {
+        if self.shape == Shape::Object {
+            self.pending.push_back(wrap(kind, &shown.json()));
+        } else {
+            self.push(kind, shown.object());
         }
     }
 
     fn push(&mut self, kind: &str, object: &Value) {
         let now = self.context.clock.now();
+        if self.shape == Shape::Object {
+            self.pending.push_back(line(kind, object));
+            return;
+        }
         let shaped = self.shape.event(self.resource, object, now, !self.has_sent_columns);
         self.has_sent_columns = true;
         self.pending.push_back(line(kind, &shaped));
@@ -165,7 +195,24 @@ impl Feed {
 }
 
 fn line(kind: &str, object: &Value) -> Bytes {
-    let mut text = json!({"type": kind, "object": object}).to_string();
-    text.push('\n');
-    text.into()
+    wrap(kind, object.to_string().as_bytes())
+}
+
+/// One line; `kind` is a word that needs no escapes.
+fn wrap(kind: &str, object: &[u8]) -> Bytes {
+    [br#"{"type":""#, kind.as_bytes(), br#"","object":"#, object, b"}\n"].concat().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_json_document() {
+        let object = json!({"metadata": {"name": "a\nb"}});
+        let text = line("ADDED", &object);
+        assert!(text.ends_with(b"\n") && !text[..text.len() - 1].contains(&b'\n'));
+        let event: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(event, json!({"type": "ADDED", "object": object}));
+    }
 }

@@ -175,14 +175,22 @@ where
 {
     let url = api.resource_url().to_owned();
     let mut backoff = Backoff::new(WATCH_RETRY, Rng::from_os());
-    let mut events = std::pin::pin!(watcher::watcher(api, config));
+    let start = || watcher::watcher(api.clone(), config.clone()).boxed();
+    let mut events = start();
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                backoff.reset();
+                // That a list was begun proves nothing.
+                if !matches!(event, Event::Init | Event::InitApply(_)) {
+                    backoff.reset();
+                }
                 feed.apply(event);
             }
             Err(err) => {
+                // The watcher itself lists again for an event of that kind, but not for an answer.
+                if is_gone(&err) {
+                    events = start();
+                }
                 let delay = backoff.next_delay();
                 if backoff.attempts() == FAILURES_BEFORE_WARNING {
                     warn!(url, %err, attempt = backoff.attempts(), "watch keeps failing");
@@ -193,6 +201,11 @@ where
             }
         }
     }
+}
+
+/// Whether the revision that the watch was to go on from is no longer in the history.
+fn is_gone(err: &watcher::Error) -> bool {
+    matches!(err, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 impl<K: Resource> Feed<K> {
@@ -279,6 +292,7 @@ mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use kube::ResourceExt as _;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -326,6 +340,67 @@ mod tests {
             true
         }));
         heard
+    }
+
+    /// A server with one empty list, which it counts. The first watch gets `answer`, the others
+    /// hang.
+    fn scripted(code: u16, answer: &'static str) -> (Api<ConfigMap>, Arc<AtomicU64>) {
+        let (lists, watches) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&lists);
+        let router = axum::Router::new().fallback(move |uri: http::Uri| {
+            let (lists, watches) = (Arc::clone(&counted), Arc::clone(&watches));
+            async move {
+                let ok = http::StatusCode::OK;
+                if !uri.query().unwrap_or_default().contains("watch=") {
+                    lists.fetch_add(1, Ordering::Relaxed);
+                    return (ok, EMPTY);
+                }
+                if watches.fetch_add(1, Ordering::Relaxed) > 0 {
+                    std::future::pending::<()>().await;
+                }
+                (http::StatusCode::from_u16(code).unwrap(), answer)
+            }
+        });
+        let client = crate::client::in_process(router, "system:kube-test", &[]);
+        (Api::namespaced(client, "default"), lists)
+    }
+
+    const EMPTY: &str = r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
+    const GONE: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old resource version","reason":"Expired","code":410}"#;
+    const GONE_EVENT: &str = concat!(
+        r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"too old resource version","reason":"Expired","code":410}}"#,
+        "\n"
+    );
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revision_that_is_gone_leads_to_a_new_list_however_it_is_told() {
+        for (code, answer) in [(410, GONE), (200, GONE_EVENT)] {
+            let (api, lists) = scripted(code, answer);
+            let tasks = TaskGroup::new(&CancellationToken::new());
+            let informer = informer(api, watcher::Config::default(), &tasks);
+            assert!(informer.ready().await);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(lists.load(Ordering::Relaxed), 2, "{code}");
+            tasks.shutdown(Duration::from_secs(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_keeps_failing_is_asked_for_less_and_less() {
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        let router = axum::Router::new().fallback(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { http::StatusCode::SERVICE_UNAVAILABLE }
+        });
+        let client = crate::client::in_process(router, "system:kube-test", &[]);
+        let api: Api<ConfigMap> = Api::namespaced(client, "default");
+        let tasks = TaskGroup::new(&CancellationToken::new());
+        let _informer = informer(api, watcher::Config::default(), &tasks);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((10..40).contains(&asked), "{asked}");
+        tasks.shutdown(Duration::from_secs(1)).await;
     }
 
     #[tokio::test]

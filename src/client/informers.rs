@@ -4,7 +4,7 @@ use std::fmt;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kube::{Api, Resource};
@@ -33,6 +33,8 @@ pub struct Informers {
     pub services: Informer<Service>,
     /// `EndpointSlice`s of all namespaces.
     pub endpoint_slices: Informer<EndpointSlice>,
+    /// `Endpoints` of all namespaces.
+    pub endpoints: Informer<Endpoints>,
     /// Service accounts of all namespaces.
     pub service_accounts: Informer<ServiceAccount>,
     /// Deployments of all namespaces.
@@ -56,6 +58,7 @@ impl Informers {
             namespaces: everywhere(client, tasks),
             services: everywhere(client, tasks),
             endpoint_slices: everywhere(client, tasks),
+            endpoints: everywhere(client, tasks),
             service_accounts: everywhere(client, tasks),
             deployments: everywhere(client, tasks),
             replica_sets: everywhere(client, tasks),
@@ -70,6 +73,7 @@ impl Informers {
             && self.namespaces.ready().await
             && self.services.ready().await
             && self.endpoint_slices.ready().await
+            && self.endpoints.ready().await
             && self.service_accounts.ready().await
             && self.deployments.ready().await
             && self.replica_sets.ready().await

@@ -31,14 +31,10 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// A Raft or store request of a server to a server.
+    /// A Raft request of a server to a server.
     pub const RAFT_REQUEST: Self = Self::new(1, FRAME_BYTES_MAX);
     /// Its answer.
     pub const RAFT_RESPONSE: Self = Self::new(2, FRAME_BYTES_MAX);
-    /// A store request that does not go through the log (volatile tier).
-    pub const STORE_REQUEST: Self = Self::new(3, FRAME_BYTES_MAX);
-    /// Its answer.
-    pub const STORE_RESPONSE: Self = Self::new(4, FRAME_BYTES_MAX);
     /// A new node asks for its certificate.
     pub const JOIN_REQUEST: Self = Self::new(16, 64 * 1024);
     /// The certificate, or the reason why not.
@@ -114,24 +110,6 @@ pub enum FrameError {
         /// What is wrong.
         reason: String,
     },
-}
-
-/// Takes one frame of one of `kinds` off the front of `input`. `None` when more bytes are needed;
-/// `input` is untouched then.
-///
-/// # Errors
-///
-/// Any [`FrameError`] but `Io`.
-pub fn decode(input: &mut BytesMut, kinds: &[Kind]) -> Result<Option<Frame>, FrameError> {
-    let Some(header) = input.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-    let header = Header::parse(header, kinds)?;
-    let total = HEADER_BYTES.saturating_add(header.len());
-    if input.len() < total {
-        return Ok(None);
-    }
-    input.advance(HEADER_BYTES);
-    let body = input.split_to(header.len()).freeze();
-    header.check(body).map(Some)
 }
 
 /// One frame as bytes.
@@ -269,6 +247,7 @@ fn checksum(kind: u16, version: u16, length: u32, body: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
@@ -277,46 +256,49 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_encoded_is_decoded(
+        fn what_was_encoded_is_read(
             which in 0_usize..2, version: u16, body in prop::collection::vec(any::<u8>(), 0..100),
         ) {
             let mut bytes = encode(KINDS[which], version, &body).unwrap();
             bytes.extend_from_slice(b"next");
-            let frame = decode(&mut bytes, &KINDS).unwrap().unwrap();
+            let mut rest = &bytes[..];
+            let frame = read(&mut rest).unwrap();
             prop_assert_eq!(frame.kind, KINDS[which]);
             prop_assert_eq!(frame.version, version);
             prop_assert_eq!(&frame.body[..], &body[..]);
-            prop_assert_eq!(&bytes[..], b"next");
+            prop_assert_eq!(rest, b"next");
         }
 
         #[test]
         fn any_bytes_give_a_frame_or_an_error_and_never_a_panic(
             bytes in prop::collection::vec(any::<u8>(), 0..200), with_magic: bool,
         ) {
-            let mut input = BytesMut::new();
+            let mut input = Vec::new();
             if with_magic {
                 input.extend_from_slice(&MAGIC);
                 input.extend_from_slice(&[0, 7]);
             }
             input.extend_from_slice(&bytes);
-            let _ = decode(&mut input, &KINDS);
+            let _ = read(&mut &input[..]);
         }
 
         #[test]
         fn a_flipped_bit_is_found(at in 0_usize..56, bit in 0_u8..8) {
             let mut bytes = encode(KINDS[0], 1, &[5; 40]).unwrap();
             bytes[at] ^= 1 << bit;
-            let found = decode(&mut bytes, &KINDS);
-            prop_assert!(!matches!(found, Ok(Some(_))));
+            prop_assert!(read(&mut &bytes[..]).is_err());
         }
 
         #[test]
-        fn a_frame_cut_short_waits_for_more(cut in 0_usize..56) {
+        fn a_frame_cut_short_is_an_error_of_the_stream(cut in 0_usize..56) {
             let whole = encode(KINDS[0], 1, &[5; 40]).unwrap();
-            let mut part = BytesMut::from(&whole[..cut]);
-            prop_assert!(decode(&mut part, &KINDS).unwrap().is_none());
-            prop_assert_eq!(part.len(), cut);
+            prop_assert!(matches!(read(&mut &whole[..cut]), Err(FrameError::Io(_))));
         }
+    }
+
+    /// Bytes in memory are there at once.
+    fn read(bytes: &mut &[u8]) -> Result<Frame, FrameError> {
+        read_frame(bytes, &KINDS).now_or_never().unwrap()
     }
 
     #[tokio::test]

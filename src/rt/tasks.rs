@@ -37,8 +37,9 @@ impl TaskGroup {
         &self.cancel
     }
 
-    /// Runs `task` under `name`. The closure gets the token it must obey; a task that does not
-    /// listen is dropped at its next await when the group is cancelled for longer than its grace.
+    /// Runs `task` under `name`. The closure gets the token it must obey: nothing ends a task that
+    /// does not listen, [`Self::shutdown`] only stops waiting for it. See
+    /// [`Self::spawn_until_cancelled`] for bodies that need not listen.
     pub fn spawn<F, Fut>(&self, name: &'static str, task: F)
     where
         F: FnOnce(CancellationToken) -> Fut,

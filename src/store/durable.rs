@@ -1,9 +1,12 @@
 //! The tier in the log.
 
+use std::sync::Arc;
+
 use edgeorc_raft::{Precondition, Replica, Txn, TxnOutcome};
 use serde_json::Value;
 
 use crate::rt::Rng;
+use crate::store::changes::Changes;
 use crate::store::object::{Listed, Page, Side, Stored};
 use crate::store::{Freshness, Key, Scope, StoreError, StoreWatch};
 
@@ -15,11 +18,12 @@ const SIDES: &str = "/unique/";
 pub(super) struct Durable {
     replica: Replica,
     rng: Rng,
+    changes: Arc<Changes>,
 }
 
 impl Durable {
     pub(super) fn new(replica: Replica) -> Self {
-        Self { replica, rng: Rng::from_os() }
+        Self { replica, rng: Rng::from_os(), changes: Arc::default() }
     }
 
     async fn catch_up(&self, freshness: Freshness) -> Result<(), StoreError> {
@@ -53,7 +57,12 @@ impl Durable {
             // The first key after this one.
             start.push(0);
         }
-        let found = self.replica.range(&start, &scope.end(), page.limit, page.at)?;
+        let (end, replica) = (scope.end(), &self.replica);
+        let found = if page.counts_remaining {
+            replica.range(&start, &end, page.limit, page.at)?
+        } else {
+            replica.range_uncounted(&start, &end, page.limit, page.at)?
+        };
         let last_key = found.entries.last().map(|entry| entry.key.to_vec());
         let items = found.entries.iter().map(Stored::read).collect::<Result<_, _>>()?;
         Ok(Listed { items, revision: found.revision, remaining: found.remaining, last_key })
@@ -67,7 +76,7 @@ impl Durable {
     ) -> Result<Stored, StoreError> {
         let key = key.bytes();
         let first = Precondition::Absent(key.clone());
-        let put = Some((key, Stored::bytes(object)));
+        let put = Some((key, Stored::bytes(object)?));
         match self.commit(first, put, None, sides).await? {
             Ok(revision) => Ok(Stored::new(object.clone(), revision)),
             Err(_) => Err(StoreError::Exists),
@@ -83,7 +92,7 @@ impl Durable {
     ) -> Result<Stored, StoreError> {
         let key = key.bytes();
         let first = Precondition::ModRevision(key.clone(), revision);
-        let put = Some((key, Stored::bytes(object)));
+        let put = Some((key, Stored::bytes(object)?));
         match self.commit(first, put, None, sides).await? {
             Ok(revision) => Ok(Stored::new(object.clone(), revision)),
             Err(current) => Err(changed(current)),
@@ -164,7 +173,8 @@ impl Durable {
     }
 
     pub(super) fn watch(&self, scope: &Scope, revision: u64) -> Result<StoreWatch, StoreError> {
-        Ok(StoreWatch::durable(self.replica.watch(&scope.start(), &scope.end(), revision)?))
+        let watch = self.replica.watch(&scope.start(), &scope.end(), revision)?;
+        Ok(StoreWatch::durable(watch, Arc::clone(&self.changes)))
     }
 }
 

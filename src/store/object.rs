@@ -1,12 +1,17 @@
 //! Objects as they go in and come out.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use edgeorc_raft::Entry;
-use serde_json::Value;
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde_json::{Map, Value};
 
 use crate::api::meta;
 use crate::store::StoreError;
+
+/// Largest object, in bytes of JSON: what fits a transaction with room to spare.
+pub const OBJECT_BYTES_MAX: usize = 1_572_864;
 
 /// An object with the revision of its last write, which is its `resourceVersion`.
 #[derive(Debug, Clone)]
@@ -33,10 +38,61 @@ impl Stored {
     }
 
     /// The bytes to store: the revision is the entry's own and is left out.
-    pub(super) fn bytes(object: &Value) -> Vec<u8> {
-        let mut object = object.clone();
-        meta::clear_resource_version(&mut object);
-        object.to_string().into_bytes()
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooLarge`].
+    pub(super) fn bytes(object: &Value) -> Result<Vec<u8>, StoreError> {
+        let bytes = serde_json::to_vec(&Unversioned(object))
+            .map_err(|cause| StoreError::Damaged(cause.to_string()))?;
+        check_size(bytes.len())?;
+        Ok(bytes)
+    }
+}
+
+/// Refuses objects that would not fit.
+fn check_size(bytes: usize) -> Result<(), StoreError> {
+    if bytes > OBJECT_BYTES_MAX {
+        let text = format!("the object has {bytes} bytes, the limit is {OBJECT_BYTES_MAX}");
+        return Err(StoreError::TooLarge(text));
+    }
+    Ok(())
+}
+
+/// Says whether `object` would be too large to store, for writes that are not made.
+///
+/// # Errors
+///
+/// [`StoreError::TooLarge`].
+pub fn check_fits(object: &Value) -> Result<(), StoreError> {
+    Stored::bytes(object).map(drop)
+}
+
+/// Writes an object without its `metadata.resourceVersion`, and without a copy of it.
+struct Unversioned<'a>(&'a Value);
+
+/// Writes its `metadata`.
+struct UnversionedMetadata<'a>(&'a Map<String, Value>);
+
+impl Serialize for Unversioned<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Value::Object(fields) = self.0 else { return self.0.serialize(serializer) };
+        let mut map = serializer.serialize_map(Some(fields.len()))?;
+        for (key, value) in fields {
+            match value {
+                Value::Object(metadata) if key == "metadata" => {
+                    map.serialize_entry(key, &UnversionedMetadata(metadata))?;
+                }
+                _ => map.serialize_entry(key, value)?,
+            }
+        }
+        map.end()
+    }
+}
+
+impl Serialize for UnversionedMetadata<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().filter(|(key, _)| *key != "resourceVersion"))
     }
 }
 
@@ -49,6 +105,8 @@ pub struct Page {
     pub after: Option<Vec<u8>>,
     /// At this revision; `None` is the newest.
     pub at: Option<u64>,
+    /// Whether the objects after the page must be counted: that takes a look at every one.
+    pub counts_remaining: bool,
 }
 
 /// A collection, or a page of it, all at one revision.
@@ -58,21 +116,48 @@ pub struct Listed {
     pub items: Vec<Stored>,
     /// Revision of the whole.
     pub revision: u64,
-    /// Objects after the last one.
+    /// Objects after the last one; 1 stands for any number if they were not to be counted.
     pub remaining: u64,
     /// Key of the last object.
     pub last_key: Option<Vec<u8>>,
 }
 
-/// One change of one object.
+/// An object that many watchers look at: parsed once, written as JSON at most once.
+#[derive(Debug)]
+pub struct Shown {
+    object: Value,
+    json: OnceLock<Bytes>,
+}
+
+impl Shown {
+    /// For an object with its `resourceVersion`.
+    #[must_use]
+    pub fn new(object: Value) -> Self {
+        Self { object, json: OnceLock::new() }
+    }
+
+    /// The object.
+    #[must_use]
+    pub fn object(&self) -> &Value {
+        &self.object
+    }
+
+    /// The object as JSON.
+    #[must_use]
+    pub fn json(&self) -> Bytes {
+        self.json.get_or_init(|| self.object.to_string().into()).clone()
+    }
+}
+
+/// One change of one object. Cheap to clone: all watchers share it.
 #[derive(Debug, Clone)]
 pub struct Change {
     /// Revision of the change.
     pub revision: u64,
     /// The object now; `None` is deleted.
-    pub current: Option<Arc<Value>>,
+    pub current: Option<Arc<Shown>>,
     /// The object before, with the change's revision as its `resourceVersion`; `None` is created.
-    pub previous: Option<Arc<Value>>,
+    pub previous: Option<Arc<Shown>>,
 }
 
 /// A key written beside an object in the same transaction, to keep something unique.
@@ -82,4 +167,25 @@ pub enum Side {
     Claim(String),
     /// Is free again.
     Release(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_has_no_version_and_keeps_its_order() {
+        let object =
+            json!({"kind": "X", "metadata": {"resourceVersion": "7", "name": "a"}, "a": 1});
+        let bytes = Stored::bytes(&object).unwrap();
+        assert_eq!(bytes, br#"{"kind":"X","metadata":{"name":"a"},"a":1}"#);
+    }
+
+    #[test]
+    fn an_object_over_the_limit_is_too_large() {
+        let object = json!({"data": "x".repeat(OBJECT_BYTES_MAX)});
+        assert!(matches!(Stored::bytes(&object), Err(StoreError::TooLarge(_))));
+    }
 }

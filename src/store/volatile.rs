@@ -1,6 +1,8 @@
 //! The tier in the leader's memory: Events and node Leases.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::store::changes::Changes;
 use crate::store::object::{Listed, Page, Stored};
 use crate::store::{Key, Scope, StoreError, StoreWatch};
 
@@ -28,11 +31,12 @@ const TERM_SHIFT: u32 = 32;
 pub(super) struct Volatile {
     inner: Mutex<Inner>,
     revision: watch::Sender<u64>,
+    changes: Arc<Changes>,
 }
 
 impl Default for Volatile {
     fn default() -> Self {
-        Self { inner: Mutex::default(), revision: watch::Sender::new(0) }
+        Self { inner: Mutex::default(), revision: watch::Sender::new(0), changes: Arc::default() }
     }
 }
 
@@ -78,20 +82,35 @@ impl Volatile {
 
     pub(super) fn list(&self, scope: &Scope, page: &Page) -> Result<Listed, StoreError> {
         let inner = self.leading()?;
-        let start = page.after.clone().unwrap_or_else(|| scope.start());
-        let mut found = inner
-            .objects
-            .range(start..scope.end())
-            .filter(|(key, _)| page.after.as_ref() != Some(key));
-        let limit = if page.limit == 0 { usize::MAX } else { page.limit };
-        let mut items = Vec::new();
-        let mut last_key = None;
-        for (key, (entry, _)) in found.by_ref().take(limit) {
-            items.push(Stored::read(entry)?);
-            last_key = Some(key.clone());
+        let (mut start, end) = (scope.start(), scope.end());
+        // A place outside the collection is before its first object or after its last.
+        if let Some(after) = page.after.as_ref().filter(|after| **after >= start) {
+            start.clone_from(after);
+            // The first key after this one.
+            start.push(0);
         }
-        let remaining = found.count() as u64;
-        Ok(Listed { items, revision: inner.revision, remaining, last_key })
+        let at = page.at.unwrap_or(inner.revision);
+        let objects = inner.at(at, start, end)?;
+        let limit = if page.limit == 0 { usize::MAX } else { page.limit };
+        let shown = objects.iter().take(limit);
+        let items =
+            shown.clone().map(|(_, entry)| Stored::read(entry)).collect::<Result<_, _>>()?;
+        let last_key = shown.last().map(|(key, _)| key.to_vec());
+        let remaining = objects.len().saturating_sub(limit) as u64;
+        Ok(Listed { items, revision: at, remaining, last_key })
+    }
+
+    /// Waits until `revision` is there, or for `limit`.
+    pub(super) async fn wait_for(&self, revision: u64, limit: Duration) -> Result<(), StoreError> {
+        let mut changed = self.revision.subscribe();
+        self.leading().map(drop)?;
+        let arrived = changed.wait_for(|current| *current >= revision || *current == 0);
+        let _ = tokio::time::timeout(limit, arrived).await;
+        let current = self.leading()?.revision;
+        if current >= revision {
+            return Ok(());
+        }
+        Err(StoreError::Future { asked: revision, current })
     }
 
     pub(super) fn create(&self, key: &Key, object: &Value) -> Result<Stored, StoreError> {
@@ -100,7 +119,7 @@ impl Volatile {
         if inner.objects.contains_key(&key) {
             return Err(StoreError::Exists);
         }
-        let revision = inner.put(key, object);
+        let revision = inner.put(key, Stored::bytes(object)?.into());
         self.announce(inner);
         Ok(Stored::new(object.clone(), revision))
     }
@@ -114,7 +133,7 @@ impl Volatile {
         let key = key.bytes();
         let mut inner = self.leading()?;
         inner.expect(&key, revision)?;
-        let revision = inner.put(key, object);
+        let revision = inner.put(key, Stored::bytes(object)?.into());
         self.announce(inner);
         Ok(Stored::new(object.clone(), revision))
     }
@@ -129,22 +148,20 @@ impl Volatile {
     }
 
     pub(super) fn watch(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         scope: &Scope,
         revision: u64,
     ) -> Result<StoreWatch, StoreError> {
         let inner = self.leading()?;
-        if revision < inner.oldest {
-            return Err(StoreError::Compacted { asked: revision, oldest: inner.oldest });
-        }
+        inner.check_readable(revision)?;
         drop(inner);
         let feed = VolatileWatch {
-            tier: std::sync::Arc::clone(self),
+            tier: Arc::clone(self),
             changed: self.revision.subscribe(),
             range: (scope.start(), scope.end()),
             after: revision,
         };
-        Ok(StoreWatch::volatile(feed))
+        Ok(StoreWatch::volatile(feed, Arc::clone(&self.changes)))
     }
 
     fn leading(&self) -> Result<parking_lot::MutexGuard<'_, Inner>, StoreError> {
@@ -176,6 +193,44 @@ impl Volatile {
 }
 
 impl Inner {
+    fn check_readable(&self, at: u64) -> Result<(), StoreError> {
+        if at < self.oldest {
+            return Err(StoreError::Compacted { asked: at, oldest: self.oldest });
+        }
+        if at > self.revision {
+            return Err(StoreError::Future { asked: at, current: self.revision });
+        }
+        Ok(())
+    }
+
+    /// The objects from `start` up to `end` as they were at a revision that the history reaches.
+    fn at(
+        &self,
+        at: u64,
+        start: Vec<u8>,
+        end: Vec<u8>,
+    ) -> Result<BTreeMap<Bytes, Entry>, StoreError> {
+        self.check_readable(at)?;
+        if start >= end {
+            return Ok(BTreeMap::new());
+        }
+        let range = (Bound::Included(&start), Bound::Excluded(&end));
+        let now = self.objects.range::<Vec<u8>, _>(range);
+        let mut objects: BTreeMap<Bytes, Entry> =
+            now.map(|(_, (entry, _))| (entry.key.clone(), entry.clone())).collect();
+        // What happened since is undone, the newest first.
+        for event in self.history.iter().rev().take_while(|event| event.revision > at) {
+            if event.key < start || event.key >= end {
+                continue;
+            }
+            match &event.previous {
+                Some(previous) => objects.insert(event.key.clone(), previous.clone()),
+                None => objects.remove(&event.key),
+            };
+        }
+        Ok(objects)
+    }
+
     fn expect(&self, key: &[u8], revision: u64) -> Result<(), StoreError> {
         match self.objects.get(key) {
             None => Err(StoreError::NotFound),
@@ -186,14 +241,14 @@ impl Inner {
         }
     }
 
-    fn put(&mut self, key: Vec<u8>, object: &Value) -> u64 {
+    fn put(&mut self, key: Vec<u8>, value: Bytes) -> u64 {
         self.evict();
         self.revision += 1;
         let revision = self.revision;
         let previous = self.objects.get(&key).map(|(entry, _)| entry.clone());
         let entry = Entry {
             key: Bytes::copy_from_slice(&key),
-            value: Stored::bytes(object).into(),
+            value,
             create_revision: previous.as_ref().map_or(revision, |entry| entry.create_revision),
             mod_revision: revision,
         };
@@ -240,7 +295,7 @@ impl Inner {
 /// Follows the changes in a range.
 #[derive(Debug)]
 pub(super) struct VolatileWatch {
-    tier: std::sync::Arc<Volatile>,
+    tier: Arc<Volatile>,
     changed: watch::Receiver<u64>,
     range: (Vec<u8>, Vec<u8>),
     after: u64,
@@ -266,8 +321,6 @@ impl VolatileWatch {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
@@ -311,6 +364,68 @@ mod tests {
         assert!(tier.revision() > before);
         let scope = Scope::new(event("a").resource, None);
         assert!(matches!(tier.watch(&scope, before), Err(StoreError::Compacted { .. })));
+    }
+
+    fn names(listed: &Listed) -> Vec<&str> {
+        listed.items.iter().map(|stored| api::meta::name(&stored.object)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_place_outside_the_collection_neither_panics_nor_leaves_it() {
+        let tier = Arc::new(Volatile::default());
+        tier.begin(1);
+        for namespace in ["a", "b", "c"] {
+            let key = Key::new(event("x").resource, Some(namespace), "x");
+            tier.create(&key, &json!({"metadata": {"name": namespace}})).unwrap();
+        }
+        let scope = Scope::new(event("x").resource, Some("b"));
+        let page = |after: &[u8]| Page { after: Some(after.to_vec()), ..Page::default() };
+        for (after, wanted) in [
+            (&b""[..], vec!["b"]),
+            (b"/registry/core/events/a/", vec!["b"]),
+            (b"/registry/core/events/b/x", vec![]),
+            (b"/registry/core/events/b/\xff", vec![]),
+            (b"/registry/core/events/c/", vec![]),
+            (b"\xff", vec![]),
+        ] {
+            assert_eq!(names(&tier.list(&scope, &page(after)).unwrap()), wanted, "{after:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_is_paged_at_one_revision() {
+        let tier = Arc::new(Volatile::default());
+        tier.begin(1);
+        let object = |name: &str| json!({"metadata": {"name": name}});
+        for name in ["a", "b", "c", "d"] {
+            tier.create(&event(name), &object(name)).unwrap();
+        }
+        let scope = Scope::new(event("a").resource, Some("default"));
+        let first = tier.list(&scope, &Page { limit: 2, ..Page::default() }).unwrap();
+        assert_eq!((names(&first), first.remaining), (vec!["a", "b"], 2));
+        tier.create(&event("bb"), &object("bb")).unwrap();
+        tier.delete(&event("d"), first.revision).unwrap();
+        let rest = Page { after: first.last_key, at: Some(first.revision), ..Page::default() };
+        let rest = tier.list(&scope, &rest).unwrap();
+        assert_eq!((names(&rest), rest.revision), (vec!["c", "d"], first.revision));
+        let at = |at: u64| tier.list(&scope, &Page { at: Some(at), ..Page::default() });
+        assert!(matches!(at(1), Err(StoreError::Compacted { .. })));
+        assert!(matches!(at(u64::MAX), Err(StoreError::Future { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revision_to_come_is_waited_for_but_not_for_ever() {
+        let tier = Arc::new(Volatile::default());
+        tier.begin(1);
+        let next = tier.revision() + 1;
+        let scope = Scope::new(event("a").resource, None);
+        assert!(matches!(tier.watch(&scope, next), Err(StoreError::Future { .. })));
+        let patience = Duration::from_secs(3);
+        let late = tier.wait_for(next, patience).await;
+        assert!(matches!(late, Err(StoreError::Future { .. })), "{late:?}");
+        let write = async { tier.create(&event("a"), &json!({"metadata": {}})).unwrap() };
+        let (arrived, _) = tokio::join!(tier.wait_for(next, patience), write);
+        arrived.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

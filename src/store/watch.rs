@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
-use edgeorc_raft::{Entry, Event, Watch};
-use serde_json::Value;
+use edgeorc_raft::Watch;
 
 use crate::store::StoreError;
-use crate::store::object::{Change, Stored};
+use crate::store::changes::Changes;
+use crate::store::object::Change;
 use crate::store::volatile::VolatileWatch;
 
 /// Follows a collection. Every change comes once and in order.
 #[derive(Debug)]
-pub struct StoreWatch(Feed);
+pub struct StoreWatch {
+    feed: Feed,
+    /// Shared by all watches of the tier.
+    changes: Arc<Changes>,
+}
 
 #[derive(Debug)]
 enum Feed {
@@ -29,12 +33,12 @@ pub struct Batch {
 }
 
 impl StoreWatch {
-    pub(super) fn durable(watch: Watch) -> Self {
-        Self(Feed::Durable(Box::new(watch)))
+    pub(super) fn durable(watch: Watch, changes: Arc<Changes>) -> Self {
+        Self { feed: Feed::Durable(Box::new(watch)), changes }
     }
 
-    pub(super) fn volatile(watch: VolatileWatch) -> Self {
-        Self(Feed::Volatile(watch))
+    pub(super) fn volatile(watch: VolatileWatch, changes: Arc<Changes>) -> Self {
+        Self { feed: Feed::Volatile(watch), changes }
     }
 
     /// Waits for changes.
@@ -47,28 +51,15 @@ impl StoreWatch {
     ///
     /// [`StoreError::Compacted`] when this watcher fell too far behind: list again.
     pub async fn next(&mut self) -> Result<Batch, StoreError> {
-        let (events, revision) = match &mut self.0 {
+        let (events, revision) = match &mut self.feed {
             Feed::Durable(watch) => {
                 let batch = watch.next().await?;
                 (batch.events, batch.revision)
             }
             Feed::Volatile(watch) => watch.next().await?,
         };
-        let changes = events.iter().map(change).collect::<Result<_, _>>()?;
+        let changes =
+            events.iter().map(|event| self.changes.read(event)).collect::<Result<_, _>>()?;
         Ok(Batch { changes, revision })
     }
-}
-
-fn change(event: &Event) -> Result<Change, StoreError> {
-    let read = |entry: &Option<Entry>| -> Result<Option<Arc<Value>>, StoreError> {
-        let Some(entry) = entry else { return Ok(None) };
-        let stored = Stored::read(entry)?;
-        // Kubernetes shows a deleted object with the revision of its deletion.
-        Ok(Some(Arc::new(Stored::new(stored.object, event.revision).object)))
-    };
-    Ok(Change {
-        revision: event.revision,
-        current: read(&event.entry)?,
-        previous: read(&event.previous)?,
-    })
 }

@@ -235,3 +235,87 @@ async fn events_and_node_leases_never_reach_the_log() {
     assert_eq!(found.json()["items"].as_array().unwrap().len(), 1);
     assert_eq!(revision(api.get(MAPS).await.json()), before);
 }
+
+#[tokio::test]
+async fn a_patch_that_names_a_version_is_checked_against_it() {
+    let api = Api::start().await;
+    let made = api.post(MAPS, &map("a")).await;
+    let version = made.at("/metadata/resourceVersion");
+    let one = format!("{MAPS}/a");
+    let json_patch = |version: &Value, value: &str| {
+        json!([
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
+            {"op": "replace", "path": "/data/k", "value": value},
+        ])
+    };
+    let merge = |version: &Value, value: &str| json!({"metadata": {"resourceVersion": version}, "data": {"k": value}});
+    let fits = api.patch(&one, "json", &json_patch(&version, "1")).await;
+    assert_eq!(fits.code, StatusCode::OK, "{fits:?}");
+    let stale = api.patch(&one, "json", &json_patch(&version, "2")).await;
+    assert_eq!((stale.code, stale.at("/reason")), (StatusCode::CONFLICT, json!("Conflict")));
+    let stale = api.patch(&one, "merge", &merge(&version, "2")).await;
+    assert_eq!((stale.code, stale.at("/reason")), (StatusCode::CONFLICT, json!("Conflict")));
+    let fits = api.patch(&one, "merge", &merge(&fits.at("/metadata/resourceVersion"), "3")).await;
+    assert_eq!((fits.code, fits.at("/data/k")), (StatusCode::OK, json!("3")));
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_refused_in_an_update_as_in_a_create() {
+    let api = Api::start().await;
+    let service = |name: &str, port: u16| {
+        json!({"metadata": {"name": name}, "spec": {
+            "type": "NodePort", "selector": {"a": "b"}, "ports": [{"port": 80, "nodePort": port}],
+        }})
+    };
+    for (name, port) in [("a", 30001), ("b", 30002)] {
+        let made = api.post(SERVICES, &service(name, port)).await;
+        assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    }
+    let taken = json!([{"op": "replace", "path": "/spec/ports/0/nodePort", "value": 30001}]);
+    let refused = api.patch(&format!("{SERVICES}/b"), "json", &taken).await;
+    assert_eq!(refused.code.as_u16(), 422, "{refused:?}");
+    assert_eq!(refused.at("/details/name"), json!("b"));
+    assert!(refused.at("/message").as_str().unwrap().contains("already allocated"), "{refused:?}");
+    let moved = json!({"spec": {"clusterIP": "10.43.7.7"}});
+    let refused = api.patch(&format!("{SERVICES}/b"), "merge", &moved).await;
+    assert!(refused.at("/message").as_str().unwrap().contains("may not change once set"));
+}
+
+#[tokio::test]
+async fn a_token_of_another_collection_is_refused_in_both_tiers() {
+    let api = Api::start().await;
+    for n in 0..3 {
+        api.post(MAPS, &map(&format!("m{n}"))).await;
+    }
+    let token = api.get(&format!("{MAPS}?limit=1")).await.at("/metadata/continue");
+    let token = token.as_str().unwrap().to_owned();
+    for path in ["/api/v1/namespaces/default/events", "/api/v1/namespaces/kube-system/configmaps"] {
+        let refused = api.get(&format!("{path}?limit=1&continue={token}")).await;
+        assert_eq!(refused.code, StatusCode::BAD_REQUEST, "{path}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_selective_list_is_paged_without_gaps_and_doubles() {
+    let api = Api::start().await;
+    for n in 0..20 {
+        let mut object = map(&format!("m{n:02}"));
+        object["metadata"]["labels"] = json!({"odd": (n % 2 == 1).to_string()});
+        api.post(MAPS, &object).await;
+    }
+    let (mut names, mut token) = (Vec::new(), String::new());
+    loop {
+        let page =
+            api.get(&format!("{MAPS}?limit=3&labelSelector=odd%3Dtrue&continue={token}")).await;
+        let items = page.json()["items"].as_array().unwrap().clone();
+        assert!(items.len() <= 3);
+        names
+            .extend(items.iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()));
+        match page.at("/metadata/continue").as_str() {
+            Some(next) => token = next.to_owned(),
+            None => break,
+        }
+    }
+    let wanted: Vec<String> = (0..10).map(|n| format!("m{:02}", 2 * n + 1)).collect();
+    assert_eq!(names, wanted);
+}

@@ -125,3 +125,53 @@ async fn bookmarks_come_and_a_watch_ends_at_its_time() {
     }
     assert!(bookmarks >= 2, "{bookmarks}");
 }
+
+#[tokio::test]
+async fn a_revision_that_is_gone_is_told_within_the_stream() {
+    let api = Api::start().await;
+    let events = "/api/v1/namespaces/default/events";
+    let gone = api.get(&format!("{events}?watch=true&resourceVersion=1")).await;
+    assert_eq!(gone.code, StatusCode::OK);
+    let event = gone.json();
+    assert_eq!(event["type"], "ERROR");
+    assert_eq!(
+        (&event["object"]["code"], &event["object"]["reason"]),
+        (&json!(410), &json!("Expired"))
+    );
+}
+
+#[tokio::test]
+async fn a_revision_to_come_is_waited_for_and_then_given_up() {
+    let api = Api::start().await;
+    let start = api.get(MAPS).await.at("/metadata/resourceVersion");
+    let start: u64 = start.as_str().unwrap().parse().unwrap();
+    let query = format!("resourceVersion={}", start + 1);
+    let writes = async {
+        for name in ["a", "b"] {
+            api.post(MAPS, &map(name, "x")).await;
+        }
+    };
+    let (mut watch, ()) = tokio::join!(Watch::open(&api, &query), writes);
+    assert_eq!(watch.change().await, pair("ADDED", "b"));
+    let far = api.get(&format!("{MAPS}?watch=true&resourceVersion={}", start + 1000)).await;
+    assert_eq!(far.code, StatusCode::GATEWAY_TIMEOUT);
+    assert!(far.at("/message").as_str().unwrap().contains("Too large resource version"));
+}
+
+#[tokio::test]
+async fn two_watchers_of_one_object_see_the_same() {
+    let api = Api::start().await;
+    let mut watches = [Watch::open(&api, "").await, Watch::open(&api, "").await];
+    api.post(MAPS, &map("a", "x")).await;
+    api.delete(&format!("{MAPS}/a")).await;
+    let mut seen = Vec::new();
+    for watch in &mut watches {
+        let mut events = Vec::new();
+        while events.len() < 2 {
+            events.extend(watch.next().await.filter(|event| event["type"] != "BOOKMARK"));
+        }
+        seen.push(events);
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(seen[0][1]["type"], "DELETED");
+}

@@ -29,4 +29,4 @@ mod snapshot_file;
 pub(crate) use db::Db;
 pub(crate) use machine::{Applied, Shared, StateMachine};
 pub(crate) use mvcc::Mvcc;
-pub(crate) use snapshot::{SnapshotFile, Snapshots};
+pub(crate) use snapshot::{Receiving, SnapshotFile, Snapshots};

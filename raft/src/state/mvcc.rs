@@ -57,6 +57,7 @@ pub(crate) struct Mvcc {
     keys: BTreeMap<Bytes, Vec<Version>>,
     /// Keys changed at each revision above the floor, oldest first.
     history: VecDeque<(Revision, Vec<Bytes>)>,
+    /// Keys and values of every version but the live ones, which no compaction could free.
     history_bytes: usize,
     revision: Revision,
     floor: Revision,
@@ -93,9 +94,13 @@ impl Mvcc {
     }
 
     fn put_version(&mut self, key: Bytes, version: Version) {
-        let (revision, size) = (version.id.0, key.len().saturating_add(value_bytes(&version)));
+        let revision = version.id.0;
+        let mut kept = if version.value.is_none() { key.len() } else { 0 };
         let key = match self.keys.get_mut(&key) {
             Some(versions) => {
+                if let Some(replaced) = versions.last().filter(|version| version.value.is_some()) {
+                    kept = kept.saturating_add(version_bytes(&key, replaced));
+                }
                 versions.push(version);
                 // The history shares the buffer of the key in the map.
                 self.keys.get_key_value(&key).map_or_else(|| key.clone(), |(k, _)| k.clone())
@@ -105,10 +110,10 @@ impl Mvcc {
                 key
             }
         };
+        self.history_bytes = self.history_bytes.saturating_add(kept);
         if revision <= self.floor {
             return;
         }
-        self.history_bytes = self.history_bytes.saturating_add(size);
         match self.history.back_mut() {
             Some((last, keys)) if *last == revision => keys.push(key),
             _ => self.history.push_back((revision, vec![key])),
@@ -125,7 +130,7 @@ impl Mvcc {
         self.floor
     }
 
-    /// Bytes of keys and values that changed above the floor.
+    /// Bytes of keys and values that only the history holds: replaced versions and deletions.
     pub(crate) fn history_bytes(&self) -> usize {
         self.history_bytes
     }
@@ -266,7 +271,7 @@ impl Mvcc {
         let gone = visible.saturating_sub(usize::from(keep));
         let mut freed = 0_usize;
         for version in versions.drain(..gone) {
-            freed = freed.saturating_add(key.len()).saturating_add(value_bytes(&version));
+            freed = freed.saturating_add(version_bytes(key, &version));
             changes.forgotten.push(version.id);
         }
         self.history_bytes = self.history_bytes.saturating_sub(freed);
@@ -297,7 +302,7 @@ impl Mvcc {
     }
 
     /// The key's value at a revision.
-    pub(crate) fn get_at(&self, key: &[u8], at: Revision) -> Result<Option<Entry>, ReadError> {
+    fn get_at(&self, key: &[u8], at: Revision) -> Result<Option<Entry>, ReadError> {
         self.check_readable(at)?;
         let found = self.keys.get_key_value(key);
         Ok(found.and_then(|(key, versions)| visible_at(versions, at)?.entry(key)))
@@ -310,6 +315,17 @@ impl Mvcc {
         end: &[u8],
         limit: usize,
         at: Option<Revision>,
+    ) -> Result<Page, ReadError> {
+        self.page((start, end), limit, at, u64::MAX)
+    }
+
+    /// As [`Self::range`], but at most `remaining_max` keys after the page are counted.
+    pub(crate) fn page(
+        &self,
+        (start, end): (&[u8], &[u8]),
+        limit: usize,
+        at: Option<Revision>,
+        remaining_max: u64,
     ) -> Result<Page, ReadError> {
         let at = at.unwrap_or(self.revision);
         self.check_readable(at)?;
@@ -324,6 +340,9 @@ impl Mvcc {
             };
             if limit > 0 && page.entries.len() >= limit {
                 page.remaining = page.remaining.saturating_add(1);
+                if page.remaining >= remaining_max {
+                    break;
+                }
             } else {
                 page.entries.extend(version.entry(key));
             }
@@ -374,6 +393,6 @@ fn visible_at(versions: &[Version], at: Revision) -> Option<&Version> {
     versions.get(visible.checked_sub(1)?)
 }
 
-fn value_bytes(version: &Version) -> usize {
-    version.value.as_ref().map_or(0, Bytes::len)
+fn version_bytes(key: &Bytes, version: &Version) -> usize {
+    key.len().saturating_add(version.value.as_ref().map_or(0, Bytes::len))
 }

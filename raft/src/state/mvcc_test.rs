@@ -122,6 +122,8 @@ fn a_range_is_paged_at_one_revision() {
     }
     let page = script.mvcc.range(b"a", b"d", 2, None).unwrap();
     assert_eq!((page.entries.len(), page.remaining, page.revision), (2, 1, 4));
+    let uncounted = script.mvcc.page((b"a", b""), 1, None, 1).unwrap();
+    assert_eq!((uncounted.entries.len(), uncounted.remaining), (1, 1));
     script.put("bb", "1");
     let rest = script.mvcc.range(b"b\0", b"d", 2, Some(4)).unwrap();
     assert_eq!(rest.entries.len(), 1);
@@ -144,14 +146,31 @@ fn compaction_keeps_what_the_floor_shows() {
     script.put("a", "3");
     script.compact(4);
     assert_eq!(script.keys(Some(4)), ["a"]);
-    assert_eq!(script.mvcc.get_at(b"a", 4).unwrap().unwrap().value, bytes("2"));
+    let page = script.mvcc.range(b"", b"", 0, Some(4)).unwrap();
+    assert_eq!(page.entries[0].value, bytes("2"));
     assert!(matches!(
-        script.mvcc.get_at(b"a", 3),
+        script.mvcc.range(b"", b"", 0, Some(3)),
         Err(ReadError::Compacted { asked: 3, oldest: 4 })
     ));
     assert!(script.mvcc.events(b"", b"", 3, 10).is_err());
     assert_eq!(script.mvcc.events(b"", b"", 4, 10).unwrap().0.len(), 2);
     assert_eq!(script.changes.forgotten, [(1, 0), (3, 0), (4, 0)]);
+}
+
+#[test]
+fn only_what_the_history_keeps_beyond_the_live_versions_counts_as_history() {
+    let mut script = Script::new();
+    script.put("a", "1234");
+    script.put("b", "12");
+    assert_eq!(script.mvcc.history_bytes(), 0, "live objects are no history");
+    script.put("a", "56");
+    assert_eq!(script.mvcc.history_bytes(), 5, "the replaced version: key and value");
+    script.delete("b");
+    assert_eq!(script.mvcc.history_bytes(), 9, "and the deleted one with its tombstone");
+    script.put("b", "9");
+    assert_eq!(script.mvcc.history_bytes(), 9);
+    script.compact(4);
+    assert_eq!(script.mvcc.history_bytes(), 0);
 }
 
 proptest! {
@@ -179,6 +198,7 @@ proptest! {
                 restored.restore_row(*id, row.clone());
             }
         }
+        prop_assert_eq!(restored.history_bytes(), mvcc.history_bytes());
         for at in mvcc.floor()..=mvcc.revision() {
             prop_assert_eq!(
                 restored.range(b"", b"", 0, Some(at)).unwrap(),

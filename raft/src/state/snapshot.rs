@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -13,8 +14,9 @@ use crate::state::snapshot_file::{Item, Writer, read};
 /// Whole snapshots kept; the older one is there should the newer one rot.
 const SNAPSHOTS_KEPT: usize = 2;
 const SUFFIX: &str = ".snap";
+/// Of files that are not whole snapshots yet.
+const TEMPORARY_SUFFIX: &str = ".tmp";
 const BUILD_NAME: &str = "build.tmp";
-const RECEIVE_NAME: &str = "receive.tmp";
 
 /// A whole, verified snapshot on disk.
 #[derive(Debug, Clone)]
@@ -23,6 +25,33 @@ pub(crate) struct SnapshotFile {
     name: String,
     pub(crate) meta: StateMetaV1,
     pub(crate) bytes: u64,
+    /// Of a received file: removes it when nobody installs it.
+    unkept: Option<Arc<Unkept>>,
+}
+
+/// A file under a name of its own that goes with its last owner, unless it became a snapshot.
+#[derive(Debug)]
+pub(crate) struct Unkept {
+    disk: Arc<dyn Disk>,
+    name: String,
+    is_kept: AtomicBool,
+}
+
+impl Drop for Unkept {
+    fn drop(&mut self) {
+        if !self.is_kept.load(Ordering::Acquire)
+            && let Err(err) = self.disk.remove(&self.name)
+        {
+            tracing::debug!(name = self.name, %err, "cannot remove a snapshot that is not used");
+        }
+    }
+}
+
+/// A snapshot that a peer is sending.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    pub(crate) file: Arc<dyn DiskFile>,
+    unkept: Unkept,
 }
 
 impl SnapshotFile {
@@ -45,13 +74,18 @@ impl SnapshotFile {
 pub(crate) struct Snapshots {
     disk: Arc<dyn Disk>,
     current: Mutex<Option<SnapshotFile>>,
+    /// Makes the name of the next received file.
+    next_received: AtomicU64,
 }
 
 impl Snapshots {
     /// Opens the folder; removes what is half made or damaged.
     pub(crate) fn open(disk: Arc<dyn Disk>) -> io::Result<Self> {
-        let mut names: Vec<String> =
-            disk.list()?.into_iter().filter(|name| name.ends_with(SUFFIX)).collect();
+        let mut names = disk.list()?;
+        for name in names.iter().filter(|name| name.ends_with(TEMPORARY_SUFFIX)) {
+            disk.remove(name)?;
+        }
+        names.retain(|name| name.ends_with(SUFFIX));
         names.sort_unstable();
         let mut current = None;
         while let Some(name) = names.pop() {
@@ -67,7 +101,7 @@ impl Snapshots {
                 Err(e) => return Err(e),
             }
         }
-        Ok(Self { disk, current: Mutex::new(current) })
+        Ok(Self { disk, current: Mutex::new(current), next_received: AtomicU64::new(0) })
     }
 
     /// The newest snapshot.
@@ -84,18 +118,25 @@ impl Snapshots {
             view.requests(|number, request| writer.request(number, request))?;
         }
         let bytes = writer.finish()?;
-        self.keep(SnapshotFile { file, name: BUILD_NAME.to_owned(), meta, bytes })
+        let name = BUILD_NAME.to_owned();
+        self.keep(SnapshotFile { file, name, meta, bytes, unkept: None })
     }
 
-    /// An empty file for a snapshot that a peer sends.
-    pub(crate) fn receive(&self) -> io::Result<Arc<dyn DiskFile>> {
-        self.disk.create(RECEIVE_NAME)
+    /// An empty file for a snapshot that a peer sends. No two have one name: what is sent again
+    /// must not touch what is being installed.
+    pub(crate) fn receive(&self) -> io::Result<Receiving> {
+        let number = self.next_received.fetch_add(1, Ordering::Relaxed);
+        let name = format!("receive-{number}{TEMPORARY_SUFFIX}");
+        let file = self.disk.create(&name)?;
+        let disk = Arc::clone(&self.disk);
+        Ok(Receiving { file, unkept: Unkept { disk, name, is_kept: AtomicBool::new(false) } })
     }
 
     /// Checks a received file. Blocks on the disk.
-    pub(crate) fn received(&self) -> io::Result<SnapshotFile> {
-        let snapshot = verified(self.disk.as_ref(), RECEIVE_NAME.to_owned())?;
+    pub(crate) fn received(&self, receiving: Receiving) -> io::Result<SnapshotFile> {
+        let mut snapshot = verified(self.disk.as_ref(), receiving.unkept.name.clone())?;
         snapshot.file.sync()?;
+        snapshot.unkept = Some(Arc::new(receiving.unkept));
         Ok(snapshot)
     }
 
@@ -105,6 +146,9 @@ impl Snapshots {
         let name = format!("{index:016x}-{term:016x}{SUFFIX}");
         if snapshot.name != name {
             self.disk.rename(&snapshot.name, &name)?;
+            if let Some(unkept) = snapshot.unkept.take() {
+                unkept.is_kept.store(true, Ordering::Release);
+            }
             self.disk.sync_dir()?;
             snapshot.name = name;
         }
@@ -137,5 +181,5 @@ fn verified(disk: &dyn Disk, name: String) -> io::Result<SnapshotFile> {
     let file = disk.open(&name)?;
     let meta = read(file.as_ref(), |_| Ok(()))?;
     let bytes = file.len()?;
-    Ok(SnapshotFile { file, name, meta, bytes })
+    Ok(SnapshotFile { file, name, meta, bytes, unkept: None })
 }

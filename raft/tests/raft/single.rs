@@ -140,7 +140,7 @@ async fn old_history_is_compacted_and_says_so() {
     for n in 0..300 {
         cluster.put(1, "a", &format!("{n}")).await;
     }
-    let oldest = match cluster[1].get_at(b"a", 1).unwrap_err() {
+    let oldest = match cluster[1].range(b"a", b"b", 0, Some(1)).unwrap_err() {
         ReadError::Compacted { asked: 1, oldest } => oldest,
         other => panic!("{other}"),
     };
@@ -153,8 +153,9 @@ async fn old_history_is_compacted_and_says_so() {
     cluster.stop(1).await;
     // What was compacted stays compacted.
     cluster.start(1).await.read_barrier().await.unwrap();
-    assert!(cluster[1].get_at(b"a", oldest - 1).is_err());
-    assert_eq!(cluster[1].get_at(b"a", oldest).unwrap().unwrap().mod_revision, oldest);
+    assert!(cluster[1].range(b"a", b"b", 0, Some(oldest - 1)).is_err());
+    let page = cluster[1].range(b"a", b"b", 0, Some(oldest)).unwrap();
+    assert_eq!(page.entries.first().unwrap().mod_revision, oldest);
     cluster.stop(1).await;
 }
 

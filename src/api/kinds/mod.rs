@@ -11,6 +11,7 @@ use crate::api::resource::Resource;
 mod config_map;
 mod deployment;
 mod endpoint_slice;
+mod endpoints;
 mod event;
 mod ingress;
 mod lease;
@@ -27,6 +28,7 @@ mod workload;
 /// Every built-in resource, core group first, as discovery lists them.
 pub(super) static ALL: &[Resource] = &[
     config_map::RESOURCE,
+    endpoints::RESOURCE,
     event::RESOURCE,
     namespace::RESOURCE,
     node::RESOURCE,

@@ -45,6 +45,7 @@ pub(super) const RESOURCE: Resource = Resource {
         prepare_create: |object| set(object, "status", json!({ "loadBalancer": {} })),
         prepare_update,
         validate,
+        validate_update,
         cells,
         ..Strategy::plain(typed::<Service>)
     },
@@ -120,6 +121,19 @@ fn validate(object: &Value, errors: &mut Errors) {
     }
 }
 
+/// The address is the service's for its life; only an ExternalName has none.
+fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
+    let is_external = |object: &Value| text_at(object, "/spec/type") == "ExternalName";
+    let had = text_at(old, "/spec/clusterIP");
+    if had.is_empty() || is_external(old) || is_external(new) {
+        return;
+    }
+    if text_at(new, "/spec/clusterIP") != had {
+        let sent = json!([text_at(new, "/spec/clusterIP")]);
+        errors.invalid("spec.clusterIPs[0]", &sent, "may not change once set");
+    }
+}
+
 fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let or_none = |text: String| if text.is_empty() { NONE.to_owned() } else { text };
     let ports = items_at(object, "/spec/ports").iter().map(|port| {
@@ -142,4 +156,27 @@ fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
         json!(age(object, now)),
         json!(or_none(selector.collect::<Vec<_>>().join(","))),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_ip_stays_for_life_but_for_external_names() {
+        let service =
+            |kind: &str, address: &str| json!({"spec": {"type": kind, "clusterIP": address}});
+        let refused = |old: &Value, new: &Value| {
+            let mut errors = Errors::default();
+            validate_update(old, new, &mut errors);
+            errors.into_vec().len()
+        };
+        let old = service("ClusterIP", "10.43.1.1");
+        assert_eq!(refused(&old, &service("NodePort", "10.43.1.1")), 0);
+        assert_eq!(refused(&old, &service("ClusterIP", "10.43.1.2")), 1);
+        assert_eq!(refused(&old, &service("ClusterIP", "None")), 1);
+        assert_eq!(refused(&service("ClusterIP", "None"), &old), 1);
+        assert_eq!(refused(&old, &service("ExternalName", "")), 0);
+        assert_eq!(refused(&service("ExternalName", ""), &old), 0);
+    }
 }

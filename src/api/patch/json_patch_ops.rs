@@ -1,5 +1,7 @@
 //! JSON patch (RFC 6902), with limits.
 
+use json_patch::PatchOperation;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::api::patch::{COPY_BYTES_MAX, OPERATIONS_MAX, PatchError};
@@ -11,25 +13,24 @@ pub(super) fn apply(object: &mut Value, patch: &Value) -> Result<(), PatchError>
             format!("the patch has {operations} operations, at most {OPERATIONS_MAX} are allowed");
         return Err(PatchError::TooLarge(message));
     }
-    let copies = patch
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|operation| operation.get("op").and_then(Value::as_str) == Some("copy"));
-    // Each copy can at most double the object: what all of them could add is bounded before any runs.
-    let size = object.to_string().len();
-    let mut added = 0_usize;
-    for _ in copies {
-        added = added.saturating_mul(2).saturating_add(size);
-        if added > COPY_BYTES_MAX {
-            return Err(PatchError::TooLarge(format!(
-                "copies may add at most {COPY_BYTES_MAX} bytes"
-            )));
+    let patch: Vec<PatchOperation> =
+        Vec::deserialize(patch).map_err(|err| PatchError::Malformed(err.to_string()))?;
+    let mut copied = 0_usize;
+    for operation in &patch {
+        if let PatchOperation::Copy(copy) = operation {
+            let source = object.pointer(copy.from.as_str());
+            copied = copied.saturating_add(source.map_or(0, |source| source.to_string().len()));
+            if copied > COPY_BYTES_MAX {
+                return Err(PatchError::TooLarge(format!(
+                    "copies may add at most {COPY_BYTES_MAX} bytes"
+                )));
+            }
         }
+        // One at a time, so that each copy is measured before it is made.
+        json_patch::patch_unsafe(object, std::slice::from_ref(operation))
+            .map_err(|err| PatchError::DoesNotApply(err.to_string()))?;
     }
-    let patch: json_patch::Patch = serde_json::from_value(patch.clone())
-        .map_err(|err| PatchError::Malformed(err.to_string()))?;
-    json_patch::patch(object, &patch).map_err(|err| PatchError::DoesNotApply(err.to_string()))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -54,5 +55,22 @@ mod tests {
         let bomb: Vec<Value> =
             (0..40).map(|n| json!({"op": "copy", "from": "", "path": format!("/k{n}")})).collect();
         assert!(matches!(apply(&mut object, &Value::Array(bomb)), Err(PatchError::TooLarge(_))));
+    }
+
+    #[test]
+    fn many_small_copies_of_a_large_object_are_no_bomb() {
+        let mut object = json!({"a": "x".repeat(100_000), "b": "y"});
+        let copies: Vec<Value> = (0..50)
+            .map(|n| json!({"op": "copy", "from": "/b", "path": format!("/k{n}")}))
+            .collect();
+        apply(&mut object, &Value::Array(copies)).unwrap();
+        assert_eq!(object["k49"], "y");
+    }
+
+    #[test]
+    fn too_many_operations_are_refused() {
+        let one = json!({"op": "test", "path": "", "value": {}});
+        let many = Value::Array(vec![one; OPERATIONS_MAX + 1]);
+        assert!(matches!(apply(&mut json!({}), &many), Err(PatchError::TooLarge(_))));
     }
 }

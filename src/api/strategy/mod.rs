@@ -1,8 +1,8 @@
 //! What happens to an object on its way into the store: complete, prepare, check.
 //!
-//! Order on a create: [`check_shape`] → [`prepare_create`] → admission → [`validate_create`].
-//! Order on an update: [`check_shape`] → [`prepare_update`] → admission → [`validate_update`].
-//! On `/status`: [`check_shape`] → [`prepare_status_update`] → [`validate_update`].
+//! Order on a create: [`unknown_fields`] → [`prepare_create`] → admission → [`validate_create`].
+//! Order on an update: [`unknown_fields`] → [`prepare_update`] → [`validate_update`].
+//! On `/status`: [`unknown_fields`] → [`prepare_status_update`] → [`validate_update`].
 //!
 //! # Invariants
 //!
@@ -77,8 +77,7 @@ pub fn prepare_status_update(res: &Resource, old: &Value, new: &mut Value) {
         }
     }
     meta::set_type(&mut result, res);
-    // Conditions of nodes, and labels set with them, are written by one request in Kubernetes;
-    // only the status of it counts there too.
+    // Kubernetes also takes labels and annotations here; no write changes both halves with us.
     *new = result;
 }
 
@@ -122,20 +121,12 @@ pub fn warnings(res: &Resource, object: &Value) -> Vec<String> {
     (res.strategy.warnings)(object)
 }
 
-/// Checks that the object has the types of its kind: numbers where numbers belong.
+/// Checks that the object has the types of its kind: numbers where numbers belong. Returns the
+/// paths of fields that the kind does not have, such as `spec.replica`; for `fieldValidation`.
 ///
 /// # Errors
 ///
 /// The message of a 400.
-pub fn check_shape(res: &Resource, object: &Value) -> Result<(), String> {
-    decoded(res, object).map(|_| ())
-}
-
-/// Paths of fields that the kind does not have, such as `spec.replica`; for `fieldValidation`.
-///
-/// # Errors
-///
-/// As [`check_shape`].
 pub fn unknown_fields(res: &Resource, object: &Value) -> Result<Vec<String>, String> {
     Ok(decode::fields_lost(object, &decoded(res, object)?))
 }

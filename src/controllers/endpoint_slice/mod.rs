@@ -49,14 +49,23 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
         }
     }));
     informers.endpoint_slices.subscribe(queue.feed(|change: &Change<'_, EndpointSlice>, keys| {
-        let slice = change.object();
-        if let Some(service) = slice.labels().get(SERVICE_NAME) {
-            keys.push((slice.namespace().unwrap_or_default(), service.clone()));
-        }
+        keys.extend(service_of(change.object()));
     }));
     let workers =
         Workers { controller: "endpoint-slice", runs_max: RUNS_MAX, rng: context.rng.clone() };
     workers.run(queue, cancel, |key| reconcile(&context, key)).await;
+}
+
+/// The service that the slice says it belongs to.
+pub(super) fn service_of(slice: &EndpointSlice) -> Option<Key> {
+    let service = slice.labels().get(SERVICE_NAME)?;
+    Some((slice.namespace().unwrap_or_default(), service.clone()))
+}
+
+/// Whether this controller keeps the slice for `service`.
+pub(super) fn is_kept_for(slice: &EndpointSlice, service: &str) -> bool {
+    let label = |key: &str| slice.labels().get(key).map(String::as_str);
+    label(SERVICE_NAME) == Some(service) && label(MANAGED_BY) == Some(MANAGER)
 }
 
 fn keys_of_pod(services: &Store<Service>, pod: &Pod, keys: &mut Vec<Key>) {
@@ -81,10 +90,7 @@ async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, ku
         return Ok(Next::Wait);
     }
     let mut slices = informers.endpoint_slices.store.in_namespace(&namespace);
-    slices.retain(|slice| {
-        let label = |key: &str| slice.labels().get(key).map(String::as_str);
-        label(SERVICE_NAME) == Some(name.as_str()) && label(MANAGED_BY) == Some(MANAGER)
-    });
+    slices.retain(|slice| is_kept_for(slice, &name));
     let pods = informers.pods.store.in_namespace(&namespace);
     let plan = plan(&View { service: &service, pods: &pods, slices: &slices });
     let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &namespace);
