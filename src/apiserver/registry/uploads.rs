@@ -81,8 +81,7 @@ impl Uploads {
 
     /// Takes one of the places, before anything is on disk.
     fn reserve(&self, id: &str, path: &Path) -> Result<(), OciError> {
-        let upload =
-            Upload { path: path.to_owned(), size: 0, hash: Sha256::new(), is_whole: true };
+        let upload = Upload { path: path.to_owned(), size: 0, hash: Sha256::new(), is_whole: true };
         let mut open = self.open.lock();
         if open.len() >= UPLOADS_MAX {
             let message = format!("{UPLOADS_MAX} uploads are under way, try again later");
