@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use edgeorc_raft::{Member, Replica};
@@ -26,6 +27,8 @@ pub(super) const STORE_UUID: &str = "storeUUID";
 /// Detail of a grant to a server: its Raft id.
 pub(super) const RAFT_ID: &str = "raftID";
 
+/// How long this server may take to see the member it has added.
+const MEMBER_SEEN_MAX: Duration = Duration::from_secs(2);
 /// Expired tokens that are removed when a node is let in.
 const SWEEP_MAX: u32 = 500;
 
@@ -158,7 +161,13 @@ impl Admission {
         let (name, address) = (node.name.clone(), node.address.to_string());
         let member = Member { id, name, address, store_uuid };
         let was_member = self.members().contains_key(&id);
-        let Err(cause) = self.replica.add_learner(member).await else { return Ok(()) };
+        let Err(cause) = self.replica.add_learner(member).await else {
+            // The next request must see it; should this server be slow to, it is refused and retried.
+            let mut status = self.replica.status();
+            let seen = status.wait_for(|status| status.members.contains_key(&id));
+            let _ = tokio::time::timeout(MEMBER_SEEN_MAX, seen).await;
+            return Ok(());
+        };
         // It may have been added all the same; a member that never comes would stay for ever.
         if !was_member && let Err(err) = self.replica.remove(id).await {
             tracing::warn!(raft.id = id, %err, "a member that was not let in may be left over");
@@ -231,8 +240,6 @@ impl Enroller for Admission {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::net::join::JoinToken;
     use crate::net::pki::NodeKey;

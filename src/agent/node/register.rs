@@ -20,8 +20,6 @@ use crate::client::{is_not_found, revision_of};
 
 /// Pause after the API did not answer.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pause between two looks while the cache does not show the Node that the API has.
-const LOOK: Duration = Duration::from_millis(50);
 /// Deadline of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -35,6 +33,8 @@ pub(crate) struct Registration {
     pub(crate) heard: Arc<Notify>,
     /// The pod range that is on disk.
     pub(crate) on_disk: Option<String>,
+    /// Revision of the Node when last it was as it should be: the cache may show an older one.
+    pub(crate) settled: u64,
 }
 
 /// Where the Node is read.
@@ -59,17 +59,14 @@ impl Registration {
         loop {
             changed.borrow_and_update();
             let pause = match tokio::time::timeout(CALL_TIMEOUT, self.ensure(source)).await {
-                Ok(Ok(revision)) => self.lags_behind(revision).then_some(LOOK),
+                Ok(Ok(())) => None,
                 Ok(Err(err)) => {
                     debug!(%err, "the node is not registered yet");
                     Some(RETRY)
                 }
                 Err(_) => Some(RETRY),
             };
-            source = match pause {
-                None | Some(LOOK) => Source::Cache,
-                Some(_) => Source::Api,
-            };
+            source = if pause.is_none() { Source::Cache } else { Source::Api };
             let again = async {
                 match pause {
                     Some(pause) => tokio::time::sleep(pause).await,
@@ -99,20 +96,17 @@ impl Registration {
         });
     }
 
-    /// Whether the cache does not show the Node of `revision` yet.
-    fn lags_behind(&self, revision: u64) -> bool {
-        self.config.nodes.revision() < revision
-    }
-
-    /// Brings the Node up to date. Returns the revision that it has then.
-    async fn ensure(&mut self, source: Source) -> kube::Result<u64> {
+    /// Brings the Node up to date.
+    async fn ensure(&mut self, source: Source) -> kube::Result<()> {
         let api: Api<Node> = Api::all(self.config.client.clone());
         let name = &self.config.node_name;
         let cached = match source {
             Source::Cache => self.config.nodes.store.named("", name),
             Source::Api => None,
         };
+        let is_known = |node: &Arc<Node>| revision_of(node.as_ref()) <= Some(self.settled);
         let node = match cached {
+            Some(node) if is_known(&node) => return Ok(()),
             Some(node) => node,
             None => match api.get(name).await {
                 Ok(node) => Arc::new(node),
@@ -120,12 +114,14 @@ impl Registration {
                 Err(err) => return Err(err),
             },
         };
-        let written = self.describe(&api, &node).await?;
+        // Somebody else's change may be in what our own write brought back.
+        let node = self.describe(&api, node).await?;
         if let Some(cidr) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()) {
             self.keep(&cidr);
             self.learn(&cidr);
         }
-        Ok(written.or_else(|| revision_of(node.as_ref())).unwrap_or(0))
+        self.settled = revision_of(node.as_ref()).unwrap_or(0);
+        Ok(())
     }
 
     /// Writes the pod range to disk when it is another one.
@@ -152,9 +148,9 @@ impl Registration {
         Ok(created)
     }
 
-    /// Writes labels, annotations and status where they differ. Returns the revision of the write.
-    async fn describe(&self, api: &Api<Node>, node: &Node) -> kube::Result<Option<u64>> {
-        let had = serde_json::to_value(node).map_err(kube::Error::SerdeError)?;
+    /// Writes labels, annotations and status where they differ. Returns the Node as it is then.
+    async fn describe(&self, api: &Api<Node>, mut node: Arc<Node>) -> kube::Result<Arc<Node>> {
+        let had = serde_json::to_value(node.as_ref()).map_err(kube::Error::SerdeError)?;
         let wanted = json!({
             "metadata": {
                 "labels": describe::labels(&self.config),
@@ -162,18 +158,17 @@ impl Registration {
             },
         });
         let (name, params) = (&self.config.node_name, PatchParams::default());
-        let mut revision = None;
         if !is_within(&wanted, &had) {
-            revision = revision_of(&api.patch(name, &params, &Patch::Merge(&wanted)).await?);
+            node = Arc::new(api.patch(name, &params, &Patch::Merge(&wanted)).await?);
         }
         let status = had.get("status").cloned().unwrap_or(Value::Null);
         let now = self.config.clock.now_rfc3339();
         let wanted = describe::status(&self.config, &status, &now);
         if !is_within(&wanted, &status) {
             let patch = Patch::Strategic(status_patch(wanted));
-            revision = revision_of(&api.patch_status(name, &params, &patch).await?);
+            node = Arc::new(api.patch_status(name, &params, &patch).await?);
         }
-        Ok(revision)
+        Ok(node)
     }
 }
 
