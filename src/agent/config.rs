@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
+use k8s_openapi::api::core::v1::Node;
 
 use crate::agent::NodeApi;
+use crate::client::Informer;
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -22,6 +24,8 @@ pub struct AgentConfig {
     pub data_dir: PathBuf,
     /// The door to the API, in process or over QUIC.
     pub client: kube::Client,
+    /// All nodes, as `client` sees them.
+    pub nodes: Informer<Node>,
     /// Runs the sandboxes.
     pub runtime: Arc<dyn PodRuntime>,
     /// The switch the runtime puts its pods on; probes reach pods through it.

@@ -10,7 +10,7 @@ use kube::Api;
 use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::informer;
+use crate::client::{Informer, informer};
 use crate::mesh::{Mesh, Routes};
 use crate::rt::TaskGroup;
 
@@ -20,7 +20,7 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// Publishes tables until `cancel`.
 pub(crate) async fn run(
     client: kube::Client,
-    node_name: String,
+    nodes: Informer<Node>,
     mesh: Mesh,
     tasks: TaskGroup,
     cancel: CancellationToken,
@@ -28,7 +28,6 @@ pub(crate) async fn run(
     let config = watcher::Config::default;
     let services = informer(Api::<Service>::all(client.clone()), config(), &tasks);
     let slices = informer(Api::<EndpointSlice>::all(client.clone()), config(), &tasks);
-    let nodes = informer(Api::<Node>::all(client.clone()), config(), &tasks);
     let ingresses = informer(Api::<Ingress>::all(client), config(), &tasks);
     let ready = async {
         services.ready().await
@@ -52,7 +51,7 @@ pub(crate) async fn run(
             slices.iter().map(AsRef::as_ref),
             nodes.iter().map(AsRef::as_ref),
             ingresses.iter().map(AsRef::as_ref),
-            &node_name,
+            mesh.node_name(),
         ));
         let more = tokio::select! {
             () = cancel.cancelled() => return,

@@ -83,6 +83,12 @@ impl<K: Resource> Store<K> {
         self.objects.read().values().find(|object| predicate(object)).cloned()
     }
 
+    /// The objects `predicate` accepts, by namespace and name.
+    #[must_use]
+    pub fn select(&self, predicate: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        self.objects.read().values().filter(|object| predicate(object)).cloned().collect()
+    }
+
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {

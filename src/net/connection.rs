@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use quinn::VarInt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -187,12 +186,6 @@ impl Connection {
     /// Ends the connection and every stream on it at once.
     pub fn close(&self, reason: &str) {
         self.inner.close(VarInt::from_u32(CODE_CLOSED), reason.as_bytes());
-    }
-
-    /// Present estimate of the round trip.
-    #[must_use]
-    pub fn rtt(&self) -> Duration {
-        self.inner.rtt()
     }
 
     /// Tells connections of one process apart; never used twice while one of them lives.

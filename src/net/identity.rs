@@ -11,6 +11,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest as _, Sha256};
 
 use crate::net::connection::Alpn;
 use crate::net::pki::{self, NODE_USER_PREFIX, NODES_GROUP, SERVERS_GROUP};
@@ -25,6 +26,9 @@ pub struct Peer {
     pub user: String,
     /// Organizations: the Kubernetes groups.
     pub groups: Vec<String>,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo), hex: two nodes that had one name after
+    /// each other differ in it. Empty when the peer showed no certificate.
+    pub key_hash: String,
 }
 
 impl Peer {
@@ -46,7 +50,8 @@ impl Peer {
             .collect();
         let is_node = groups.iter().any(|group| group == NODES_GROUP);
         let node = if is_node { user.strip_prefix(NODE_USER_PREFIX) } else { None };
-        Ok(Self { node: node.unwrap_or_default().to_owned(), user, groups })
+        let key_hash = hex::encode(Sha256::digest(cert.public_key().raw));
+        Ok(Self { node: node.unwrap_or_default().to_owned(), user, groups, key_hash })
     }
 
     /// Whether the peer showed a certificate of the cluster.

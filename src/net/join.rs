@@ -171,7 +171,7 @@ impl fmt::Debug for JoinGrant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinRefusal {
-    /// Unknown, used or expired token, or a wrong secret: not told apart. Get another token.
+    /// Unknown or expired token, one that let another node in, or a wrong secret: not told apart. Get another token.
     #[error("the token is not valid: unknown, expired, already used, or mistyped")]
     Token,
     /// The token does not cover what was asked, or the name is taken. Ask for something else.
@@ -195,7 +195,8 @@ pub enum JoinError {
         /// What went wrong.
         reason: String,
     },
-    /// The exchange broke. Whether the token is used up is unknown.
+    /// The exchange broke. Retry with the same token and the same key: should the server have let
+    /// this node in, it says so again.
     #[error("the server at {address} did not answer: {reason}")]
     Exchange {
         /// Where it was tried.
@@ -211,10 +212,11 @@ pub enum JoinError {
 /// Decides who may join; implemented by the server role over the store.
 #[async_trait]
 pub trait Enroller: Send + Sync + 'static {
-    /// What is kept of a token that is known, unused and not expired.
+    /// What is kept of a token that is known and not expired.
     async fn verifier(&self, token_id: &str) -> Option<TokenVerifier>;
 
-    /// Admits a node that has proved the token `token_id`, and uses the token up.
+    /// Admits a node that has proved the token `token_id`. From then on the token is of use to that
+    /// node alone, which may ask again: an answer can get lost.
     ///
     /// # Errors
     ///

@@ -137,9 +137,12 @@ impl Peers {
         *self.0.addresses.write() = addresses;
     }
 
-    /// Adds or changes the address of one node.
+    /// Adds or changes the address of one node. Cheap when it is known already: callers say it
+    /// before every call.
     pub fn set_address(&self, node: &str, address: SocketAddr) {
-        self.0.addresses.write().insert(node.to_owned(), address);
+        if self.address(node) != Some(address) {
+            self.0.addresses.write().insert(node.to_owned(), address);
+        }
     }
 
     /// The connection to `node`: the kept one, or a new one. The first attempt is waited for, at
@@ -206,16 +209,6 @@ impl Peers {
     pub fn is_connected(&self, node: &str, alpn: Alpn) -> bool {
         let slots = self.0.slots.read();
         slots.get(node).and_then(|slots| slots.get(&alpn)).is_some_and(|slot| slot.live().is_some())
-    }
-
-    /// Names of the nodes with a live connection of this ALPN.
-    #[must_use]
-    pub fn connected(&self, alpn: Alpn) -> Vec<String> {
-        let slots = self.0.slots.read();
-        let is_live = |slots: &BTreeMap<Alpn, Arc<Slot>>| {
-            slots.get(&alpn).is_some_and(|slot| slot.live().is_some())
-        };
-        slots.iter().filter(|(_, slots)| is_live(slots)).map(|(node, _)| node.clone()).collect()
     }
 
     fn slot(&self, node: &str, alpn: Alpn) -> Arc<Slot> {
@@ -304,7 +297,10 @@ impl Peers {
                 }
             }
             let Some(address) = self.address(&slot.node) else {
-                slot.keeper.lock().is_running = false;
+                let mut keeper = slot.keeper.lock();
+                keeper.is_running = false;
+                // Should it come back, the first attempt is waited for again.
+                slot.is_down.store(false, Ordering::Release);
                 return;
             };
             match self.0.endpoint.connect(address, Some(&slot.node), slot.alpn).await {

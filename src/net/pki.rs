@@ -30,6 +30,8 @@ pub const CLIENT_LIFE: Duration = Duration::from_secs(365 * DAY_SECONDS);
 /// DNS names of the API server, beside the node's own.
 const API_NAMES: &[&str] =
     &["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+/// Names with a meaning of their own, and everything below them.
+const RESERVED_NAMES: &[&str] = &["localhost", "kubernetes"];
 /// Organizations that a client certificate can hold.
 pub const ORGANIZATIONS_MAX: usize = 2;
 /// Addresses that a node certificate can hold.
@@ -48,6 +50,12 @@ pub enum PkiError {
     /// The name cannot stand in a certificate. Give up.
     #[error("{name} is no valid node or cluster name")]
     Name {
+        /// As given.
+        name: String,
+    },
+    /// The name means something else to clients of the API. Choose another.
+    #[error("the name {name} is reserved; choose another --node-name")]
+    Reserved {
         /// As given.
         name: String,
     },
@@ -302,6 +310,9 @@ impl CertificateAuthority {
         class: NodeClass,
     ) -> Result<String, PkiError> {
         check_name(name)?;
+        if class == NodeClass::Agent {
+            check_not_reserved(name)?;
+        }
         if ips.len() > ADDRESSES_MAX {
             return Err(PkiError::TooMany {
                 what: "addresses",
@@ -323,17 +334,15 @@ impl CertificateAuthority {
             uri.as_str().try_into().map_err(|_| PkiError::Name { name: name.to_owned() })?,
         ));
         // Peers know a node by the name above. HTTPS clients go by DNS names and addresses, and only
-        // servers have HTTPS: an agent must not be able to pass for one.
-        let (dns_names, ips) = match class {
-            NodeClass::Agent => (&[][..], &[][..]),
-            NodeClass::Server => (API_NAMES, ips),
-        };
-        for dns in [name].iter().chain(dns_names).copied() {
-            params.subject_alt_names.push(SanType::DnsName(
-                dns.try_into().map_err(|_| PkiError::Name { name: name.to_owned() })?,
-            ));
+        // servers have HTTPS: an agent must not be able to pass for one, so it has neither.
+        if class == NodeClass::Server {
+            for dns in [name].iter().chain(API_NAMES).copied() {
+                params.subject_alt_names.push(SanType::DnsName(
+                    dns.try_into().map_err(|_| PkiError::Name { name: name.to_owned() })?,
+                ));
+            }
+            params.subject_alt_names.extend(ips.iter().copied().map(SanType::IpAddress));
         }
-        params.subject_alt_names.extend(ips.iter().copied().map(SanType::IpAddress));
         set_life(&mut params, &self.clock, NODE_LIFE);
         self.sign(params, key)
     }
@@ -358,6 +367,32 @@ impl CertificateAuthority {
 pub fn public_key_hash(cert_pem: &str) -> Result<String, PkiError> {
     let (_, spki) = read_authority(&pem_to_der(cert_pem)?)?;
     Ok(hex::encode(Sha256::digest(&spki)))
+}
+
+/// SHA-256 of the public key that a certificate request is for, hex: compare it with
+/// [`crate::net::Peer::key_hash`].
+///
+/// # Errors
+///
+/// [`PkiError::Malformed`] when `csr_der` is no request, or not signed by its own key.
+pub fn request_key_hash(csr_der: &[u8]) -> Result<String, PkiError> {
+    let csr =
+        CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
+            .map_err(malformed("certificate request"))?;
+    Ok(hex::encode(Sha256::digest(csr.public_key.subject_public_key_info())))
+}
+
+/// Refuses a name that clients of the API take for the API server's, such as `localhost`.
+///
+/// # Errors
+///
+/// [`PkiError::Reserved`].
+pub fn check_not_reserved(name: &str) -> Result<(), PkiError> {
+    let first = name.split('.').next().unwrap_or_default();
+    if RESERVED_NAMES.contains(&first) || name.parse::<IpAddr>().is_ok() {
+        return Err(PkiError::Reserved { name: name.to_owned() });
+    }
+    Ok(())
 }
 
 pub(super) fn pem_to_der(cert_pem: &str) -> Result<Vec<u8>, PkiError> {

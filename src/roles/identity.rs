@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::{Join, NodeSettings};
 use crate::net::Identity;
 use crate::net::join::{self, JoinRequest, JoinToken};
-use crate::net::pki::{CertificateAuthority, NodeClass, NodeKey};
+use crate::net::pki::{self, CertificateAuthority, NodeClass, NodeKey};
 use crate::roles::NodeError;
 use crate::roles::data_dir::{DataDir, NodeState};
 use crate::roles::enroll::{RAFT_ID, STORE_UUID};
@@ -18,6 +18,8 @@ const CA_CERT: &str = "pki/ca.crt";
 const CA_KEY: &str = "pki/ca.key";
 pub(super) const NODE_CERT: &str = "pki/node.crt";
 pub(super) const NODE_KEY: &str = "pki/node.key";
+/// Hex digits of a disk's id.
+const STORE_UUID_DIGITS: usize = 32;
 /// Raft id of the first node.
 pub(super) const FIRST_RAFT_ID: u64 = 1;
 
@@ -46,7 +48,7 @@ impl Membership {
             return Self::load(dir, state, clock, false);
         }
         let (state, is_new) = match &settings.join {
-            Some(to) => (obtain(dir, settings, to, clock, rng).await?, false),
+            Some(to) => (obtain(dir, settings, to, clock).await?, false),
             None => (found(dir, settings, clock, rng)?, true),
         };
         // Written last: with it, everything else is there.
@@ -123,15 +125,14 @@ async fn obtain(
     settings: &NodeSettings,
     to: &Join,
     clock: &WallClock,
-    rng: &Rng,
 ) -> Result<NodeState, NodeError> {
     let refused = |cause: &dyn std::fmt::Display| NodeError::Join(cause.to_string());
     let token: JoinToken = to.token.trim().parse().map_err(|_| {
         refused(&"the token is damaged: it must be the whole line that `edgeorc node token create` prints")
     })?;
     let address = resolve(&to.server).await?;
-    let key = NodeKey::generate().map_err(NodeError::failed)?;
-    let store_uuid = store_uuid(rng);
+    let key = key_to_join_with(dir)?;
+    let store_uuid = store_uuid_of(&key)?;
     let request = JoinRequest {
         node: settings.node_name.clone(),
         class: NodeClass::Server,
@@ -151,7 +152,6 @@ async fn obtain(
     if let Some(key) = &grant.ca_key_pem {
         dir.write(CA_KEY, key.as_bytes())?;
     }
-    dir.write(NODE_KEY, key.key_pem.as_bytes())?;
     dir.write(NODE_CERT, grant.cert_pem.as_bytes())?;
     let raft_id = grant.details.get(RAFT_ID).and_then(|id| id.parse().ok());
     let name = settings.node_name.clone();
@@ -161,10 +161,50 @@ async fn obtain(
     Ok(state)
 }
 
+/// The key of this node, on disk before anybody hears of it: a node that lost the answer asks again
+/// as the same one, and the token lets it in once more.
+fn key_to_join_with(dir: &DataDir) -> Result<NodeKey, NodeError> {
+    if let Ok(kept) = dir.read(NODE_KEY)
+        && let Ok(key) = NodeKey::from_pem(&kept)
+    {
+        return Ok(key);
+    }
+    let key = NodeKey::generate().map_err(NodeError::failed)?;
+    dir.write(NODE_KEY, key.key_pem.as_bytes())?;
+    Ok(key)
+}
+
+/// The id of this disk, in hex: as random as the key, which is on no other, and the same at every
+/// try to join.
+fn store_uuid_of(key: &NodeKey) -> Result<String, NodeError> {
+    let mut hash = pki::request_key_hash(&key.csr_der).map_err(NodeError::failed)?;
+    hash.truncate(STORE_UUID_DIGITS);
+    Ok(hash)
+}
+
 /// The first address of `host:port`.
 async fn resolve(server: &str) -> Result<SocketAddr, NodeError> {
     let failed =
         |cause: String| NodeError::Join(format!("cannot find the server {server}: {cause}"));
     let mut found = tokio::net::lookup_host(server).await.map_err(|err| failed(err.to_string()))?;
     found.next().ok_or_else(|| failed("the name has no address".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_try_to_join_is_made_as_the_same_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(folder.path()).unwrap();
+        let first = key_to_join_with(&dir).unwrap();
+        let again = key_to_join_with(&dir).unwrap();
+        assert_eq!(first.key_pem, again.key_pem);
+        let uuid = store_uuid_of(&first).unwrap();
+        assert_eq!(uuid, store_uuid_of(&again).unwrap());
+        assert_eq!(uuid.len(), STORE_UUID_DIGITS);
+        dir.write(NODE_KEY, b"torn").unwrap();
+        assert_ne!(key_to_join_with(&dir).unwrap().key_pem, first.key_pem);
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use edgeorc_raft::{Replica, Role};
+use edgeorc_raft::{NodeId, Replica, Role, Status};
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
 use crate::client::Informers;
 use crate::roles::NodeError;
+use crate::roles::roll::Roll;
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{Store, plan_voters};
 use crate::{controllers, scheduler};
@@ -18,6 +19,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const BOOTSTRAP_RETRY: Duration = Duration::from_millis(200);
 /// Pause between two looks at who should vote.
 const MEMBERSHIP_LOOK: Duration = Duration::from_millis(500);
+
+/// Entries that a server may lag behind and still be handed the leadership.
+const HAND_OVER_LAG_MAX: u64 = 64;
 
 /// What the leader's work needs.
 #[derive(Clone)]
@@ -69,6 +73,8 @@ impl Leader {
         let leader = self.clone();
         group.spawn_until_cancelled("membership", async move { leader.keep_voters().await });
         let informers = Informers::start(&self.clients.0, group);
+        let (roll, nodes) = (Roll::new(self.clients.0.clone()), informers.nodes.clone());
+        group.spawn("node-roll", |cancel| roll.follow(nodes, cancel));
         let context = controllers::Context {
             client: self.clients.0.clone(),
             informers: informers.clone(),
@@ -112,20 +118,64 @@ impl Leader {
         }
     }
 
-    /// Hands the leadership to another voter, so that a stop does not cost an election.
-    pub(super) async fn hand_over(replica: &Replica) -> Result<(), NodeError> {
-        let (is_leader, other) = {
-            let status = replica.status();
-            let status = status.borrow();
-            let me = status.leader;
-            let other = status.voters.iter().copied().find(|id| Some(*id) != me);
-            (status.role == Role::Leader, other)
-        };
-        match other {
-            Some(other) if is_leader => {
-                replica.transfer_leader(other).await.map_err(NodeError::failed)
+    /// Hands the leadership to another voter, so that a stop does not cost an election. `is_alive`
+    /// tells whether a server of that name is connected.
+    pub(super) async fn hand_over(
+        replica: &Replica,
+        is_alive: impl Fn(&str) -> bool,
+    ) -> Result<(), NodeError> {
+        let successors = successors(&replica.status().borrow(), is_alive);
+        let mut outcome = Ok(());
+        for other in successors {
+            outcome = replica.transfer_leader(other).await.map_err(NodeError::failed);
+            if outcome.is_ok() {
+                break;
             }
-            _ => Ok(()),
         }
+        outcome
+    }
+}
+
+/// Who can lead next, the best first; nobody unless this replica leads. A server that is away would
+/// be waited for in vain, and one that lags would have to catch up before it can be elected.
+fn successors(status: &Status, is_alive: impl Fn(&str) -> bool) -> Vec<NodeId> {
+    if status.role != Role::Leader || !status.has_quorum {
+        return Vec::new();
+    }
+    let lag = |id: &NodeId| status.lag.get(id).copied();
+    let others = status.voters.iter().copied().filter(|id| Some(*id) != status.leader);
+    let mut able: Vec<(u64, NodeId)> = others
+        .filter(|id| status.members.get(id).is_some_and(|member| is_alive(&member.name)))
+        .filter_map(|id| Some((lag(&id).filter(|lag| *lag <= HAND_OVER_LAG_MAX)?, id)))
+        .collect();
+    able.sort_unstable();
+    able.into_iter().map(|(_, id)| id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use edgeorc_raft::Member;
+
+    use super::*;
+
+    #[test]
+    fn leadership_goes_to_a_voter_that_is_there_and_has_the_log() {
+        let member = |id: NodeId| (id, Member { id, name: id.to_string(), ..Member::default() });
+        let mut status = Status {
+            role: Role::Leader,
+            has_quorum: true,
+            leader: Some(2),
+            voters: vec![1, 2, 3, 4, 5],
+            members: (1..=6).map(member).collect(),
+            lag: [(1, 0), (3, 4), (4, 1_000_000), (5, 0), (6, 0)].into(),
+            ..Status::default()
+        };
+        // 1 is dead though it has the log, 4 lags, 6 has no vote.
+        assert_eq!(successors(&status, |name| name != "1"), [5, 3]);
+        assert!(successors(&status, |_| false).is_empty());
+        status.has_quorum = false;
+        assert!(successors(&status, |_| true).is_empty());
+        status.role = Role::Follower;
+        assert!(successors(&status, |_| true).is_empty());
     }
 }

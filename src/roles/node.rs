@@ -5,24 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use edgeorc_raft::{Config, Member, Replica, Role};
+use edgeorc_raft::{Config, Member, Replica, Role, Status};
 use edgeorc_runtime::{GuestThreads, RuntimeConfig, VirtualNetwork, WasmRuntime};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::runtime::watcher;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, AgentConfig, Capacity, Compiler, GuestUplink, LocalPods, NodeApi};
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
-use crate::client;
+use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
 use crate::mesh::{Mesh, MeshConfig};
-use crate::net::{Endpoint, NetConfig, Peers};
+use crate::net::{Alpn, Endpoint, NetConfig, Peers};
+use crate::roles::addresses::Directory;
 use crate::roles::data_dir::DataDir;
 use crate::roles::dispatch::{self, Doors, ServerDoors};
 use crate::roles::enroll::Admission;
 use crate::roles::identity::{FIRST_RAFT_ID, Membership, certified_addresses};
 use crate::roles::leader::Leader;
-use crate::roles::renewal::{self, Issuer, Renewal};
+use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
+use crate::roles::roll::Roll;
 use crate::roles::{NodeError, addresses, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
@@ -233,8 +238,8 @@ fn start_agent(
     });
     base.metrics.register(|registry| mesh.metrics().register(registry));
     uplink.set(mesh.clone());
-    let known: Vec<String> = base.membership.servers().into_keys().collect();
-    let (servers, known_servers) = watch::channel(known);
+    let (servers, known_servers) =
+        watch::channel(base.membership.servers().into_keys().collect::<Vec<_>>());
     let client = match &server {
         Some(server) => server.client.clone(),
         None => client::over_quic(base.peers.clone(), known_servers.clone(), base.rng.clone()),
@@ -247,11 +252,12 @@ fn start_agent(
         ),
         None => client.clone(),
     };
-    let agent =
-        Agent::new(agent_config(&base, server.is_some(), agent_client.clone(), runtime, network)?)
-            .map_err(NodeError::failed)?;
-    spawn_renewal(&base, agent_client.clone());
-    spawn_links(&base, &server, agent_client, servers, known_servers);
+    let nodes = informer(Api::all(agent_client.clone()), watcher::Config::default(), &tasks);
+    let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
+    let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network)?)
+        .map_err(NodeError::failed)?;
+    spawn_renewal(&base, &server, agent_client);
+    spawn_links(&base, &server, nodes, servers, known_servers);
     let ingress_mesh = mesh.clone();
     tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
         ingress_mesh.serve_ingress(ingress).await;
@@ -272,11 +278,17 @@ fn start_agent(
     Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
 }
 
+/// The agent's ways to the cluster.
+struct AgentDoors {
+    client: kube::Client,
+    nodes: Informer<Node>,
+}
+
 /// What the agent is told at start.
 fn agent_config(
     base: &Base,
     is_server: bool,
-    client: kube::Client,
+    doors: AgentDoors,
     runtime: WasmRuntime,
     network: Arc<VirtualNetwork>,
 ) -> Result<AgentConfig, NodeError> {
@@ -287,7 +299,8 @@ fn agent_config(
         node_ips: vec![base.settings.advertise_address],
         data_dir: base.dir.join("agent"),
         static_pods: base.dir.join("pod-manifests"),
-        client,
+        client: doors.client,
+        nodes: doors.nodes,
         runtime: Arc::new(runtime),
         network,
         compiler: Compiler::new(program),
@@ -311,7 +324,11 @@ fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {
         authority: base.membership.authority.clone()?,
         clock: base.clock.clone(),
     };
-    let renewals = renewal::router(base.membership.authority.clone()?);
+    let renewals = renewal::router(Renewals {
+        authority: base.membership.authority.clone()?,
+        roll: Roll::new(server.client.clone()),
+        group: server.replica.status(),
+    });
     Some(ServerDoors {
         replica: server.replica.clone(),
         api: server.router.clone().merge(renewals),
@@ -319,10 +336,12 @@ fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {
     })
 }
 
-fn spawn_renewal(base: &Base, client: kube::Client) {
-    let issuer = match &base.membership.authority {
-        Some(authority) => Issuer::Own(Arc::clone(authority)),
-        None => Issuer::Server(client),
+fn spawn_renewal(base: &Base, server: &Option<Server>, client: kube::Client) {
+    let issuer = match (&base.membership.authority, server) {
+        (Some(authority), Some(server)) => {
+            Issuer::Own(Arc::clone(authority), server.replica.status())
+        }
+        _ => Issuer::Server(client),
     };
     let renewal = Renewal {
         identity: base.membership.identity.clone(),
@@ -338,19 +357,23 @@ fn spawn_renewal(base: &Base, client: kube::Client) {
 fn spawn_links(
     base: &Base,
     server: &Option<Server>,
-    client: kube::Client,
+    nodes: Informer<Node>,
     servers: watch::Sender<Vec<String>>,
     known_servers: watch::Receiver<Vec<String>>,
 ) {
     let (me, peers, tasks) = (&base.settings.node_name, &base.peers, &base.tasks);
-    if let Some(server) = server {
-        let (status, me, peers) = (server.replica.status(), me.clone(), peers.clone());
-        tasks.spawn("members", |cancel| addresses::follow_members(status, me, peers, cancel));
-    }
-    let (name, pool, group) = (me.clone(), peers.clone(), tasks.clone());
-    tasks.spawn("nodes", |cancel| {
-        addresses::follow_nodes(client, name, pool, servers, group, cancel)
-    });
+    let (known, remembered) = watch::channel(addresses::Servers::new());
+    let directory = Directory {
+        me: me.clone(),
+        peers: peers.clone(),
+        nodes,
+        group: server.as_ref().map(|server| server.replica.status()),
+        servers,
+        known,
+    };
+    tasks.spawn("directory", |cancel| directory.run(cancel));
+    let (dir, state) = (Arc::clone(&base.dir), base.membership.state.clone());
+    tasks.spawn("server-memory", |cancel| addresses::remember(dir, state, remembered, cancel));
     let (name, pool) = (me.clone(), peers.clone());
     tasks.spawn("server-links", |cancel| {
         addresses::keep_reachable(known_servers, name, pool, cancel)
@@ -383,21 +406,34 @@ impl RunningNode {
     /// [`NodeError`] when the store had failed before.
     pub async fn stop(self) -> Result<(), NodeError> {
         let grace = self.base.settings.timing.shutdown_grace;
+        let me = &self.base.settings.node_name;
         let has_failed = self
             .replica
             .as_ref()
             .is_some_and(|replica| replica.status().borrow().role == Role::Stopped);
+        let peers = &self.base.peers;
+        let is_alive = |name: &str| peers.is_connected(name, Alpn::Raft);
         if let Some(replica) = self.replica.as_ref().filter(|_| !has_failed) {
-            let handing_over = Leader::hand_over(replica);
+            let handing_over = Leader::hand_over(replica, is_alive);
             if !matches!(tokio::time::timeout(HAND_OVER_WAIT, handing_over).await, Ok(Ok(()))) {
                 tracing::info!("no other server took the leadership in time");
             }
         }
+        // What waits for a quorum that is gone is told so now, or the stop would wait with it.
+        let cut_off = self
+            .replica
+            .as_ref()
+            .filter(|replica| !has_failed && !can_write(&replica.status().borrow(), me, is_alive));
+        if let Some(replica) = cut_off {
+            tracing::info!("the other servers are gone, closing the store first");
+            replica.shutdown().await;
+        }
+        let is_store_closed = cut_off.is_some();
         self.agent_cancel.cancel();
         self.agent_tasks.shutdown(grace).await;
         self.base.tasks.shutdown(grace).await;
         drop(self.guest_threads);
-        if let Some(replica) = &self.replica {
+        if let Some(replica) = self.replica.as_ref().filter(|_| !is_store_closed) {
             replica.shutdown().await;
         }
         self.base.endpoint.close().await;
@@ -406,5 +442,41 @@ impl RunningNode {
             return Err(NodeError::Store(message.to_owned()));
         }
         Ok(())
+    }
+}
+
+/// Whether a write could still succeed, by who is connected: the group itself learns of a loss only
+/// when its timers run out.
+fn can_write(status: &Status, me: &str, is_alive: impl Fn(&str) -> bool) -> bool {
+    let is_here = |name: &str| name == me || is_alive(name);
+    let name = |id| status.members.get(id).map(|member| member.name.as_str());
+    let voters = status.voters.iter().filter(|id| name(id).is_some_and(is_here));
+    let has_majority = voters.count() * 2 > status.voters.len();
+    let leader = status.leader.as_ref().and_then(name);
+    has_majority && status.role != Role::Stopped && leader.is_some_and(is_here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_server_of_a_group_waits_for_no_write() {
+        let member = |id: u64| (id, Member { id, name: id.to_string(), ..Member::default() });
+        let status = |leader: Option<u64>, role| Status {
+            role,
+            leader,
+            voters: vec![1, 2, 3],
+            members: (1..=3).map(member).collect(),
+            ..Status::default()
+        };
+        let leads = status(Some(3), Role::Leader);
+        assert!(can_write(&leads, "3", |name| name == "1"));
+        assert!(!can_write(&leads, "3", |_| false));
+        assert!(!can_write(&status(Some(2), Role::Follower), "3", |name| name == "1"));
+        assert!(can_write(&status(Some(2), Role::Follower), "3", |name| name == "2"));
+        assert!(!can_write(&status(None, Role::Candidate), "3", |_| true));
+        let alone = Status { voters: vec![3], ..status(Some(3), Role::Leader) };
+        assert!(can_write(&alone, "3", |_| false));
     }
 }

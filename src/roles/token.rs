@@ -27,6 +27,10 @@ pub struct NewToken {
     pub secret_data: BTreeMap<String, String>,
 }
 
+/// Key of the node that the token let in: its name and the hash of its key. Only that node may use
+/// the token again, when it lost the answer.
+pub(super) const USED_BY: &str = "used-by";
+
 /// Makes a token for the cluster whose CA certificate is `ca_pem`, good for `ttl`.
 ///
 /// # Errors

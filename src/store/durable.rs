@@ -163,12 +163,18 @@ impl Durable {
     pub(super) async fn raw_keys(
         &self,
         prefix: &str,
+        after: &str,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
         self.replica.read_barrier().await?;
         // No key holds a byte above those of UTF-8.
         let end = [prefix.as_bytes(), &[0xff]].concat();
-        let page = self.replica.range(prefix.as_bytes(), &end, limit, None)?;
+        // The first key after that one.
+        let start = [after.as_bytes(), &[0]].concat().max(prefix.as_bytes().to_vec());
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let page = self.replica.range(&start, &end, limit, None)?;
         Ok(page.entries.iter().map(|e| String::from_utf8_lossy(&e.key).into_owned()).collect())
     }
 

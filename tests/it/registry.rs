@@ -53,3 +53,30 @@ async fn wrong_bytes_and_strangers_are_refused() {
     let escape = api.get("/v2/../etc/blobs/sha256:x").await;
     assert!(escape.code.is_client_error(), "{escape:?}");
 }
+
+#[tokio::test]
+async fn tags_are_listed_page_by_page_past_digests_and_repositories_below() {
+    let api = Api::start().await;
+    let media = "application/vnd.oci.image.manifest.v1+json";
+    for (repository, tag) in
+        [("a", "alpha"), ("a", "beta"), ("a/b", "below"), ("a", "tau"), ("a", "zeta")]
+    {
+        let manifest = json!({"schemaVersion": 2, "annotations": {"tag": tag}}).to_string();
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let put = api.send(Method::PUT, &path, media, manifest).await;
+        assert_eq!(put.code, StatusCode::CREATED, "{put:?}");
+    }
+    let all = api.get("/v2/a/tags/list").await;
+    assert_eq!(all.at("/tags"), json!(["alpha", "beta", "tau", "zeta"]));
+    assert!(!all.headers.contains_key(http::header::LINK));
+    let mut path = "/v2/a/tags/list?n=3".to_owned();
+    let mut pages = Vec::new();
+    loop {
+        let page = api.get(&path).await;
+        pages.push(page.at("/tags"));
+        let Some(next) = page.headers.get(http::header::LINK) else { break };
+        let next = next.to_str().unwrap();
+        path = next.split(['<', '>']).nth(1).unwrap().to_owned();
+    }
+    assert_eq!(pages, [json!(["alpha", "beta", "tau"]), json!(["zeta"])]);
+}

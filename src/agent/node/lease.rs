@@ -25,6 +25,17 @@ const DEADLINE: Duration = Duration::from_millis(900);
 /// What the Lease promises, in seconds; the leader itself decides sooner.
 const DURATION_SECONDS: i32 = 10;
 
+/// How the last heartbeat went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// There was none yet.
+    Untried,
+    /// It was answered.
+    Up,
+    /// It was not.
+    Down,
+}
+
 /// Renews the Lease of `node` until `cancel`. Tells `heard` when heartbeats begin to be answered:
 /// the node may have been called lost until then.
 pub(crate) async fn renew(
@@ -37,29 +48,29 @@ pub(crate) async fn renew(
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut is_alive, mut is_first) = (true, true);
+    let mut line = Line::Untried;
     while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
         let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock)).await;
         let err = match beat {
             Ok(Ok(())) => {
-                if !is_alive {
+                if line == Line::Down {
                     info!("heartbeats are answered again");
                 }
-                if is_first || !is_alive {
+                if line != Line::Up {
                     heard.notify_one();
                 }
-                (is_alive, is_first) = (true, false);
+                line = Line::Up;
                 continue;
             }
             Ok(Err(err)) => err.to_string(),
             Err(_) => "no answer in time".to_owned(),
         };
-        if is_alive {
-            info!(%err, "a heartbeat was not answered");
-        } else {
+        if line == Line::Down {
             debug!(%err, "a heartbeat was not answered");
+        } else {
+            info!(%err, "a heartbeat was not answered");
         }
-        is_alive = false;
+        line = Line::Down;
     }
 }
 

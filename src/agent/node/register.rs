@@ -16,14 +16,10 @@ use crate::agent::config::AgentConfig;
 use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::ipam::Range;
 use crate::agent::node::describe;
-use crate::client::is_not_found;
+use crate::client::{is_not_found, revision_of};
 
-/// Pause between two looks at the Node until it is complete.
-const LOOK: Duration = Duration::from_millis(50);
 /// Pause after the API did not answer.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pause between two checks that the Node is still described truly.
-const CHECK: Duration = Duration::from_secs(5);
 /// Deadline of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -35,29 +31,53 @@ pub(crate) struct Registration {
     pub(crate) range: watch::Sender<Option<Range>>,
     /// Wakes the next check: the heartbeats are answered (again).
     pub(crate) heard: Arc<Notify>,
+    /// The pod range that is on disk.
+    pub(crate) on_disk: Option<String>,
+    /// Revision of the Node when last it was as it should be: the cache may show an older one.
+    pub(crate) settled: u64,
+}
+
+/// Where the Node is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The cache: it is as new as the change that it announced.
+    Cache,
+    /// The API: the cache may not know yet what happened while this node was away.
+    Api,
 }
 
 impl Registration {
-    /// Registers and describes the node, again and again, until `cancel`.
-    pub(crate) async fn run(self, cancel: CancellationToken) {
+    /// Registers and describes the node, and again whenever somebody changes it, until `cancel`.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
         // A node that boots without a server knows its range from its disk.
-        if let Some(cidr) = read_json::<String>(&self.dirs.node_file()) {
-            self.learn(&cidr);
+        self.on_disk = read_json::<String>(&self.dirs.node_file());
+        if let Some(cidr) = &self.on_disk {
+            self.learn(cidr);
         }
+        let mut changed = self.config.nodes.changed();
+        let mut source = Source::Api;
         loop {
-            let pause = match tokio::time::timeout(CALL_TIMEOUT, self.ensure()).await {
-                Ok(Ok(true)) => CHECK,
-                Ok(Ok(false)) => LOOK,
+            changed.borrow_and_update();
+            let pause = match tokio::time::timeout(CALL_TIMEOUT, self.ensure(source)).await {
+                Ok(Ok(())) => None,
                 Ok(Err(err)) => {
                     debug!(%err, "the node is not registered yet");
-                    RETRY
+                    Some(RETRY)
                 }
-                Err(_) => RETRY,
+                Err(_) => Some(RETRY),
+            };
+            source = if pause.is_none() { Source::Cache } else { Source::Api };
+            let again = async {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
             };
             tokio::select! {
                 () = cancel.cancelled() => return,
-                () = self.heard.notified() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = self.heard.notified() => source = Source::Api,
+                Ok(()) = changed.changed() => {}
+                () = again => {}
             }
         }
     }
@@ -76,26 +96,43 @@ impl Registration {
         });
     }
 
-    /// Brings the Node up to date; whether it is complete.
-    async fn ensure(&self) -> kube::Result<bool> {
+    /// Brings the Node up to date.
+    async fn ensure(&mut self, source: Source) -> kube::Result<()> {
         let api: Api<Node> = Api::all(self.config.client.clone());
         let name = &self.config.node_name;
-        let node = match api.get(name).await {
-            Ok(node) => node,
-            Err(err) if is_not_found(&err) => self.create(&api).await?,
-            Err(err) => return Err(err),
+        let cached = match source {
+            Source::Cache => self.config.nodes.store.named("", name),
+            Source::Api => None,
         };
-        self.describe(&api, &node).await?;
-        let Some(cidr) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()) else {
-            return Ok(false);
+        let is_known = |node: &Arc<Node>| revision_of(node.as_ref()) <= Some(self.settled);
+        let node = match cached {
+            Some(node) if is_known(&node) => return Ok(()),
+            Some(node) => node,
+            None => match api.get(name).await {
+                Ok(node) => Arc::new(node),
+                Err(err) if is_not_found(&err) => Arc::new(self.create(&api).await?),
+                Err(err) => return Err(err),
+            },
         };
-        if self.range.borrow().is_none()
-            && let Err(err) = write_json(&self.dirs.node_file(), &cidr)
-        {
-            warn!(%err, "cannot keep the pod range on disk");
+        // Somebody else's change may be in what our own write brought back.
+        let node = self.describe(&api, node).await?;
+        if let Some(cidr) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()) {
+            self.keep(&cidr);
+            self.learn(&cidr);
         }
-        self.learn(&cidr);
-        Ok(true)
+        self.settled = revision_of(node.as_ref()).unwrap_or(0);
+        Ok(())
+    }
+
+    /// Writes the pod range to disk when it is another one.
+    fn keep(&mut self, cidr: &str) {
+        if self.on_disk.as_deref() == Some(cidr) {
+            return;
+        }
+        match write_json(&self.dirs.node_file(), &cidr) {
+            Ok(()) => self.on_disk = Some(cidr.to_owned()),
+            Err(err) => warn!(%err, "cannot keep the pod range on disk"),
+        }
     }
 
     async fn create(&self, api: &Api<Node>) -> kube::Result<Node> {
@@ -111,9 +148,9 @@ impl Registration {
         Ok(created)
     }
 
-    /// Writes labels, annotations and status where they differ.
-    async fn describe(&self, api: &Api<Node>, node: &Node) -> kube::Result<()> {
-        let had = serde_json::to_value(node).map_err(kube::Error::SerdeError)?;
+    /// Writes labels, annotations and status where they differ. Returns the Node as it is then.
+    async fn describe(&self, api: &Api<Node>, mut node: Arc<Node>) -> kube::Result<Arc<Node>> {
+        let had = serde_json::to_value(node.as_ref()).map_err(kube::Error::SerdeError)?;
         let wanted = json!({
             "metadata": {
                 "labels": describe::labels(&self.config),
@@ -122,17 +159,26 @@ impl Registration {
         });
         let (name, params) = (&self.config.node_name, PatchParams::default());
         if !is_within(&wanted, &had) {
-            api.patch(name, &params, &Patch::Merge(&wanted)).await?;
+            node = Arc::new(api.patch(name, &params, &Patch::Merge(&wanted)).await?);
         }
         let status = had.get("status").cloned().unwrap_or(Value::Null);
         let now = self.config.clock.now_rfc3339();
         let wanted = describe::status(&self.config, &status, &now);
         if !is_within(&wanted, &status) {
-            let patch = json!({"status": wanted});
-            api.patch_status(name, &params, &Patch::Merge(&patch)).await?;
+            let patch = Patch::Strategic(status_patch(wanted));
+            node = Arc::new(api.patch_status(name, &params, &patch).await?);
         }
-        Ok(())
+        Ok(node)
     }
+}
+
+/// A strategic merge patch: conditions of other owners stay, which a merge patch would remove. Two
+/// addresses may be of one type, by which they would be merged: they are replaced together.
+fn status_patch(mut status: Value) -> Value {
+    if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
+        addresses.insert(0, json!({"$patch": "replace"}));
+    }
+    json!({"status": status})
 }
 
 /// Whether `has` already says everything that `wanted` says.
@@ -159,5 +205,31 @@ mod tests {
         assert!(is_within(&json!({"b": {"c": [{"t": "y"}]}}), &has));
         assert!(!is_within(&json!({"b": {"c": [{"t": "z"}]}}), &has));
         assert!(!is_within(&json!({"a": 2}), &has));
+    }
+
+    #[test]
+    fn conditions_of_others_stay_and_addresses_are_those_of_this_machine() {
+        let nodes = crate::api::find("", "v1", "nodes").unwrap();
+        let mut node = json!({"status": {
+            "conditions": [
+                {"type": "Ready", "status": "Unknown"},
+                {"type": "NetworkUnavailable", "status": "False", "reason": "Theirs"},
+            ],
+            "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+        }});
+        let addresses = json!([
+            {"type": "InternalIP", "address": "10.0.0.2"},
+            {"type": "InternalIP", "address": "fd00::2"},
+        ]);
+        let ours = json!({
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "addresses": addresses,
+        });
+        crate::api::patch::strategic(nodes, &mut node, &status_patch(ours.clone())).unwrap();
+        let conditions = node.pointer("/status/conditions").unwrap();
+        let theirs = json!([{"type": "NetworkUnavailable", "status": "False", "reason": "Theirs"}]);
+        assert!(is_within(&theirs, conditions), "{conditions}");
+        assert_eq!(node.pointer("/status/addresses"), Some(&addresses));
+        assert!(is_within(&ours, node.pointer("/status").unwrap()));
     }
 }

@@ -20,8 +20,12 @@ use crate::apiserver::{access, forward, response};
 const MANIFESTS: &str = "/oci/manifests/";
 /// Largest manifest, in bytes.
 const MANIFEST_BYTES_MAX: usize = 1024 * 1024;
-/// Most tags listed.
+/// Most tags in one answer.
 const TAGS_MAX: usize = 1000;
+/// Keys read at once.
+const KEYS_PAGE: usize = 1000;
+/// Follows every key of a digest, and no other of a tag before it.
+const AFTER_DIGESTS: &str = "sha256;";
 /// Repository under which servers exchange blobs; no client can name it.
 const REPLICA: &str = "_replica";
 
@@ -66,7 +70,7 @@ pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request
     }
     if let Some(repository) = path.strip_suffix("/tags/list") {
         name::repository(repository)?;
-        return tags(context, repository).await;
+        return tags(context, repository, &Query::parse(request.uri().query())).await;
     }
     Err(OciError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"))
 }
@@ -128,6 +132,9 @@ async fn upload(
     let range = |size: u64| (header::RANGE, format!("0-{}", size.saturating_sub(1)));
     match (request.method().clone(), session) {
         (Method::POST, "") => {
+            if let Some(digest) = query.get("digest") {
+                name::digest(digest)?;
+            }
             let id = context.rng.uuid().to_string();
             uploads.begin(&id).await?;
             if let Some(digest) = query.get("digest") {
@@ -172,7 +179,11 @@ async fn keep(context: &Context, id: &str, hex: &str, body: Body) -> Result<(), 
     let registry = &context.registry;
     registry.uploads.append(id, body).await?;
     let file = registry.uploads.finish(id, hex).await?;
-    registry.blobs.adopt(&file, hex).await.map_err(|cause| OciError::io(&cause))
+    if let Err(cause) = registry.blobs.adopt(&file, hex).await {
+        let _ = tokio::fs::remove_file(&file).await;
+        return Err(OciError::io(&cause));
+    }
+    Ok(())
 }
 
 /// Copies a blob to every other server that answers: one of them may be all that is left later.
@@ -308,16 +319,47 @@ async fn manifest(
     }
 }
 
-async fn tags(context: &Context, repository: &str) -> Answer {
+/// The tags of a repository in order, as the specification pages them: at most `n` after `last`.
+async fn tags(context: &Context, repository: &str, query: &Query) -> Answer {
+    let wanted = query.get("n").and_then(|n| n.parse().ok()).unwrap_or(TAGS_MAX).min(TAGS_MAX);
+    let last = query.get("last").unwrap_or_default();
     let prefix = format!("{MANIFESTS}{repository}/");
-    let keys = context.store.raw_keys(&prefix, TAGS_MAX).await?;
-    let tags: Vec<&str> = keys
-        .iter()
-        .filter_map(|key| key.strip_prefix(&prefix))
-        .filter(|tag| !tag.starts_with("sha256:") && !tag.contains('/'))
-        .collect();
-    if tags.is_empty() {
+    // One more than asked for tells whether there is more.
+    let mut tags = read_tags(context, &prefix, last, wanted.saturating_add(1)).await?;
+    if tags.is_empty() && last.is_empty() {
         return Err(OciError::not_found("NAME_UNKNOWN", repository));
     }
-    Ok(response::json(StatusCode::OK, &json!({"name": repository, "tags": tags})))
+    let has_more = tags.len() > wanted;
+    tags.truncate(wanted);
+    let mut answer = response::json(StatusCode::OK, &json!({"name": repository, "tags": tags}));
+    if let (true, Some(last)) = (has_more, tags.last()) {
+        let next = format!("</v2/{repository}/tags/list?n={wanted}&last={last}>; rel=\"next\"");
+        if let Ok(next) = HeaderValue::from_str(&next) {
+            answer.headers_mut().insert(header::LINK, next);
+        }
+    }
+    Ok(answer)
+}
+
+/// The first `limit` tags after `last`. Digests and the repositories below lie between them.
+async fn read_tags(
+    context: &Context,
+    prefix: &str,
+    last: &str,
+    limit: usize,
+) -> Result<Vec<String>, OciError> {
+    let mut tags = Vec::new();
+    let mut after = format!("{prefix}{last}");
+    while tags.len() < limit {
+        let keys = context.store.raw_keys(prefix, &after, KEYS_PAGE).await?;
+        let Some(end) = keys.last() else { break };
+        after.clone_from(end);
+        if end.strip_prefix(prefix).is_some_and(|name| name.starts_with("sha256:")) {
+            after = format!("{prefix}{AFTER_DIGESTS}");
+        }
+        let is_tag = |name: &&str| !name.starts_with("sha256:") && !name.contains('/');
+        let found = keys.iter().filter_map(|key| key.strip_prefix(prefix)).filter(is_tag);
+        tags.extend(found.take(limit - tags.len()).map(str::to_owned));
+    }
+    Ok(tags)
 }

@@ -41,23 +41,47 @@ pub(super) struct Upload {
     path: PathBuf,
     size: u64,
     hash: Sha256,
+    /// Every byte that was hashed is in the file and no other. Not so while a body is written, nor
+    /// ever after one that broke off: what the disk still writes of it nobody knows.
+    is_whole: bool,
+}
+
+fn broken(why: &str) -> OciError {
+    OciError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", why)
 }
 
 impl Uploads {
+    /// Forgets the uploads of an earlier process: nobody can go on with them.
     pub(super) fn new(dir: PathBuf) -> Self {
+        if let Err(err) = std::fs::remove_dir_all(&dir)
+            && err.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%err, "cannot remove unfinished uploads");
+        }
         Self { dir, open: Mutex::default() }
     }
 
     /// Starts an upload named `id`.
     pub(super) async fn begin(&self, id: &str) -> Result<(), OciError> {
-        fs::create_dir_all(&self.dir).await.map_err(|cause| OciError::io(&cause))?;
-        let stale = self.expire();
-        for path in stale {
+        for path in self.expire() {
             let _ = fs::remove_file(path).await;
         }
         let path = self.dir.join(id);
-        File::create(&path).await.map_err(|cause| OciError::io(&cause))?;
-        let upload = Upload { path, size: 0, hash: Sha256::new() };
+        self.reserve(id, &path)?;
+        let create = async {
+            fs::create_dir_all(&self.dir).await?;
+            File::create(&path).await
+        };
+        if let Err(cause) = create.await {
+            self.open.lock().remove(id);
+            return Err(OciError::io(&cause));
+        }
+        Ok(())
+    }
+
+    /// Takes one of the places, before anything is on disk.
+    fn reserve(&self, id: &str, path: &Path) -> Result<(), OciError> {
+        let upload = Upload { path: path.to_owned(), size: 0, hash: Sha256::new(), is_whole: true };
         let mut open = self.open.lock();
         if open.len() >= UPLOADS_MAX {
             let message = format!("{UPLOADS_MAX} uploads are under way, try again later");
@@ -67,13 +91,20 @@ impl Uploads {
         Ok(())
     }
 
-    /// Forgets uploads that rest for too long; their files.
+    /// Forgets uploads that rest for too long, and those that broke off; their files.
     fn expire(&self) -> Vec<PathBuf> {
         let mut open = self.open.lock();
-        let is_stale = |at: &Instant| at.elapsed() > IDLE_MAX;
-        let stale: Vec<String> =
-            open.iter().filter(|(_, (at, _))| is_stale(at)).map(|(id, _)| id.clone()).collect();
-        stale.iter().filter_map(|id| open.remove(id).map(|_| self.dir.join(id))).collect()
+        let mut files = Vec::new();
+        open.retain(|_, (at, upload)| {
+            // One that is locked is being written.
+            let Ok(upload) = upload.try_lock() else { return true };
+            let is_over = !upload.is_whole || at.elapsed() > IDLE_MAX;
+            if is_over {
+                files.push(upload.path.clone());
+            }
+            !is_over
+        });
+        files
     }
 
     fn find(&self, id: &str) -> Result<SharedUpload, OciError> {
@@ -85,12 +116,23 @@ impl Uploads {
         Ok(Arc::clone(upload))
     }
 
-    /// Appends a body. Returns the size so far.
+    /// Appends a body. Returns the size so far. An upload that fails here is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// When dropped, the upload is of no use any more and is refused by every later request.
     pub(super) async fn append(&self, id: &str, body: Body) -> Result<u64, OciError> {
         let upload = self.find(id)?;
-        let mut upload = upload.lock().await;
-        upload.append(body).await?;
-        Ok(upload.size)
+        let appended = {
+            let mut upload = upload.lock().await;
+            upload.append(body).await.map(|()| upload.size)
+        };
+        if appended.is_err() {
+            self.discard(id).await;
+        } else if let Some((at, _)) = self.open.lock().get_mut(id) {
+            *at = Instant::now();
+        }
+        appended
     }
 
     /// The size so far.
@@ -98,41 +140,44 @@ impl Uploads {
         Ok(self.find(id)?.lock().await.size)
     }
 
-    /// Ends an upload: its file, when the bytes have the digest.
+    /// Ends an upload: its file, when the bytes have the digest. Else nothing is left of it.
     pub(super) async fn finish(&self, id: &str, hex: &str) -> Result<PathBuf, OciError> {
         let upload = self.find(id)?;
-        self.open.lock().remove(id);
-        let upload = upload.lock().await;
-        let found = hex::encode(upload.hash.clone().finalize());
-        if found != hex {
-            let _ = fs::remove_file(&upload.path).await;
-            let message = format!("the bytes have the digest sha256:{found}");
-            return Err(OciError::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message));
+        let checked = upload.lock().await.check(hex).await;
+        if checked.is_err() {
+            self.discard(id).await;
+        } else {
+            self.open.lock().remove(id);
         }
-        sync(&upload.path).await.map_err(|cause| OciError::io(&cause))?;
-        Ok(upload.path.clone())
+        checked
     }
 
     /// Gives an upload up.
     pub(super) async fn cancel(&self, id: &str) -> Result<(), OciError> {
-        let upload = self.find(id)?;
-        self.open.lock().remove(id);
-        let path = upload.lock().await.path.clone();
-        let _ = fs::remove_file(path).await;
+        self.find(id)?;
+        self.discard(id).await;
         Ok(())
     }
-}
 
-async fn sync(path: &Path) -> std::io::Result<()> {
-    File::open(path).await?.sync_all().await
+    /// Frees the place and the file of an upload, if it is still there.
+    pub(super) async fn discard(&self, id: &str) {
+        let removed = self.open.lock().remove(id);
+        if let Some((_, upload)) = removed {
+            let path = upload.lock().await.path.clone();
+            let _ = fs::remove_file(path).await;
+        }
+    }
 }
 
 impl Upload {
     async fn append(&mut self, body: Body) -> Result<(), OciError> {
+        if !self.is_whole {
+            return Err(broken("an earlier piece broke off; start a new upload"));
+        }
+        self.is_whole = false;
         let io = |cause: std::io::Error| OciError::io(&cause);
         let mut file = OpenOptions::new().append(true).open(&self.path).await.map_err(io)?;
         let mut chunks = body.into_data_stream();
-        let broken = |why: &str| OciError::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", why);
         loop {
             let chunk = tokio::time::timeout(CHUNK_TIMEOUT, chunks.next())
                 .await
@@ -147,6 +192,135 @@ impl Upload {
             self.hash.update(&chunk);
             file.write_all(&chunk).await.map_err(io)?;
         }
-        file.flush().await.map_err(io)
+        file.flush().await.map_err(io)?;
+        self.is_whole = true;
+        Ok(())
+    }
+
+    /// Makes the file durable; its path, when it holds the bytes of the digest.
+    async fn check(&self, hex: &str) -> Result<PathBuf, OciError> {
+        if !self.is_whole {
+            return Err(broken("an earlier piece broke off; start a new upload"));
+        }
+        let found = hex::encode(self.hash.clone().finalize());
+        if found != hex {
+            let message = format!("the bytes have the digest sha256:{found}");
+            return Err(OciError::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message));
+        }
+        let sync = async {
+            let file = File::open(&self.path).await?;
+            file.sync_all().await?;
+            file.metadata().await
+        };
+        let len = sync.await.map_err(|cause| OciError::io(&cause))?.len();
+        if len != self.size {
+            return Err(broken("the file on disk is not what was sent; start a new upload"));
+        }
+        Ok(self.path.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn digest(bytes: &[u8]) -> String {
+        hex::encode(Sha256::digest(bytes))
+    }
+
+    /// A body whose client is gone after `sent`.
+    fn breaks_after(sent: &'static [u8]) -> Body {
+        let chunks = [Ok(Bytes::from_static(sent)), Err(std::io::Error::other("gone"))];
+        Body::from_stream(futures_util::stream::iter(chunks))
+    }
+
+    fn uploads(dir: &Path) -> Uploads {
+        Uploads::new(dir.join("uploads"))
+    }
+
+    fn files(uploads: &Uploads) -> usize {
+        std::fs::read_dir(&uploads.dir).map_or(0, Iterator::count)
+    }
+
+    #[tokio::test]
+    async fn pieces_become_one_blob() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        uploads.begin("a").await.unwrap();
+        assert_eq!(uploads.append("a", Body::from("one")).await.unwrap(), 3);
+        assert_eq!(uploads.append("a", Body::from("two")).await.unwrap(), 6);
+        let file = uploads.finish("a", &digest(b"onetwo")).await.unwrap();
+        assert_eq!(std::fs::read(file).unwrap(), b"onetwo");
+        assert!(uploads.find("a").is_err());
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_broke_off_is_never_taken_for_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        uploads.begin("a").await.unwrap();
+        assert!(uploads.append("a", breaks_after(b"bytes")).await.is_err());
+        assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
+        assert_eq!(files(&uploads), 0);
+    }
+
+    #[tokio::test]
+    async fn an_upload_whose_request_was_dropped_is_never_taken_for_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        uploads.begin("a").await.unwrap();
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>("bytes")]);
+        let body = Body::from_stream(first.chain(futures_util::stream::pending()));
+        let dropped = tokio::time::timeout(Duration::from_millis(50), uploads.append("a", body));
+        assert!(dropped.await.is_err());
+        assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
+        assert!(uploads.find("a").is_err());
+        assert_eq!(files(&uploads), 0);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_lost_bytes_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        uploads.begin("a").await.unwrap();
+        uploads.append("a", Body::from("bytes")).await.unwrap();
+        std::fs::write(uploads.dir.join("a"), b"byt").unwrap();
+        assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn places_and_files_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        for at in 0..UPLOADS_MAX {
+            uploads.begin(&at.to_string()).await.unwrap();
+        }
+        assert!(uploads.begin("more").await.is_err());
+        assert_eq!(files(&uploads), UPLOADS_MAX, "a refused upload left a file");
+        uploads.append("0", breaks_after(b"x")).await.unwrap_err();
+        uploads.finish("1", &digest(b"other")).await.unwrap_err();
+        uploads.cancel("2").await.unwrap();
+        for id in ["a", "b", "c"] {
+            uploads.begin(id).await.unwrap();
+        }
+        assert_eq!(files(&uploads), UPLOADS_MAX);
+        // A process that starts anew knows none of them.
+        let again = Uploads::new(uploads.dir.clone());
+        assert_eq!(files(&again), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_rests_gives_its_place_away_and_one_that_is_written_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        uploads.reserve("rests", &uploads.dir.join("rests")).unwrap();
+        uploads.reserve("written", &uploads.dir.join("written")).unwrap();
+        let written = uploads.find("written").unwrap();
+        let _writing = written.lock().await;
+        tokio::time::advance(IDLE_MAX + Duration::from_secs(1)).await;
+        assert_eq!(uploads.expire(), [uploads.dir.join("rests")]);
+        assert!(uploads.find("written").is_ok());
     }
 }

@@ -8,7 +8,7 @@
 //! - No evictions while the leader itself may be the one cut off.
 //! - A pod CIDR belongs to one node: it is entered in one book before the node hears of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ use crate::client::{EventRecorder, EventType, Regarding, is_conflict, is_not_fou
 use crate::controllers::Context;
 use crate::controllers::node::health::Hearing;
 use crate::controllers::node::ipam::{Book, allocate};
-use crate::controllers::node::plan::{Heard, Step, View, plan};
+use crate::controllers::node::plan::{Heard, Step, View, plan, troubled};
+use crate::controllers::object::node_name;
 
 mod health;
 mod ipam;
@@ -94,7 +95,7 @@ impl Controller {
             settings: &self.context.settings,
             me: &self.context.node_name,
             nodes: &nodes,
-            pods: &self.context.informers.pods.store.state(),
+            pods: &self.pods_on(&troubled(&self.context.settings, &nodes)),
             listening_for: self.hearing.listening_for(now),
             tainted_for: &tainted_for,
             now: self.context.clock.now(),
@@ -118,6 +119,15 @@ impl Controller {
         if revision > 0 {
             self.context.informers.nodes.catch_up(revision, CATCH_UP_MAX).await;
         }
+    }
+
+    /// The pods that have something to fear: none while all nodes are well.
+    fn pods_on(&self, nodes: &BTreeSet<String>) -> Vec<Arc<Pod>> {
+        if nodes.is_empty() {
+            return Vec::new();
+        }
+        let is_there = |pod: &Pod| node_name(pod).is_some_and(|node| nodes.contains(node));
+        self.context.informers.pods.store.select(is_there)
     }
 
     /// Reads nodes and Leases, and notes since when things are as they are.

@@ -1,6 +1,6 @@
 //! What to do about silent nodes and the pods on them: a pure function.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +84,18 @@ pub(super) fn plan(view: &View<'_>) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// The nodes whose pods [`plan`] may touch: those that are silent, and those with a taint that
+/// drives pods out. The pods of all others need not be looked at.
+pub(super) fn troubled(settings: &Settings, nodes: &[Heard]) -> BTreeSet<String> {
+    let is_troubled = |heard: &&Heard| {
+        let spec = heard.node.spec.as_ref();
+        let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+        heard.silent_for >= settings.node_silent_after
+            || taints.iter().any(|taint| taint.effect == "NoExecute")
+    };
+    nodes.iter().filter(is_troubled).map(|heard| heard.node.name_any()).collect()
 }
 
 /// What is known of a node.

@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
 use crate::controllers::Settings;
-use crate::controllers::node::plan::{Heard, NOT_READY, Step, UNREACHABLE, View, plan};
+use crate::controllers::node::plan::{Heard, NOT_READY, Step, UNREACHABLE, View, plan, troubled};
+use crate::controllers::object::node_name;
 
 const SILENT: Duration = Duration::from_secs(4);
 
@@ -62,15 +63,26 @@ fn plan_after(
             tainted_for.insert((name, taint.key.clone()), Duration::from_secs(tainted_secs));
         }
     }
-    plan(&View {
-        settings: &Settings::default(),
-        me: "a",
-        nodes,
-        pods,
-        listening_for,
-        tainted_for: &tainted_for,
-        now: "2026-01-01T00:00:00Z".parse().unwrap(),
-    })
+    let settings = Settings::default();
+    let plan_of = |pods: &[Arc<Pod>]| {
+        plan(&View {
+            settings: &settings,
+            me: "a",
+            nodes,
+            pods,
+            listening_for,
+            tainted_for: &tainted_for,
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+        })
+    };
+    let steps = plan_of(pods);
+    // The pods that are not looked at would not have changed the plan.
+    let looked_at = troubled(&settings, nodes);
+    let is_looked_at =
+        |pod: &&Arc<Pod>| node_name(pod).is_some_and(|node| looked_at.contains(node));
+    let fewer: Vec<_> = pods.iter().filter(is_looked_at).cloned().collect();
+    assert_eq!(plan_of(&fewer), steps);
+    steps
 }
 
 fn evictions(steps: &[Step]) -> Vec<(&str, bool)> {
