@@ -47,6 +47,9 @@ const WARM_SLOTS_MAX: u32 = 32;
 /// instances that live for one request.
 const KEEP_RESIDENT_BYTES: usize = 64 << 10;
 
+/// A module with nothing in it.
+const EMPTY_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
 /// How memories are laid out in the address space; part of the compiled code's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CodeClass {
@@ -129,6 +132,45 @@ impl Plan {
         }
     }
 
+    /// The plan as it comes out when the engine is made, which is then let go: what a node would
+    /// run with.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Host`] when not even an engine without a pool can be made.
+    pub fn tried(self) -> Result<Self, StartError> {
+        self.engine().map(|(_, plan)| plan)
+    }
+
+    /// Compiles the smallest module: whether this machine can make code for itself.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Host`] with what the compiler says.
+    pub fn try_compiler(&self) -> Result<(), StartError> {
+        let compiled =
+            self.compiler().and_then(|compiler| compiler.precompile_module(EMPTY_MODULE));
+        compiled.map(|_| ()).map_err(|error| StartError::Host(format!("cannot compile: {error:#}")))
+    }
+
+    /// Address space reserved for each memory, in bytes, without its guard.
+    #[must_use]
+    pub fn reservation_bytes(&self) -> u64 {
+        self.class.reservation_bytes()
+    }
+
+    /// Address space behind each memory that is never mapped, in bytes.
+    #[must_use]
+    pub fn guard_bytes(&self) -> u64 {
+        self.class.guard_bytes()
+    }
+
+    /// Call stacks in a pool of `slots` memories.
+    #[must_use]
+    pub fn stacks(slots: u32) -> u32 {
+        u32::try_from(u64::from(slots).min(STACKS_MAX)).unwrap_or(slots)
+    }
+
     /// Makes the engine that runs guests. A pool that does not fit is halved until it does.
     ///
     /// # Errors
@@ -186,7 +228,7 @@ impl Plan {
     }
 
     fn pool(&self, slots: u32) -> PoolingAllocationConfig {
-        let stacks = u32::try_from(u64::from(slots).min(STACKS_MAX)).unwrap_or(slots);
+        let stacks = Self::stacks(slots);
         let mut pool = PoolingAllocationConfig::new();
         pool.max_memory_size(self.memory_bytes_max)
             .total_memories(slots)
@@ -303,6 +345,13 @@ mod tests {
         let plan = Plan::new(small);
         assert!(matches!(plan.allocator, Allocator::OnDemand { .. }));
         assert!(plan.to_string().contains("no pool (the limit of the address space"), "{plan}");
+    }
+
+    #[test]
+    fn this_machine_gets_an_engine_and_a_compiler() {
+        let plan = Plan::new(Machine::probe()).tried().unwrap();
+        plan.try_compiler().unwrap();
+        assert!(plan.reservation_bytes() > plan.guard_bytes());
     }
 
     #[test]

@@ -139,10 +139,15 @@ async fn respond(
 ) -> Answer {
     let options = Options::read(&query, clock.now());
     let source = sources.find(&namespace, &pod).ok_or((StatusCode::NOT_FOUND, "no such pod"))?;
-    let run = run_of(&source, &container).ok_or((StatusCode::NOT_FOUND, "no such container"))?;
-    let run = if options.is_previous { run.checked_sub(1) } else { Some(run) };
+    let runs = Runs::of(&source, &container).ok_or((StatusCode::NOT_FOUND, "no such container"))?;
+    let run = if options.is_previous { runs.previous } else { Some(runs.present) };
     let run = run.ok_or((StatusCode::NOT_FOUND, "no previous run"))?;
     let path = source.dir.log_file(&container, run);
+    // A run makes its file at its start: without one, nothing of the previous run is left here.
+    let is_there = || path.exists() || rotated(&path).exists();
+    if options.is_previous && !is_there() {
+        return Err((StatusCode::NOT_FOUND, "no log of the previous run"));
+    }
     let mut reader =
         Reader { source, container, run, path, options, offset: 0, partial: Vec::new(), sent: 0 };
     let start = reader.beginning().await;
@@ -158,13 +163,27 @@ async fn respond(
     Ok(Body::from_stream(stream))
 }
 
-/// The present run of a container; while it waits to run again, the one that has ended.
-fn run_of(source: &LogSource, container: &str) -> Option<u32> {
-    let (_, state) = source.states.borrow().clone();
-    let record = state.containers.iter().find(|record| record.name == container)?;
-    let is_waiting = matches!(record.state, RunState::Waiting { .. });
-    let run = record.restart_count;
-    Some(if is_waiting { run.saturating_sub(1) } else { run })
+/// The runs of a container whose logs can be asked for. Runs are counted from 0, and
+/// `restart_count` is the number of the run that goes on, has ended, or is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Runs {
+    /// The run that goes on or has ended; while the container waits for its next run, the last
+    /// one that has ended.
+    present: u32,
+    /// The last run that ended before the one that goes on, has ended, or is due: while the
+    /// container waits, the same as `present`, as `lastState` has it.
+    previous: Option<u32>,
+}
+
+impl Runs {
+    fn of(source: &LogSource, container: &str) -> Option<Self> {
+        let (_, state) = source.states.borrow().clone();
+        let record = state.containers.iter().find(|record| record.name == container)?;
+        let is_waiting = matches!(record.state, RunState::Waiting { .. });
+        let run = record.restart_count;
+        let previous = run.checked_sub(1);
+        Some(Self { present: if is_waiting { previous.unwrap_or(0) } else { run }, previous })
+    }
 }
 
 /// Reads one run's log from its beginning to its end.
@@ -287,7 +306,11 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::agent::pod::plan::Role;
+    use crate::agent::pod::state::{ContainerRecord, PodState};
 
     fn options(pairs: &[(&str, &str)]) -> Options {
         let query = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -304,5 +327,80 @@ mod tests {
         assert!(options(&[("sinceSeconds", "60")]).show(line).is_some());
         assert_eq!(options(&[]).show(b"2026-01-01T00:00:30Z stdout P part").unwrap(), b"part");
         assert_eq!(options(&[]).show(b"garbage"), None);
+    }
+
+    /// What the agent answers for a container that was restarted `restart_count` times, is in
+    /// `state`, and wrote `run <n>` in each run of `runs`.
+    async fn answer(
+        state: RunState,
+        restart_count: u32,
+        runs: std::ops::Range<u32>,
+        query: &str,
+    ) -> (StatusCode, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = crate::agent::dirs::Dirs::create(folder.path().to_owned()).unwrap();
+        let dir = dirs.pod("u1");
+        std::fs::create_dir_all(dir.logs("main")).unwrap();
+        for run in runs {
+            let line = format!("2026-01-01T00:00:30Z stdout F run {run}\n");
+            std::fs::write(dir.log_file("main", run), line).unwrap();
+        }
+        let pod = PodState {
+            containers: vec![ContainerRecord {
+                name: "main".into(),
+                image: String::new(),
+                role: Role::Main,
+                state,
+                last: None,
+                restart_count,
+                image_id: String::new(),
+                is_started: false,
+                is_ready: false,
+            }],
+            ips: Vec::new(),
+            host_ips: Vec::new(),
+            start_time: Timestamp::UNIX_EPOCH,
+            has_sandbox: true,
+            is_initialized: true,
+            is_terminating: false,
+            outcome: None,
+        };
+        let (_sender, states) = watch::channel((1, Arc::new(pod)));
+        let sources = LogSources::default();
+        sources.insert("default", "p", LogSource { dir, states });
+        let request = http::Request::get(format!("/containerLogs/default/p/main?{query}"));
+        let answer = router(sources, WallClock::manual(0))
+            .oneshot(request.body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        let status = answer.status();
+        let body = axum::body::to_bytes(answer.into_body(), READ_BYTES).await.unwrap();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    fn waiting() -> RunState {
+        RunState::Waiting { reason: "CrashLoopBackOff", message: String::new() }
+    }
+
+    fn running() -> RunState {
+        RunState::Running { started_at: Timestamp::UNIX_EPOCH, container_id: String::new() }
+    }
+
+    #[tokio::test]
+    async fn previous_is_the_run_that_ended_last_before_the_present_one() {
+        let ok = |text: &str| (StatusCode::OK, text.to_owned());
+        // Runs 0 to 2 have ended; run 3 is due.
+        assert_eq!(answer(waiting(), 3, 0..3, "previous=true").await, ok("run 2\n"));
+        assert_eq!(answer(waiting(), 3, 0..3, "").await, ok("run 2\n"));
+        assert_eq!(answer(waiting(), 1, 0..1, "previous=true").await, ok("run 0\n"));
+        assert_eq!(answer(running(), 3, 0..4, "previous=true").await, ok("run 2\n"));
+        assert_eq!(answer(running(), 3, 0..4, "").await, ok("run 3\n"));
+    }
+
+    #[tokio::test]
+    async fn without_a_previous_run_there_is_no_such_log() {
+        assert_eq!(answer(running(), 0, 0..1, "previous=true").await.0, StatusCode::NOT_FOUND);
+        // The file is gone: the disk was changed by hand, or the pod came from elsewhere.
+        assert_eq!(answer(running(), 3, 3..4, "previous=true").await.0, StatusCode::NOT_FOUND);
     }
 }

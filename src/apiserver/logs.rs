@@ -48,7 +48,11 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
         );
     }
     if !head.status.is_success() {
-        let what = format!("container {container:?} in pod {:?} has no such log", key.name);
+        let what = if is_previous {
+            no_previous(&container, &key.name)
+        } else {
+            format!("container {container:?} in pod {:?} has no such log", key.name)
+        };
         return Err(Status::bad_request(what).into());
     }
     // A followed log has no end of its own.
@@ -86,6 +90,10 @@ fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, Api
     }
 }
 
+fn no_previous(container: &str, pod: &str) -> String {
+    format!("previous terminated container {container:?} in pod {pod:?} not found")
+}
+
 /// A container that never ran has no log.
 fn check_state(
     pod: &Value,
@@ -100,10 +108,7 @@ fn check_state(
         .find(|status| status.get("name").and_then(Value::as_str) == Some(container));
     let restarts = status.and_then(|s| s.get("restartCount")).and_then(Value::as_u64).unwrap_or(0);
     if is_previous && restarts == 0 {
-        return Err(Status::bad_request(format!(
-            "previous terminated container {container:?} in pod {name:?} not found"
-        ))
-        .into());
+        return Err(Status::bad_request(no_previous(container, name)).into());
     }
     let waiting = status.and_then(|s| s.pointer("/state/waiting/reason")).and_then(Value::as_str);
     let reason = if status.is_none() { Some("ContainerCreating") } else { waiting };
@@ -142,5 +147,8 @@ mod tests {
             {"name": "a", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
         ]}});
         assert!(check_state(&crashed, "p", "a", false).is_ok());
+        assert!(check_state(&crashed, "p", "a", true).is_ok());
+        let refused = check_state(&waiting, "p", "a", true).unwrap_err().0.message;
+        assert_eq!(refused, "previous terminated container \"a\" in pod \"p\" not found");
     }
 }

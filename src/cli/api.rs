@@ -81,16 +81,17 @@ impl From<ApiError> for Failure {
 impl Session {
     /// Finds the kubeconfig and makes a client; sends nothing yet.
     pub(super) async fn open(global: &Global, environment: &Environment) -> Result<Self, Failure> {
-        let path = kubeconfig_path(global, environment).ok_or_else(|| {
+        let source = kubeconfig_source(global, environment).ok_or_else(|| {
             Failure::with(
                 exit::UNREACHABLE,
                 "no kubeconfig found: start a node with `edgeorc up` or `edgeorc node start`, or name a file with --kubeconfig",
             )
         })?;
-        let connected = client::from_kubeconfig(Some(&path), None)
+        let connected = client::from_kubeconfig(source.as_deref(), global.context.as_deref())
             .await
             .map_err(|cause| Failure::with(exit::UNREACHABLE, chain(&cause)))?;
-        Ok(Self { client: connected.client, namespace: global.namespace.clone() })
+        let namespace = global.namespace.clone().unwrap_or(connected.namespace);
+        Ok(Self { client: connected.client, namespace })
     }
 
     /// Sends a request and reads the whole answer as text.
@@ -181,7 +182,7 @@ fn parse(answer: &[u8]) -> Result<Value, ApiError> {
 }
 
 /// An error with all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -196,12 +197,17 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// `--kubeconfig`, `$KUBECONFIG`, the admin kubeconfig of this machine's node, `~/.kube/config`.
-fn kubeconfig_path(global: &Global, environment: &Environment) -> Option<PathBuf> {
-    let named = global.kubeconfig.clone().or_else(|| environment.kubeconfig.clone());
-    if named.is_some() {
-        return named;
+///
+/// `Some(None)`: `$KUBECONFIG` lists several files, which the loader merges as kubectl does.
+fn kubeconfig_source(global: &Global, environment: &Environment) -> Option<Option<PathBuf>> {
+    if global.kubeconfig.is_some() {
+        return Some(global.kubeconfig.clone());
+    }
+    if let Some(listed) = &environment.kubeconfig {
+        let is_list = listed.as_os_str().as_encoded_bytes().contains(&b':');
+        return Some((!is_list).then(|| listed.clone()));
     }
     let own = super::kubeconfig::path_in(&environment.default_data_dir());
     let home = environment.home.as_ref().map(|home| home.join(".kube/config"));
-    [Some(own), home].into_iter().flatten().find(|path| path.exists())
+    [Some(own), home].into_iter().flatten().find(|path| path.exists()).map(Some)
 }

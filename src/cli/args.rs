@@ -2,8 +2,17 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::apply::Apply;
+use super::await_for::Wait;
+use super::doctor::Doctor;
+use super::events::Events;
+use super::rollout::RolloutVerb;
+use super::version::Version;
+use super::words::{duration, replicas};
 
 /// Kubernetes for WebAssembly, in one binary.
 #[derive(Debug, Parser)]
@@ -16,9 +25,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         edgeorc up app.wasm                          the same with your own app\n  \
         edgeorc node start                           start the first node of a cluster\n  \
         edgeorc deploy app.wasm --replicas 3 --wait  run an app\n  \
-        edgeorc get pods -o wide                     see where it runs\n\n\
+        edgeorc get pods -o wide                     see where it runs\n  \
+        edgeorc doctor                               see what this machine can do\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong arguments, 3 bad input file, 4 no API server,\n\
-        5 timed out, 6 node could not start, 7 join refused.",
+        5 timed out, 6 node could not start, 7 join refused, 141 nobody reads the output.",
     disable_help_subcommand = true
 )]
 pub(super) struct Arguments {
@@ -35,9 +45,12 @@ pub(super) struct Global {
     /// kubeconfig of this machine's node, then ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) kubeconfig: Option<PathBuf>,
-    /// Namespace of the objects
-    #[arg(short, long, global = true, default_value = "default")]
-    pub(super) namespace: String,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(super) context: Option<String>,
+    /// Namespace of the objects [default: the context's, or `default`]
+    #[arg(short, long, global = true)]
+    pub(super) namespace: Option<String>,
 }
 
 /// The verbs.
@@ -50,20 +63,36 @@ pub(super) enum Command {
     Node(Node),
     /// Run a WebAssembly app, or update it
     Deploy(Deploy),
+    /// Create or update objects as files describe them
+    Apply(Apply),
     /// List objects, or show some
     Get(Get),
     /// Show an object in detail, with its events
     Describe(Describe),
     /// Print what a pod wrote
     Logs(Logs),
+    /// List events, oldest first
+    Events(Events),
     /// Set the number of replicas
     Scale(Scale),
+    /// Follow, repeat or look back at the rollouts of a deployment
+    #[command(subcommand)]
+    Rollout(RolloutVerb),
+    /// Wait until objects are as they should be, or gone
+    Wait(Wait),
     /// Delete objects
     Delete(Delete),
     /// Print the admin kubeconfig of this machine's node
     Kubeconfig(KubeconfigFlags),
+    /// Tell what a node would choose on this machine and why, and what is in its way
+    Doctor(Doctor),
+    /// Print the versions of this program and of the server
+    Version(Version),
     /// Print completions for a shell
-    #[command(after_help = "Example:\n  edgeorc completions bash > /etc/bash_completion.d/edgeorc")]
+    #[command(
+        visible_alias = "completion",
+        after_help = "Example:\n  edgeorc completions bash > /etc/bash_completion.d/edgeorc"
+    )]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -96,7 +125,7 @@ pub(super) struct Up {
     #[arg(long, default_value_t = 8080)]
     pub(super) port: u16,
     /// Number of pods
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value = "1", value_parser = replicas, allow_negative_numbers = true)]
     pub(super) replicas: u32,
     /// Environment of the app
     #[arg(long, value_name = "K=V")]
@@ -169,7 +198,7 @@ pub(super) struct Deploy {
     #[arg(long)]
     pub(super) name: Option<String>,
     /// Number of pods [default: 1, or as it is when the app exists]
-    #[arg(long)]
+    #[arg(long, value_parser = replicas, allow_negative_numbers = true)]
     pub(super) replicas: Option<u32>,
     /// Port the app listens on inside its pod
     #[arg(long, default_value_t = 8080)]
@@ -186,9 +215,9 @@ pub(super) struct Deploy {
     /// Wait until all pods are ready
     #[arg(long)]
     pub(super) wait: bool,
-    /// How long to wait, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    pub(super) timeout: u64,
+    /// How long to wait: seconds, or for example 2m30s
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = duration)]
+    pub(super) timeout: Duration,
     /// What to print of the objects made
     #[arg(short, long, value_enum)]
     pub(super) output: Option<OutputFormat>,
@@ -237,15 +266,15 @@ pub(super) struct Logs {
     #[arg(short, long)]
     pub(super) follow: bool,
     /// Only the last N lines
-    #[arg(long, value_name = "N")]
-    pub(super) tail: Option<u64>,
-    /// Only lines of the last N seconds
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) since: Option<u64>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(super) tail: Option<i64>,
+    /// Only lines of the last while: seconds, or for example 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) since: Option<Duration>,
     /// Put the time before each line
     #[arg(long)]
     pub(super) timestamps: bool,
-    /// Of the container before the last restart
+    /// Of the last run that ended before the present one
     #[arg(short, long)]
     pub(super) previous: bool,
 }
@@ -258,7 +287,7 @@ pub(super) struct Scale {
     #[arg(required = true, num_args = 1..=2, value_name = "KIND/NAME")]
     pub(super) what: Vec<String>,
     /// Number of pods
-    #[arg(long)]
+    #[arg(long, value_parser = replicas, allow_negative_numbers = true)]
     pub(super) replicas: u32,
 }
 
@@ -266,18 +295,24 @@ pub(super) struct Scale {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  edgeorc delete app hello       the deployment, service and ingress of an app\n  \
-    edgeorc delete pod hello-5d8c-abcde"
+    edgeorc delete pod hello-5d8c-abcde --wait=false"
 )]
 pub(super) struct Delete {
     /// KIND/NAME, or KIND and NAMEs; `app NAME` is all that `deploy` made
     #[arg(required = true, value_name = "KIND/NAME")]
     pub(super) what: Vec<String>,
-    /// Do not wait until the objects are gone
+    /// Wait until the objects are gone; of an app, until its pods are gone as well
+    #[arg(
+        long, value_name = "BOOL", default_value_t = true, default_missing_value = "true",
+        num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set
+    )]
+    pub(super) wait: bool,
+    /// How long to wait: seconds, or for example 2m30s
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub(super) timeout: Duration,
+    /// What is not there counts as deleted
     #[arg(long)]
-    pub(super) no_wait: bool,
-    /// How long to wait, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub(super) timeout: u64,
+    pub(super) ignore_not_found: bool,
 }
 
 /// `edgeorc kubeconfig`.
@@ -320,6 +355,30 @@ mod tests {
     #[test]
     fn the_definitions_hold_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn replicas_beyond_what_kubernetes_counts_are_refused_with_the_bounds() {
+        let scale =
+            |n: &str| Arguments::try_parse_from(["edgeorc", "scale", "deploy/a", "--replicas", n]);
+        assert!(scale("2147483647").is_ok() && scale("0").is_ok());
+        for bad in ["2147483648", "99999999999999999999", "-1", "many"] {
+            let refused = scale(bad).unwrap_err().to_string();
+            assert!(refused.contains("0 to 2147483647") && refused.contains(bad), "{refused}");
+        }
+    }
+
+    #[test]
+    fn delete_waits_unless_told_otherwise() {
+        let wait = |flags: &[&str]| {
+            let words = ["edgeorc", "delete", "app", "x"].iter().chain(flags);
+            match Arguments::try_parse_from(words).unwrap().command {
+                Command::Delete(delete) => delete.wait,
+                _ => unreachable!("it says delete"),
+            }
+        };
+        assert!(wait(&[]) && wait(&["--wait"]) && wait(&["--wait=true"]));
+        assert!(!wait(&["--wait=false"]));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -60,8 +59,7 @@ pub(super) async fn run(
     };
     let objects = apply(&session, &app).await?;
     if deploy.wait {
-        wait::until_ready(&session, &app.name, Duration::from_secs(deploy.timeout), &mut progress)
-            .await?;
+        wait::until_ready(&session, &app.name, deploy.timeout, &mut progress).await?;
     }
     progress.finish();
     report(&app, &objects, ingress_port(&session).await, deploy.output)

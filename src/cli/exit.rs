@@ -16,6 +16,9 @@ pub(super) const TIMEOUT: u8 = 5;
 pub(super) const NODE: u8 = 6;
 /// The cluster refused the join: token, name or certificate.
 pub(super) const JOIN: u8 = 7;
+/// Nobody reads stdout any more. It is what a shell shows of a program that SIGPIPE ended, as it
+/// ends kubectl: Rust programs ignore that signal and get an error from the write instead.
+pub(super) const READER_GONE: u8 = 128 + 13;
 
 /// Why the command failed: an exit code and one sentence.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +26,7 @@ pub(super) const JOIN: u8 = 7;
 pub(super) struct Failure {
     /// One of this module's codes.
     pub(super) code: u8,
-    /// What was attempted, why it failed, what to do.
+    /// What was attempted, why it failed, what to do. Empty: there is nobody to tell.
     pub(super) message: String,
 }
 
@@ -36,5 +39,10 @@ impl Failure {
     /// With `code`.
     pub(super) fn with(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+
+    /// With [`READER_GONE`]: ends the program without a word.
+    pub(super) fn reader_gone() -> Self {
+        Self { code: READER_GONE, message: String::new() }
     }
 }

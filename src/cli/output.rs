@@ -1,20 +1,45 @@
 //! The two channels: data to stdout, words to stderr.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 
 use serde_json::Value;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::args::OutputFormat;
 use super::exit::Failure;
 
-/// Writes data. A closed pipe ends the program quietly, as users of `head` expect.
+/// Writes bytes as they are. When nobody reads them any more, the failure ends the program
+/// quietly, as users of `head` expect.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    write_to(&mut io::stdout().lock(), bytes)
+}
+
+/// Writes text.
 pub(super) fn data(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("cannot write to stdout: {cause}")))
-        }
-        _ => Ok(()),
+    bytes(text.as_bytes())
+}
+
+fn write_to(out: &mut impl Write, bytes: &[u8]) -> Result<(), Failure> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
+        Err(cause) => Err(Failure::failed(format!("cannot write to stdout: {cause}"))),
+    }
+}
+
+/// Resolves when the reader of stdout has gone, so that a verb that has nothing to write for long
+/// ends as well. Never resolves where the kernel does not tell: files and devices.
+#[expect(
+    deprecated,
+    reason = "stdout stays open as long as the process, and the replacement is unsafe code"
+)]
+pub(super) async fn reader_gone() {
+    let Ok(stdout) = AsyncFd::with_interest(io::stdout(), Interest::ERROR) else {
+        return std::future::pending().await;
+    };
+    if stdout.ready(Interest::ERROR).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -74,6 +99,33 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A pipe whose reader has gone.
+    struct Closed(io::ErrorKind);
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_ends_the_verb_without_a_word() {
+        let refused = write_to(&mut Closed(io::ErrorKind::BrokenPipe), b"x").unwrap_err();
+        assert_eq!((refused.code, refused.message.as_str()), (141, ""));
+        let full = write_to(&mut Closed(io::ErrorKind::StorageFull), b"x").unwrap_err();
+        assert!(full.code == 1 && full.message.contains("stdout"), "{full}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_stay_as_they_are() {
+        let mut out = Vec::new();
+        write_to(&mut out, &[0xff, 0xc3]).unwrap();
+        assert_eq!(out, [0xff, 0xc3]);
+    }
 
     #[test]
     fn columns_are_padded_and_lines_do_not_end_in_spaces() {

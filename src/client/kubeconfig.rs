@@ -1,6 +1,7 @@
 //! A client from a kubeconfig file, for the command line.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
@@ -11,6 +12,11 @@ use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use secrecy::ExposeSecret as _;
 use tower::ServiceBuilder;
+
+use crate::client::connect::WithDeadline;
+
+/// How long a TCP connection and its TLS handshake may take together.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A client together with what its kubeconfig said about it.
 #[derive(Clone)]
@@ -55,6 +61,14 @@ pub enum ConnectError {
         "the kubeconfig's user gets its credentials from a plugin, which edgeorc does not run; use kubectl, or a kubeconfig with a certificate or a token"
     )]
     Plugin,
+    /// The kubeconfig asks for something that would be ignored: tell the user.
+    #[error("the kubeconfig asks for {what}, which edgeorc does not support; {instead}")]
+    Unsupported {
+        /// What it asks for.
+        what: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
 }
 
 /// A client for `context` (or the current one) of the kubeconfig at `path`.
@@ -73,6 +87,7 @@ pub async fn from_kubeconfig(
     let kubeconfig = path.map_or_else(Kubeconfig::read, Kubeconfig::read_from).map_err(failed)?;
     let options =
         KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    refuse_unsupported(&kubeconfig, context)?;
     let config =
         kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
     let namespace = config.default_namespace.clone();
@@ -81,17 +96,43 @@ pub async fn from_kubeconfig(
     Ok(Connected { client, namespace, server })
 }
 
-/// A direct connection (no proxy) with the user's certificate or token.
+/// Refuses what would be ignored without a word. What the context names but does not exist is left
+/// to the loader.
+fn refuse_unsupported(kubeconfig: &Kubeconfig, context: Option<&str>) -> Result<(), ConnectError> {
+    let named = context.or(kubeconfig.current_context.as_deref());
+    let context = kubeconfig.contexts.iter().find(|c| Some(c.name.as_str()) == named);
+    let Some(context) = context.and_then(|c| c.context.as_ref()) else { return Ok(()) };
+    let cluster = kubeconfig.clusters.iter().find(|c| c.name == context.cluster);
+    let cluster = cluster.and_then(|c| c.cluster.as_ref());
+    if cluster.and_then(|c| c.proxy_url.as_deref()).is_some_and(|url| !url.is_empty()) {
+        return Err(ConnectError::Unsupported {
+            what: "a proxy (proxy-url)",
+            instead: "remove it when the server can be reached directly, or use kubectl",
+        });
+    }
+    let user = kubeconfig.auth_infos.iter().find(|u| Some(&u.name) == context.user.as_ref());
+    let Some(user) = user.and_then(|u| u.auth_info.as_ref()) else { return Ok(()) };
+    if user.username.is_some() || user.password.is_some() {
+        return Err(ConnectError::Unsupported {
+            what: "a user name and password",
+            instead: "use a kubeconfig with a certificate or a token",
+        });
+    }
+    if user.exec.is_some() || user.auth_provider.is_some() {
+        return Err(ConnectError::Plugin);
+    }
+    Ok(())
+}
+
+/// A direct connection (no proxy, whatever the environment says) with the user's certificate or token.
 ///
 /// Not kube's own client, for two reasons. Nagle's algorithm: a TLS handshake ends with two small
 /// writes, and the second would wait 40 ms for the acknowledgement of the first. And size: its
 /// credential plugins bring parsers that are half a percent of the program.
 fn client_of(mut config: kube::Config) -> Result<kube::Client, ConnectError> {
-    if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
-        return Err(ConnectError::Plugin);
-    }
     let failed = |err| ConnectError::Credentials(Box::new(err));
-    if let Some(token) = token_of(&config).map_err(ConnectError::Token)? {
+    let token = token_of(&config).map_err(ConnectError::Token)?;
+    if let Some(token) = token.filter(|token| !token.trim().is_empty()) {
         let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
             .map_err(|_| ConnectError::Token(std::io::ErrorKind::InvalidData.into()))?;
         value.set_sensitive(true);
@@ -100,8 +141,8 @@ fn client_of(mut config: kube::Config) -> Result<kube::Client, ConnectError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(config.connect_timeout);
     let https = config.rustls_https_connector_with_connector(tcp).map_err(failed)?;
+    let https = WithDeadline::new(https, CONNECT_DEADLINE);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .layer(config.extra_headers_layer().map_err(failed)?)
@@ -120,15 +161,21 @@ fn token_of(config: &kube::Config) -> std::io::Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     /// A kubeconfig whose user is `user`, in YAML flow style.
     async fn connect(user: &str) -> Result<Connected, ConnectError> {
+        connect_to("server: 'https://127.0.0.1:6443'", user).await
+    }
+
+    async fn connect_to(cluster: &str, user: &str) -> Result<Connected, ConnectError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
         let text = format!(
             "{{apiVersion: v1, kind: Config, current-context: c,
-            clusters: [{{name: k, cluster: {{server: 'https://127.0.0.1:6443'}}}}],
+            clusters: [{{name: k, cluster: {{{cluster}}}}}],
             users: [{{name: u, user: {user}}}],
             contexts: [{{name: c, context: {{cluster: k, user: u, namespace: shop}}}}]}}"
         );
@@ -146,5 +193,65 @@ mod tests {
         assert!(matches!(missing, Err(ConnectError::Token(_))));
         let broken = connect("{token: \"a\\nb\"}").await;
         assert!(matches!(broken, Err(ConnectError::Token(_))));
+    }
+
+    /// What the server hears as `Authorization` when `user` asks for something.
+    async fn authorization(user: &str) -> Option<String> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let connected = connect_to(&format!("server: '{server}'"), user).await.unwrap();
+        let request = http::Request::get("/x").body(kube::client::Body::empty()).unwrap();
+        let ask = async { connected.client.send(request).await.map(|_| ()) };
+        let hear = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let count = stream.read(&mut head).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8_lossy(&head[..count]).to_lowercase()
+        };
+        let (asked, head) = tokio::join!(ask, hear);
+        asked.unwrap();
+        head.lines().find_map(|l| l.strip_prefix("authorization: ").map(str::to_owned))
+    }
+
+    #[tokio::test]
+    async fn a_token_and_a_token_file_reach_the_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "of-the-file\n").unwrap();
+        let file = format!("{{tokenFile: '{}'}}", path.display());
+        assert_eq!(authorization(&file).await.as_deref(), Some("bearer of-the-file"));
+        assert_eq!(authorization("{token: abc}").await.as_deref(), Some("bearer abc"));
+        assert_eq!(authorization("{token: ''}").await, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_supported_is_refused_by_name() {
+        let refused = |result: Result<Connected, ConnectError>| result.unwrap_err().to_string();
+        let text = refused(connect("{username: a, password: b}").await);
+        assert!(text.contains("user name and password") && text.contains("token"), "{text}");
+        let text = refused(connect("{auth-provider: {name: gcp}}").await);
+        assert!(text.contains("plugin"), "{text}");
+        let proxied = "server: 'https://127.0.0.1:6443', proxy-url: 'http://127.0.0.1:1'";
+        let text = refused(connect_to(proxied, "{token: abc}").await);
+        assert!(text.contains("proxy-url"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_silent_in_the_handshake_is_given_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("server: 'https://{}'", listener.local_addr().unwrap());
+        let connected = connect_to(&server, "{token: abc}").await.unwrap();
+        let request = http::Request::get("/x").body(kube::client::Body::empty()).unwrap();
+        let asked = connected.client.send(request);
+        let asked = tokio::time::timeout(Duration::from_secs(3600), asked).await;
+        let error = asked.expect("it gives up by itself").unwrap_err();
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            text.push_str(&format!(": {inner}"));
+            cause = inner.source();
+        }
+        assert!(text.contains("10 s") && text.contains("TLS handshake"), "{text}");
     }
 }

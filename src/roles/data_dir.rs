@@ -13,7 +13,7 @@ use crate::roles::NodeError;
 /// Version of the layout written by this binary.
 const LAYOUT_VERSION: u32 = 1;
 /// Free bytes below which a node does not start: it could not write its log.
-const FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
+pub(super) const FREE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// What a node remembers of itself between starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

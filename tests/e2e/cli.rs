@@ -61,14 +61,27 @@ fn get_prints_tables_documents_and_names() {
 }
 
 #[test]
-fn describe_shows_the_fields_and_the_events() {
+fn describe_reads_like_kubectl() {
     let folder = tempfile::tempdir().unwrap();
     let node = node_with_app(folder.path());
-    let deployment = succeed(&mut node.edgeorc(&["describe", "deploy/hello"]));
-    assert!(deployment.contains("name: hello"), "{deployment}");
-    assert!(deployment.contains("ScalingReplicaSet"), "{deployment}");
-    let node_text = succeed(&mut node.edgeorc(&["describe", "node", "one"]));
-    assert!(node_text.contains("type: Ready"), "{node_text}");
+    let describe = |args: &[&str]| {
+        let text = succeed(node.edgeorc(&["describe"]).args(args));
+        assert!(!text.contains("managedFields") && !text.contains("last-applied"), "{text}");
+        let (_, events) = text.split_once("\nEvents:").expect("events at the end");
+        (text.clone(), events.to_owned())
+    };
+    let (deployment, events) = describe(&["deploy/hello"]);
+    assert!(deployment.contains("2 desired | 2 updated | 2 total | 2 available"), "{deployment}");
+    assert!(deployment.contains("NewReplicaSet:"), "{deployment}");
+    assert!(events.contains("ScalingReplicaSet"), "{deployment}");
+    let pods = succeed(&mut node.edgeorc(&["get", "pods", "-o", "name"]));
+    let (pod, _) = describe(&[pods.lines().next().unwrap()]);
+    assert!(pod.contains("State:") && pod.contains("Restart Count:  0"), "{pod}");
+    let (service, _) = describe(&["svc/hello"]);
+    assert!(service.contains("Endpoints:") && service.contains("NodePort:"), "{service}");
+    let (one, _) = describe(&["node", "one"]);
+    assert!(one.contains("Non-terminated Pods (2 in total)"), "{one}");
+    assert!(one.contains("  Ready ") && one.contains("Allocated resources:"), "{one}");
 }
 
 #[test]

@@ -13,12 +13,22 @@ const COMMANDS: &[&str] = &[
     "node token",
     "node token create",
     "deploy",
+    "apply",
     "get",
     "describe",
     "logs",
+    "events",
     "scale",
+    "rollout",
+    "rollout status",
+    "rollout restart",
+    "rollout history",
+    "rollout undo",
+    "wait",
     "delete",
     "kubeconfig",
+    "doctor",
+    "version",
     "completions",
 ];
 /// Set to renew the files.
@@ -49,7 +59,7 @@ fn the_help_of_every_command_is_as_reviewed_and_has_an_example() {
 
 #[test]
 fn the_list_of_commands_is_complete() {
-    for command in ["", "node", "node token"] {
+    for command in ["", "node", "node token", "rollout"] {
         let help = succeed(edgeorc().args(command.split_whitespace()).arg("--help"));
         let list = help.split("Commands:").nth(1).unwrap().split("\n\n").next().unwrap();
         for line in list.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")) {

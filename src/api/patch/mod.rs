@@ -1,4 +1,4 @@
-//! The three ways to patch an object.
+//! The three ways to patch an object, and the patch that `apply` makes.
 //!
 //! # Invariants
 //!
@@ -14,6 +14,7 @@ use crate::api::resource::Resource;
 mod json_patch_ops;
 mod merge_keys;
 mod strategic;
+mod three_way;
 
 /// Operations that one JSON patch may have (Kubernetes' limit).
 pub const OPERATIONS_MAX: usize = 10_000;
@@ -67,6 +68,14 @@ pub fn merge(object: &mut Value, patch: &Value) -> Result<(), PatchError> {
 pub fn strategic(res: &Resource, object: &mut Value, patch: &Value) -> Result<(), PatchError> {
     check_depth(patch)?;
     strategic::apply(res, object, patch)
+}
+
+/// The strategic merge patch that `apply` sends: makes an object as `wanted`, takes away what only
+/// `last` (the object as it was applied before; null when it never was) asked for, and leaves alone
+/// what others added.
+#[must_use]
+pub fn three_way(res: &Resource, last: &Value, wanted: &Value) -> Value {
+    three_way::make(res, last, wanted)
 }
 
 fn check_depth(value: &Value) -> Result<(), PatchError> {
