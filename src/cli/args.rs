@@ -169,6 +169,12 @@ pub(super) struct NodeStart {
     /// Port at which apps are served on every node [default: 8080]
     #[arg(long, value_name = "PORT")]
     pub(super) ingress_port: Option<u16>,
+    /// Wait before a container that failed first runs again; Kubernetes: 10s [default: 10ms]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) restart_backoff_min: Option<Duration>,
+    /// Longest wait; each is twice the last. Kubernetes: 5m [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) restart_backoff_max: Option<Duration>,
 }
 
 /// `edgeorc node token`.

@@ -26,6 +26,10 @@ pub struct NodeFlags {
     pub api_port: Option<u16>,
     /// `--ingress-port`.
     pub ingress_port: Option<u16>,
+    /// `--restart-backoff-min`.
+    pub restart_backoff_min: Option<Duration>,
+    /// `--restart-backoff-max`.
+    pub restart_backoff_max: Option<Duration>,
     /// `--join`: `host:port` or `https://host:port` of a server.
     pub join: Option<String>,
     /// `--token`.
@@ -39,11 +43,20 @@ pub struct Timing {
     pub shutdown_grace: Duration,
     /// How long one attempt to join may take. Default 30 s.
     pub join_deadline: Duration,
+    /// Wait before a container that failed first runs again. Default 10 ms; Kubernetes: 10 s.
+    pub restart_backoff_min: Duration,
+    /// Longest wait before a container runs again. Default 10 s; Kubernetes: 5 min.
+    pub restart_backoff_max: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { shutdown_grace: Duration::from_secs(10), join_deadline: Duration::from_secs(30) }
+        Self {
+            shutdown_grace: Duration::from_secs(10),
+            join_deadline: Duration::from_secs(30),
+            restart_backoff_min: Duration::from_millis(10),
+            restart_backoff_max: Duration::from_secs(10),
+        }
     }
 }
 
@@ -95,6 +108,11 @@ pub enum ConfigError {
         "--join and --token go together; make a token with `edgeorc node token create` on a server"
     )]
     JoinWithoutToken,
+    /// The waits before restarts are in the wrong order, or none.
+    #[error(
+        "--restart-backoff-min must be more than 0s and not more than --restart-backoff-max; Kubernetes' values are 10s and 5m"
+    )]
+    RestartBackoff,
     /// `--join` is no address.
     #[error(
         "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
@@ -122,6 +140,17 @@ impl NodeSettings {
             (Some(url), Some(token)) => Some(Join { server: parse_server(&url)?, token }),
             _ => return Err(ConfigError::JoinWithoutToken),
         };
+        let defaults = Timing::default();
+        let timing = Timing {
+            restart_backoff_min: flags.restart_backoff_min.unwrap_or(defaults.restart_backoff_min),
+            restart_backoff_max: flags.restart_backoff_max.unwrap_or(defaults.restart_backoff_max),
+            ..defaults
+        };
+        if timing.restart_backoff_min.is_zero()
+            || timing.restart_backoff_min > timing.restart_backoff_max
+        {
+            return Err(ConfigError::RestartBackoff);
+        }
         Ok(Self {
             node_name,
             bind_address,
@@ -130,7 +159,7 @@ impl NodeSettings {
             api_port: flags.api_port.unwrap_or(API_PORT),
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
             join,
-            timing: Timing::default(),
+            timing,
         })
     }
 
@@ -225,6 +254,25 @@ mod tests {
         let lonely = NodeFlags { join: Some("a:1".into()), ..flags("n") };
         let refused = NodeSettings::build(lonely, &Environment::default());
         assert!(matches!(refused, Err(ConfigError::JoinWithoutToken)));
+    }
+
+    #[test]
+    fn the_waits_before_restarts_must_be_in_order() {
+        let with = |min, max| {
+            let ms = |ms: Option<u64>| ms.map(Duration::from_millis);
+            let flags = NodeFlags {
+                restart_backoff_min: ms(min),
+                restart_backoff_max: ms(max),
+                ..flags("n")
+            };
+            NodeSettings::build(flags, &Environment::default())
+        };
+        let kubernetes = with(Some(10_000), Some(300_000)).unwrap().timing;
+        assert_eq!(kubernetes.restart_backoff_max, Duration::from_secs(300));
+        assert!(with(None, None).is_ok());
+        for (min, max) in [(Some(0), None), (Some(20_000), None), (Some(5), Some(4))] {
+            assert!(matches!(with(min, max), Err(ConfigError::RestartBackoff)), "{min:?} {max:?}");
+        }
     }
 
     #[test]

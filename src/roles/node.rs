@@ -311,7 +311,10 @@ fn agent_config(
         quic_address: Some(base.settings.quic_address()),
         ingress_address: Some(base.settings.ingress_address()),
         capacity: Capacity::default(),
-        restart: crate::agent::RestartBackoff::default(),
+        restart: crate::agent::RestartBackoff {
+            min: base.settings.timing.restart_backoff_min,
+            max: base.settings.timing.restart_backoff_max,
+        },
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
     })

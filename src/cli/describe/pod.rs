@@ -182,9 +182,9 @@ mod tests {
         write(&mut sheet, &pod, Timestamp::UNIX_EPOCH);
         let text = sheet.render();
         for line in [
-            "Node:             one/10.0.0.1",
-            "Annotations:      <none>",
-            "Controlled By:    ReplicaSet/p-1",
+            "Node:            one/10.0.0.1",
+            "Annotations:     <none>",
+            "Controlled By:   ReplicaSet/p-1",
             "    Port:           8080/TCP (http)",
             "    State:          Waiting",
             "      Reason:   CrashLoopBackOff",
