@@ -7,6 +7,8 @@
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
 //! pods/<uid>/volumes/<volume>/           its volumes
 //! pods/<uid>/logs/<container>/<run>.log  its logs
+//! pods/<uid>/roots/<container>/          what tools see as `/`: a folder for each volume
+//! tools/<name>.wasm                      commands that `exec` finds in every pod
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
 //! ```
@@ -36,7 +38,7 @@ impl Dirs {
     /// The folder with its first level made.
     pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
         let dirs = Self { root };
-        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled()] {
+        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled(), &dirs.tools()] {
             make_private(dir)?;
         }
         Ok(dirs)
@@ -52,6 +54,10 @@ impl Dirs {
 
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
+    }
+
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.root.join("tools")
     }
 
     pub(crate) fn pod(&self, uid: &str) -> PodDir {
@@ -117,6 +123,10 @@ impl PodDir {
 
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
         self.0.join("volumes").join(file_name(name))
+    }
+
+    pub(crate) fn exec_root(&self, container: &str) -> PathBuf {
+        self.0.join("roots").join(file_name(container))
     }
 
     pub(crate) fn logs(&self, container: &str) -> PathBuf {

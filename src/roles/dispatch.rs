@@ -46,7 +46,12 @@ async fn serve(conn: Connection, doors: Doors, tasks: &TaskGroup) {
     doors.peers.adopt(&conn);
     match (conn.alpn(), doors.server) {
         (Alpn::Mesh, _) => doors.mesh.serve_peer(conn).await,
-        (Alpn::Node, _) => http::serve(conn, doors.node_api, tasks).await,
+        // What an agent does for servers it does not do for other agents: they could run commands.
+        (Alpn::Node, _) if conn.peer().is_server() => {
+            http::serve(conn, doors.node_api, tasks).await;
+        }
+        // Held for the requests that this side sends on it.
+        (Alpn::Node, _) => drop(conn.closed().await),
         (Alpn::Raft, Some(server)) => store::serve_peer(conn, server.replica, tasks).await,
         (Alpn::Api, Some(server)) => apiserver::serve_quic(conn, server.api, tasks).await,
         (Alpn::Join, Some(server)) => join::serve(conn, server.enroller).await,

@@ -12,6 +12,7 @@
 //! - What is cached needs no server.
 //! - At most one module is compiled at a time, in a child process with limits.
 
+mod adopt;
 mod compile;
 mod fetch;
 mod reference;

@@ -71,6 +71,7 @@ impl Worker {
         for at in of_role(self, false).into_iter().rev() {
             self.stop(at, ends_at.saturating_duration_since(Instant::now())).await;
         }
+        self.live.clear();
         if let Some(sandbox) = self.sandbox.take() {
             sandbox.destroy().await;
         }

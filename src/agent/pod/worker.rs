@@ -17,6 +17,7 @@ use crate::agent::pod::probe::{ProbeEvent, Prober, Verdict};
 use crate::agent::pod::start::{Shared, StartFailure};
 use crate::agent::pod::state::{CRASH_LOOP_BACK_OFF, PodState, RunState};
 use crate::agent::pod::writer::{Numbered, StatusWriter};
+use crate::agent::sessions::Live;
 use crate::rt::TaskGroup;
 
 /// Ends and verdicts of containers waiting for the worker.
@@ -51,6 +52,8 @@ pub(crate) struct Worker {
     pub(super) states: watch::Sender<Numbered>,
     pub(super) written: watch::Receiver<u64>,
     pub(super) sandbox: Option<Arc<dyn edgeorc_runtime::Pod>>,
+    /// What sessions can reach.
+    pub(super) live: Live,
     pub(super) running: Vec<Option<Running>>,
     due: Vec<Due>,
     backoff: Backoff,
@@ -99,6 +102,7 @@ impl Worker {
             due: vec![Due::Now; count],
             endings: mpsc::channel(EVENTS_MAX),
             sandbox: None,
+            live: Live::default(),
             last_run: Duration::ZERO,
             runs: 0,
             number: 0,
@@ -118,6 +122,11 @@ impl Worker {
     /// Where the pod is, for logs and the writer.
     pub(crate) fn states(&self) -> watch::Receiver<Numbered> {
         self.states.subscribe()
+    }
+
+    /// What of the pod runs, for `exec`, `attach` and `port-forward`.
+    pub(crate) fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Runs the pod until it is gone or `cancel` fires.
@@ -322,6 +331,7 @@ impl Worker {
             running.cancel.cancel();
             let ran = running.since.elapsed();
             if let Some(record) = self.state.containers.get(at) {
+                self.live.ended(&record.name);
                 info!(
                     k8s.container.name = record.name,
                     container.exit_code = exit.code,
