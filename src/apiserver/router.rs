@@ -15,8 +15,8 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, read, registry, streaming, subresource, update,
-    watch,
+    access, create, delete, documents, health, logs, read, registry, streaming, subresource,
+    update, watch,
 };
 use crate::store::Store;
 

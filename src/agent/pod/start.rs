@@ -20,8 +20,8 @@ use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
 };
 use crate::agent::pod::worker::Worker;
-use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::agent::pod::{objects, volumes};
+use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::rt::{Rng, WallClock};
 
 /// Size at which a container's log is rotated: with the rotated file, 20 MiB per container.

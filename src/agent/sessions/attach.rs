@@ -10,9 +10,10 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
 use tokio::sync::mpsc;
 
-use super::LiveContainer;
 use super::live::Stdin;
 use super::pump::{Incoming, Outgoing};
+use super::tty::{self, Terminal, Typed};
+use super::{LiveContainer, Options};
 use crate::streaming::frame::Frame;
 
 /// How often the log is looked at for more.
@@ -23,13 +24,14 @@ const READ_BYTES: usize = 64 * 1024;
 /// Serves one client until the container ends or the client is gone.
 pub(super) async fn run(
     container: LiveContainer,
-    has_stdin: bool,
+    options: Options,
     mut log: Follower,
     body: Body,
     out: mpsc::Sender<Bytes>,
 ) {
     let out = Outgoing::begin(out).await;
-    let stdin = container.stdin.clone().filter(|_| has_stdin);
+    let stdin = container.stdin.clone().filter(|_| options.has_stdin);
+    log.is_terminal = options.is_terminal;
     let output = async {
         loop {
             let is_over = tokio::select! {
@@ -44,27 +46,48 @@ pub(super) async fn run(
             }
         }
     };
+    let terminal = options.is_terminal.then(Terminal::default);
     tokio::select! {
         () = output => {}
-        () = feed(stdin, Incoming::new(body)) => {}
+        () = feed(stdin.as_ref(), terminal, &out, Incoming::new(body)) => {
+            out.send(&Frame::Exit(0)).await;
+        }
         () = out.closed() => {}
+    }
+    if let Some(stdin) = stdin {
+        stdin.detached().await;
     }
 }
 
-/// Gives the client's input to the container; returns when the client is gone.
-async fn feed(stdin: Option<Stdin>, mut incoming: Incoming) {
+/// Gives the client's input to the container; returns when the client is gone. An interrupt ends
+/// the session, not the container.
+async fn feed(
+    stdin: Option<&Stdin>,
+    mut terminal: Option<Terminal>,
+    out: &Outgoing,
+    mut incoming: Incoming,
+) {
     while let Some(frame) = incoming.next().await {
-        match (frame, &stdin) {
-            (Frame::Stdin(bytes), Some(stdin)) => {
+        match (frame, stdin) {
+            (Frame::Stdin(bytes), stdin) => {
+                let typed = match &mut terminal {
+                    Some(terminal) => terminal.keys(&bytes),
+                    None => Typed { input: bytes.into(), ..Typed::default() },
+                };
+                if typed.is_interrupt {
+                    break;
+                }
+                let Some(stdin) = stdin else { continue };
+                out.send(&Frame::Stdout(typed.echo.into())).await;
                 // A container that does not read any more still has output.
-                let _ = stdin.write(&bytes).await;
+                let _ = stdin.write(&typed.input).await;
+                if typed.is_end {
+                    stdin.detached().await;
+                }
             }
             (Frame::CloseStdin, Some(stdin)) => stdin.detached().await,
             _ => {}
         }
-    }
-    if let Some(stdin) = stdin {
-        stdin.detached().await;
     }
 }
 
@@ -73,13 +96,14 @@ pub(super) struct Follower {
     path: PathBuf,
     offset: u64,
     partial: Vec<u8>,
+    is_terminal: bool,
 }
 
 impl Follower {
     /// Skips what is there.
     pub(super) async fn from_now(path: PathBuf) -> Self {
         let offset = tokio::fs::metadata(&path).await.map_or(0, |meta| meta.len());
-        Self { path, offset, partial: Vec::new() }
+        Self { path, offset, partial: Vec::new(), is_terminal: false }
     }
 
     /// Sends the whole lines that were added; whether there were bytes.
@@ -101,8 +125,12 @@ impl Follower {
         let rest = self.partial.split_off(end + 1);
         let whole = std::mem::replace(&mut self.partial, rest);
         for line in whole.split(|b| *b == b'\n') {
-            if let Some(frame) = frame(line) {
-                out.send(&frame).await;
+            match frame(line) {
+                Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) if self.is_terminal => {
+                    out.send(&Frame::Stdout(tty::screen(&bytes))).await;
+                }
+                Some(frame) => out.send(&frame).await,
+                None => {}
             }
         }
         Ok(true)

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::find::FindError;
 use super::pump::{Incoming, Outgoing};
+use super::tty::{self, Terminal, Typed};
 use super::{LiveContainer, Options, SessionPod, Workshop};
 use crate::streaming::frame::Frame;
 
@@ -22,6 +23,9 @@ const OUTPUT_QUEUE_MAX: usize = 4;
 const CODE_NOT_FOUND: i32 = 127;
 /// What a shell exits with when it finds something that does not run.
 const CODE_NOT_RUNNABLE: i32 = 126;
+
+/// What a shell exits with after an interrupt: 128 + SIGINT.
+const CODE_INTERRUPTED: i32 = 130;
 
 /// One session.
 pub(super) struct Exec<'a> {
@@ -52,7 +56,7 @@ impl Exec<'_> {
                 let container = Arc::clone(&running.container);
                 let guard = KillOnDrop(Some(Arc::clone(&container)), &self.workshop.tasks);
                 tokio::select! {
-                    () = finish(running, &out, Incoming::new(body)) => {}
+                    () = finish(running, self.options.is_terminal, &out, Incoming::new(body)) => {}
                     () = out.closed() => {}
                 }
                 container.stop(Duration::ZERO).await;
@@ -103,38 +107,70 @@ impl Exec<'_> {
 }
 
 /// Carries the streams until the command has ended or the client is gone.
-async fn finish(running: Running, out: &Outgoing, incoming: Incoming) {
+async fn finish(running: Running, is_terminal: bool, out: &Outgoing, incoming: Incoming) {
     let Running { container, stdin, stdout, stderr } = running;
     let output = async {
-        tokio::join!(out.pump(stdout, Frame::Stdout), out.pump(stderr, Frame::Stderr));
+        if is_terminal {
+            let shown = |bytes: Bytes| Frame::Stdout(tty::screen(&bytes));
+            tokio::join!(out.pump(stdout, shown), out.pump(stderr, shown));
+        } else {
+            tokio::join!(out.pump(stdout, Frame::Stdout), out.pump(stderr, Frame::Stderr));
+        }
         container.wait().await
     };
-    tokio::select! {
+    let code = tokio::select! {
         exit = output => {
             if exit.reason != ExitReason::Completed && !exit.message.is_empty() {
                 out.send(&Frame::Stderr(Bytes::from(format!("{}\n", exit.message)))).await;
             }
-            out.send(&Frame::Exit(exit.code)).await;
+            exit.code
         }
-        () = feed(stdin, incoming) => {}
-    }
+        why = feed(stdin, is_terminal.then(Terminal::default), out, incoming) => match why {
+            Fed::Gone => return,
+            Fed::Interrupted => CODE_INTERRUPTED,
+        }
+    };
+    out.send(&Frame::Exit(code)).await;
 }
 
-/// Gives the client's input to the command; returns when the client is gone.
-async fn feed(mut stdin: Option<DuplexStream>, mut incoming: Incoming) {
+/// Why no more input comes.
+enum Fed {
+    Gone,
+    Interrupted,
+}
+
+/// Gives the client's input to the command until the client is gone or wants it to end.
+async fn feed(
+    mut stdin: Option<DuplexStream>,
+    mut terminal: Option<Terminal>,
+    out: &Outgoing,
+    mut incoming: Incoming,
+) -> Fed {
     while let Some(frame) = incoming.next().await {
-        match (frame, stdin.as_mut()) {
-            (Frame::Stdin(bytes), Some(pipe)) => {
+        match frame {
+            Frame::Stdin(bytes) => {
+                let typed = match &mut terminal {
+                    Some(terminal) => terminal.keys(&bytes),
+                    None => Typed { input: bytes.into(), ..Typed::default() },
+                };
+                if !typed.echo.is_empty() {
+                    out.send(&Frame::Stdout(typed.echo.into())).await;
+                }
+                if typed.is_interrupt {
+                    return Fed::Interrupted;
+                }
+                let Some(pipe) = stdin.as_mut() else { continue };
                 // A command that reads no more is not the client's fault: it ends by itself.
-                if pipe.write_all(&bytes).await.is_err() {
+                if pipe.write_all(&typed.input).await.is_err() || typed.is_end {
                     stdin = None;
                 }
             }
-            (Frame::CloseStdin, _) => stdin = None,
+            Frame::CloseStdin => stdin = None,
             // WASI has no terminals, so there is nothing to resize.
             _ => {}
         }
     }
+    Fed::Gone
 }
 
 /// Ends the command when its session is dropped half way.

@@ -106,7 +106,11 @@ impl Exec<'_> {
 /// Where a command may lie in the container.
 fn candidates(name: &str) -> Vec<String> {
     let is_wasm = Path::new(name).extension().is_some_and(|ext| ext.eq_ignore_ascii_case("wasm"));
-    let path = if name.contains('/') { format!("/{}", name.trim_start_matches('/')) } else { format!("/bin/{name}") };
+    let path = if name.contains('/') {
+        format!("/{}", name.trim_start_matches('/'))
+    } else {
+        format!("/bin/{name}")
+    };
     let mut found = vec![path.clone()];
     if is_wasm && !name.contains('/') {
         found.push(format!("/{name}"));
@@ -193,7 +197,9 @@ mod tests {
 
     #[test]
     fn an_images_name_is_its_last_part() {
-        for image in ["app", "app:v1", "a/b/app:v1", "r.io:5000/app", "app@sha256:00", "a/app:v@sha256:0"] {
+        for image in
+            ["app", "app:v1", "a/b/app:v1", "r.io:5000/app", "app@sha256:00", "a/app:v@sha256:0"]
+        {
             assert_eq!(image_name(image), "app", "{image}");
         }
     }

@@ -21,6 +21,7 @@ mod find;
 mod forward;
 mod live;
 mod pump;
+mod tty;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -198,7 +199,7 @@ async fn attach_to(
     let from = attach::Follower::from_now(container.config.log_path.clone()).await;
     sessions.workshop()?.tasks.spawn("attach", |cancel| async move {
         let _permit = permit;
-        let session = attach::run(container, options.has_stdin, from, body, out);
+        let session = attach::run(container, options, from, body, out);
         let _ = cancel.run_until_cancelled(session).await;
     });
     Ok(answer)
@@ -211,7 +212,8 @@ async fn forward_port(
     body: Body,
 ) -> Answer {
     let port = query.get("port").and_then(|port| port.parse::<u16>().ok()).filter(|port| *port > 0);
-    let port = port.ok_or((StatusCode::BAD_REQUEST, "a port must be between 1 and 65535".into()))?;
+    let port =
+        port.ok_or((StatusCode::BAD_REQUEST, "a port must be between 1 and 65535".into()))?;
     let pod = sessions.find(&namespace, &pod)?;
     let permit = admit(&sessions.0.connections)?;
     let refused = |error: std::io::Error| {

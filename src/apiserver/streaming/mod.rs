@@ -88,8 +88,7 @@ pub(super) async fn respond(
         has_stderr: call.query.is_set("stderr"),
         is_terminal: call.query.is_set("tty"),
     };
-    if kind != Kind::PortForward
-        && !(streams.has_stdin || streams.has_stdout || streams.has_stderr)
+    if kind != Kind::PortForward && !(streams.has_stdin || streams.has_stdout || streams.has_stderr)
     {
         let what = "you must specify at least 1 of stdin, stdout, stderr";
         return Err(Status::bad_request(what).into());

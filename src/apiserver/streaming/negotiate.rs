@@ -86,13 +86,10 @@ type Offer = &'static [(&'static str, Protocol)];
 
 fn websocket(kind: Kind) -> Offer {
     match kind {
-        Kind::Exec | Kind::Attach => &[
-            (V5, Protocol::Channel { is_v5: true }),
-            (V4, Protocol::Channel { is_v5: false }),
-        ],
-        Kind::PortForward => {
-            &[(TUNNEL, Protocol::TunnelForward), (V4, Protocol::ChannelForward)]
+        Kind::Exec | Kind::Attach => {
+            &[(V5, Protocol::Channel { is_v5: true }), (V4, Protocol::Channel { is_v5: false })]
         }
+        Kind::PortForward => &[(TUNNEL, Protocol::TunnelForward), (V4, Protocol::ChannelForward)],
     }
 }
 

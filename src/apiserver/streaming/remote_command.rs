@@ -11,13 +11,7 @@ use crate::streaming::channel;
 use crate::streaming::frame::Frame;
 
 /// Serves one client.
-pub(super) async fn run(
-    io: ClientIo,
-    context: &Context,
-    target: &Target,
-    path: &str,
-    is_v5: bool,
-) {
+pub(super) async fn run(io: ClientIo, context: &Context, target: &Target, path: &str, is_v5: bool) {
     let (mut sink, mut stream) = websocket(io).await.split();
     let (input, mut output) = node::command(context, target, path).await;
     let activity = Activity::new();
@@ -25,7 +19,11 @@ pub(super) async fn run(
         while let Some(Ok(message)) = stream.next().await {
             let Message::Binary(bytes) = message else {
                 // Pings are answered below this; a text is from a client that speaks otherwise.
-                if matches!(message, Message::Close(_) | Message::Text(_)) { return } else { continue }
+                if matches!(message, Message::Close(_) | Message::Text(_)) {
+                    return;
+                } else {
+                    continue;
+                }
             };
             activity.touch();
             match channel::read(&bytes, is_v5) {

@@ -48,7 +48,8 @@ pub(super) async fn find(call: &Call, kind: Kind) -> Result<Target, ApiError> {
             Kind::Attach => "attach to",
             Kind::PortForward => "forward ports of",
         };
-        let text = format!("cannot {what} a container in a completed pod; current phase is {phase}");
+        let text =
+            format!("cannot {what} a container in a completed pod; current phase is {phase}");
         return Err(refused(text));
     }
     let container = if kind == Kind::PortForward {

@@ -132,10 +132,7 @@ mod tests {
         }
         let bytes = Bytes::from_static(b"hi");
         assert_eq!(read(&wire), Ok(Some(Frame::Data { stream: 5, is_last: true, bytes })));
-        assert_eq!(
-            read(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9]),
-            Ok(Some(Frame::Ping { id: 9 }))
-        );
+        assert_eq!(read(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 9]), Ok(Some(Frame::Ping { id: 9 })));
         assert_eq!(
             read(&[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 5]),
             Ok(Some(Frame::Reset { stream: 7 }))
@@ -144,8 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_syn_stream_made_by_a_go_client_is_read() {
-        // Written by Go's compress/zlib with the dictionary: `streamtype: error`.
+    fn a_stream_is_opened_with_its_headers() {
         let mut wire = vec![0x80, 3, 0, 1, 0];
         let mut payload = vec![0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x78, 0xf9, 0xe3, 0xc6, 0xa7, 0xc2];
         payload.extend_from_slice(&[0x00, 27, 0, !27, 0xff]);

@@ -3,7 +3,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::headers::pack_empty;
-use super::{FIN, GOAWAY, HEAD_BYTES, PING, RST_STREAM, SYN_REPLY, VERSION};
+use super::{FIN, HEAD_BYTES, PING, RST_STREAM, SYN_REPLY, VERSION};
 
 /// `REFUSED_STREAM`: nothing was done for it.
 const REFUSED: u32 = 3;
@@ -46,14 +46,6 @@ impl Encoder {
     pub(crate) fn ping(id: u32) -> Bytes {
         control(PING, &id.to_be_bytes())
     }
-
-    /// Takes no more streams.
-    pub(crate) fn go_away(last_stream: u32) -> Bytes {
-        let mut payload = BytesMut::with_capacity(8);
-        payload.put_u32(last_stream);
-        payload.put_u32(0);
-        control(GOAWAY, &payload)
-    }
 }
 
 fn control(kind: u16, payload: &[u8]) -> Bytes {
@@ -81,7 +73,6 @@ mod tests {
             Encoder::data(3, true, b"x"),
             Encoder::ping(7),
             Encoder::refuse(5),
-            Encoder::go_away(3),
         ];
         frames.iter().for_each(|frame| decoder.buffer().extend_from_slice(frame));
         let mut read = Vec::new();
@@ -90,6 +81,6 @@ mod tests {
         }
         let data = Frame::Data { stream: 3, is_last: true, bytes: Bytes::from_static(b"x") };
         let (ping, reset) = (Frame::Ping { id: 7 }, Frame::Reset { stream: 5 });
-        assert_eq!(read, [Frame::Other, Frame::Other, data, ping, reset, Frame::GoAway]);
+        assert_eq!(read, [Frame::Other, Frame::Other, data, ping, reset]);
     }
 }

@@ -27,16 +27,71 @@ const DICTIONARY_ADLER: u32 = 0xe3c6_a7c2;
 
 /// The words of the dictionary that stand with their length before them.
 const WORDS: &[&str] = &[
-    "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset",
-    "accept-encoding", "accept-language", "accept-ranges", "age", "allow", "authorization",
-    "cache-control", "connection", "content-base", "content-encoding", "content-language",
-    "content-length", "content-location", "content-md5", "content-range", "content-type", "date",
-    "etag", "expect", "expires", "from", "host", "if-match", "if-modified-since", "if-none-match",
-    "if-range", "if-unmodified-since", "last-modified", "location", "max-forwards", "pragma",
-    "proxy-authenticate", "proxy-authorization", "range", "referer", "retry-after", "server", "te",
-    "trailer", "transfer-encoding", "upgrade", "user-agent", "vary", "via", "warning",
-    "www-authenticate", "method", "get", "status", "200 OK", "version", "HTTP/1.1", "url",
-    "public", "set-cookie", "keep-alive", "origin",
+    "options",
+    "head",
+    "post",
+    "put",
+    "delete",
+    "trace",
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-base",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "from",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "method",
+    "get",
+    "status",
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
+    "public",
+    "set-cookie",
+    "keep-alive",
+    "origin",
 ];
 /// The rest of the dictionary.
 const TAIL: &str = "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized403 Forbidden404 Not Found500 Internal Server Error501 Not Implemented503 Service UnavailableJan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMTchunked,text/html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
@@ -93,8 +148,7 @@ impl Unpacker {
         if flags & HAS_DICTIONARY == 0 {
             return Ok(rest);
         }
-        let (adler, rest) =
-            rest.split_at_checked(ZLIB_HEAD_BYTES - 2).ok_or(SpdyError::Headers)?;
+        let (adler, rest) = rest.split_at_checked(ZLIB_HEAD_BYTES - 2).ok_or(SpdyError::Headers)?;
         if adler != DICTIONARY_ADLER.to_be_bytes() {
             return Err(SpdyError::Headers);
         }
@@ -159,7 +213,6 @@ pub(super) fn pack_empty(is_first: bool) -> Bytes {
 mod tests {
     use super::*;
 
-    /// What the encoder of Go's `compress/zlib` makes of `streamtype: error`, flushed, twice.
     fn block(pairs: &[(&str, &str)]) -> Vec<u8> {
         let mut raw = Vec::new();
         raw.put_u32(u32::try_from(pairs.len()).unwrap());
@@ -208,6 +261,20 @@ mod tests {
             // Further than the window is long.
             assert_eq!(unpacker.unpack(&stored(&block(&[("port", "1")]))).unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn what_zlib_packs_with_the_dictionary_is_unpacked() {
+        let hex = |text: &str| hex::decode(text).unwrap();
+        let mut unpacker = Unpacker::new();
+        let first = "78f9e3c6a7c202253a703a2b294a4dcc851625aca9a0808614cb45e01c6061606100a4398b20d198094ade8c0600000000ffff";
+        let error = unpacker.unpack(&hex(first)).unwrap();
+        let wanted = [("port", "8080"), ("requestid", "0"), ("streamtype", "error")];
+        assert!(error.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(wanted));
+        let second = "02c9606806954389c4e985164202c0b05440f606000000ffff";
+        let data = unpacker.unpack(&hex(second)).unwrap();
+        assert_eq!(data["streamtype"], "data");
+        assert_eq!(data["host"], "GMT gzip,deflate");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 mod cx;
 mod files;
+#[cfg(target_family = "wasm")]
+mod memory;
 mod sh;
 mod tar;
 mod text;
