@@ -195,6 +195,7 @@ fn cp_carries_files_both_ways() {
     }
     let missing = ["cp", "p:/data/none", "none"];
     let missing = session(&node, false, &missing).current_dir(folder.path()).output().unwrap();
+    assert!(!missing.status.success(), "{}", both(&missing));
     assert!(both(&missing).contains("No such file or directory"), "{}", both(&missing));
 }
 

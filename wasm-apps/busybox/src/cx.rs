@@ -130,7 +130,9 @@ mod tests {
     fn paths_are_made_absolute() {
         let mut cx = Cx::of_process();
         cx.cwd = "/data/x".to_owned();
-        for (text, path) in [("a", "/data/x/a"), ("../a/./b", "/data/a/b"), ("/a//b/", "/a/b"), ("../../..", "/")] {
+        for (text, path) in
+            [("a", "/data/x/a"), ("../a/./b", "/data/a/b"), ("/a//b/", "/a/b"), ("../../..", "/")]
+        {
             assert_eq!(cx.path(text), path);
         }
     }

@@ -37,7 +37,10 @@ pub fn ls(cx: &mut Cx, args: &[String]) -> i32 {
                 for (name, meta) in entries {
                     if options.contains('l') {
                         let kind = if meta.is_dir() { "drwxr-xr-x" } else { "-rw-r--r--" };
-                        cx.line(&format!("{kind}    1 root     root     {:>10} {name}", meta.len()));
+                        cx.line(&format!(
+                            "{kind}    1 root     root     {:>10} {name}",
+                            meta.len()
+                        ));
                     } else {
                         cx.line(&name);
                     }
@@ -152,7 +155,8 @@ fn to_last(
     names: &[String],
     act: impl Fn(&str, &str) -> io::Result<()>,
 ) -> i32 {
-    let Some((last, sources)) = names.split_last().filter(|(_, sources)| !sources.is_empty()) else {
+    let Some((last, sources)) = names.split_last().filter(|(_, sources)| !sources.is_empty())
+    else {
         cx.say(&format!("{tool}: missing operand"));
         return 1;
     };

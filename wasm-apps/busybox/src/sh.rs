@@ -6,10 +6,11 @@
 //! command  = { NAME=VALUE } { word | (">" | ">>" | "<" | "2>" | "2>>" | "2>&1") [ word ] }
 //! ```
 
+use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, IsTerminal as _, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::rc::Rc;
 
 use crate::cx::Cx;
 
@@ -24,7 +25,10 @@ const DEPTH_MAX: usize = 16;
 pub fn main(cx: &mut Cx, args: &[String]) -> i32 {
     let mut shell = Shell { last: 0, exit: None, parameters: Vec::new(), depth: 0 };
     let mut words = args.iter().skip(1).peekable();
-    while words.next_if(|word| word.starts_with('-') && *word != "-c" && !word.contains('c')).is_some() {}
+    while words
+        .next_if(|word| word.starts_with('-') && *word != "-c" && !word.contains('c'))
+        .is_some()
+    {}
     let code = match words.next() {
         Some(word) if word.starts_with('-') => {
             let text = words.next().cloned().unwrap_or_default();
@@ -183,7 +187,10 @@ fn dollar(text: &str, is_quoted: bool) -> Result<(Part, &str), String> {
             };
             if depth == 0 {
                 let command = inner.get(..at).unwrap_or_default().to_owned();
-                return Ok((Part::Command(command, is_quoted), inner.get(at + 1..).unwrap_or_default()));
+                return Ok((
+                    Part::Command(command, is_quoted),
+                    inner.get(at + 1..).unwrap_or_default(),
+                ));
             }
         }
         return Err("unterminated $(".to_owned());
@@ -192,7 +199,9 @@ fn dollar(text: &str, is_quoted: bool) -> Result<(Part, &str), String> {
         let (name, after) = inner.split_once('}').ok_or("unterminated ${")?;
         return Ok((Part::Variable(name.to_owned(), is_quoted), after));
     }
-    if let Some(special) = text.chars().next().filter(|c| "?@*#$".contains(*c) || c.is_ascii_digit()) {
+    if let Some(special) =
+        text.chars().next().filter(|c| "?@*#$".contains(*c) || c.is_ascii_digit())
+    {
         let after = text.get(1..).unwrap_or_default();
         return Ok((Part::Variable(special.to_string(), is_quoted), after));
     }
@@ -357,7 +366,8 @@ impl Shell {
     ) -> Result<(Option<Box<dyn Write>>, Option<Box<dyn Write>>), (String, io::Error)> {
         let (mut output, mut error) = (None, None);
         for (operator, word) in &command.redirections {
-            let name = word.as_ref().map(|word| self.expand(cx, word).join(" ")).unwrap_or_default();
+            let name =
+                word.as_ref().map(|word| self.expand(cx, word).join(" ")).unwrap_or_default();
             let failed = |error| (name.clone(), error);
             let path = cx.path(&name);
             let open = |is_added: bool| -> io::Result<Box<dyn Write>> {
@@ -383,7 +393,7 @@ impl Shell {
                 }
                 _ => {
                     // Both share what is standard output now.
-                    let shared = Shared(Arc::new(Mutex::new(std::mem::replace(
+                    let shared = Shared(Rc::new(RefCell::new(std::mem::replace(
                         &mut cx.output,
                         Box::new(io::sink()),
                     ))));
@@ -537,24 +547,24 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 /// A writer that several hold.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Box<dyn Write>>>);
+struct Shared(Rc<RefCell<Box<dyn Write>>>);
 
 impl Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().map_err(|_| io::ErrorKind::BrokenPipe)?.write(bytes)
+        self.0.borrow_mut().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().map_err(|_| io::ErrorKind::BrokenPipe)?.flush()
+        self.0.borrow_mut().flush()
     }
 }
 
 /// A writer that keeps what it gets.
-struct Held(Arc<Mutex<Vec<u8>>>);
+struct Held(Rc<RefCell<Vec<u8>>>);
 
 impl Write for Held {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().map_err(|_| io::ErrorKind::BrokenPipe)?.extend_from_slice(bytes);
+        self.0.borrow_mut().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -563,13 +573,13 @@ impl Write for Held {
     }
 }
 
-fn capture() -> (Held, Arc<Mutex<Vec<u8>>>) {
-    let bytes = Arc::new(Mutex::new(Vec::new()));
-    (Held(Arc::clone(&bytes)), bytes)
+fn capture() -> (Held, Rc<RefCell<Vec<u8>>>) {
+    let bytes = Rc::new(RefCell::new(Vec::new()));
+    (Held(Rc::clone(&bytes)), bytes)
 }
 
-fn take(bytes: &Arc<Mutex<Vec<u8>>>) -> Vec<u8> {
-    bytes.lock().map(|mut bytes| std::mem::take(&mut *bytes)).unwrap_or_default()
+fn take(bytes: &Rc<RefCell<Vec<u8>>>) -> Vec<u8> {
+    std::mem::take(&mut *bytes.borrow_mut())
 }
 
 #[cfg(test)]
@@ -618,7 +628,9 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("busybox-sh-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let at = folder.to_str().unwrap();
-        let text = format!("cd {at} && echo a > x.txt && echo b >> x.txt && echo c > y.txt && cat < x.txt && echo *.txt && pwd");
+        let text = format!(
+            "cd {at} && echo a > x.txt && echo b >> x.txt && echo c > y.txt && cat < x.txt && echo *.txt && pwd"
+        );
         assert_eq!(sh(&text, ""), (format!("a\nb\nx.txt y.txt\n{at}\n"), 0));
         assert_eq!(sh(&format!("ls {at}/none 2>&1 | wc -l"), ""), ("1\n".to_owned(), 0));
         fs::remove_dir_all(folder).unwrap();

@@ -67,7 +67,10 @@ impl Options {
                     Some(("strip-components", count)) => options.strip = count.parse().unwrap_or(0),
                     Some(("directory", folder)) => options.folder = Some(folder.to_owned()),
                     Some(("file", file)) => options.archive = Some(file.to_owned()),
-                    _ if matches!(long, "no-same-owner" | "no-same-permissions" | "numeric-owner") => {}
+                    _ if matches!(
+                        long,
+                        "no-same-owner" | "no-same-permissions" | "numeric-owner"
+                    ) => {}
                     _ => return Err(format!("unknown option '--{long}'")),
                 }
             } else if let Some(group) = word.strip_prefix('-').filter(|group| !group.is_empty()) {
@@ -92,9 +95,10 @@ pub fn main(cx: &mut Cx, args: &[String]) -> i32 {
     let base = cx.path(options.folder.as_deref().unwrap_or("."));
     let done = match options.does {
         Some('c') => create(cx, &options, &base),
-        Some('x') if !Path::new(&base).is_dir() => {
-            Err(io::Error::new(io::ErrorKind::NotFound, format!("can't change directory to '{base}': No such file or directory")))
-        }
+        Some('x') if !Path::new(&base).is_dir() => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("can't change directory to '{base}': No such file or directory"),
+        )),
         Some('x' | 't') => extract(cx, &options, &base),
         _ => Err(io::Error::other("one of c, x and t must be given")),
     };
@@ -111,29 +115,29 @@ fn create(cx: &mut Cx, options: &Options, base: &str) -> io::Result<i32> {
     let file = options.archive.as_deref().filter(|name| *name != "-");
     let file = file.map(|name| File::create(cx.path(name))).transpose()?;
     let folder = Cx { cwd: base.to_owned(), ..Cx::of_process() };
-    let mut code = 0;
     let mut failures = Vec::new();
-    {
-        let mut out: Box<dyn Write + '_> = match file {
-            Some(file) => Box::new(io::BufWriter::new(file)),
-            None => Box::new(&mut cx.output),
-        };
-        for name in &options.names {
-            let path = folder.path(name);
-            // As GNU tar: names in an archive are relative.
-            let name = name.trim_start_matches('/').trim_end_matches('/');
-            let name = if name.is_empty() { "." } else { name };
-            if let Err(error) = add(&mut *out, &path, name) {
-                failures.push((name.to_owned(), error));
-            }
+    let mut out: Box<dyn Write> = match file {
+        Some(file) => Box::new(io::BufWriter::new(file)),
+        None => std::mem::replace(&mut cx.output, Box::new(io::sink())),
+    };
+    for name in &options.names {
+        let path = folder.path(name);
+        // As GNU tar: names in an archive are relative.
+        let name = name.trim_start_matches('/').trim_end_matches('/');
+        let name = if name.is_empty() { "." } else { name };
+        if let Err(error) = add(&mut *out, &path, name) {
+            failures.push((name.to_owned(), error));
         }
+    }
+    let code = i32::from(!failures.is_empty());
+    for (name, error) in &failures {
+        cx.fail("tar", name, error);
+    }
+    // An archive of nothing has no end either: a reader that has seen one asks for no exit code.
+    if failures.len() < options.names.len() {
         out.write_all(&[0; 2 * BLOCK])?;
-        out.flush()?;
     }
-    for (name, error) in failures {
-        cx.fail("tar", &name, &error);
-        code = 1;
-    }
+    out.flush()?;
     Ok(code)
 }
 
@@ -289,7 +293,7 @@ fn unpack(
 /// Where an entry goes: below the base, whatever its name says. `None` is nowhere.
 fn place(base: &str, name: &str, strip: usize) -> Option<String> {
     let parts: Vec<&str> =
-        name.split('/').filter(|part| !matches!(*part, "" | "." )).skip(strip).collect();
+        name.split('/').filter(|part| !matches!(*part, "" | ".")).skip(strip).collect();
     if parts.contains(&"..") {
         return None;
     }
@@ -333,10 +337,12 @@ impl Entry {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "invalid tar header checksum"));
         }
         let size = number(field(SIZE));
-        let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "invalid size"))?;
+        let size =
+            size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "invalid size"))?;
         let name = words(field((0, NAME_BYTES)));
         // GNU's headers have other things where POSIX' have the first part of a name.
-        let prefix = if field((257, 6)) == b"ustar\0" { words(field(PREFIX)) } else { String::new() };
+        let prefix =
+            if field((257, 6)) == b"ustar\0" { words(field(PREFIX)) } else { String::new() };
         let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         let kind = block.get(KIND).copied().unwrap_or(0);
         let size = if matches!(kind, b'5' | b'1' | b'2') { 0 } else { size };

@@ -100,13 +100,13 @@ pub fn grep(cx: &mut Cx, args: &[String]) -> i32 {
         }
     };
     let lines = text.lines().enumerate();
-    let found: Vec<_> =
-        lines.filter(|(_, line)| is_match(line) != options.contains('v')).collect();
+    let found: Vec<_> = lines.filter(|(_, line)| is_match(line) != options.contains('v')).collect();
     if options.contains('c') {
         cx.line(&found.len().to_string());
     } else if !options.contains('q') {
         for (number, line) in &found {
-            let number = if options.contains('n') { format!("{}:", number + 1) } else { String::new() };
+            let number =
+                if options.contains('n') { format!("{}:", number + 1) } else { String::new() };
             cx.line(&format!("{number}{line}"));
         }
     }
@@ -136,7 +136,8 @@ fn count(args: &[String]) -> (usize, Vec<String>) {
 pub fn head(cx: &mut Cx, args: &[String]) -> i32 {
     let (lines, names) = count(args);
     let (bytes, code) = cx.read_all("head", &names);
-    let wanted: Vec<u8> = bytes.split_inclusive(|b| *b == b'\n').take(lines).flatten().copied().collect();
+    let wanted: Vec<u8> =
+        bytes.split_inclusive(|b| *b == b'\n').take(lines).flatten().copied().collect();
     cx.write(&wanted);
     code
 }
