@@ -27,6 +27,7 @@ mod network;
 mod pod;
 mod serve;
 mod sockets;
+mod stdio;
 mod tasks;
 mod types;
 mod wasm;
@@ -35,6 +36,7 @@ pub use compile::{WASM_BYTES_MAX, compatibility_hash, compile, compile_file, ins
 pub use engine::{Allocator, CodeClass, Plan};
 pub use machine::Machine;
 pub use network::{HttpError, Unsent, VirtualNetwork};
+pub use stdio::{Input, Stdio};
 pub use tasks::GuestThreads;
 pub use types::*;
 pub use wasm::{RuntimeConfig, WallClock, WasmRuntime};

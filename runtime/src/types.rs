@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::stdio::{Input, Stdio};
+
 /// Why a body could not be read to its end.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// Body of every HTTP message that crosses this crate's seams.
@@ -194,6 +196,46 @@ pub trait Pod: Send + Sync + 'static {
     ///
     /// See [`StartError`]; nothing is left behind.
     async fn start(&self, container: ContainerConfig) -> Result<Arc<dyn Container>, StartError>;
+
+    /// As [`Pod::start`], for a container that somebody may talk to. An HTTP component does not
+    /// read its input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::start`].
+    async fn start_with_stdin(
+        &self,
+        container: ContainerConfig,
+        stdin: Input,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        drop(stdin);
+        self.start(container).await
+    }
+
+    /// Runs a command in the pod, beside its containers: same network, memory counted to the pod.
+    /// Its output goes to `stdio`; the configuration's log is not touched.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]; [`StartError::Unsupported`] for a component that is no command.
+    async fn exec(
+        &self,
+        command: ContainerConfig,
+        stdio: Stdio,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        drop((command, stdio));
+        Err(StartError::Unsupported { reason: "commands cannot be run in this pod".to_owned() })
+    }
+
+    /// Opens a byte stream to a port, as a process within the pod would: its loopback first.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` if nothing listens there.
+    async fn connect(&self, port: u16) -> std::io::Result<BoxIo> {
+        let _ = port;
+        Err(std::io::ErrorKind::ConnectionRefused.into())
+    }
 
     /// Stops what still runs and takes the pod's addresses off the network. Idempotent.
     async fn destroy(&self);

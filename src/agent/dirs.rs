@@ -8,6 +8,8 @@
 //! pods/<uid>/volumes/<volume>/           its volumes
 //! pods/<uid>/logs/<container>/<run>.log  its logs; their numbers tell how often it was restarted
 //! pods/<uid>/termination/<container>/    its containers' last words
+//! pods/<uid>/roots/<container>/          what tools see as `/`: a folder for each volume
+//! tools/<name>.wasm                      commands that `exec` finds in every pod
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
 //! ```
@@ -37,7 +39,7 @@ impl Dirs {
     /// The folder with its first level made.
     pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
         let dirs = Self { root };
-        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled()] {
+        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled(), &dirs.tools()] {
             make_private(dir)?;
         }
         Ok(dirs)
@@ -53,6 +55,10 @@ impl Dirs {
 
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
+    }
+
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.root.join("tools")
     }
 
     pub(crate) fn pod(&self, uid: &str) -> PodDir {
@@ -128,6 +134,10 @@ impl PodDir {
     /// Where a container leaves its last words.
     pub(crate) fn termination(&self, container: &str) -> PathBuf {
         self.0.join("termination").join(file_name(container))
+    }
+
+    pub(crate) fn exec_root(&self, container: &str) -> PathBuf {
+        self.0.join("roots").join(file_name(container))
     }
 
     pub(crate) fn logs(&self, container: &str) -> PathBuf {

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use http::{Method, Request, Response};
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use crate::api::status::Status;
@@ -14,7 +15,8 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, read, registry, subresource, update, watch,
+    access, create, delete, documents, health, logs, read, registry, streaming, subresource,
+    update, watch,
 };
 use crate::store::Store;
 
@@ -24,6 +26,8 @@ pub(super) struct Call {
     pub(super) query: Query,
     pub(super) headers: http::HeaderMap,
     pub(super) info: RequestInfo,
+    /// Present if the client's connection can change its protocol.
+    pub(super) upgrade: Option<OnUpgrade>,
 }
 
 /// All paths lead to one handler: the API's paths are made of data (the table of resources), not
@@ -60,7 +64,7 @@ async fn entry(State(context): State<Context>, request: Request<Body>) -> Respon
 
 async fn dispatch(
     context: Context,
-    request: Request<Body>,
+    mut request: Request<Body>,
     info: Option<RequestInfo>,
     query: Query,
 ) -> Result<Response<Body>, ApiError> {
@@ -85,7 +89,8 @@ async fn dispatch(
     }
     let headers = request.headers().clone();
     let method = request.method().clone();
-    let call = Call { context, query, headers, info };
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let call = Call { context, query, headers, info, upgrade };
     resource(call, &method, request.into_body()).await
 }
 
@@ -95,6 +100,11 @@ async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Bo
     if let Some(sub) = call.info.subresource.clone() {
         if sub == "log" && call.info.resource.plural == "pods" {
             return logs::respond(call).await;
+        }
+        if let Some(kind) = streaming::Kind::of(&sub)
+            && call.info.resource.plural == "pods"
+        {
+            return streaming::respond(call, method, kind).await;
         }
         return subresource::respond(call, method, &sub, body).await;
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
+use wasmtime_wasi::cli::AsyncStdinStream;
 use wasmtime_wasi::{FsPerms, HostWallClock, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
@@ -26,6 +27,7 @@ use crate::limits::{Gauge, MemoryLimiter};
 use crate::logs::{Channel, Log, LogStream};
 use crate::meter::{Burst, Meter, Pulse};
 use crate::network::PodNet;
+use crate::stdio::Pipes;
 use crate::types::{ContainerConfig, Exit, ExitReason};
 use crate::wasm::WallClock;
 
@@ -103,6 +105,8 @@ pub(crate) struct Template {
     pub(crate) config: ContainerConfig,
     pub(crate) net: Arc<PodNet>,
     pub(crate) log: Arc<Log>,
+    /// Standard streams that are not the log's.
+    pub(crate) pipes: Pipes,
     pub(crate) meter: Arc<Meter>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) memory: Arc<Gauge>,
@@ -165,13 +169,20 @@ impl Template {
         builder
             .args(&self.config.args)
             .envs(&self.config.env)
-            .stdout(LogStream::new(&self.log, Channel::Stdout))
-            .stderr(LogStream::new(&self.log, Channel::Stderr))
             .wall_clock(WallClockOfHost(Arc::clone(&self.clock)))
             // The host's own sockets: WASI p3 has no virtual ones yet, so it gets none.
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false);
+        match self.pipes.take_output() {
+            Some((stdout, stderr)) => builder.stdout(stdout).stderr(stderr),
+            None => builder
+                .stdout(LogStream::new(&self.log, Channel::Stdout))
+                .stderr(LogStream::new(&self.log, Channel::Stderr)),
+        };
+        if let Some(stdin) = self.pipes.take_stdin() {
+            builder.stdin(AsyncStdinStream::new(stdin));
+        }
         if !self.config.env.iter().any(|(name, _)| name == "HOSTNAME") {
             builder.env("HOSTNAME", self.net.hostname());
         }

@@ -12,11 +12,12 @@
 //! - What is cached needs no server.
 //! - At most one module is compiled at a time, in a child process with limits.
 
+mod adopt;
 mod compile;
 mod fetch;
 mod reference;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,9 @@ struct Resolved {
 pub(crate) trait ImageSource: Send + Sync + 'static {
     /// Pulls and compiles `image` as far as that has not happened yet.
     async fn ready(&self, image: &str, pull: PullPolicy) -> Result<ReadyImage, ImageError>;
+
+    /// Compiles a component that lies in a file; gives its compiled code.
+    async fn adopt(&self, file: &Path) -> Result<PathBuf, ImageError>;
 }
 
 /// The images of this node.
@@ -98,6 +102,10 @@ impl Images {
 
 #[async_trait]
 impl ImageSource for Images {
+    async fn adopt(&self, file: &Path) -> Result<PathBuf, ImageError> {
+        Self::adopt(self, file).await
+    }
+
     async fn ready(&self, image: &str, pull: PullPolicy) -> Result<ReadyImage, ImageError> {
         let reference = Reference::parse(image)?;
         let file = self.dirs.images().join("refs").join(format!("{}.json", reference.file_name()));

@@ -210,6 +210,7 @@ impl Worker {
             return;
         };
         let message = termination_message::read(&self.dir, &plan.spec, record.restart_count, exit);
+        self.live.ended(&record.name);
         record.ran = ran.unwrap_or_default();
         record.end(exit.code, reason(exit.reason), &message, now);
         info!(

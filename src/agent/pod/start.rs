@@ -21,6 +21,7 @@ use crate::agent::pod::state::{
 };
 use crate::agent::pod::worker::Worker;
 use crate::agent::pod::{objects, termination_message, volumes};
+use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::client::EventType;
 use crate::rt::{Rng, WallClock};
 
@@ -164,7 +165,14 @@ impl Worker {
             log_path,
             log_bytes_max: LOG_BYTES_MAX,
         };
-        let container = sandbox.start(config).await?;
+        let (container, stdin) = if plan.spec.stdin == Some(true) {
+            let (stdin, input) = Stdin::new(plan.spec.stdin_once == Some(true));
+            (sandbox.start_with_stdin(config.clone(), input).await?, Some(stdin))
+        } else {
+            (sandbox.start(config.clone()).await?, None)
+        };
+        let (image, own) = (plan.image.clone(), Arc::clone(&container));
+        self.live.started(&sandbox, LiveContainer { config, image, container: own, stdin });
         self.follow(at, container);
         let now = self.shared.clock.now();
         let id = format!("wasmtime://{}-{}-{run}", self.plan.uid, plan.name);
