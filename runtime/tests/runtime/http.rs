@@ -43,6 +43,36 @@ async fn a_fresh_instance_for_each_request_on_demand() {
 }
 
 #[tokio::test]
+async fn an_instance_is_replaced_after_so_many_requests() {
+    let node = Node::start_with(|config| config.requests_per_instance_max = 3);
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    for _ in 0..20 {
+        let text = node.get(HELLO, "/").await.unwrap().1;
+        let count = text.trim_end().rsplit(' ').next().unwrap();
+        assert!(count.parse::<u32>().unwrap() <= 3, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_past_its_memory_mark_is_replaced() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("hello", app("hello"));
+    config.memory_bytes_max = Some(30 << 20);
+    let container = pod.start(config).await.unwrap();
+    // Two thirds are 20 MiB: the instance is past that once it has answered, and goes at once. A
+    // second one would not fit beside it.
+    for _ in 0..3 {
+        assert_eq!(node.get(HELLO, "/grow?mib=22").await.unwrap(), (200, "holding 22 MiB\n".into()));
+        while container.usage().memory_bytes > 10 << 20 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(node.get(HELLO, "/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
 async fn a_p3_component_is_served_too() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
