@@ -394,6 +394,26 @@ mod tests {
         }
     }
 
+    /// Addresses that this process has reserved, in bytes.
+    fn reserved_bytes() -> u64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+        pages * u64::try_from(rustix::param::page_size()).unwrap()
+    }
+
+    /// Engines with pools reserve terabytes: one at a time, so that they can be measured.
+    static ONE_POOL: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
+    #[test]
+    fn a_pool_really_fits_a_short_address_space() {
+        let _one = ONE_POOL.lock();
+        let before = reserved_bytes();
+        let (_engine, plan) = Plan::new(machine(39, 4 << 10)).engine().unwrap();
+        let reserved = reserved_bytes() - before;
+        assert!(matches!(plan.allocator, Allocator::Pooling { slots: 1023 }), "{plan}");
+        assert!(reserved < 3 << 37, "{} GiB of 512 GiB", reserved >> 30);
+    }
+
     #[test]
     fn a_pool_that_the_kernel_cut_down_says_so() {
         let plan = Plan { slots_wanted: Some(4096), ..Plan::new(machine(47, 512)) };
@@ -435,6 +455,7 @@ mod tests {
     fn compiling_and_running_agree_on_the_hash() {
         let plan = Plan::new(Machine::probe());
         let compiler = plan.compiler().unwrap();
+        let _one = ONE_POOL.lock();
         let (engine, _) = plan.engine().unwrap();
         assert_eq!(compatibility_hash(&compiler), compatibility_hash(&engine));
         assert_eq!(compatibility_hash(&engine).len(), 64);

@@ -108,9 +108,8 @@ impl MissingImports {
 
 impl fmt::Display for MissingImports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.describe(|capability| {
-            format!("its pod was not granted the capability {capability}")
-        });
+        let text = self
+            .describe(|capability| format!("its pod was not granted the capability {capability}"));
         f.write_str(&text)
     }
 }
@@ -166,9 +165,8 @@ pub(crate) fn missing(
     }
     found.sort_unstable();
     let named = found.into_iter().filter_map(|at| imports.get(at));
-    let all = named
-        .map(|(name, _)| MissingImport { name: shorten(name), capability: None })
-        .collect();
+    let all =
+        named.map(|(name, _)| MissingImport { name: shorten(name), capability: None }).collect();
     StartError::MissingImports(MissingImports::new(all))
 }
 
@@ -179,11 +177,7 @@ pub(crate) fn shorten(name: &str) -> String {
 }
 
 /// Offers an import in name only.
-fn fill_in(
-    linker: &mut Linker<Guest>,
-    name: &str,
-    item: &ComponentItem,
-) -> wasmtime::Result<()> {
+fn fill_in(linker: &mut Linker<Guest>, name: &str, item: &ComponentItem) -> wasmtime::Result<()> {
     let engine = linker.engine().clone();
     let refuse = || wasmtime::format_err!("a missing import was called");
     match item {

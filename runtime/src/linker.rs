@@ -15,9 +15,9 @@ use wasmtime_wasi::random::WasiRandom;
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 
 use crate::guest::Guest;
-use crate::{imports, keyvalue, volumes};
 use crate::sockets::GuestSockets;
 use crate::types::StartError;
+use crate::{imports, keyvalue, volumes};
 
 struct GuestIo;
 

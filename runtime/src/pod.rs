@@ -98,8 +98,7 @@ impl Pod for WasmPod {
             file_bytes_max: config.log_bytes_max,
             bytes_per_second_max: config.log_bytes_per_second_max,
         };
-        let limits: Vec<_> =
-            config.mounts.iter().filter_map(|mount| mount.limit.clone()).collect();
+        let limits: Vec<_> = config.mounts.iter().filter_map(|mount| mount.limit.clone()).collect();
         let known = Arc::clone(&self.quotas);
         let prepare = self.core.guests.spawn_blocking(move || {
             let loaded = core.code.load(&path)?;

@@ -70,7 +70,8 @@ async fn a_bucket_is_bounded_and_says_so() {
 #[tokio::test]
 async fn a_config_map_that_is_no_bucket_is_left_alone() {
     let api = Api::start().await;
-    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keyvalue-hits"}});
+    let map =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "keyvalue-hits"}});
     api.post("/api/v1/namespaces/default/configmaps", &map).await;
     let error = store(&api).increment(&pod("default"), "hits", "n", 1).await.unwrap_err();
     assert!(error.to_string().contains("lacks the label"), "{error}");

@@ -159,11 +159,7 @@ impl store::HostBucket for KeyValueView<'_> {
         self.change(&bucket, vec![(key, Some(value))]).await
     }
 
-    async fn delete(
-        &mut self,
-        bucket: Resource<Bucket>,
-        key: String,
-    ) -> Result<(), KeyValueError> {
+    async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Result<(), KeyValueError> {
         self.change(&bucket, vec![(key, None)]).await
     }
 

@@ -35,9 +35,8 @@ impl KeyValue for MemoryKeyValue {
         bucket: &str,
         keys: &[String],
     ) -> Result<Vec<Option<Bytes>>, KeyValueError> {
-        Ok(self.with(pod, bucket, |values| {
-            keys.iter().map(|key| values.get(key).cloned()).collect()
-        }))
+        Ok(self
+            .with(pod, bucket, |values| keys.iter().map(|key| values.get(key).cloned()).collect()))
     }
 
     async fn write(

@@ -29,8 +29,7 @@ const IMPORTS: &str = r#"(module
         (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "args_get" (func (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "proc_exit" (func (param i32))))"#;
-const EXPORTS: &str =
-    r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
+const EXPORTS: &str = r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
 
 /// Bytes that look random and are the same each time.
 fn seeded(seed: u64) -> Vec<u8> {
@@ -193,8 +192,7 @@ fn bombs_for_the_compiler_are_refused_or_compiled() {
 #[test]
 fn hostile_names_do_not_get_into_the_logs() {
     let long = "x".repeat(90_000);
-    let many: String =
-        (0..900).map(|at| format!(r#"(import "env" "f{at}" (func))"#)).collect();
+    let many: String = (0..900).map(|at| format!(r#"(import "env" "f{at}" (func))"#)).collect();
     let modules = [
         format!(r#"(module (import "env\0a\1b[2J" "{long}" (func)) (func (export "_start")))"#),
         format!(r#"(module {many} (func (export "_start")))"#),

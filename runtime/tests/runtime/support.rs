@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use edgeorc_runtime::{
-    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, MemoryKeyValue, Mount, Pod, PodConfig, PodId,
-    PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime, compile_file,
+    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, MemoryKeyValue, Mount, Pod,
+    PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime, compile_file,
 };
 use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;

@@ -123,8 +123,7 @@ fn config_values(
 ) -> Result<Option<BTreeMap<String, String>>, ConfigError> {
     let Some(name) = &plan.config else { return Ok(None) };
     let map = sources.config_maps.get(name).and_then(Option::as_ref);
-    let map =
-        map.ok_or_else(|| ConfigError::NoObject { kind: "configmap", name: name.clone() })?;
+    let map = map.ok_or_else(|| ConfigError::NoObject { kind: "configmap", name: name.clone() })?;
     Ok(Some(map.data.clone().unwrap_or_default()))
 }
 
