@@ -242,3 +242,88 @@ impl batch::Host for KeyValueView<'_> {
         self.change(&bucket, keys.into_iter().map(|key| (key, None)).collect()).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::batch::Host as _;
+    use super::store::{Host as _, HostBucket as _};
+    use super::*;
+    use crate::keyvalue::MemoryKeyValue;
+
+    struct Pod {
+        table: ResourceTable,
+        id: PodId,
+        granted: BTreeSet<String>,
+        store: Arc<dyn KeyValue>,
+    }
+
+    impl Pod {
+        fn new() -> Self {
+            let id = PodId { namespace: "n".into(), name: "p".into(), uid: "u".into() };
+            let granted = BTreeSet::from(["default".to_owned()]);
+            let store = Arc::new(MemoryKeyValue::default());
+            Self { table: ResourceTable::new(), id, granted, store }
+        }
+
+        fn view(&mut self) -> KeyValueView<'_> {
+            KeyValueView {
+                table: &mut self.table,
+                pod: &self.id,
+                granted: Some(&self.granted),
+                store: &self.store,
+            }
+        }
+    }
+
+    fn again(bucket: &Resource<Bucket>) -> Resource<Bucket> {
+        Resource::new_borrow(bucket.rep())
+    }
+
+    #[tokio::test]
+    async fn keys_values_and_batches_are_measured_before_the_store_hears_of_them() {
+        let mut pod = Pod::new();
+        let mut view = pod.view();
+        let bucket = view.open(String::new()).await.unwrap();
+        let key = |bytes: usize| "k".repeat(bytes);
+        view.set(again(&bucket), key(KEY_BYTES_MAX), vec![0; VALUE_BYTES_MAX]).await.unwrap();
+        for (key, bytes) in
+            [(key(KEY_BYTES_MAX + 1), 0), (key(0), 0), (key(1), VALUE_BYTES_MAX + 1)]
+        {
+            let refused = view.set(again(&bucket), key, vec![0; bytes]).await;
+            assert!(matches!(refused, Err(KeyValueError::Other(_))), "{refused:?}");
+        }
+        let many = vec![key(1); BATCH_KEYS_MAX + 1];
+        assert!(view.get_many(again(&bucket), many.clone()).await.is_err());
+        assert!(view.delete_many(again(&bucket), many).await.is_err());
+        let keys = view.list_keys(again(&bucket), None).await.unwrap().keys;
+        assert_eq!(keys, [key(KEY_BYTES_MAX)], "nothing else was written");
+    }
+
+    #[tokio::test]
+    async fn keys_come_in_pages() {
+        let mut pod = Pod::new();
+        let mut view = pod.view();
+        let bucket = view.open("default".to_owned()).await.unwrap();
+        for part in 0..3 {
+            let values = (0..500).map(|at| (format!("{:04}", part * 500 + at), vec![1]));
+            view.set_many(again(&bucket), values.collect()).await.unwrap();
+        }
+        let first = view.list_keys(again(&bucket), None).await.unwrap();
+        assert_eq!((first.keys.len(), first.cursor), (PAGE_KEYS_MAX, Some(1000)));
+        let second = view.list_keys(again(&bucket), first.cursor).await.unwrap();
+        assert_eq!((second.keys.len(), second.cursor), (500, None));
+        assert_eq!(second.keys.first().map(String::as_str), Some("1000"));
+        let beyond = view.list_keys(again(&bucket), Some(u64::MAX)).await.unwrap();
+        assert!(beyond.keys.is_empty() && beyond.cursor.is_none());
+    }
+
+    #[tokio::test]
+    async fn only_granted_buckets_are_opened() {
+        let mut pod = Pod::new();
+        let mut view = pod.view();
+        let refused = view.open("other".to_owned()).await.err();
+        assert_eq!(refused, Some(KeyValueError::AccessDenied));
+        let refused = view.open("../default".to_owned()).await.err();
+        assert_eq!(refused, Some(KeyValueError::NoSuchStore));
+    }
+}

@@ -122,6 +122,20 @@ async fn configured_values_are_read() {
     }
 }
 
+#[tokio::test]
+async fn a_guest_cannot_make_the_host_copy_a_huge_buffer() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let huge = CONFIG
+        .replace(r#"(memory (export "memory") 1)"#, r#"(memory (export "memory") 400)"#)
+        .replace("(i32.const 8) (i32.const 5)", "(i32.const 8) (i32.const 17000000)");
+    let mut config = node.container("huge", wat(&huge));
+    config.config = Some(BTreeMap::new());
+    let exit = exit(&pod.start(config).await.unwrap()).await;
+    assert_eq!(exit.code, 134, "{}", exit.message);
+    assert!(exit.message.contains("fuel"), "{}", exit.message);
+}
+
 /// Adds 1 to the key `n` of a bucket. Fails if that does not work or the sum is 3; traps if the
 /// bucket cannot be opened.
 fn counter(bucket: &str) -> String {
