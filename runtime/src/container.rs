@@ -27,6 +27,9 @@ use crate::network::Binding;
 use crate::serve::{HttpService, Seed, instantiate};
 use crate::types::{Container, Exit, ExitReason, StartError, Usage};
 
+/// A command or reactor that is not instantiated after this long is held up by its own start
+/// function: its code runs, so it has started.
+const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// How long instances may take to go after the kill.
 const GONE_MAX: Duration = Duration::from_secs(1);
 
@@ -97,7 +100,9 @@ impl WasmContainer {
         let run = command::run(Arc::clone(template), loaded.pre.clone(), loaded.entry, started);
         let exit = supervise(template, run);
         // A host panic drops the sender; the exit then tells.
-        is_started.await.unwrap_or(Ok(()))?;
+        tokio::time::timeout(STARTED_AFTER, is_started)
+            .await
+            .map_or(Ok(()), |started| started.unwrap_or(Ok(())))?;
         Ok(Self::new(template, work, exit))
     }
 
@@ -203,7 +208,7 @@ async fn serve(
     seeded: oneshot::Sender<Result<Arc<HttpService>, StartError>>,
 ) -> Exit {
     let first = match template.store() {
-        Ok(store) => instantiate(store, &pre).await,
+        Ok(store) => instantiate(store, &pre, template.start_wait_max).await,
         Err(error) => {
             let text = format!("cannot set up the guest: {error:#}");
             let _ = seeded.send(Err(StartError::Host(text)));

@@ -1,6 +1,6 @@
 //! The seam between the node agent and the sandboxes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use crate::imports::{Capability, MissingImport, MissingImports};
+pub use crate::keyvalue::{KeyValue, KeyValueError};
 use crate::stdio::{Input, Stdio};
 
 /// Why a body could not be read to its end.
@@ -56,6 +58,17 @@ pub struct Mount {
     pub guest_path: String,
     /// No write, create, rename, truncate or remove through this mount.
     pub is_read_only: bool,
+    /// Size that the volume can grow to by guests' writes; `None` is no limit.
+    pub limit: Option<VolumeLimit>,
+}
+
+/// How large a volume may become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeLimit {
+    /// Folder of the whole volume on the host: mounts of one volume share its limit.
+    pub root: PathBuf,
+    /// All its files together, in bytes.
+    pub bytes_max: u64,
 }
 
 /// What one container runs.
@@ -75,12 +88,22 @@ pub struct ContainerConfig {
     pub memory_bytes_max: Option<u64>,
     /// CPU time per second of wall time, in thousandths of a core; `None` is not throttled.
     pub cpu_millis_max: Option<u64>,
+    /// CPU time it requests, in thousandths of a core: its weight when guests want more than there
+    /// is; `None` is the lowest weight.
+    pub cpu_millis: Option<u64>,
     /// Port at which an HTTP component is served on the pod's address.
     pub http_port: u16,
+    /// What `wasi:config/store` answers; `None` does not grant the interface.
+    pub config: Option<BTreeMap<String, String>>,
+    /// Buckets that `wasi:keyvalue/store` opens; `None` does not grant the interfaces.
+    pub buckets: Option<BTreeSet<String>>,
     /// A fresh instance for each HTTP request instead of a kept one.
     pub fresh_instance_per_request: bool,
     /// File that takes stdout and stderr, in the CRI log format: `<RFC 3339> stdout|stderr F|P <line>`.
     pub log_path: PathBuf,
+    /// Lasting rate at which it may log, in bytes per second; lines beyond it are dropped with a
+    /// notice. A burst of ten seconds' worth is free.
+    pub log_bytes_per_second_max: u64,
     /// Size at which the log file is rotated to `<log_path>.1`, in bytes.
     pub log_bytes_max: u64,
 }
@@ -122,12 +145,10 @@ pub struct Usage {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The component wants something no linker offers. Give up; `RunContainerError`.
-    #[error("component needs the import {import}, which this node does not offer")]
-    MissingImport {
-        /// Interface or function, as the component names it.
-        import: String,
-    },
+    /// The component wants something that does not exist here or that its pod was not granted.
+    /// Give up; `RunContainerError`.
+    #[error("{0}")]
+    MissingImports(MissingImports),
     /// Not a component this engine can run. Give up.
     #[error("cannot run the component: {reason}")]
     Unsupported {
@@ -169,7 +190,8 @@ pub enum World {
     HttpP2,
     /// `wasi:http/handler@0.3`: served by the host.
     HttpP3,
-    /// Neither: instantiated (`_initialize`) and kept.
+    /// Neither, but it exports something: instantiated (`_initialize`) and kept until it is
+    /// stopped, as a process that waits for signals would be. Nothing calls its exports.
     Reactor,
 }
 

@@ -14,7 +14,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, AgentConfig, Capacity, Compiler, GuestUplink, LocalPods, NodeApi};
+use crate::agent::{
+    Agent, AgentConfig, Capacity, ClusterKeyValue, Compiler, GuestUplink, LocalPods, NodeApi,
+};
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
@@ -221,7 +223,9 @@ fn start_agent(
     let network = Arc::new(VirtualNetwork::new());
     let uplink = Arc::new(GuestUplink::default());
     let clock = base.clock.clone();
-    let config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
+    let keyvalue = Arc::new(ClusterKeyValue::default());
+    let mut config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
+    config.keyvalue = keyvalue.clone();
     let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
@@ -252,6 +256,7 @@ fn start_agent(
         ),
         None => client.clone(),
     };
+    keyvalue.set(agent_client.clone());
     let nodes = informer(Api::all(agent_client.clone()), watcher::Config::default(), &tasks);
     let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
     let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network)?)

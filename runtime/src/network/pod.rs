@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
@@ -17,12 +18,26 @@ use crate::types::{Body, BodyError, BoxIo, PodConfig, PodId, Uplink};
 /// Peer address when the caller has none.
 pub(crate) const UNKNOWN_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
+/// Sockets that all guests of one pod may have open at the same time.
+const SOCKETS_PER_POD_MAX: usize = 1024;
+
+/// One open socket of a pod.
+#[derive(Debug)]
+pub(crate) struct SocketSlot(Arc<AtomicUsize>);
+
+impl Drop for SocketSlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A pod's addresses, ports and ways out.
 pub(crate) struct PodNet {
     id: PodId,
     hostname: String,
     ips: Vec<IpAddr>,
     ports: Arc<Ports>,
+    sockets: Arc<AtomicUsize>,
     guests: Arc<Guests>,
     uplink: Arc<dyn Uplink>,
     /// Ends the pod's connections that no guest owns.
@@ -50,10 +65,15 @@ impl PodNet {
             hostname: pod.hostname.clone(),
             ips: pod.ips.clone(),
             ports: Ports::new(pod.ips.clone()),
+            sockets: Arc::default(),
             guests,
             uplink,
             over,
         })
+    }
+
+    pub(crate) fn id(&self) -> &PodId {
+        &self.id
     }
 
     pub(crate) fn ips(&self) -> &[IpAddr] {
@@ -70,6 +90,13 @@ impl PodNet {
 
     pub(crate) fn guests(&self) -> &Arc<Guests> {
         &self.guests
+    }
+
+    /// Takes a socket from the pod's number, if there is one left.
+    pub(crate) fn socket(&self) -> Option<SocketSlot> {
+        let slot = SocketSlot(Arc::clone(&self.sockets));
+        // Dropping the slot takes the count back.
+        (self.sockets.fetch_add(1, Ordering::Relaxed) < SOCKETS_PER_POD_MAX).then_some(slot)
     }
 
     /// Binds a port at all of the pod's addresses.

@@ -21,7 +21,7 @@ use wasmtime_wasi_io::streams::{DynInputStream, DynOutputStream};
 use super::options::{Options, set};
 use super::stream::Connection;
 use super::{SocketsView, code, is_of_family, ours, theirs};
-use crate::network::{Accepted, Binding, Listener};
+use crate::network::{Accepted, Binding, Listener, SocketSlot};
 use crate::types::BoxIo;
 
 /// Connections that wait to be accepted, unless the guest says less; also the most it can say.
@@ -30,6 +30,8 @@ const BACKLOG_MAX: u64 = 4096;
 
 /// One socket.
 struct Tcp {
+    /// Counts it among the pod's sockets.
+    _slot: SocketSlot,
     is_ipv6: bool,
     options: Options,
     backlog: usize,
@@ -89,8 +91,9 @@ impl Attempt {
 }
 
 impl Tcp {
-    fn new(is_ipv6: bool) -> Self {
+    fn new(slot: SocketSlot, is_ipv6: bool) -> Self {
         Self {
+            _slot: slot,
             is_ipv6,
             options: Options::default(),
             backlog: BACKLOG_DEFAULT,
@@ -162,7 +165,8 @@ impl Host for SocketsView<'_> {}
 
 impl tcp_create_socket::Host for SocketsView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        let tcp = Tcp::new(matches!(family, IpAddressFamily::Ipv6));
+        let slot = self.net.socket().ok_or(ErrorCode::NewSocketLimit)?;
+        let tcp = Tcp::new(slot, matches!(family, IpAddressFamily::Ipv6));
         // The table is bounded: a guest that hoards sockets traps.
         Ok(theirs(&self.table.push(tcp)?))
     }
@@ -279,13 +283,19 @@ impl HostTcpSocket for SocketsView<'_> {
     ) -> SocketResult<(Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>)>
     {
         let guests = Arc::clone(self.net.guests());
+        let slot = self.net.socket();
         let tcp = self.tcp(&this)?;
         let State::Listening(backlog) = &mut tcp.state else {
             return Err(ErrorCode::InvalidState.into());
         };
         let _ = backlog.poll_next(&mut noop());
+        if backlog.next.is_none() {
+            return Err(ErrorCode::WouldBlock.into());
+        }
+        // The connection stays in the backlog: it may be accepted once another socket is closed.
+        let slot = slot.ok_or(ErrorCode::NewSocketLimit)?;
         let accepted = backlog.next.take().ok_or(ErrorCode::WouldBlock)?;
-        let mut socket = Tcp::new(tcp.is_ipv6);
+        let mut socket = Tcp::new(slot, tcp.is_ipv6);
         socket.options = tcp.options;
         let connection = Connection::new(accepted.io, guests);
         socket.state = State::Connected {

@@ -271,3 +271,20 @@ async fn names_are_looked_up_near_before_far() {
         );
     }
 }
+
+#[tokio::test]
+async fn the_sockets_of_a_pod_are_counted() {
+    let (_server, mut client, _kept) = two_pods();
+    let sockets: Vec<_> =
+        std::iter::repeat_with(|| client.view().create_tcp_socket(IpAddressFamily::Ipv4))
+            .take_while(Result::is_ok)
+            .take(10_000)
+            .map(Result::unwrap)
+            .collect();
+    assert_eq!(sockets.len(), 1024);
+    let refused = client.view().create_tcp_socket(IpAddressFamily::Ipv4);
+    assert_eq!(code(refused), ErrorCode::NewSocketLimit);
+    let first = sockets.into_iter().next().unwrap();
+    HostTcpSocket::drop(&mut client.view(), first).unwrap();
+    client.socket();
+}

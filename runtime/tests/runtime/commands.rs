@@ -85,19 +85,6 @@ async fn a_spinning_guest_delays_nobody_and_can_be_stopped() {
 }
 
 #[tokio::test]
-async fn a_missing_import_is_named_before_anything_runs() {
-    let node = Node::start();
-    let pod = node.pod("10.0.0.1").await;
-    let needy =
-        wat(r#"(component (import "acme:gpio/pins@1.0.0" (instance (export "set" (func)))))"#);
-    let error = pod.start(node.container("needy", needy)).await.err().unwrap();
-    match error {
-        StartError::MissingImport { import } => assert_eq!(import, "acme:gpio/pins@1.0.0"),
-        other => panic!("{other}"),
-    }
-}
-
-#[tokio::test]
 async fn a_file_that_is_not_compiled_code_is_refused() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;

@@ -4,7 +4,10 @@
 
 mod commands;
 mod compiling;
+mod hostile;
 mod http;
+mod imports;
 mod limits;
 mod sockets;
 mod support;
+mod worlds;

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::agent::dirs::{PodDir, read_json, write_json};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::{ConfigError, Sources};
+use crate::agent::pod::plan::config_name;
 
 /// How long the API may take when a copy is on this node.
 const PATIENCE_WITH_COPY: Duration = Duration::from_millis(500);
@@ -17,6 +18,7 @@ const PATIENCE_WITH_COPY: Duration = Duration::from_millis(500);
 /// Names of the objects that any container or volume of `pod` refers to.
 fn named(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+    maps.extend(config_name(pod).map(str::to_owned));
     let Some(spec) = &pod.spec else { return (maps, secrets) };
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         for from in container.env_from.iter().flatten() {

@@ -1,11 +1,14 @@
 //! From a container of the spec to a running one: image, configuration, sandbox.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgeorc_runtime::{ContainerConfig, PodConfig, PodId, PodRuntime, StartError};
+use edgeorc_runtime::{
+    Capability, ContainerConfig, PodConfig, PodId, PodRuntime, StartError, is_bucket_name,
+};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::agent::config::RestartBackoff;
@@ -14,7 +17,7 @@ use crate::agent::image::{ImageError, ImageSource};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
-use crate::agent::pod::plan::{PodPlan, Role};
+use crate::agent::pod::plan::{CONFIG_ANNOTATION, KEYVALUE_ANNOTATION, PodPlan, Role};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
@@ -27,6 +30,8 @@ use crate::rt::{Rng, WallClock};
 
 /// Size at which a container's log is rotated: with the rotated file, 20 MiB per container.
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
+/// Lasting rate of a container's log: what is beyond would be rotated away within seconds.
+const LOG_BYTES_PER_SECOND_MAX: u64 = 1024 * 1024;
 /// Shortest wait before a pull or a missing ConfigMap is tried again.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 
@@ -92,9 +97,47 @@ impl From<StartError> for StartFailure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Host(_) => Self::later(RUN_CONTAINER_ERROR, error),
+            StartError::MissingImports(missing) => {
+                Self::never(RUN_CONTAINER_ERROR, missing.describe(how_to_grant))
+            }
             _ => Self::never(RUN_CONTAINER_ERROR, error),
         }
     }
+}
+
+/// How a user grants what a component imports.
+fn how_to_grant(capability: Capability) -> String {
+    match capability {
+        Capability::Config => format!(
+            "grant it with the pod's annotation {CONFIG_ANNOTATION}, which names a ConfigMap"
+        ),
+        Capability::KeyValue => format!(
+            "grant it with the pod's annotation {KEYVALUE_ANNOTATION}, which lists buckets, \
+             such as \"default\""
+        ),
+    }
+}
+
+/// The values that `wasi:config` answers.
+fn config_values(
+    plan: &PodPlan,
+    sources: &Sources,
+) -> Result<Option<BTreeMap<String, String>>, ConfigError> {
+    let Some(name) = &plan.config else { return Ok(None) };
+    let map = sources.config_maps.get(name).and_then(Option::as_ref);
+    let map = map.ok_or_else(|| ConfigError::NoObject { kind: "configmap", name: name.clone() })?;
+    Ok(Some(map.data.clone().unwrap_or_default()))
+}
+
+/// The buckets that the pod was granted.
+fn buckets(plan: &PodPlan) -> Result<Option<BTreeSet<String>>, ConfigError> {
+    if let Some(name) = plan.buckets.iter().flatten().find(|name| !is_bucket_name(name)) {
+        return Err(ConfigError::Unsupported(format!(
+            "annotation {KEYVALUE_ANNOTATION}: {name:?} is no name of a bucket, which has up to \
+             63 lower case letters, digits and dashes"
+        )));
+    }
+    Ok(plan.buckets.clone())
 }
 
 /// A container ready to be started.
@@ -160,6 +203,10 @@ impl Worker {
             mounts,
             memory_bytes_max: plan.memory_bytes_max,
             cpu_millis_max: plan.cpu_millis_max,
+            cpu_millis: plan.cpu_millis,
+            config: config_values(&self.plan, &prepared.sources)?,
+            buckets: buckets(&self.plan)?,
+            log_bytes_per_second_max: LOG_BYTES_PER_SECOND_MAX,
             http_port: plan.http_port,
             fresh_instance_per_request: self.plan.fresh_instance_per_request,
             log_path,
@@ -220,5 +267,40 @@ impl Worker {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgeorc_runtime::{MissingImport, MissingImports};
+
+    #[test]
+    fn a_missing_import_is_told_with_the_annotation_that_grants_it() {
+        let import = |name: &str, capability| MissingImport { name: name.to_owned(), capability };
+        let missing = MissingImports {
+            named: vec![
+                import("acme:gpio/pins@1.0.0", None),
+                import("wasi:keyvalue/store@0.2.0-draft", Some(Capability::KeyValue)),
+            ],
+            more: 0,
+        };
+        let failure = StartFailure::from(StartError::MissingImports(missing));
+        assert!(failure.is_final);
+        let text = failure.message;
+        assert!(text.contains("acme:gpio/pins@1.0.0, which edgeorc does not provide"), "{text}");
+        assert!(text.contains("wasi:keyvalue/store@0.2.0-draft: grant it with"), "{text}");
+        assert!(text.contains("edgeorc.io/keyvalue"), "{text}");
+    }
+
+    #[test]
+    fn a_bucket_that_cannot_be_one_is_refused() {
+        let pod = |list: &str| {
+            let pod = serde_json::json!({"metadata": {"annotations": {KEYVALUE_ANNOTATION: list}}});
+            PodPlan::read(&serde_json::from_value(pod).unwrap())
+        };
+        assert!(buckets(&pod("a,b")).unwrap().is_some());
+        assert!(matches!(buckets(&pod("a,B/c")), Err(ConfigError::Unsupported(_))));
+        assert!(buckets(&pod("")).unwrap().is_none());
     }
 }

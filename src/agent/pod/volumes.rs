@@ -5,11 +5,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use edgeorc_runtime::Mount;
+use edgeorc_runtime::{Mount, VolumeLimit};
 use k8s_openapi::api::core::v1::{Container, KeyToPath, Pod, Volume};
 
 use crate::agent::dirs::{PodDir, make_private, write_atomic};
 use crate::agent::pod::env::{ConfigError, Sources};
+use crate::agent::pod::plan::bytes;
 
 /// Mode of a file that names none.
 const MODE_DEFAULT: u32 = 0o644;
@@ -82,9 +83,16 @@ pub(crate) fn mounts(
                 host_path,
                 guest_path: mount.mount_path.clone(),
                 is_read_only: mount.read_only == Some(true) || !is_empty_dir(volume),
+                limit: limit(volume, dir),
             })
         })
         .collect()
+}
+
+/// `sizeLimit` of an emptyDir.
+fn limit(volume: &Volume, dir: &PodDir) -> Option<VolumeLimit> {
+    let quantity = volume.empty_dir.as_ref()?.size_limit.as_ref()?;
+    Some(VolumeLimit { root: dir.volume(&volume.name), bytes_max: bytes(&quantity.0)? })
 }
 
 /// An emptyDir, said or by default.

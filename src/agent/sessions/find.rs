@@ -99,7 +99,7 @@ impl Exec<'_> {
             let below = relative(&mount.guest_path)?;
             let _ = make_private(&host_path.join(below));
         }
-        Some(Mount { host_path, guest_path: "/".to_owned(), is_read_only: true })
+        Some(Mount { host_path, guest_path: "/".to_owned(), is_read_only: true, limit: None })
     }
 }
 
@@ -178,6 +178,7 @@ mod tests {
             host_path: host_path.clone(),
             guest_path: guest_path.to_owned(),
             is_read_only: false,
+            limit: None,
         };
         let mounts = [mount(&outer, "/bin"), mount(&inner, "/bin/more/")];
         assert_eq!(in_mounts(&mounts, "/bin/tool.wasm"), Some(outer.join("tool.wasm")));
