@@ -56,6 +56,7 @@ enum Event {
 struct Connection {
     /// Gone once the client has sent its last.
     to_pod: Option<mpsc::Sender<Bytes>>,
+    /// Cancelled to end it, and by itself when it has ended.
     cancel: CancellationToken,
 }
 
@@ -84,10 +85,10 @@ impl<'a> Connections<'a> {
         self.tasks.spawn("port-forward-connection", |_| async move {
             let serving = connection(&context, &target, port, pair, from_client, &events);
             let _ = own.run_until_cancelled(serving).await;
+            // Says that its place is free.
+            own.cancel();
         });
-        self.open.retain(|_, connection| {
-            connection.to_pod.as_ref().is_some_and(|sender| !sender.is_closed())
-        });
+        self.open.retain(|_, connection| !connection.cancel.is_cancelled());
         self.open.insert(pair.data, Connection { to_pod: Some(to_pod), cancel });
     }
 
@@ -133,7 +134,10 @@ async fn connection(
     match node::exchange(context, target, &target.port_path(port), from_client).await {
         Ok(mut body) => {
             while let Some(Ok(frame)) = body.frame().await {
-                let Ok(bytes) = frame.into_data() else { continue };
+                // Nothing to tell: on a channel it would be a message without content.
+                let Some(bytes) = frame.into_data().ok().filter(|bytes| !bytes.is_empty()) else {
+                    continue;
+                };
                 if events.send(Event::Data(pair, bytes)).await.is_err() {
                     return;
                 }
