@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 
-use crate::agent::NodeApi;
+use crate::agent::{ImageSettings, NodeApi};
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -28,6 +28,8 @@ pub struct AgentConfig {
     pub network: Arc<VirtualNetwork>,
     /// Makes compiled code.
     pub compiler: Compiler,
+    /// How images are pulled and kept.
+    pub images: ImageSettings,
     /// Time of day, for status and logs.
     pub clock: WallClock,
     /// Spreads retries.

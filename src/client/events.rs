@@ -58,6 +58,13 @@ impl Regarding {
     pub fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
         Self(object.object_ref(&()))
     }
+
+    /// The part of the object at `path`, such as `spec.containers{web}`.
+    #[must_use]
+    pub fn field(mut self, path: &str) -> Self {
+        self.0.field_path = Some(path.to_owned());
+        self
+    }
 }
 
 /// Sends events about objects; never makes its caller wait or fail. Cheap to clone.

@@ -11,7 +11,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, AgentConfig, Capacity, Compiler, GuestUplink, LocalPods, NodeApi};
+use crate::agent::{
+    Agent, AgentConfig, Capacity, Compiler, GuestUplink, ImageGcSettings, ImageSettings, LocalPods,
+    NodeApi,
+};
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client;
 use crate::config::NodeSettings;
@@ -290,6 +293,7 @@ fn agent_config(
         runtime: Arc::new(runtime),
         network,
         compiler: Compiler::new(program),
+        images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         is_server,
@@ -301,6 +305,21 @@ fn agent_config(
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
     })
+}
+
+/// Where images come from and when they go, from the node's settings.
+fn image_settings(base: &Base) -> ImageSettings {
+    let flags = &base.settings.images;
+    let named = flags.registries_file.clone();
+    ImageSettings {
+        registries_file: Some(named.unwrap_or_else(|| base.dir.join("registries.yaml"))),
+        gc: ImageGcSettings {
+            high_threshold_percent: flags.gc_high_threshold_percent,
+            low_threshold_percent: flags.gc_low_threshold_percent,
+            ..ImageGcSettings::default()
+        },
+        ..ImageSettings::default()
+    }
 }
 
 fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {
