@@ -16,6 +16,8 @@ use crate::support::{Block, Node, PATIENCE, Process, eventually, get, hello, suc
 /// Port of the registry, and of the line in front of it.
 const REGISTRY_PORT: u16 = 5000;
 const LINE_PORT: u16 = 5001;
+/// Port at which nobody listens: the registry that a mirror stands for.
+const SILENT_PORT: u16 = 5002;
 /// `open sesame`, as the registry keeps it.
 const PASSWORD: &str = "open sesame";
 const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW";
@@ -265,18 +267,18 @@ fn a_tag_that_is_not_there_is_told_as_kubelet_does_and_found_once_it_is() {
     let place = block.address(9);
     let _server = registry(folder.path(), place);
     let node = Node::start(folder.path(), "one", block.address(1), None);
+    node.wait_ready();
     // The mirror and its password are the machine's, not the pod's; and a short name stands for it.
     let file = node.data_dir.join("registries.yaml");
     std::fs::write(
         &file,
         format!(
-            "mirrors:\n  example.test:\n    endpoint: [\"http://{place}:{REGISTRY_PORT}\"]\n\
+            "mirrors:\n  \"{place}:{SILENT_PORT}\":\n    endpoint: [\"http://{place}:{REGISTRY_PORT}\"]\n\
              configs:\n  \"{place}:{REGISTRY_PORT}\":\n    auth: {{username: user, password: {PASSWORD}}}\n\
-             images:\n  busybox: example.test/team/hello:v1\n"
+             images:\n  busybox: \"{place}:{SILENT_PORT}/team/hello:v1\"\n"
         ),
     )
     .unwrap();
-    node.wait_ready();
     let pod = folder.path().join("pod.yaml");
     std::fs::write(&pod, pod_of_busybox()).unwrap();
     succeed(&mut node.kubectl(&["apply", "-f", pod.to_str().unwrap()]));

@@ -23,8 +23,10 @@ use crate::agent::image::{Images, Resolved};
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long one piece of a blob may take to arrive.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Tries in a row that bring not one byte.
+/// Tries in a row that bring not one byte of a layer.
 const TRIES_MAX: u32 = 5;
+/// Tries for a manifest: there may be another endpoint, and the pull as a whole is tried again.
+const MANIFEST_TRIES_MAX: u32 = 2;
 /// First and longest pause between them.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -106,7 +108,7 @@ impl Images {
         let content = loop {
             match source.manifest(reference).await {
                 Ok(content) => break content,
-                Err(fault) => self.pause(fault, &mut tries).await?,
+                Err(fault) => self.pause(fault, &mut tries, MANIFEST_TRIES_MAX).await?,
             }
         };
         let hex = hex::encode(Sha256::digest(&content));
@@ -153,17 +155,17 @@ impl Images {
                     if part.size > before {
                         tries = 0;
                     }
-                    self.pause(fault, &mut tries).await?;
+                    self.pause(fault, &mut tries, TRIES_MAX).await?;
                 }
             }
         }
     }
 
     /// Waits before the next try; gives the fault back when another try cannot help.
-    async fn pause(&self, fault: Fault, tries: &mut u32) -> Result<(), Fault> {
+    async fn pause(&self, fault: Fault, tries: &mut u32, tries_max: u32) -> Result<(), Fault> {
         *tries += 1;
         match fault {
-            Fault::Unavailable { retry_after, .. } if *tries < TRIES_MAX => {
+            Fault::Unavailable { retry_after, .. } if *tries < tries_max => {
                 let wait = RETRY_MIN.saturating_mul(1 << (*tries).min(16)).min(RETRY_MAX);
                 let spread = u64::try_from(wait.as_millis() / 2).unwrap_or(0);
                 let wait = wait / 2 + Duration::from_millis(self.rng.below(spread));

@@ -41,6 +41,8 @@ mod unpack;
 
 #[cfg(test)]
 mod image_test;
+#[cfg(test)]
+mod pull_test;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
