@@ -99,7 +99,7 @@ impl Keyring {
             }
         }
         // Stable: of two for the same place the first secret comes first.
-        all.sort_by(|a, b| b.0.len().cmp(&a.0.len()));
+        all.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
         Self(all)
     }
 
