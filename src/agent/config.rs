@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::agent::NodeApi;
+use crate::agent::{ImageSettings, NodeApi};
 use crate::client::Informer;
 use crate::rt::{Rng, WallClock};
 
@@ -32,6 +32,8 @@ pub struct AgentConfig {
     pub network: Arc<VirtualNetwork>,
     /// Makes compiled code.
     pub compiler: Compiler,
+    /// How images are pulled and kept.
+    pub images: ImageSettings,
     /// Time of day, for status and logs.
     pub clock: WallClock,
     /// Spreads retries.

@@ -15,7 +15,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{
-    Agent, AgentConfig, Capacity, ClusterKeyValue, Compiler, GuestUplink, LocalPods, NodeApi,
+    Agent, AgentConfig, Capacity, ClusterKeyValue, Compiler, GuestUplink, ImageGcSettings,
+    ImageSettings, LocalPods, NodeApi,
 };
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
@@ -309,6 +310,7 @@ fn agent_config(
         runtime: Arc::new(runtime),
         network,
         compiler: Compiler::new(program),
+        images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         is_server,
@@ -323,6 +325,21 @@ fn agent_config(
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
     })
+}
+
+/// Where images come from and when they go, from the node's settings.
+fn image_settings(base: &Base) -> ImageSettings {
+    let flags = &base.settings.images;
+    let named = flags.registries_file.clone();
+    ImageSettings {
+        registries_file: Some(named.unwrap_or_else(|| base.dir.join("registries.yaml"))),
+        gc: ImageGcSettings {
+            high_threshold_percent: flags.gc_high_threshold_percent,
+            low_threshold_percent: flags.gc_low_threshold_percent,
+            ..ImageGcSettings::default()
+        },
+        ..ImageSettings::default()
+    }
 }
 
 fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {

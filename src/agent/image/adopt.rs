@@ -19,7 +19,7 @@ const COPY_BYTES: usize = 64 * 1024;
 impl Images {
     /// The compiled code of a component in a file. Keeps a copy by its digest: the file may change
     /// while it is compiled.
-    pub(crate) async fn adopt(&self, file: &Path) -> Result<PathBuf, ImageError> {
+    pub(super) async fn adopt_file(&self, file: &Path) -> Result<PathBuf, ImageError> {
         let hex = digest(file, None).await?;
         if self.blob(&hex).exists() {
             return self.compiled(&hex).await;

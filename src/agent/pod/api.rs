@@ -118,7 +118,7 @@ impl PodApi for KubePodApi {
                 let inits = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
                 let is_init = inits.into_iter().any(|init| init.name == name);
                 let list = if is_init { "initContainers" } else { "containers" };
-                regarding.field(format!("spec.{list}{{{name}}}"))
+                regarding.field(&format!("spec.{list}{{{name}}}"))
             }
             None => regarding,
         };

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
-use crate::agent::image::{ImageError, ImageSource};
+use crate::agent::image::{ImageError, ImageSource, Wanted};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
@@ -34,6 +34,10 @@ const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
 const LOG_BYTES_PER_SECOND_MAX: u64 = 1024 * 1024;
 /// Shortest wait before a pull or a missing ConfigMap is tried again.
 const RETRY_MIN: Duration = Duration::from_secs(1);
+/// How long `ErrImagePull` is shown before `ImagePullBackOff`.
+const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
+/// Pause between looks for an image that somebody has to bring or to mend.
+const IMAGE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What all workers of the node share.
 pub(crate) struct Shared {
@@ -52,20 +56,27 @@ pub(crate) struct Shared {
 
 /// Why a container is not running.
 #[derive(Debug)]
-pub(super) struct StartFailure {
+pub(crate) struct StartFailure {
     /// Kubernetes' waiting reason.
-    pub(super) reason: &'static str,
+    pub(crate) reason: &'static str,
     /// For people.
-    pub(super) message: String,
+    pub(crate) message: String,
     /// Trying again cannot help.
-    pub(super) is_final: bool,
+    pub(crate) is_final: bool,
     /// Shortest wait before the next try.
-    pub(super) delay_min: Duration,
+    pub(crate) delay_min: Duration,
+    /// The wait is that and no longer: what failed has a back-off of its own.
+    pub(crate) is_paced: bool,
 }
 
 impl StartFailure {
     fn later(reason: &'static str, message: impl ToString) -> Self {
-        Self { reason, message: message.to_string(), is_final: false, delay_min: RETRY_MIN }
+        let message = message.to_string();
+        Self { reason, message, is_final: false, delay_min: RETRY_MIN, is_paced: false }
+    }
+
+    fn paced(reason: &'static str, message: impl ToString, delay_min: Duration) -> Self {
+        Self { delay_min, is_paced: true, ..Self::later(reason, message) }
     }
 
     fn never(reason: &'static str, message: impl ToString) -> Self {
@@ -77,9 +88,27 @@ impl From<ImageError> for StartFailure {
     fn from(error: ImageError) -> Self {
         match &error {
             ImageError::Name(_) => Self::never("InvalidImageName", error),
-            ImageError::NeverPulled(_) => Self::never("ErrImageNeverPull", error),
-            ImageError::Compile(_) => Self::never(CREATE_CONTAINER_ERROR, error),
-            ImageError::Pull(_) | ImageError::Disk(_) => Self::later("ErrImagePull", error),
+            ImageError::NeverPulled(_) => {
+                Self::paced("ErrImageNeverPull", error, IMAGE_LOOK_INTERVAL)
+            }
+            // Shown for a moment; then the container waits as `ImagePullBackOff`.
+            ImageError::Pull { wait, .. } => {
+                let wait = (*wait).min(PULL_ERROR_SHOWN);
+                Self::paced("ErrImagePull", error, wait)
+            }
+            ImageError::BackOff { wait, .. } => {
+                let wait = *wait;
+                Self::paced("ImagePullBackOff", error, wait)
+            }
+            ImageError::Refused { may_change: true, .. } => {
+                Self::paced(CREATE_CONTAINER_ERROR, error, IMAGE_LOOK_INTERVAL)
+            }
+            ImageError::Refused { .. } => Self::never(CREATE_CONTAINER_ERROR, error),
+            ImageError::Compile { wait, .. } => {
+                let wait = *wait;
+                Self::paced(CREATE_CONTAINER_ERROR, error, wait)
+            }
+            ImageError::Vanished | ImageError::Disk(_) => Self::later("ErrImagePull", error),
         }
     }
 }
@@ -159,7 +188,14 @@ impl Shared {
     ) -> Result<Prepared, StartFailure> {
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");
         let container = plan.containers.get(at).ok_or_else(missing)?;
-        let image = self.images.ready(&container.image, container.pull).await?;
+        let list = if container.role == Role::Main { "containers" } else { "initContainers" };
+        let wanted = Wanted {
+            pod,
+            field_path: format!("spec.{list}{{{}}}", container.name),
+            image: &container.image,
+            pull: container.pull,
+        };
+        let image = self.images.ready(&wanted).await?;
         let ip = self
             .ipam
             .address(&plan.uid, dir)

@@ -11,6 +11,8 @@ use edgeorc_runtime::{
     Body, BoxIo, Container, ContainerConfig, Exit, ExitReason, PodConfig, PodRuntime, StartError,
     Usage,
 };
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, PodStatus, Secret};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -20,10 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::{Dirs, PodDir, make_private};
-use crate::agent::image::{ImageError, ImageSource, ReadyImage};
+use crate::agent::image::{ImageError, ImageSource, ReadyImage, Wanted};
 use crate::agent::ipam::{Ipam, Range};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
-use crate::agent::pod::plan::PullPolicy;
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
@@ -233,17 +234,24 @@ impl PodNetwork for Net {
 
 struct Pictures;
 
-#[async_trait]
 impl ImageSource for Pictures {
-    async fn adopt(&self, file: &Path) -> Result<PathBuf, ImageError> {
-        Ok(file.to_owned())
+    fn ready<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+    ) -> BoxFuture<'a, Result<ReadyImage, ImageError>> {
+        let image = wanted.image.to_owned();
+        std::future::ready(match wanted.image {
+            "missing" => Err(ImageError::Pull {
+                message: "no such image".to_owned(),
+                wait: Duration::from_secs(5),
+            }),
+            _ => Ok(ReadyImage { compiled: PathBuf::from(&image), id: image }),
+        })
+        .boxed()
     }
 
-    async fn ready(&self, image: &str, _: PullPolicy) -> Result<ReadyImage, ImageError> {
-        match image {
-            "missing" => Err(ImageError::Pull("no such image".to_owned())),
-            _ => Ok(ReadyImage { compiled: PathBuf::from(image), id: image.to_owned() }),
-        }
+    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
+        std::future::ready(Ok(file.to_owned())).boxed()
     }
 }
 
@@ -719,7 +727,7 @@ async fn what_cannot_start_says_why_and_is_tried_again_if_that_can_help() {
         .status(|s| s.container_statuses.iter().flatten().any(|c| waiting(c).0 == "ErrImagePull"))
         .await;
     assert!(waiting(of(&status, "app")).1.contains("no such image"));
-    world.journal.until("event Failed app: Error: cannot pull: no such image", 3).await;
+    world.journal.until("event Failed app: Error: no such image", 3).await;
     let root = self::root();
     let world = World::start(
         &root,

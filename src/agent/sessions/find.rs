@@ -11,7 +11,7 @@ use edgeorc_runtime::Mount;
 
 use super::exec::Exec;
 use crate::agent::dirs::make_private;
-use crate::agent::image::ImageError;
+use crate::agent::image::{ImageError, Wanted};
 use crate::agent::pod::plan::PullPolicy;
 
 /// The tool that stands for many.
@@ -78,7 +78,15 @@ impl Exec<'_> {
             return Ok(Found { compiled, root: None });
         }
         if is_applet {
-            let image = images.ready(BUSYBOX, PullPolicy::IfNotPresent).await;
+            let pod = self.pod.dir.read_pod().unwrap_or_default();
+            let image = images
+                .ready(&Wanted {
+                    pod: &pod,
+                    field_path: format!("spec.containers{{{}}}", self.container.config.name),
+                    image: BUSYBOX,
+                    pull: PullPolicy::IfNotPresent,
+                })
+                .await;
             // A cluster without the image has no tools; that is no fault of the command.
             let image = image.inspect_err(|err| tracing::debug!(%err, "no image busybox"));
             let compiled = image.map_err(|_| FindError::NotFound)?.compiled;
