@@ -9,6 +9,7 @@ use std::time::Duration;
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 
 use crate::agent::NodeApi;
+use crate::config::HostPath;
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -48,6 +49,8 @@ pub struct AgentConfig {
     pub shutdown_grace: Duration,
     /// What servers may ask this agent.
     pub node_api: NodeApi,
+    /// What pods may mount of the host. Default: nothing.
+    pub host_paths: Vec<HostPath>,
 }
 
 /// What the machine offers to pods. Zero means: ask the machine.

@@ -6,7 +6,9 @@
 //! pods/<uid>/address                     its address
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
 //! pods/<uid>/volumes/<volume>/           its volumes
+//! pods/<uid>/files/<container>/          files that the container mounts alone
 //! pods/<uid>/logs/<container>/<run>.log  its logs
+//! volumes/<volume>/                      persistent volumes that live on this node
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
 //! ```
@@ -36,7 +38,7 @@ impl Dirs {
     /// The folder with its first level made.
     pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
         let dirs = Self { root };
-        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled()] {
+        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled(), &dirs.volumes()] {
             make_private(dir)?;
         }
         Ok(dirs)
@@ -52,6 +54,16 @@ impl Dirs {
 
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
+    }
+
+    /// Where persistent volumes of this node live.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// The folder of a persistent volume that this node provisioned.
+    pub(crate) fn persistent_volume(&self, name: &str) -> PathBuf {
+        self.volumes().join(file_name(name))
     }
 
     pub(crate) fn pod(&self, uid: &str) -> PodDir {
@@ -122,6 +134,11 @@ impl PodDir {
 
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
         self.0.join("volumes").join(file_name(name))
+    }
+
+    /// Folders for files that a container mounts alone.
+    pub(crate) fn files(&self, container: &str) -> PathBuf {
+        self.0.join("files").join(file_name(container))
     }
 
     pub(crate) fn logs(&self, container: &str) -> PathBuf {

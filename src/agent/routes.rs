@@ -10,7 +10,7 @@ use kube::Api;
 use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::informer;
+use crate::client::{Informer, informer};
 use crate::mesh::{Mesh, Routes};
 use crate::rt::TaskGroup;
 
@@ -20,13 +20,13 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// Publishes tables until `cancel`.
 pub(crate) async fn run(
     client: kube::Client,
+    services: Informer<Service>,
     node_name: String,
     mesh: Mesh,
     tasks: TaskGroup,
     cancel: CancellationToken,
 ) {
     let config = watcher::Config::default;
-    let services = informer(Api::<Service>::all(client.clone()), config(), &tasks);
     let slices = informer(Api::<EndpointSlice>::all(client.clone()), config(), &tasks);
     let nodes = informer(Api::<Node>::all(client.clone()), config(), &tasks);
     let ingresses = informer(Api::<Ingress>::all(client), config(), &tasks);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver::registry::Registry;
+use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
 use crate::apiserver::{forward, router};
 use crate::net::Peers;
@@ -59,6 +60,7 @@ pub(super) struct ContextInner {
     pub(super) forward: forward::Forward,
     pub(super) registry: Registry,
     pub(super) stats: Stats,
+    pub(super) signers: Signers,
     pub(super) bookmark_interval: Duration,
     pub(super) cancel: CancellationToken,
 }
@@ -73,6 +75,7 @@ impl ApiServer {
             forward: forward::Forward::new(&config),
             registry: Registry::new(config.blob_dir),
             stats,
+            signers: Signers::default(),
             node_name: config.node_name,
             store: config.store,
             clock: config.clock,

@@ -9,12 +9,14 @@ use http::{Method, Request, Response};
 use tokio::time::Instant;
 
 use crate::api::status::Status;
+use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, read, registry, subresource, update, watch,
+    access, create, delete, documents, health, logs, read, registry, service_account, subresource,
+    update, watch,
 };
 use crate::store::Store;
 
@@ -24,6 +26,8 @@ pub(super) struct Call {
     pub(super) query: Query,
     pub(super) headers: http::HeaderMap,
     pub(super) info: RequestInfo,
+    /// Who asks, after impersonation.
+    pub(super) user: UserInfo,
 }
 
 /// All paths lead to one handler: the API's paths are made of data (the table of resources), not
@@ -60,10 +64,11 @@ async fn entry(State(context): State<Context>, request: Request<Body>) -> Respon
 
 async fn dispatch(
     context: Context,
-    request: Request<Body>,
+    mut request: Request<Body>,
     info: Option<RequestInfo>,
     query: Query,
 ) -> Result<Response<Body>, ApiError> {
+    service_account::authenticate(&context, &mut request).await?;
     let user = access::user(&request)?;
     let path = request.uri().path();
     if path == "/v2" || path.starts_with("/v2/") {
@@ -85,7 +90,7 @@ async fn dispatch(
     }
     let headers = request.headers().clone();
     let method = request.method().clone();
-    let call = Call { context, query, headers, info };
+    let call = Call { context, query, headers, info, user };
     resource(call, &method, request.into_body()).await
 }
 

@@ -140,6 +140,9 @@ pub(super) struct NodeStart {
     /// Port at which apps are served on every node [default: 8080]
     #[arg(long, value_name = "PORT")]
     pub(super) ingress_port: Option<u16>,
+    /// Folder of the host that pods may mount; DIR:ro only to read
+    #[arg(long, value_name = "DIR")]
+    pub(super) allow_host_path: Vec<String>,
 }
 
 /// `edgeorc node token`.

@@ -38,6 +38,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         ingress_port: flags.ingress_port,
         join: flags.join,
         token: flags.token,
+        host_paths: flags.allow_host_path,
     };
     let settings = NodeSettings::build(flags, environment)
         .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;

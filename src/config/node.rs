@@ -1,7 +1,7 @@
 //! Settings of one node.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use crate::config::Environment;
@@ -30,6 +30,36 @@ pub struct NodeFlags {
     pub join: Option<String>,
     /// `--token`.
     pub token: Option<String>,
+    /// `--allow-host-path`, each `PATH` or `PATH:ro`.
+    pub host_paths: Vec<String>,
+}
+
+/// A folder of the host that pods may mount, with all that is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPath {
+    /// Absolute, without `..`.
+    pub path: PathBuf,
+    /// Mounts of it are read-only, whatever the pod asks for.
+    pub is_read_only: bool,
+}
+
+impl HostPath {
+    /// Reads `PATH` or `PATH:ro`.
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let (path, is_read_only) = match text.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        let path = PathBuf::from(path);
+        let is_plain =
+            path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+        if path.is_absolute() && is_plain {
+            // In its plain form, so that it compares by its names.
+            Ok(Self { path: path.components().collect(), is_read_only })
+        } else {
+            Err(ConfigError::HostPath { text: text.to_owned() })
+        }
+    }
 }
 
 /// How fast the node reacts. The defaults are the design's.
@@ -67,6 +97,8 @@ pub struct NodeSettings {
     pub join: Option<Join>,
     /// How fast the node reacts.
     pub timing: Timing,
+    /// What pods may mount of the host as hostPath or local volumes. Default: nothing.
+    pub host_paths: Vec<HostPath>,
 }
 
 /// Where and how to join.
@@ -95,6 +127,14 @@ pub enum ConfigError {
         "--join and --token go together; make a token with `edgeorc node token create` on a server"
     )]
     JoinWithoutToken,
+    /// `--allow-host-path` is no absolute path.
+    #[error(
+        "--allow-host-path {text:?} must be an absolute path without .., with :ro behind it to allow reading only"
+    )]
+    HostPath {
+        /// What was given.
+        text: String,
+    },
     /// `--join` is no address.
     #[error(
         "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
@@ -131,6 +171,11 @@ impl NodeSettings {
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
             join,
             timing: Timing::default(),
+            host_paths: flags
+                .host_paths
+                .iter()
+                .map(|text| HostPath::parse(text))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -225,6 +270,16 @@ mod tests {
         let lonely = NodeFlags { join: Some("a:1".into()), ..flags("n") };
         let refused = NodeSettings::build(lonely, &Environment::default());
         assert!(matches!(refused, Err(ConfigError::JoinWithoutToken)));
+    }
+
+    #[test]
+    fn host_paths_are_absolute_and_may_be_read_only() {
+        let parsed = HostPath::parse("/srv//data/:ro").unwrap();
+        assert_eq!(parsed, HostPath { path: "/srv/data".into(), is_read_only: true });
+        assert!(!HostPath::parse("/srv").unwrap().is_read_only);
+        for bad in ["srv", "", "/srv/../etc", ":ro"] {
+            assert!(HostPath::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

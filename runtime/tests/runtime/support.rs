@@ -80,7 +80,14 @@ impl Node {
             uid: address.to_owned(),
         };
         let hostname = id.name.clone();
-        let pod = PodConfig { id, ips: vec![ip(address)], hostname, memory_bytes_max: max };
+        let pod = PodConfig {
+            id,
+            ips: vec![ip(address)],
+            hostname,
+            memory_bytes_max: max,
+            hosts: Vec::new(),
+            searches: Vec::new(),
+        };
         self.runtime.create(pod).await.unwrap()
     }
 
@@ -126,7 +133,15 @@ impl Node {
     pub(crate) fn mount(&self, is_read_only: bool) -> (PathBuf, Mount) {
         let host_path = self.dir.path().join("data");
         std::fs::create_dir_all(&host_path).unwrap();
-        (host_path.clone(), Mount { host_path, guest_path: "/data".to_owned(), is_read_only })
+        let guest_path = "/data".to_owned();
+        let mount = Mount {
+            host_path: host_path.clone(),
+            pin: None,
+            guest_path,
+            is_read_only,
+            size_bytes_max: None,
+        };
+        (host_path, mount)
     }
 
     pub(crate) async fn get(&self, to: &str, path: &str) -> Result<(u16, String), HttpError> {

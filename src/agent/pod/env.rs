@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,
 };
 
 use crate::agent::pod::plan::{bytes, cpu_millis};
+use crate::agent::pod::volumes::TokenKey;
+use crate::agent::pod::volumes::claim::Claim;
+use crate::config::HostPath;
 
 /// Why a container's configuration cannot be made; the text is for the container's status.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,9 @@ pub(crate) enum ConfigError {
     /// The field is none that a container may ask for, or the volume none this node has. Give up.
     #[error("{0}")]
     Unsupported(String),
+    /// Something that the pod names is not there yet, or not as it must be. Retry: it may come.
+    #[error("{0}")]
+    Unavailable(String),
     /// The API could not be asked, and there is no copy on this node. Retry.
     #[error("cannot read {kind} \"{name}\": {reason}")]
     Unread { kind: &'static str, name: String, reason: String },
@@ -38,10 +45,18 @@ pub(crate) struct Sources {
     pub(crate) secrets: BTreeMap<String, Option<Secret>>,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) host_ips: Vec<IpAddr>,
-    /// Variables of the namespace's Services.
+    /// Variables of the Services that the pod wants links to.
     pub(crate) service_env: Vec<(String, String)>,
     /// What a container without limits may use: thousandths of a core, bytes.
     pub(crate) allocatable: (u64, u64),
+    /// Bytes of disk that a container without limits may use.
+    pub(crate) ephemeral_bytes: u64,
+    /// Tokens of the pod's service account.
+    pub(crate) tokens: BTreeMap<TokenKey, String>,
+    /// By the claim's name.
+    pub(crate) claims: BTreeMap<String, Claim>,
+    /// What the node's configuration allows pods to mount of the host.
+    pub(crate) host_paths: Arc<[HostPath]>,
 }
 
 /// The environment of `container`: services, the pod's identity, `envFrom`, `env`; later ones win.
@@ -52,10 +67,8 @@ pub(crate) fn environment(
 ) -> Result<Vec<(String, String)>, ConfigError> {
     let mut env = Env::default();
     let spec = pod.spec.as_ref();
-    if spec.and_then(|s| s.enable_service_links).unwrap_or(true) {
-        for (name, value) in &sources.service_env {
-            env.set(name, value.clone());
-        }
+    for (name, value) in &sources.service_env {
+        env.set(name, value.clone());
     }
     for (name, path) in [
         ("POD_NAME", "metadata.name"),
@@ -118,9 +131,11 @@ impl Env {
         }
     }
 
-    /// Keys of a ConfigMap that cannot be names of variables are skipped, as in Kubernetes.
+    /// Keys of a ConfigMap that cannot be names of variables are skipped, as in Kubernetes, which
+    /// takes every printable ASCII character but `=`.
     fn set_if_valid(&mut self, name: &str, value: String) {
-        if !name.is_empty() && !name.contains(['=', '\0']) {
+        let is_allowed = |c: char| matches!(c, ' '..='~') && c != '=';
+        if !name.is_empty() && name.chars().all(is_allowed) {
             self.set(name, value);
         }
     }
@@ -198,9 +213,7 @@ fn field(pod: &Pod, path: &str, sources: &Sources) -> Result<String, ConfigError
         "metadata.namespace" => text(meta.namespace.as_ref()),
         "metadata.uid" => text(meta.uid.as_ref()),
         "spec.nodeName" => text(spec.and_then(|s| s.node_name.as_ref())),
-        "spec.serviceAccountName" => spec
-            .and_then(|s| s.service_account_name.clone())
-            .unwrap_or_else(|| "default".to_owned()),
+        "spec.serviceAccountName" => service_account(pod).to_owned(),
         "status.podIP" => first(&sources.ips),
         "status.podIPs" => join(&sources.ips),
         "status.hostIP" => first(&sources.host_ips),
@@ -209,6 +222,66 @@ fn field(pod: &Pod, path: &str, sources: &Sources) -> Result<String, ConfigError
             return Err(ConfigError::Unsupported(format!("unsupported fieldPath: {other}")));
         }
     })
+}
+
+/// Name of the pod's service account.
+pub(crate) fn service_account(pod: &Pod) -> &str {
+    let name = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
+    name.filter(|name| !name.is_empty()).unwrap_or("default")
+}
+
+/// As [`field`] for a file: all labels or annotations too, one `key="value"` per line.
+pub(crate) fn volume_field(
+    pod: &Pod,
+    path: &str,
+    sources: &Sources,
+) -> Result<String, ConfigError> {
+    let all = |map: Option<&BTreeMap<String, String>>| {
+        let lines = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    match path {
+        "metadata.labels" => Ok(all(pod.metadata.labels.as_ref())),
+        "metadata.annotations" => Ok(all(pod.metadata.annotations.as_ref())),
+        other => field(pod, other, sources),
+    }
+}
+
+/// As Go's `%q`, for which programs that read these files are written.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if (c as u32) < 0x20 || c == '\u{7f}' => {
+                out.push_str(&format!("\\x{:02x}", c as u32));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// The value of a resource for a file, which must name its container.
+pub(crate) fn volume_resource(
+    pod: &Pod,
+    wanted: &ResourceFieldSelector,
+    sources: &Sources,
+) -> Result<String, ConfigError> {
+    let container = pod.spec.iter().flat_map(|s| s.containers.first()).next();
+    match (&wanted.container_name, container) {
+        (Some(_), Some(container)) => resource(pod, container, wanted, sources),
+        _ => Err(ConfigError::Unsupported(format!(
+            "resource {} of a volume needs a containerName",
+            wanted.resource
+        ))),
+    }
 }
 
 /// `key` of `prefix['key']`.
@@ -253,6 +326,14 @@ fn resource(
             set.and_then(|q| bytes(&q.0)).or(is_limit.then_some(sources.allocatable.1)),
             bytes(divisor),
         ),
+        "ephemeral-storage" => (
+            set.and_then(|q| bytes(&q.0)).or(is_limit.then_some(sources.ephemeral_bytes)),
+            bytes(divisor),
+        ),
+        // There are no huge pages to be had, and what is asked for is what is told.
+        huge if huge.starts_with("hugepages-") => {
+            (set.and_then(|q| bytes(&q.0)), bytes(divisor))
+        }
         _ => return Err(unsupported()),
     };
     // Kubernetes takes a divisor of 0 as 1.
@@ -320,6 +401,8 @@ mod tests {
             host_ips: vec![[192, 0, 2, 1].into()],
             service_env: vec![("API_SERVICE_HOST".into(), "10.43.0.9".into())],
             allocatable: (4000, 1 << 30),
+            ephemeral_bytes: 3 << 30,
+            ..Sources::default()
         }
     }
 
@@ -379,6 +462,52 @@ mod tests {
             assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
         }
         assert!(!env.contains_key("MAYBE"));
+    }
+
+    #[test]
+    fn resources_are_divided_rounded_up_and_stand_in_for_missing_limits() {
+        let of = |source: serde_json::Value| {
+            let env = env_of(json!({"name": "app", "resources": {
+                "requests": {"cpu": "250m", "memory": "100Mi", "ephemeral-storage": "1500M"}},
+                "env": [{"name": "X", "valueFrom": {"resourceFieldRef": source}}]}));
+            env.unwrap().remove("X").unwrap()
+        };
+        for (resource, divisor, value) in [
+            ("requests.cpu", "0", "1"),
+            ("requests.cpu", "1m", "250"),
+            ("requests.memory", "1Mi", "100"),
+            ("requests.memory", "1Gi", "1"),
+            ("requests.ephemeral-storage", "1M", "1500"),
+            ("limits.cpu", "1", "4"),
+            ("limits.memory", "1Mi", "1024"),
+            ("limits.ephemeral-storage", "1Gi", "3"),
+            ("limits.hugepages-2Mi", "1", "0"),
+        ] {
+            assert_eq!(of(json!({"resource": resource, "divisor": divisor})), value, "{resource}");
+        }
+    }
+
+    #[test]
+    fn env_from_keeps_its_order_and_skips_what_cannot_be_a_name() {
+        let map = |data: serde_json::Value| serde_json::from_value(json!({"data": data})).unwrap();
+        let sources = Sources {
+            config_maps: BTreeMap::from([
+                ("a".into(), Some(map(json!({"KEY": "a", "with-dash": "1", "b=d": "2", "\u{fc}": "3"})))),
+                ("b".into(), Some(map(json!({"KEY": "b"})))),
+            ]),
+            ..Sources::default()
+        };
+        let container = serde_json::from_value(json!({"name": "app",
+            "envFrom": [{"configMapRef": {"name": "a"}}, {"configMapRef": {"name": "b"}},
+                {"prefix": "P_", "configMapRef": {"name": "a"}}],
+            "env": [{"name": "P_KEY", "value": "own"}]}))
+        .unwrap();
+        let env: BTreeMap<_, _> =
+            environment(&pod(), &container, &sources).unwrap().into_iter().collect();
+        for (name, value) in [("KEY", "b"), ("with-dash", "1"), ("P_KEY", "own"), ("P_with-dash", "1")] {
+            assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert!(!env.keys().any(|name| name.contains('=') || name.contains('\u{fc}')));
     }
 
     #[test]

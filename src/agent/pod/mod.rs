@@ -17,9 +17,11 @@
 pub(crate) mod api;
 pub(crate) mod decide;
 pub(crate) mod env;
+pub(crate) mod names;
 pub(crate) mod objects;
 pub(crate) mod plan;
 pub(crate) mod probe;
+pub(crate) mod service_env;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;

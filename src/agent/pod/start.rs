@@ -14,13 +14,14 @@ use crate::agent::image::{ImageError, Images};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
+use crate::agent::pod::objects::NodeSources;
 use crate::agent::pod::plan::{PodPlan, Role};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
 };
 use crate::agent::pod::worker::Worker;
-use crate::agent::pod::{objects, volumes};
+use crate::agent::pod::{names, objects, volumes};
 use crate::rt::{Rng, WallClock};
 
 /// Size at which a container's log is rotated: with the rotated file, 20 MiB per container.
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) rng: Rng,
     pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) allocatable: (u64, u64),
+    /// What pods can refer to, as far as the node knows it by itself.
+    pub(crate) node: Arc<NodeSources>,
     pub(crate) restart: RestartPolicySettings,
     pub(crate) shutdown_grace: Duration,
 }
@@ -126,8 +129,9 @@ impl Shared {
             allocatable: self.allocatable,
             ..Sources::default()
         };
-        objects::collect(&*self.api, pod, dir, &mut sources).await?;
+        objects::collect(&*self.api, &self.node, pod, dir, &mut sources).await?;
         volumes::write_volumes(pod, dir, &sources)?;
+        self.node.written.tell(&plan.uid);
         Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ip })
     }
 }
@@ -147,12 +151,13 @@ impl Worker {
         let log_path = self.dir.log_file(&plan.name, run);
         self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
+        let mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
         let config = ContainerConfig {
             name: plan.name.clone(),
             compiled: prepared.compiled,
             args: env::arguments(&plan.spec, &env),
             env,
-            mounts: volumes::mounts(&pod, &plan.spec, &self.dir)?,
+            mounts,
             memory_bytes_max: plan.memory_bytes_max,
             cpu_millis_max: plan.cpu_millis_max,
             http_port: plan.http_port,
@@ -188,6 +193,8 @@ impl Worker {
             ips: vec![ip],
             hostname: self.plan.hostname.clone(),
             memory_bytes_max: self.plan.memory_bytes_max(),
+            hosts: names::host_aliases(&self.seen.borrow()),
+            searches: names::searches(&self.seen.borrow()),
         };
         let sandbox = self.shared.runtime.create(config).await?;
         self.sandbox = Some(Arc::clone(&sandbox));
