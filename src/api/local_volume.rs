@@ -202,9 +202,8 @@ mod tests {
         }
         let kept = json!({"spec": {"claimRef": {"namespace": "n", "name": "data"}}});
         assert!(is_match(&volume(kept), &plain));
-        let selecting = |value: &str| {
-            claim(json!({"spec": {"selector": {"matchLabels": {"disk": value}}}}))
-        };
+        let selecting =
+            |value: &str| claim(json!({"spec": {"selector": {"matchLabels": {"disk": value}}}}));
         assert!(is_match(&any, &selecting("fast")));
         assert!(!is_match(&any, &selecting("slow")));
     }

@@ -133,9 +133,11 @@ impl Cluster {
             cancel: cancel.clone(),
         });
         let router = server.router();
-        let cluster =
-            Self { router, started: Started::default(), folder, cancel, tasks };
+        let cluster = Self { router, started: Started::default(), folder, cancel, tasks };
         cluster.push_image().await;
+        let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 5432}],
+            "clusterIP": "10.43.9.9"}});
+        cluster.post("/api/v1/namespaces/default/services", &service).await;
         cluster.lead(&clock, &rng);
         cluster.run_agent(clock, rng);
         cluster
@@ -306,6 +308,10 @@ async fn a_pod_has_a_token_that_the_api_knows_and_files_that_follow_their_object
             json!([{"name": "v", "mountPath": "/etc/app"}]),
         )
         .await;
+    let links = [("DB_SERVICE_HOST", "10.43.9.9"), ("DB_PORT_5432_TCP_PORT", "5432")];
+    for (name, value) in links {
+        assert!(config.env.contains(&(name.to_owned(), value.to_owned())), "{:?}", config.env);
+    }
     let account = at(&config, ACCOUNT);
     let read = |name: &str| std::fs::read_to_string(account.join(name)).unwrap();
     assert_eq!((read("ca.crt"), read("namespace")), ("the CA".into(), "default".into()));

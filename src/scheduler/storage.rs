@@ -44,7 +44,8 @@ impl Storage {
                 storage.missing = Some(format!("persistentvolumeclaim {name:?} not found"));
                 return storage;
             };
-            if let Err(reason) = storage.add((namespace.clone(), name.to_owned()), &claim, informers)
+            if let Err(reason) =
+                storage.add((namespace.clone(), name.to_owned()), &claim, informers)
             {
                 storage.missing = Some(reason);
                 return storage;
@@ -181,8 +182,7 @@ mod tests {
     #[test]
     fn a_claim_of_made_volumes_goes_where_one_is_and_a_missing_claim_is_named() {
         let candidates = Some(vec![volume("c")]);
-        let storage =
-            Storage { open: vec![Open { key: key(), candidates }], ..Storage::default() };
+        let storage = Storage { open: vec![Open { key: key(), candidates }], ..Storage::default() };
         assert_eq!(decide_with(&view(), &pod(), &storage, 3), Ok("c"));
         let missing = "persistentvolumeclaim \"data\" not found".to_owned();
         let storage = Storage { missing: Some(missing), ..Storage::default() };

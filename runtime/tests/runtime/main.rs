@@ -8,3 +8,4 @@ mod http;
 mod limits;
 mod sockets;
 mod support;
+mod volumes;

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{
-    BoundObjectReference, TokenRequest, TokenRequestSpec,
-};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
@@ -130,12 +128,7 @@ impl PodApi for KubePodApi {
         call(api.get_opt(name)).await
     }
 
-    async fn token(
-        &self,
-        pod: &Pod,
-        key: &TokenKey,
-        now: Timestamp,
-    ) -> Result<Token, PodApiError> {
+    async fn token(&self, pod: &Pod, key: &TokenKey, now: Timestamp) -> Result<Token, PodApiError> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let audience = Some(&key.audience).filter(|audience| !audience.is_empty());

@@ -237,7 +237,8 @@ pub(crate) fn volume_field(
     sources: &Sources,
 ) -> Result<String, ConfigError> {
     let all = |map: Option<&BTreeMap<String, String>>| {
-        let lines = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
+        let lines =
+            map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
         lines.collect::<Vec<_>>().join("\n")
     };
     match path {
@@ -331,9 +332,7 @@ fn resource(
             bytes(divisor),
         ),
         // There are no huge pages to be had, and what is asked for is what is told.
-        huge if huge.starts_with("hugepages-") => {
-            (set.and_then(|q| bytes(&q.0)), bytes(divisor))
-        }
+        huge if huge.starts_with("hugepages-") => (set.and_then(|q| bytes(&q.0)), bytes(divisor)),
         _ => return Err(unsupported()),
     };
     // Kubernetes takes a divisor of 0 as 1.
@@ -492,7 +491,10 @@ mod tests {
         let map = |data: serde_json::Value| serde_json::from_value(json!({"data": data})).unwrap();
         let sources = Sources {
             config_maps: BTreeMap::from([
-                ("a".into(), Some(map(json!({"KEY": "a", "with-dash": "1", "b=d": "2", "\u{fc}": "3"})))),
+                (
+                    "a".into(),
+                    Some(map(json!({"KEY": "a", "with-dash": "1", "b=d": "2", "\u{fc}": "3"}))),
+                ),
                 ("b".into(), Some(map(json!({"KEY": "b"})))),
             ]),
             ..Sources::default()
@@ -504,7 +506,9 @@ mod tests {
         .unwrap();
         let env: BTreeMap<_, _> =
             environment(&pod(), &container, &sources).unwrap().into_iter().collect();
-        for (name, value) in [("KEY", "b"), ("with-dash", "1"), ("P_KEY", "own"), ("P_with-dash", "1")] {
+        for (name, value) in
+            [("KEY", "b"), ("with-dash", "1"), ("P_KEY", "own"), ("P_with-dash", "1")]
+        {
             assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
         }
         assert!(!env.keys().any(|name| name.contains('=') || name.contains('\u{fc}')));

@@ -100,13 +100,7 @@ pub(crate) async fn collect(
     let (maps, secrets) = named(pod);
     let read_map = |name: String| async move { api.config_map(namespace, &name).await };
     let read_secret = |name: String| async move { api.secret(namespace, &name).await };
-    (
-        sources.config_maps,
-        sources.secrets,
-        sources.tokens,
-        sources.claims,
-        sources.service_env,
-    ) = tokio::try_join!(
+    (sources.config_maps, sources.secrets, sources.tokens, sources.claims, sources.service_env) = tokio::try_join!(
         read_all(maps, "configmap", dir, read_map),
         read_all(secrets, "secret", dir, read_secret),
         token::collect(api, pod, dir, node.clock.now()),

@@ -20,6 +20,7 @@ mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;
 mod pod_spec;
+mod pod_volumes;
 mod replica_set;
 mod secret;
 mod service;

@@ -208,7 +208,12 @@ mod tests {
         assert!(found.contains("spec.nodeAffinity: Required value"), "{found}");
         let none = json!({"spec": {"accessModes": ["Any"], "capacity": {"storage": "0"},
             "persistentVolumeReclaimPolicy": "Keep"}});
-        for part in ["accessModes[0]: Unsupported value", "capacity[storage]: Invalid", "spec: Required", "ReclaimPolicy: Unsupported"] {
+        for part in [
+            "accessModes[0]: Unsupported value",
+            "capacity[storage]: Invalid",
+            "spec: Required",
+            "ReclaimPolicy: Unsupported",
+        ] {
             assert!(errors(&none).contains(part), "{part} in {}", errors(&none));
         }
     }

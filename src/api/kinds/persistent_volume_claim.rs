@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::field_error::Errors;
 use crate::api::json::{child, is_unset, set, set_default_text, text_at};
-use crate::api::kinds::persistent_volume::{
-    protect, short_modes, validate_amount, validate_modes,
-};
+use crate::api::kinds::persistent_volume::{protect, short_modes, validate_amount, validate_modes};
 use crate::api::local_volume::CLAIM_FINALIZER;
 use crate::api::meta;
 use crate::api::quantity;
@@ -154,7 +152,10 @@ mod tests {
         let open = claim(json!({}));
         let bound = claim(json!({"volumeName": "pv", "storageClassName": "fast"}));
         assert_eq!(refused(&open, &bound), 0);
-        assert_eq!(refused(&bound, &claim(json!({"volumeName": "other", "storageClassName": "fast"}))), 1);
+        assert_eq!(
+            refused(&bound, &claim(json!({"volumeName": "other", "storageClassName": "fast"}))),
+            1
+        );
         assert_eq!(refused(&open, &claim(json!({"accessModes": ["ReadOnlyMany"]}))), 1);
         let sized = |size: &str| claim(json!({"resources": {"requests": {"storage": size}}}));
         assert_eq!(refused(&open, &sized("2Gi")), 0);

@@ -62,8 +62,8 @@ fn validate(object: &Value, errors: &mut Errors) {
 
 fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
     for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-        let is_same = old.get(key) == new.get(key)
-            || (is_unset(old.get(key)) && is_unset(new.get(key)));
+        let is_same =
+            old.get(key) == new.get(key) || (is_unset(old.get(key)) && is_unset(new.get(key)));
         if !is_same {
             errors.forbidden(key, "updates to this field are forbidden.");
         }

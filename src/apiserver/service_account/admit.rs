@@ -72,7 +72,8 @@ fn choose_account(pod: &mut Value) -> String {
 fn pull_secrets(account: &Value, pod: &mut Value) {
     let secrets = account.get("imagePullSecrets").filter(|list| list.is_array()).cloned();
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    let has_own = spec.get("imagePullSecrets").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
+    let has_own =
+        spec.get("imagePullSecrets").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
     if let Some(secrets) = secrets.filter(|_| !has_own) {
         spec.insert("imagePullSecrets".to_owned(), secrets);
     }
@@ -98,7 +99,8 @@ fn mount(pod: &mut Value, name: &str) {
                 *mounts = json!([]);
             }
             let Some(mounts) = mounts.as_array_mut() else { continue };
-            let at = |mount: &Value| mount.get("mountPath").and_then(Value::as_str) == Some(MOUNT_PATH);
+            let at =
+                |mount: &Value| mount.get("mountPath").and_then(Value::as_str) == Some(MOUNT_PATH);
             if !mounts.iter().any(at) {
                 mounts.push(json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}));
                 is_used = true;
@@ -148,7 +150,10 @@ mod tests {
         assert!(!wants_token(&account, &json!({"spec": {}})));
         assert!(wants_token(&account, &json!({"spec": {"automountServiceAccountToken": true}})));
         assert!(wants_token(&json!({}), &json!({"spec": {}})));
-        assert!(!wants_token(&json!({}), &json!({"spec": {"automountServiceAccountToken": false}})));
+        assert!(!wants_token(
+            &json!({}),
+            &json!({"spec": {"automountServiceAccountToken": false}})
+        ));
     }
 
     #[test]

@@ -86,7 +86,8 @@ impl Signer {
 
     pub(super) fn from_pkcs8(bytes: &[u8]) -> Option<Self> {
         let random = SystemRandom::new();
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, bytes, &random).ok()?;
+        let key =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, bytes, &random).ok()?;
         let id = URL_SAFE_NO_PAD.encode(Sha256::digest(key.public_key().as_ref()));
         Some(Self { key, id })
     }
@@ -119,9 +120,7 @@ impl Signer {
             return Err(TokenError::Signature);
         }
         let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key());
-        public
-            .verify(signed.as_bytes(), &decode(signature)?)
-            .map_err(|_| TokenError::Signature)?;
+        public.verify(signed.as_bytes(), &decode(signature)?).map_err(|_| TokenError::Signature)?;
         json(decode(claims)?)
     }
 }

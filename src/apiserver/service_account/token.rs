@@ -158,8 +158,8 @@ async fn bound(
 /// A node asks only for the pods that run on it.
 fn check_node(call: &Call, bound: Option<&Bound>, account: &str) -> Result<(), ApiError> {
     let Some(node) = call.user.name.strip_prefix(NODE_USER) else { return Ok(()) };
-    let is_own = bound
-        .is_some_and(|bound| bound.kind == "pod" && node_name(&bound.object) == Some(node));
+    let is_own =
+        bound.is_some_and(|bound| bound.kind == "pod" && node_name(&bound.object) == Some(node));
     if is_own {
         return Ok(());
     }

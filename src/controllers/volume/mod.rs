@@ -153,7 +153,8 @@ async fn reconcile_claim(
             patch_status(&api, &claim, json!({"phase": "Lost"})).await?;
         }
         Step::Release => {
-            let kept: Vec<_> = claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
+            let kept: Vec<_> =
+                claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
             patch(&api, &claim, json!({"metadata": {"finalizers": kept}})).await?;
         }
     }

@@ -63,8 +63,7 @@ async fn is_taken(context: &Context, volume: &PersistentVolume) -> Result<bool, 
         return Ok(false);
     };
     let Some(uid) = taken.uid else { return Ok(false) };
-    let (namespace, name) =
-        (taken.namespace.unwrap_or_default(), taken.name.unwrap_or_default());
+    let (namespace, name) = (taken.namespace.unwrap_or_default(), taken.name.unwrap_or_default());
     let is_it = |claim: &PersistentVolumeClaim| claim.metadata.uid.as_deref() == Some(&uid);
     let known = context.informers.claims.store.named(&namespace, &name);
     if known.is_some_and(|claim| is_it(&claim)) {

@@ -146,7 +146,9 @@ fn place(
     } else if let Some(host) = &spec.host_path {
         Place::Host(host.path.clone())
     } else {
-        return Err(refused("it is of a type that this node does not have; local and hostPath are there"));
+        return Err(refused(
+            "it is of a type that this node does not have; local and hostPath are there",
+        ));
     };
     let modes = spec.access_modes.unwrap_or_default();
     let is_read_only = !modes.is_empty() && modes.iter().all(|mode| mode == "ReadOnlyMany");

@@ -61,13 +61,12 @@ fn put_projection(
         put_downward(pod, items, default_mode, sources, out)?;
     }
     if let Some(wanted) = &source.service_account_token {
-        let token = sources.tokens.get(&TokenKey::of(wanted)).ok_or_else(|| {
-            ConfigError::Unread {
+        let token =
+            sources.tokens.get(&TokenKey::of(wanted)).ok_or_else(|| ConfigError::Unread {
                 kind: "serviceaccount token",
                 name: env::service_account(pod).to_owned(),
                 reason: "it was not asked for".to_owned(),
-            }
-        })?;
+            })?;
         insert(out, &wanted.path, token.as_bytes(), default_mode)?;
     }
     if source.cluster_trust_bundle.is_some() {

@@ -18,8 +18,8 @@ use rustix::fs::{AtFlags, CWD, linkat};
 use crate::agent::dirs::{PodDir, make_private};
 use crate::agent::pod::env::{ConfigError, Sources, expand};
 use crate::agent::pod::plan;
-use crate::agent::pod::volumes::claim::Place;
 use crate::agent::pod::volumes::beneath::{self, Held, Missing};
+use crate::agent::pod::volumes::claim::Place;
 use crate::agent::pod::volumes::{atomic, content, host_path, is_empty_dir, is_filled};
 
 /// Largest file that is copied for a read-only mount of that file alone.
@@ -57,13 +57,15 @@ pub(crate) fn mounts(
         let is_read_only = root.is_read_only || wanted.read_only == Some(true);
         let held = match &sub_path {
             None => root.held,
-            Some(path) => beneath::open(&root.held.path(), path, root.missing).map_err(|cause| {
-                ConfigError::Unsupported(format!(
-                    "subPath {} is no folder or file of the volume {}: {cause}",
-                    path.display(),
-                    volume.name
-                ))
-            })?,
+            Some(path) => {
+                beneath::open(&root.held.path(), path, root.missing).map_err(|cause| {
+                    ConfigError::Unsupported(format!(
+                        "subPath {} is no folder or file of the volume {}: {cause}",
+                        path.display(),
+                        volume.name
+                    ))
+                })?
+            }
         };
         if held.is_folder {
             mounts.push(Mount {
@@ -89,10 +91,7 @@ fn volume_of<'a>(pod: &'a Pod, name: &str) -> Result<&'a Volume, ConfigError> {
 }
 
 /// The path within the volume, `subPathExpr` with the container's variables in it.
-fn sub_path(
-    mount: &VolumeMount,
-    env: &[(String, String)],
-) -> Result<Option<PathBuf>, ConfigError> {
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<PathBuf>, ConfigError> {
     let text = match mount.sub_path_expr.as_deref().filter(|expr| !expr.is_empty()) {
         None => mount.sub_path.clone().filter(|path| !path.is_empty()),
         Some(expr) => {
@@ -124,8 +123,7 @@ fn root(
     if let Some(wanted) = &volume.host_path {
         let kind = wanted.type_.as_deref().unwrap_or_default();
         let allowed = host_path::open(&wanted.path, kind, &sources.host_paths)?;
-        let missing =
-            if allowed.is_read_only { Missing::Refuse } else { Missing::MakeFolder };
+        let missing = if allowed.is_read_only { Missing::Refuse } else { Missing::MakeFolder };
         return Ok(Root {
             held: allowed.held,
             is_read_only: allowed.is_read_only,

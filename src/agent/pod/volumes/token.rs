@@ -95,7 +95,12 @@ fn file(dir: &PodDir, key: &TokenKey) -> std::path::PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::agent::dirs::Dirs;
+    use crate::agent::pod::api::PodApiError;
 
     #[test]
     fn a_token_is_renewed_at_four_fifths_of_its_life_and_once_a_day() {
@@ -108,5 +113,73 @@ mod tests {
         };
         assert_eq!(token(3600).renew_at(), at(1000 + 2880));
         assert_eq!(token(365 * 86400).renew_at(), at(1000 + 86400));
+    }
+
+    /// An API that gives tokens of an hour, or does not answer.
+    struct Api {
+        is_up: bool,
+        asked: std::sync::atomic::AtomicU32,
+    }
+
+    #[async_trait::async_trait]
+    impl PodApi for Api {
+        async fn patch_status(&self, base: &Pod, _: Value) -> Result<Pod, PodApiError> {
+            Ok(base.clone())
+        }
+
+        async fn get(&self, base: &Pod) -> Result<Pod, PodApiError> {
+            Ok(base.clone())
+        }
+
+        async fn delete(&self, _: &Pod) -> Result<(), PodApiError> {
+            Ok(())
+        }
+
+        async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
+            Ok(None)
+        }
+
+        async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
+            Ok(None)
+        }
+
+        async fn token(
+            &self,
+            _: &Pod,
+            key: &TokenKey,
+            now: Timestamp,
+        ) -> Result<Token, PodApiError> {
+            if !self.is_up {
+                return Err(PodApiError::Unavailable("down".to_owned()));
+            }
+            let number = self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+            Ok(Token {
+                audience: key.audience.clone(),
+                token: number.to_string(),
+                issued_at: now,
+                expires_at: now.checked_add(SignedDuration::from_secs(3600)).unwrap(),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_for_once_renewed_in_time_and_kept_while_the_api_is_down() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [
+            {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}}))
+        .unwrap();
+        let api = |is_up| Api { is_up, asked: 0.into() };
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let down = api(false);
+        assert!(collect(&down, &pod, &dir, at(0)).await.is_err());
+        let up = api(true);
+        for (second, token) in [(0, "1"), (2879, "1"), (2880, "2"), (2881, "2")] {
+            let tokens = collect(&up, &pod, &dir, at(second)).await.unwrap();
+            assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
+        }
+        assert_eq!(next_renewal(&pod, &dir), Some(at(2880 + 2880)));
+        let tokens = collect(&down, &pod, &dir, at(100_000)).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["2"], "an old one starts the pod");
     }
 }

@@ -111,7 +111,8 @@ fn a_file_of_an_empty_dir_is_shared_for_writing() {
     assert_eq!(alone[0].guest_path, "/run");
     fs::write(alone[0].host_path.join("state"), "b").unwrap();
     assert_eq!(read(&whole[0], "state"), "b");
-    let read_only = json!([{"name": "v", "mountPath": "/run/x", "subPath": "state", "readOnly": true}]);
+    let read_only =
+        json!([{"name": "v", "mountPath": "/run/x", "subPath": "state", "readOnly": true}]);
     assert!(bench.start(&volume, file(read_only)).unwrap_err().contains("all be mounted readOnly"));
     let over = json!([{"name": "v", "mountPath": "/run"}]);
     assert!(bench.start(&volume, file(over)).unwrap_err().contains("another volume is mounted"));
@@ -122,7 +123,10 @@ fn a_sub_path_is_made_expanded_and_never_leaves_the_volume() {
     let bench = Bench::new(json!({}));
     let volume = json!({"name": "v", "emptyDir": {}});
     let mounts = bench
-        .start(&volume, json!([{"name": "v", "mountPath": "/d", "subPathExpr": "logs/$(POD_NAME)"}]))
+        .start(
+            &volume,
+            json!([{"name": "v", "mountPath": "/d", "subPathExpr": "logs/$(POD_NAME)"}]),
+        )
         .unwrap();
     assert!(bench.dir().volume("v").join("logs/web-1").is_dir());
     assert!(mounts[0].host_path.is_dir());
@@ -144,9 +148,8 @@ fn a_sub_path_is_made_expanded_and_never_leaves_the_volume() {
 fn a_folder_stays_mounted_when_a_guest_puts_a_link_in_its_place() {
     let bench = Bench::new(json!({}));
     let volume = json!({"name": "v", "emptyDir": {}});
-    let mounts = bench
-        .start(&volume, json!([{"name": "v", "mountPath": "/d", "subPath": "a"}]))
-        .unwrap();
+    let mounts =
+        bench.start(&volume, json!([{"name": "v", "mountPath": "/d", "subPath": "a"}])).unwrap();
     let folder = bench.dir().volume("v");
     fs::rename(folder.join("a"), folder.join("b")).unwrap();
     symlink("/etc", folder.join("a")).unwrap();
@@ -175,9 +178,7 @@ fn a_claims_folder_outlives_the_pod_and_may_be_read_only() {
     make_private(&folder).unwrap();
     let claim = Claim { uid: "1".into(), place: Place::Own(folder.clone()), is_read_only: false };
     bench.sources.claims = BTreeMap::from([("data".into(), claim)]);
-    let volume = |read_only: bool| {
-        json!({"name": "v", "persistentVolumeClaim": {"claimName": "data", "readOnly": read_only}})
-    };
+    let volume = |read_only: bool| json!({"name": "v", "persistentVolumeClaim": {"claimName": "data", "readOnly": read_only}});
     let at = json!([{"name": "v", "mountPath": "/d"}]);
     let mounts = bench.start(&volume(false), at.clone()).unwrap();
     fs::write(mounts[0].host_path.join("x"), "kept").unwrap();
