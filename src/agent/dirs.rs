@@ -132,6 +132,15 @@ impl PodDir {
         self.0.join("objects").join(file_name(&format!("{kind}-{name}.json")))
     }
 
+    /// Waits until the disk holds what [`write_copy`] wrote.
+    pub(crate) fn sync_objects(&self) -> io::Result<()> {
+        let folder = self.0.join("objects");
+        for entry in std::fs::read_dir(&folder)? {
+            std::fs::File::open(entry?.path())?.sync_all()?;
+        }
+        std::fs::File::open(folder)?.sync_all()
+    }
+
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
         self.0.join("volumes").join(file_name(name))
     }
@@ -172,6 +181,16 @@ pub(crate) fn temporary_name(path: &Path) -> OsString {
 
 /// Replaces a file whole: after a power cut it is the old one or this one.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace(path, content, true)
+}
+
+/// As [`write_json`], but what a power cut leaves of it is left to chance until
+/// [`PodDir::sync_objects`]: a pod's start does not wait for the disk.
+pub(crate) fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    replace(path, &serde_json::to_vec(value)?, false)
+}
+
+fn replace(path: &Path, content: &[u8], is_synced: bool) -> io::Result<()> {
     let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
     make_private(dir)?;
     let temporary = dir.join(temporary_name(path));
@@ -182,9 +201,11 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(&temporary)?;
     file.write_all(content)?;
-    file.sync_all()?;
+    if is_synced {
+        file.sync_all()?;
+    }
     std::fs::rename(&temporary, path)?;
-    std::fs::File::open(dir)?.sync_all()
+    if is_synced { std::fs::File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 /// As [`write_atomic`], for a value.

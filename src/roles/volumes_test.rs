@@ -30,6 +30,7 @@ use crate::api::user::UserInfo;
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informers};
 use crate::mesh::{Mesh, MeshConfig};
+use crate::roles::api_service;
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -106,8 +107,8 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let me =
-            Member { id: 1, name: "one".to_owned(), address: String::new(), store_uuid: [1; 16] };
+        let address = "192.0.2.10:6443".to_owned();
+        let me = Member { id: 1, name: "one".to_owned(), address, store_uuid: [1; 16] };
         let config = Config::new(folder.path().join("raft"), me);
         let replica = Replica::open(config, Arc::new(Nobody)).await.unwrap();
         replica.bootstrap().await.unwrap();
@@ -115,7 +116,7 @@ impl Cluster {
         status.wait_for(|status| status.role == Role::Leader).await.unwrap();
         let cancel = CancellationToken::new();
         let tasks = TaskGroup::new(&cancel);
-        let store = Store::new(replica);
+        let store = Store::new(replica.clone());
         let follower = store.clone();
         tasks.spawn("volatile-tier", |cancel| async move { follower.run(cancel).await });
         let (clock, rng) = (WallClock::system(), Rng::seeded(7));
@@ -139,6 +140,8 @@ impl Cluster {
             "clusterIP": "10.43.9.9"}});
         cluster.post("/api/v1/namespaces/default/services", &service).await;
         cluster.lead(&clock, &rng);
+        let client = cluster.client("system:kube-controller-manager", "system:masters");
+        cluster.tasks.spawn_until_cancelled("api-service", api_service::keep(client, replica));
         cluster.run_agent(clock, rng);
         cluster
     }
@@ -340,6 +343,17 @@ async fn a_pod_has_a_token_that_the_api_knows_and_files_that_follow_their_object
     let pod = "/api/v1/namespaces/default/pods/web";
     assert_eq!(cluster.send(Method::PATCH, pod, media, body).await.0, 200);
 
+    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let servers = cluster
+        .eventually("the API's own service", async || {
+            let (code, slice) = cluster.get(slice).await;
+            (code == 200).then(|| slice["endpoints"][0]["addresses"].clone())
+        })
+        .await;
+    assert_eq!(servers, json!(["192.0.2.10"]));
+    let (_, service) = cluster.get("/api/v1/namespaces/default/services/kubernetes").await;
+    assert_eq!(service["spec"]["clusterIP"], "10.43.0.1");
+
     // With the pod goes its token.
     let token = read("token");
     cluster.delete(pod).await;
@@ -369,6 +383,17 @@ async fn a_claim_is_bound_where_its_pod_runs_and_its_data_goes_with_it() {
     assert_eq!(shown["status"]["phase"], "Bound");
     let folder = cluster.folder.path().join("agent/volumes").join(&volume);
     assert_eq!(shown["spec"]["local"]["path"], folder.display().to_string());
+
+    let larger = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
+    let (path, media) = (format!("{claims}/data"), "application/merge-patch+json");
+    let body = larger.to_string().into_bytes();
+    assert_eq!(cluster.send(Method::PATCH, &path, media, body).await.0, 200);
+    cluster
+        .eventually("larger volume", async || {
+            let (_, claim) = cluster.get(&path).await;
+            (claim["status"]["capacity"]["storage"] == "2Gi").then_some(())
+        })
+        .await;
 
     // The claim is in use: its deletion waits for the pod.
     cluster.delete("/api/v1/namespaces/default/pods/first").await;

@@ -11,6 +11,9 @@ use crate::scheduler::view::{ClusterView, Facts, PodKey};
 
 /// A bound volume is elsewhere, or another pod has already settled where an open claim will be.
 const CONFLICT: &str = "node(s) had volume node affinity conflict";
+/// The claim is `ReadWriteOncePod`, and a pod has it.
+const IN_USE: &str =
+    "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
 /// No volume that an administrator made fits there.
 const NONE_AVAILABLE: &str = "node(s) didn't find available persistent volumes to bind";
 
@@ -23,6 +26,8 @@ pub struct Storage {
     bound: Vec<Arc<PersistentVolume>>,
     /// Claims that will be bound where the pod is.
     open: Vec<Open>,
+    /// Claims that one pod alone may use.
+    exclusive: Vec<PodKey>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +66,9 @@ impl Storage {
         informers: &Informers,
     ) -> Result<(), String> {
         let spec = claim.spec.clone().unwrap_or_default();
+        if spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod") {
+            self.exclusive.push(key.clone());
+        }
         if let Some(volume) = spec.volume_name.filter(|name| !name.is_empty()) {
             let found = informers.volumes.store.named("", &volume);
             let found = found.ok_or_else(|| format!("persistentvolume {volume:?} not found"))?;
@@ -86,7 +94,8 @@ impl Storage {
     /// With what the view knows of pods that share the claims.
     pub(super) fn on<'a>(&'a self, view: &'a ClusterView) -> Placed<'a> {
         let settled = self.open.iter().filter_map(|open| view.node_of_claim(&open.key)).collect();
-        Placed { storage: self, settled }
+        let is_in_use = self.exclusive.iter().any(|claim| view.node_of_claim(claim).is_some());
+        Placed { storage: self, settled, is_in_use }
     }
 }
 
@@ -95,11 +104,16 @@ pub(super) struct Placed<'a> {
     storage: &'a Storage,
     /// Nodes where other pods of the open claims are.
     settled: Vec<&'a str>,
+    /// Another pod has a claim that one pod alone may use.
+    is_in_use: bool,
 }
 
 impl Placed<'_> {
     /// Why the node cannot have the pod, if its storage speaks against it.
     pub(super) fn refusal(&self, node: &str, facts: &Facts) -> Option<&'static str> {
+        if self.is_in_use {
+            return Some(IN_USE);
+        }
         let is_usable =
             |v: &Arc<PersistentVolume>| local_volume::is_usable_on(v, node, &facts.labels);
         if !self.storage.bound.iter().all(is_usable) || self.settled.iter().any(|at| *at != node) {
@@ -177,6 +191,17 @@ mod tests {
         }
         view.remove(&other);
         assert_eq!(view.node_of_claim(&key()), None);
+    }
+
+    #[test]
+    fn a_claim_for_one_pod_is_given_to_one_pod() {
+        let mut view = view();
+        let storage =
+            Storage { bound: vec![volume("b")], exclusive: vec![key()], ..Storage::default() };
+        assert_eq!(decide_with(&view, &pod(), &storage, 1), Ok("b"));
+        view.assume(&("n".to_owned(), "other".to_owned()), "u", "b", Need::of(&pod()));
+        let refused = decide_with(&view, &pod(), &storage, 1).unwrap_err().to_string();
+        assert!(refused.contains("ReadWriteOncePod"), "{refused}");
     }
 
     #[test]

@@ -202,6 +202,14 @@ async fn bind(
         let reference = json!({"spec": {"claimRef": plan::reference(claim)}});
         volume = patch(&volumes, &volume, reference).await?;
     }
+    // A folder has no size of its own: a larger wish is granted by writing it down.
+    if local_volume::is_provisioned(&volume)
+        && local_volume::request(claim) > local_volume::capacity(&volume)
+    {
+        let wanted = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+        let capacity = wanted.and_then(|resources| resources.requests.clone());
+        volume = patch(&volumes, &volume, json!({"spec": {"capacity": capacity}})).await?;
+    }
     if volume.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Bound") {
         volume = patch_status(&volumes, &volume, json!({"phase": "Bound"})).await?;
     }

@@ -176,6 +176,8 @@ mod tests {
         assert!(write(&folder, &payload(&[("a", "1"), ("d/x", "2")])).unwrap());
         assert_eq!(fs::read_to_string(folder.join("d/x")).unwrap(), "2");
         assert_eq!(fs::read_link(folder.join("a")).unwrap(), Path::new("..data/a"));
+        let mode = fs::metadata(folder.join("a")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o644);
         let before = data(&folder).unwrap();
         assert!(!write(&folder, &payload(&[("a", "1"), ("d/x", "2")])).unwrap(), "same content");
         assert_eq!(data(&folder).unwrap(), before);

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::agent::dirs::{Dirs, PodDir, make_private, read_json, write_json};
+use crate::agent::dirs::{Dirs, PodDir, make_private, read_json, write_copy};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::ConfigError;
 use crate::agent::pod::objects::NodeSources;
@@ -63,7 +63,7 @@ pub(crate) async fn collect(
             Some(kept) => kept,
             None => {
                 let claim = bound(api, node, namespace, &name).await?;
-                write_json(&file, &claim)?;
+                write_copy(&file, &claim)?;
                 claim
             }
         };

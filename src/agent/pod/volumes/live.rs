@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::agent::dirs::{PodDir, read_json, write_json};
+use crate::agent::dirs::{PodDir, read_json, write_copy};
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::Sources;
 use crate::agent::pod::objects::{NodeSources, named_by_volumes};
@@ -157,7 +157,7 @@ impl<K: Watched> Watches<K> {
             (Some(seen), Some(copy)) if !is_newer(&*seen, &copy) => Some(copy),
             (Some(seen), _) => {
                 // The copy is for a start without the API; without it the pod has an older one.
-                if let Err(err) = write_json(&file, &*seen) {
+                if let Err(err) = write_copy(&file, &*seen) {
                     debug!(%err, "an object's copy was not written");
                 }
                 Some(K::clone(&seen))
@@ -229,15 +229,11 @@ impl Live {
         }
         loop {
             pods_changed.borrow_and_update();
-            let pods: BTreeMap<String, Arc<Pod>> = self
-                .pods
-                .store
-                .state()
-                .into_iter()
-                .filter(|pod| has_live(pod))
-                .filter_map(|pod| Some((pod.metadata.uid.clone()?, pod)))
-                .collect();
-            self.look(&pods, &mut seen);
+            let state = self.pods.store.state().into_iter();
+            let pods: BTreeMap<String, Arc<Pod>> =
+                state.filter_map(|pod| Some((pod.metadata.uid.clone()?, pod))).collect();
+            let started = self.look(&pods, &mut seen);
+            self.sync(started).await;
             self.watch(&seen, &mut watches, &wake);
             for (uid, pod) in &pods {
                 if let Some(seen) = seen.get_mut(uid) {
@@ -255,21 +251,40 @@ impl Live {
         }
     }
 
-    /// Takes note of pods that came, went, or were started (again).
-    fn look(&self, pods: &BTreeMap<String, Arc<Pod>>, seen: &mut BTreeMap<String, Seen>) {
-        seen.retain(|uid, _| pods.contains_key(uid));
-        for (uid, pod) in pods {
+    /// Takes note of pods that came, went, or were started (again); returns the latter.
+    fn look(
+        &self,
+        pods: &BTreeMap<String, Arc<Pod>>,
+        seen: &mut BTreeMap<String, Seen>,
+    ) -> Vec<String> {
+        seen.retain(|uid, _| pods.get(uid).is_some_and(|pod| has_live(pod)));
+        for (uid, pod) in pods.iter().filter(|(_, pod)| has_live(pod)) {
             seen.entry(uid.clone()).or_insert_with(|| Seen::new(pod));
         }
         let mut written = self.node.written.pods.lock();
-        written.retain(|uid| match seen.get_mut(uid) {
-            Some(seen) => {
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *written).into_iter().partition(|uid| pods.contains_key(uid));
+        // Started from disk, and not yet in the cache: later.
+        written.extend(unknown.into_iter().filter(|uid| self.node.dirs.pod(uid).has_pod()));
+        drop(written);
+        for uid in &known {
+            if let Some(seen) = seen.get_mut(uid) {
                 (seen.is_written, seen.made_of, seen.renew_at) = (true, None, None);
-                false
             }
-            // Started from disk, and not yet in the cache: later.
-            None => self.node.dirs.pod(uid).has_pod(),
-        });
+        }
+        known
+    }
+
+    /// Brings the copies that a start has made to the disk: the start itself did not wait.
+    async fn sync(&self, started: Vec<String>) {
+        let dirs = self.node.dirs.clone();
+        let sync = move || {
+            for uid in started {
+                // The pod may be gone by now, and its next start makes new copies.
+                let _ = dirs.pod(&uid).sync_objects();
+            }
+        };
+        let _ = tokio::task::spawn_blocking(sync).await;
     }
 
     fn watch(
@@ -363,6 +378,7 @@ fn has_live(pod: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use serde_json::json;
 
     use super::*;
@@ -378,6 +394,48 @@ mod tests {
         assert!(!is_newer(&map("a", "9"), &map("a", "10")));
         assert!(!is_newer(&map("a", "10"), &map("a", "10")));
         assert!(is_newer(&map("b", "1"), &map("a", "10")));
+    }
+
+    /// An API with one object, which notes what it is asked for.
+    fn client(object: serde_json::Value, asked: Arc<Mutex<Vec<String>>>) -> kube::Client {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let uri = request.uri().to_string();
+            let is_watch = uri.contains("watch=");
+            asked.lock().push(uri);
+            let list = json!({"metadata": {"resourceVersion": "5"}, "items": [object]});
+            async move {
+                if is_watch {
+                    std::future::pending::<()>().await;
+                }
+                let body = http_body_util::Full::new(bytes::Bytes::from(list.to_string()));
+                Ok::<_, std::convert::Infallible>(http::Response::new(body))
+            }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn an_object_is_watched_by_its_name_until_it_is_seen_to_be_immutable() {
+        for is_immutable in [false, true] {
+            let asked = Arc::new(Mutex::new(Vec::new()));
+            let object = json!({"metadata": {"namespace": "n", "name": "c", "uid": "u",
+                "resourceVersion": "5"}, "immutable": is_immutable});
+            let client = client(object, Arc::clone(&asked));
+            let tasks = TaskGroup::new(&CancellationToken::new());
+            let wake = Arc::new(Notify::new());
+            let name = ("n".to_owned(), "c".to_owned());
+            let wanted = BTreeSet::from([name.clone()]);
+            let mut watches = Watches::<ConfigMap>::default();
+            watches.want(&wanted, &client, &tasks, &wake);
+            // What is seen first wakes the task.
+            wake.notified().await;
+            assert_eq!(watches.version(&name).as_deref(), Some("5"));
+            watches.want(&wanted, &client, &tasks, &wake);
+            assert_eq!(watches.open.contains_key(&name), !is_immutable);
+            assert!(asked.lock().iter().all(|uri| uri.contains("metadata.name%3Dc")));
+            watches.want(&BTreeSet::new(), &client, &tasks, &wake);
+            assert!(watches.open.is_empty() && watches.frozen.is_empty());
+        }
     }
 
     #[test]

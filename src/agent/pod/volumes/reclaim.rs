@@ -61,13 +61,15 @@ impl Reclaim {
     /// Removes the folder, then the finalizer. Returns whether both are gone.
     async fn remove(&self, api: &Api<PersistentVolume>, volume: &PersistentVolume) -> bool {
         let name = volume.metadata.name.as_deref().unwrap_or_default();
-        let folder = self.node.dirs.persistent_volume(name);
-        match tokio::fs::remove_dir_all(&folder).await {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                warn!(%err, volume = name, "a volume's folder cannot be removed");
-                return false;
+        if is_folder_removed(volume) {
+            let folder = self.node.dirs.persistent_volume(name);
+            match tokio::fs::remove_dir_all(&folder).await {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                    warn!(%err, volume = name, "a volume's folder cannot be removed");
+                    return false;
+                }
+                _ => info!(volume = name, "volume's folder removed"),
             }
-            _ => info!(volume = name, "volume's folder removed"),
         }
         let finalizers: Vec<&String> = volume
             .metadata
@@ -105,6 +107,12 @@ fn is_to_go(volume: &PersistentVolume, node: &str) -> bool {
         && local_volume::node_of(volume) == Some(node)
 }
 
+/// Whether the data goes with the volume; `Retain` leaves it to people.
+fn is_folder_removed(volume: &PersistentVolume) -> bool {
+    let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
+    policy == Some("Delete")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +137,16 @@ mod tests {
         assert!(!is_to_go(&volume(None, local_volume::PROVISIONER, "a"), "a"));
         assert!(!is_to_go(&volume(at, local_volume::PROVISIONER, "b"), "a"));
         assert!(!is_to_go(&volume(at, "somebody-else", "a"), "a"));
+    }
+
+    #[test]
+    fn data_that_is_to_be_retained_stays() {
+        let volume = |policy: &str| -> PersistentVolume {
+            serde_json::from_value(json!({"spec": {"persistentVolumeReclaimPolicy": policy}}))
+                .unwrap()
+        };
+        assert!(is_folder_removed(&volume("Delete")));
+        assert!(!is_folder_removed(&volume("Retain")));
+        assert!(!is_folder_removed(&PersistentVolume::default()));
     }
 }

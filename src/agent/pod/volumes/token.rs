@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::dirs::{PodDir, read_json, write_json};
+use crate::agent::dirs::{PodDir, read_json, write_copy};
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError};
 use crate::agent::pod::objects::within_patience;
@@ -63,7 +63,7 @@ pub(crate) async fn collect(
         }
         match within_patience(copy.is_some(), api.token(pod, &key, now)).await {
             Ok(token) => {
-                write_json(&file, &token)?;
+                write_copy(&file, &token)?;
                 tokens.insert(key, token.token);
             }
             Err(err) => match copy {
