@@ -79,6 +79,9 @@ async fn dispatch(
     }
     let Some(info) = info else {
         access::check_path(&user, request.method(), path)?;
+        if let Some(response) = service_account::discover(&context, &request).await? {
+            return Ok(response);
+        }
         return documents::respond(&context, &request);
     };
     let is_watch = query.is_set("watch") || query.is_set("follow");

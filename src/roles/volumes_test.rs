@@ -343,6 +343,9 @@ async fn a_pod_has_a_token_that_the_api_knows_and_files_that_follow_their_object
     let pod = "/api/v1/namespaces/default/pods/web";
     assert_eq!(cluster.send(Method::PATCH, pod, media, body).await.0, 200);
 
+    let (code, keys) = cluster.get("/openid/v1/jwks").await;
+    assert_eq!((code, &keys["keys"][0]["crv"]), (200, &json!("P-256")));
+
     let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
     let servers = cluster
         .eventually("the API's own service", async || {

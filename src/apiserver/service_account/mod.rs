@@ -12,11 +12,13 @@
 
 mod admit;
 mod authenticate;
+mod discovery;
 mod signer;
 mod token;
 
 pub(super) use admit::admit;
 pub(super) use authenticate::authenticate;
+pub(super) use discovery::discover;
 pub(super) use signer::Signers;
 pub(super) use token::request_token;
 

@@ -92,6 +92,17 @@ impl Signer {
         Some(Self { key, id })
     }
 
+    /// The public half, as a JSON Web Key (RFC 7517).
+    pub(super) fn public_jwk(&self) -> Value {
+        // An uncompressed point: a mark, then the two coordinates.
+        let point = self.key.public_key().as_ref().get(1..).unwrap_or_default();
+        let (x, y) = point.split_at(point.len() / 2);
+        json!({
+            "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": self.id,
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+        })
+    }
+
     /// A token with these claims; `None` when the system gives no randomness.
     pub(super) fn sign(&self, claims: &Value) -> Option<String> {
         let header = json!({"alg": "ES256", "kid": self.id});
@@ -131,6 +142,19 @@ mod tests {
 
     fn signer() -> Signer {
         Signer::from_pkcs8(&Signer::generate().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_public_key_alone_checks_a_token() {
+        let signer = signer();
+        let token = signer.sign(&json!({"sub": "a"})).unwrap();
+        let jwk = signer.public_jwk();
+        let part = |key: &str| URL_SAFE_NO_PAD.decode(jwk[key].as_str().unwrap()).unwrap();
+        let point = [vec![4], part("x"), part("y")].concat();
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
+        assert!(public.verify(signed.as_bytes(), &signature).is_ok());
     }
 
     #[test]
