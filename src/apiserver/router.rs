@@ -79,7 +79,7 @@ async fn dispatch(
     }
     let Some(info) = info else {
         access::check_path(&user, request.method(), path)?;
-        if let Some(response) = service_account::discover(&context, &request).await? {
+        if let Some(response) = service_account::discover(&context, request.method(), path).await? {
             return Ok(response);
         }
         return documents::respond(&context, &request);

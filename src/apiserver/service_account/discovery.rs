@@ -1,7 +1,7 @@
 //! OpenID Connect discovery: how others check the cluster's tokens.
 
 use axum::body::Body;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use serde_json::json;
 
 use crate::apiserver::context::Context;
@@ -16,12 +16,13 @@ const KEYS: &str = "/openid/v1/jwks";
 /// Answers the paths of discovery; `None` for every other one.
 pub(in crate::apiserver) async fn discover(
     context: &Context,
-    request: &Request<Body>,
+    method: &Method,
+    path: &str,
 ) -> Result<Option<Response<Body>>, ApiError> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    if !matches!(*method, Method::GET | Method::HEAD) {
         return Ok(None);
     }
-    let document = match request.uri().path() {
+    let document = match path {
         CONFIGURATION => json!({
             "issuer": ISSUER,
             "jwks_uri": format!("{ISSUER}{KEYS}"),
