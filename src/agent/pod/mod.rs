@@ -17,6 +17,8 @@
 pub(crate) mod api;
 pub(crate) mod decide;
 pub(crate) mod env;
+#[cfg(test)]
+mod env_test;
 pub(crate) mod names;
 pub(crate) mod objects;
 pub(crate) mod plan;
