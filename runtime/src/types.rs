@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,10 @@ pub struct PodConfig {
     pub hostname: String,
     /// Sum of linear memory over all containers, in bytes; `None` is no limit.
     pub memory_bytes_max: Option<u64>,
+    /// Names with addresses of their own, asked before all others: Kubernetes' `hostAliases`.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// Domains that a name which nobody knows is tried in: the searches of Kubernetes' `dnsConfig`.
+    pub searches: Vec<String>,
 }
 
 /// A folder of the host that a guest sees.
@@ -54,6 +59,9 @@ pub struct PodConfig {
 pub struct Mount {
     /// Folder on the host; must exist.
     pub host_path: PathBuf,
+    /// What `host_path` goes through, if it is a path of `/proc/self/fd`: kept open for as long as
+    /// the container may be given the folder.
+    pub pin: Option<Arc<OwnedFd>>,
     /// Absolute path in the guest.
     pub guest_path: String,
     /// No write, create, rename, truncate or remove through this mount.

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use crate::agent::{ImageSettings, NodeApi};
 use crate::client::Informer;
+use crate::config::HostPath;
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -56,6 +57,8 @@ pub struct AgentConfig {
     pub shutdown_grace: Duration,
     /// What servers may ask this agent.
     pub node_api: NodeApi,
+    /// What pods may mount of the host. Default: nothing.
+    pub host_paths: Vec<HostPath>,
 }
 
 /// What the machine offers to pods. Zero means: ask the machine.

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver::registry::Registry;
+use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
 use crate::apiserver::{forward, router, streaming};
 use crate::net::Peers;
@@ -60,6 +61,7 @@ pub(super) struct ContextInner {
     pub(super) forward: forward::Forward,
     pub(super) registry: Registry,
     pub(super) stats: Stats,
+    pub(super) signers: Signers,
     pub(super) bookmark_interval: Duration,
     pub(super) cancel: CancellationToken,
     /// exec, attach, port-forward: they outlive their requests.
@@ -77,6 +79,7 @@ impl ApiServer {
             forward: forward::Forward::new(&config),
             registry: Registry::new(config.blob_dir),
             stats,
+            signers: Signers::default(),
             node_name: config.node_name,
             store: config.store,
             clock: config.clock,

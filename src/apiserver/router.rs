@@ -10,13 +10,14 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use crate::api::status::Status;
+use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, read, registry, streaming, subresource,
-    update, watch,
+    access, create, delete, documents, health, logs, read, registry, service_account, streaming,
+    subresource, update, watch,
 };
 use crate::store::Store;
 
@@ -28,6 +29,8 @@ pub(super) struct Call {
     pub(super) info: RequestInfo,
     /// Present if the client's connection can change its protocol.
     pub(super) upgrade: Option<OnUpgrade>,
+    /// Who asks, after impersonation.
+    pub(super) user: UserInfo,
 }
 
 /// All paths lead to one handler: the API's paths are made of data (the table of resources), not
@@ -68,6 +71,7 @@ async fn dispatch(
     info: Option<RequestInfo>,
     query: Query,
 ) -> Result<Response<Body>, ApiError> {
+    service_account::authenticate(&context, &mut request).await?;
     let user = access::user(&request)?;
     let path = request.uri().path();
     if path == "/v2" || path.starts_with("/v2/") {
@@ -78,6 +82,9 @@ async fn dispatch(
     }
     let Some(info) = info else {
         access::check_path(&user, request.method(), path)?;
+        if let Some(response) = service_account::discover(&context, request.method(), path).await? {
+            return Ok(response);
+        }
         return documents::respond(&context, &request);
     };
     let is_watch = query.is_set("watch") || query.is_set("follow");
@@ -90,7 +97,7 @@ async fn dispatch(
     let headers = request.headers().clone();
     let method = request.method().clone();
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let call = Call { context, query, headers, info, upgrade };
+    let call = Call { context, query, headers, info, upgrade, user };
     resource(call, &method, request.into_body()).await
 }
 

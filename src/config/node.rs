@@ -1,7 +1,7 @@
 //! Settings of one node.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use crate::config::Environment;
@@ -43,6 +43,36 @@ pub struct NodeFlags {
     pub image_gc_high: Option<u8>,
     /// `--image-gc-low`.
     pub image_gc_low: Option<u8>,
+    /// `--allow-host-path`, each `PATH` or `PATH:ro`.
+    pub host_paths: Vec<String>,
+}
+
+/// A folder of the host that pods may mount, with all that is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPath {
+    /// Absolute, without `..`.
+    pub path: PathBuf,
+    /// Mounts of it are read-only, whatever the pod asks for.
+    pub is_read_only: bool,
+}
+
+impl HostPath {
+    /// Reads `PATH` or `PATH:ro`.
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let (path, is_read_only) = match text.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        let path = PathBuf::from(path);
+        let is_plain =
+            path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+        if path.is_absolute() && is_plain {
+            // In its plain form, so that it compares by its names.
+            Ok(Self { path: path.components().collect(), is_read_only })
+        } else {
+            Err(ConfigError::HostPath { text: text.to_owned() })
+        }
+    }
 }
 
 /// How fast the node reacts. The defaults are the design's.
@@ -91,6 +121,8 @@ pub struct NodeSettings {
     pub images: ImageFlags,
     /// How fast the node reacts.
     pub timing: Timing,
+    /// What pods may mount of the host as hostPath or local volumes. Default: nothing.
+    pub host_paths: Vec<HostPath>,
 }
 
 /// Where images come from and when they go.
@@ -148,6 +180,14 @@ pub enum ConfigError {
     RegistriesFile {
         /// What was given.
         path: PathBuf,
+    },
+    /// `--allow-host-path` is no absolute path.
+    #[error(
+        "--allow-host-path {text:?} must be an absolute path without .., with :ro behind it to allow reading only"
+    )]
+    HostPath {
+        /// What was given.
+        text: String,
     },
     /// `--join` is no address.
     #[error(
@@ -209,6 +249,11 @@ impl NodeSettings {
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
             join,
             timing,
+            host_paths: flags
+                .host_paths
+                .iter()
+                .map(|text| HostPath::parse(text))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -336,6 +381,16 @@ mod tests {
         for (low, high) in [(Some(90), None), (None, Some(80)), (None, Some(101))] {
             let refused = build(low, high);
             assert!(matches!(refused, Err(ConfigError::ImageGcThresholds { .. })));
+        }
+    }
+
+    #[test]
+    fn host_paths_are_absolute_and_may_be_read_only() {
+        let parsed = HostPath::parse("/srv//data/:ro").unwrap();
+        assert_eq!(parsed, HostPath { path: "/srv/data".into(), is_read_only: true });
+        assert!(!HostPath::parse("/srv").unwrap().is_read_only);
+        for bad in ["srv", "", "/srv/../etc", ":ro"] {
+            assert!(HostPath::parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -324,6 +324,7 @@ fn agent_config(
         },
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
+        host_paths: base.settings.host_paths.clone(),
     })
 }
 

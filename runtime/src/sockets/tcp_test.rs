@@ -60,6 +60,8 @@ impl Guest {
             ips: vec![ip.parse().unwrap()],
             hostname: "me".to_owned(),
             memory_bytes_max: None,
+            hosts: Vec::new(),
+            searches: Vec::new(),
         };
         let mesh = Arc::new(Mesh(Arc::downgrade(network)));
         let net = PodNet::new(&pod, Arc::clone(guests), mesh, CancellationToken::new());

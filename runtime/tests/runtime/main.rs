@@ -10,4 +10,5 @@ mod imports;
 mod limits;
 mod sockets;
 mod support;
+mod volumes;
 mod worlds;

@@ -87,7 +87,14 @@ impl Node {
             uid: address.to_owned(),
         };
         let hostname = id.name.clone();
-        let pod = PodConfig { id, ips: vec![ip(address)], hostname, memory_bytes_max: max };
+        let pod = PodConfig {
+            id,
+            ips: vec![ip(address)],
+            hostname,
+            memory_bytes_max: max,
+            hosts: Vec::new(),
+            searches: Vec::new(),
+        };
         self.runtime.create(pod).await.unwrap()
     }
 
@@ -138,7 +145,14 @@ impl Node {
         let host_path = self.dir.path().join("data");
         std::fs::create_dir_all(&host_path).unwrap();
         let guest_path = "/data".to_owned();
-        (host_path.clone(), Mount { host_path, guest_path, is_read_only, limit: None })
+        let mount = Mount {
+            host_path: host_path.clone(),
+            pin: None,
+            guest_path,
+            is_read_only,
+            limit: None,
+        };
+        (host_path, mount)
     }
 
     pub(crate) async fn get(&self, to: &str, path: &str) -> Result<(u16, String), HttpError> {

@@ -17,13 +17,14 @@ use crate::agent::image::{ImageError, ImageSource, Wanted};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
+use crate::agent::pod::objects::NodeSources;
 use crate::agent::pod::plan::{CONFIG_ANNOTATION, KEYVALUE_ANNOTATION, PodPlan, Role};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
 };
 use crate::agent::pod::worker::Worker;
-use crate::agent::pod::{objects, termination_message, volumes};
+use crate::agent::pod::{names, objects, termination_message, volumes};
 use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::client::EventType;
 use crate::rt::{Rng, WallClock};
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) rng: Rng,
     pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) allocatable: (u64, u64),
+    /// What pods can refer to, as far as the node knows it by itself.
+    pub(crate) node: Arc<NodeSources>,
     pub(crate) restart: RestartBackoff,
     pub(crate) shutdown_grace: Duration,
 }
@@ -207,8 +210,9 @@ impl Shared {
             allocatable: self.allocatable,
             ..Sources::default()
         };
-        objects::collect(&*self.api, pod, dir, &mut sources).await?;
+        objects::collect(&*self.api, &self.node, pod, dir, &mut sources).await?;
         volumes::write_volumes(pod, dir, &sources)?;
+        self.node.written.tell(&plan.uid);
         Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ip })
     }
 }
@@ -228,7 +232,7 @@ impl Worker {
         let log_path = self.dir.log_file(&plan.name, run);
         self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
-        let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir)?;
+        let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
         mounts
             .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);
         let config = ContainerConfig {
@@ -282,6 +286,8 @@ impl Worker {
             ips: vec![ip],
             hostname: self.plan.hostname.clone(),
             memory_bytes_max: self.plan.memory_bytes_max(),
+            hosts: names::host_aliases(&self.seen.borrow()),
+            searches: names::searches(&self.seen.borrow()),
         };
         let sandbox = self.shared.runtime.create(config).await?;
         self.sandbox = Some(Arc::clone(&sandbox));

@@ -31,7 +31,8 @@ pub(super) fn mount(dir: &PodDir, spec: &Container) -> io::Result<Option<Mount>>
     }
     make_private(&host_path)?;
     let limit = Some(VolumeLimit { root: host_path.clone(), bytes_max: FOLDER_BYTES_MAX });
-    Ok(Some(Mount { host_path, guest_path: guest_path.to_owned(), is_read_only: false, limit }))
+    let guest_path = guest_path.to_owned();
+    Ok(Some(Mount { host_path, pin: None, guest_path, is_read_only: false, limit }))
 }
 
 /// What the container `spec` said last; otherwise what the runtime says of its end.

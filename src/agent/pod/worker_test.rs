@@ -13,7 +13,9 @@ use edgeorc_runtime::{
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, PodStatus, Secret, Service};
+use kube::Api;
+use kube::runtime::watcher;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -25,10 +27,14 @@ use crate::agent::dirs::{Dirs, PodDir, make_private};
 use crate::agent::image::{ImageError, ImageSource, ReadyImage, Wanted};
 use crate::agent::ipam::{Ipam, Range};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
+use crate::agent::pod::objects::{NodeSources, Written};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
+use crate::client::informer;
 use crate::rt::{Rng, TaskGroup, WallClock};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Longest wait, in the test's own time, for something that must come.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -272,7 +278,7 @@ impl World {
     fn start(root: &tempfile::TempDir, pod: Value) -> Self {
         let mut base = json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "1"},
-            "spec": {"terminationGracePeriodSeconds": 30},
+            "spec": {"terminationGracePeriodSeconds": 30, "enableServiceLinks": false},
         });
         json_patch::merge(&mut base, &pod);
         Self::with(root, serde_json::from_value(base).unwrap())
@@ -299,6 +305,7 @@ impl World {
             rng: Rng::seeded(7),
             host_ips: Vec::new(),
             allocatable: (1000, 1 << 30),
+            node: node(root),
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(10),
         });
@@ -349,6 +356,25 @@ impl World {
     async fn cut(self) {
         self.tasks.shutdown(Duration::ZERO).await;
     }
+}
+
+/// What the node knows: nothing, and its API never answers.
+fn node(root: &tempfile::TempDir) -> Arc<NodeSources> {
+    let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+        std::future::pending::<Result<http::Response<kube::client::Body>, BoxError>>()
+    });
+    let client = kube::Client::new(silent, "default");
+    let tasks = TaskGroup::new(&CancellationToken::new());
+    let services = Api::<Service>::all(client);
+    Arc::new(NodeSources {
+        node_name: "one".to_owned(),
+        dirs: Dirs::create(root.path().to_owned()).unwrap(),
+        clock: WallClock::system(),
+        services: informer(services, watcher::Config::default(), &tasks),
+        host_paths: Arc::new([]),
+        ephemeral_bytes: 1 << 30,
+        written: Written::default(),
+    })
 }
 
 fn root() -> tempfile::TempDir {

@@ -107,7 +107,8 @@ impl Exec<'_> {
             let below = relative(&mount.guest_path)?;
             let _ = make_private(&host_path.join(below));
         }
-        Some(Mount { host_path, guest_path: "/".to_owned(), is_read_only: true, limit: None })
+        let guest_path = "/".to_owned();
+        Some(Mount { host_path, pin: None, guest_path, is_read_only: true, limit: None })
     }
 }
 
@@ -184,6 +185,7 @@ mod tests {
         std::os::unix::fs::symlink("../secret", outer.join("out")).unwrap();
         let mount = |host_path: &PathBuf, guest_path: &str| Mount {
             host_path: host_path.clone(),
+            pin: None,
             guest_path: guest_path.to_owned(),
             is_read_only: false,
             limit: None,
