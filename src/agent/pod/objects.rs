@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::agent::dirs::{Dirs, PodDir, read_json, write_copy};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::{ConfigError, Sources};
+use crate::agent::pod::mirror;
 use crate::agent::pod::plan::config_name;
 use crate::agent::pod::service_env::service_env;
 use crate::agent::pod::volumes::{claim, token, volumes_of};
@@ -125,6 +126,10 @@ async fn services(
     let patience = if copy.is_some() { PATIENCE_WITH_COPY } else { PATIENCE_WITH_SERVICES };
     let is_ready = tokio::time::timeout(patience, node.services.ready()).await == Ok(true);
     if !is_ready {
+        if mirror::is_static(pod) {
+            // It must run where no API has ever answered.
+            return Ok(copy.unwrap_or_default());
+        }
         return copy.ok_or_else(|| ConfigError::Unread {
             kind: "services",
             name: pod.metadata.namespace.clone().unwrap_or_default(),

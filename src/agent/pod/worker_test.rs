@@ -1,6 +1,7 @@
 //! Workers against a scripted runtime: what is started, stopped and told, in which order.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,8 +34,6 @@ use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
 use crate::client::informer;
 use crate::rt::{Rng, TaskGroup, WallClock};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Longest wait, in the test's own time, for something that must come.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -358,12 +357,18 @@ impl World {
     }
 }
 
-/// What the node knows: nothing, and its API never answers.
+/// What the node knows: that there are no Services.
 fn node(root: &tempfile::TempDir) -> Arc<NodeSources> {
-    let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
-        std::future::pending::<Result<http::Response<kube::client::Body>, BoxError>>()
+    let empty = tower::service_fn(async |request: http::Request<kube::client::Body>| {
+        if request.uri().query().is_some_and(|query| query.contains("watch=")) {
+            std::future::pending::<()>().await;
+        }
+        let list = json!({"apiVersion": "v1", "kind": "ServiceList",
+            "metadata": {"resourceVersion": "1"}, "items": []});
+        let body = kube::client::Body::from(list.to_string().into_bytes());
+        Ok::<_, Infallible>(http::Response::new(body))
     });
-    let client = kube::Client::new(silent, "default");
+    let client = kube::Client::new(empty, "default");
     let tasks = TaskGroup::new(&CancellationToken::new());
     let services = Api::<Service>::all(client);
     Arc::new(NodeSources {
