@@ -3,7 +3,7 @@
 //! ```text
 //!            instantiated                run returned / trapped / strikes
 //! start ───────────────────► running ───────────────────────────────────► ended
-//!   │                           │ stop: HTTP closes and drains, commands get `grace`
+//!   │                           │ stop: closes its ports and drains within `grace`
 //!   └─ StartError               └────────────── kill ───────────────────► ended (Killed)
 //! ```
 
@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::code::{Entry, Loaded};
@@ -35,8 +36,9 @@ const GONE_MAX: Duration = Duration::from_secs(1);
 
 /// What a container does when it is asked to stop.
 enum Work {
-    /// Runs until it is done; WASI has no signals, so it gets the grace time and is then killed.
-    Command,
+    /// Refuses new TCP connections, and ends once those that it has taken are done: WASI has no
+    /// signals, so there is nothing else to wait for.
+    Command(TaskTracker),
     /// Nothing to wait for.
     Reactor,
     /// Closes its port and drains.
@@ -73,7 +75,7 @@ impl WasmContainer {
         let started = match loaded.entry {
             Entry::HttpP2 | Entry::HttpP3 => Self::start_http(&template, &loaded).await,
             Entry::CommandP2 | Entry::CommandP3 => {
-                Self::start_command(&template, &loaded, Work::Command).await
+                Self::start_command(&template, &loaded, Work::Command(template.taken.clone())).await
             }
             Entry::Reactor => Self::start_command(&template, &loaded, Work::Reactor).await,
         }?;
@@ -148,9 +150,16 @@ impl Container for WasmContainer {
 
     async fn stop(&self, grace: Duration) {
         match &self.work {
-            Work::Command => {
+            Work::Command(taken) => {
+                taken.close();
+                let done = async {
+                    tokio::select! {
+                        () = taken.wait() => {}
+                        _ = self.ended() => {}
+                    }
+                };
                 // Over time is what the kill below is for.
-                let _ = tokio::time::timeout(grace, self.ended()).await;
+                let _ = tokio::time::timeout(grace, done).await;
             }
             Work::Reactor => {}
             Work::Http(service) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::code::{Entry, Loaded};
 use crate::container::WasmContainer;
@@ -53,6 +54,7 @@ impl WasmPod {
         Template {
             engine: self.core.engine.clone(),
             net: Arc::clone(&self.net),
+            taken: TaskTracker::new(),
             log,
             pipes,
             meter: Meter::new(config.cpu_millis_max, config.cpu_millis, &self.core.shares),

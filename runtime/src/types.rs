@@ -281,8 +281,8 @@ pub trait Container: Send + Sync + 'static {
     /// Cancel safe.
     async fn wait(&self) -> Exit;
 
-    /// Asks the guest to end: HTTP stops accepting and drains; a command is interrupted at
-    /// `grace`'s end. Returns when it has ended.
+    /// Ends the guest: it takes no new requests or connections, and is stopped once those that it
+    /// has are done, at the latest after `grace`. Returns when it has ended.
     async fn stop(&self, grace: Duration);
 
     /// What it has used so far.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::cli::AsyncStdinStream;
@@ -53,6 +54,7 @@ pub(crate) struct Guest {
     limiter: MemoryLimiter,
     burst: Arc<Burst>,
     net: Arc<PodNet>,
+    taken: TaskTracker,
     config: Arc<WasiConfigVariables>,
     buckets: Option<Arc<BTreeSet<String>>>,
     keyvalue: Arc<dyn KeyValue>,
@@ -71,7 +73,8 @@ impl Guest {
     /// What the host functions for sockets work on.
     pub(crate) fn sockets(&mut self) -> crate::sockets::SocketsView<'_> {
         self.burst.touch();
-        crate::sockets::SocketsView { table: &mut self.table, net: &self.net }
+        let Self { table, net, taken, .. } = self;
+        crate::sockets::SocketsView { table, net, taken }
     }
 
     /// Limits of the volumes that it sees.
@@ -133,6 +136,8 @@ pub(crate) struct Template {
     pub(crate) engine: Engine,
     pub(crate) config: ContainerConfig,
     pub(crate) net: Arc<PodNet>,
+    /// TCP connections that the container has taken.
+    pub(crate) taken: TaskTracker,
     pub(crate) log: Arc<Log>,
     /// Standard streams that are not the log's.
     pub(crate) pipes: Pipes,
@@ -203,6 +208,7 @@ impl Template {
             ),
             burst: Arc::clone(&burst),
             net: Arc::clone(&self.net),
+            taken: self.taken.clone(),
             config: Arc::clone(&self.values),
             buckets: self.buckets.clone(),
             keyvalue: Arc::clone(&self.keyvalue),

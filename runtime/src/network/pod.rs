@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::PIPE_BYTES;
 use super::client;
@@ -127,7 +128,7 @@ impl PodNet {
     /// Connects to a listener of this pod.
     pub(crate) fn dial(self: &Arc<Self>, from: SocketAddr, to: SocketAddr) -> io::Result<BoxIo> {
         match self.ports.listener(to).ok_or(io::ErrorKind::ConnectionRefused)? {
-            Listener::Tcp(backlog) => Ok(Box::new(enqueue(&backlog, from, to)?)),
+            Listener::Tcp(backlog, taken) => Ok(Box::new(enqueue(&backlog, &taken, from, to)?)),
             Listener::Http(service) => {
                 let (near, far) = tokio::io::duplex(PIPE_BYTES);
                 let over = self.over.clone();
@@ -214,10 +215,12 @@ impl PodNet {
     ) -> Result<http::Response<Body>, HttpError> {
         match self.ports.listener(to) {
             Some(Listener::Http(service)) => service.call(request).await,
-            Some(Listener::Tcp(backlog)) => match enqueue(&backlog, UNKNOWN_PEER, to) {
-                Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
-                Err(_) => Err(HttpError::Refused(Unsent::new(request))),
-            },
+            Some(Listener::Tcp(backlog, taken)) => {
+                match enqueue(&backlog, &taken, UNKNOWN_PEER, to) {
+                    Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
+                    Err(_) => Err(HttpError::Refused(Unsent::new(request))),
+                }
+            }
             None => Err(HttpError::Refused(Unsent::new(request))),
         }
     }
@@ -250,12 +253,16 @@ impl PodNet {
 
 fn enqueue(
     backlog: &tokio::sync::mpsc::Sender<Accepted>,
+    taken: &TaskTracker,
     from: SocketAddr,
     to: SocketAddr,
 ) -> io::Result<tokio::io::DuplexStream> {
+    if taken.is_closed() {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     backlog
-        .try_send(Accepted { io: Box::new(far), peer: from, local: to })
+        .try_send(Accepted { io: Box::new(far), peer: from, local: to, token: taken.token() })
         .map_err(|_| io::ErrorKind::ConnectionRefused)?;
     Ok(near)
 }

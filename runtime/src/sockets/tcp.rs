@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::sync::mpsc;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use wasmtime::component::Resource;
 use wasmtime_wasi::p2::bindings::sockets::network::{
     ErrorCode, IpAddressFamily, IpSocketAddress, Network,
@@ -32,6 +33,8 @@ const BACKLOG_MAX: u64 = 4096;
 struct Tcp {
     /// Counts it among the pod's sockets.
     _slot: SocketSlot,
+    /// Counts it among the connections that the container has taken, if it is one.
+    taken: Option<TaskTrackerToken>,
     is_ipv6: bool,
     options: Options,
     backlog: usize,
@@ -94,6 +97,7 @@ impl Tcp {
     fn new(slot: SocketSlot, is_ipv6: bool) -> Self {
         Self {
             _slot: slot,
+            taken: None,
             is_ipv6,
             options: Options::default(),
             backlog: BACKLOG_DEFAULT,
@@ -254,11 +258,12 @@ impl HostTcpSocket for SocketsView<'_> {
     }
 
     async fn start_listen(&mut self, this: Resource<TcpSocket>) -> SocketResult<()> {
+        let taken = self.taken.clone();
         let tcp = self.tcp(&this)?;
         tcp.check_fresh()?;
         let binding = tcp.binding.as_ref().ok_or(ErrorCode::InvalidState)?;
         let (sender, queue) = mpsc::channel(tcp.backlog);
-        binding.listen(Some(Listener::Tcp(sender)));
+        binding.listen(Some(Listener::Tcp(sender, taken)));
         tcp.state = State::ListenStarted(Backlog { queue, next: None });
         Ok(())
     }
@@ -297,6 +302,7 @@ impl HostTcpSocket for SocketsView<'_> {
         let accepted = backlog.next.take().ok_or(ErrorCode::WouldBlock)?;
         let mut socket = Tcp::new(slot, tcp.is_ipv6);
         socket.options = tcp.options;
+        socket.taken = Some(accepted.token);
         let connection = Connection::new(accepted.io, guests);
         socket.state = State::Connected {
             connection: connection.clone(),

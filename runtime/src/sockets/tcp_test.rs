@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::instance_network::Host as _;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::{
@@ -50,6 +51,7 @@ impl Uplink for Mesh {
 struct Guest {
     net: Arc<PodNet>,
     table: ResourceTable,
+    taken: TaskTracker,
 }
 
 impl Guest {
@@ -66,11 +68,12 @@ impl Guest {
         let mesh = Arc::new(Mesh(Arc::downgrade(network)));
         let net = PodNet::new(&pod, Arc::clone(guests), mesh, CancellationToken::new());
         network.attach(&net).unwrap();
-        Self { net, table: ResourceTable::new() }
+        Self { net, table: ResourceTable::new(), taken: TaskTracker::new() }
     }
 
     fn view(&mut self) -> SocketsView<'_> {
-        SocketsView { table: &mut self.table, net: &self.net }
+        let Self { net, table, taken } = self;
+        SocketsView { table, net, taken }
     }
 
     fn socket(&mut self) -> Resource<TcpSocket> {

@@ -85,6 +85,17 @@ async fn a_spinning_guest_delays_nobody_and_can_be_stopped() {
 }
 
 #[tokio::test]
+async fn a_command_without_connections_is_stopped_at_once() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("ticker", app("ticker"))).await.unwrap();
+    let begin = Instant::now();
+    container.stop(Duration::from_secs(60)).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(exit(&container).await.reason, ExitReason::Killed);
+}
+
+#[tokio::test]
 async fn a_file_that_is_not_compiled_code_is_refused() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
