@@ -42,3 +42,9 @@ fn date(days: u64) -> (u64, u64, u64) {
     }
     (year, month, rest + 1)
 }
+
+/// A number that differs from run to run.
+pub(crate) fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs().rotate_left(30) ^ u64::from(now.subsec_nanos())
+}

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
         return Err(Failure::Usage("both -t LINES and -d DURATION are needed".to_owned()));
     }
     let (start, pause) = (Instant::now(), time / lines);
-    let mut dice = Dice(u64::from(std::process::id()) ^ u64::from(lines));
+    let mut dice = Dice(host::seed());
     for id in 0..lines {
         println!("{} {id} {}", host::now(), line(&mut dice));
         // By the clock of the start: pauses that are a little long do not add up.

@@ -1,6 +1,6 @@
 """A web app for wasi:http 0.2 in Python.
 
-/         which pod and node answered, and the how manieth request of this instance it was
+/         which pod and node answered, and the number of this instance's requests to `/`
 /headers  the request's headers as JSON
 else      404
 """

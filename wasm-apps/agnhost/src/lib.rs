@@ -2,6 +2,9 @@
 //! servers and tools, chosen by the first argument. Written for WASI, where a pod has TCP, its
 //! volumes, its environment and its clock, and neither a shell, nor UDP, nor other programs.
 //!
+//! A library that exports `wasi:cli/run`, no program with a `main`: linked as a program, old linkers
+//! and C libraries run all constructors again whenever the host hands bytes over, and trap.
+//!
 //! Exit codes: that of the subcommand; 1 when it fails; 2 for arguments that make no sense, and for
 //! subcommands of the original that are left out.
 
@@ -22,12 +25,10 @@ mod simple;
 mod tcp;
 mod test_webserver;
 
-use std::process::ExitCode;
-
 /// Version of `agnhost` whose ways these are.
 const LIKE_VERSION: &str = "2.40";
 /// Exit code for arguments that make no sense.
-const EXIT_USAGE: u8 = 2;
+const EXIT_USAGE: i32 = 2;
 
 /// Why a subcommand ended.
 pub(crate) enum Failure {
@@ -91,36 +92,51 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("webhook", NO_TLS),
 ];
 
-fn main() -> ExitCode {
+wasip2::cli::command::export!(Agnhost);
+
+struct Agnhost;
+
+impl wasip2::exports::cli::run::Guest for Agnhost {
+    fn run() -> Result<(), ()> {
+        match main() {
+            0 => Ok(()),
+            1 => Err(()),
+            code => std::process::exit(code),
+        }
+    }
+}
+
+/// Gives the exit code.
+fn main() -> i32 {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let Some((name, rest)) = args.split_first() else {
         eprint!("{}", usage());
-        return ExitCode::from(EXIT_USAGE);
+        return EXIT_USAGE;
     };
     if matches!(name.as_str(), "help" | "--help" | "-h") {
         print!("{}", usage());
-        return ExitCode::SUCCESS;
+        return 0;
     }
     if matches!(name.as_str(), "--version" | "version") {
         println!("agnhost stand-in for WebAssembly, like {LIKE_VERSION}");
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let Some((_, _, run)) = SUBCOMMANDS.iter().find(|(known, _, _)| known == name) else {
         match LEFT_OUT.iter().find(|(known, _)| known == name) {
             Some((_, why)) => eprintln!("agnhost: {name} is left out: {why}"),
             None => eprint!("agnhost: unknown subcommand {name}\n{}", usage()),
         }
-        return ExitCode::from(EXIT_USAGE);
+        return EXIT_USAGE;
     };
     match run(rest) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(Failure::Usage(words)) => {
             eprintln!("agnhost {name}: {words}");
-            ExitCode::from(EXIT_USAGE)
+            EXIT_USAGE
         }
         Err(Failure::Failed(words)) => {
             eprintln!("agnhost {name}: {words}");
-            ExitCode::FAILURE
+            1
         }
     }
 }
