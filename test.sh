@@ -6,8 +6,8 @@
 #
 # Needs a shell, cargo (rustup) and a C compiler. What is missing is installed: the crates and the
 # toolchain of rust-toolchain.toml by cargo and rustup; a compiler for the guests by
-# `wasm-apps/build`; kubectl from Debian's packages, when run as root on Debian or Ubuntu, otherwise
-# a sentence says what to install. Afterwards plain `cargo test --workspace` passes too.
+# `wasm-apps/build`; kubectl and docker-registry from Debian's packages, when run as root on Debian
+# or Ubuntu, otherwise a sentence says what to install. Afterwards plain `cargo test --workspace` passes too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -28,20 +28,30 @@ fi
 say "1/3 guests"
 wasm-apps/build
 
-say "2/3 kubectl"
-if ! command -v kubectl >/dev/null; then
-  readonly HINT="kubectl is missing, and the end-to-end tests need it: see https://kubernetes.io/docs/tasks/tools/"
-  [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || fail "$HINT"
-  log=$(mktemp)
-  install() {
-    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-      -o DPkg::Lock::Timeout=300 "$1" >>"$log" 2>&1
-  }
-  # Debian 13 and later call the package kubectl, earlier ones kubernetes-client.
+say "2/3 kubectl and docker-registry"
+log=$(mktemp)
+readonly log
+trap 'rm -f "$log"' EXIT
+# Installs the first package of the list that there is; fails with the sentence given first.
+install() {
+  local hint=$1 package
+  shift
+  [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || fail "$hint"
   apt-get update -q >"$log" 2>&1 || true
-  install kubectl || install kubernetes-client || { tail -n 20 "$log" >&2; fail "$HINT"; }
-  rm -f "$log"
-fi
+  for package in "$@"; do
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+      -o DPkg::Lock::Timeout=300 "$package" >>"$log" 2>&1 && return
+  done
+  tail -n 20 "$log" >&2
+  fail "$hint"
+}
+# Debian 13 and later call the package kubectl, earlier ones kubernetes-client.
+command -v kubectl >/dev/null || install \
+  "kubectl is missing, and the end-to-end tests need it: see https://kubernetes.io/docs/tasks/tools/" \
+  kubectl kubernetes-client
+command -v docker-registry >/dev/null || install \
+  "docker-registry is missing, and the end-to-end tests need it: Debian and Ubuntu have it as the package docker-registry" \
+  docker-registry
 say "using $(command -v kubectl): $(kubectl version --client 2>/dev/null | head -n 1)"
 
 say "3/3 cargo test (the first time, compiling takes minutes)"

@@ -25,4 +25,5 @@ pub mod api;
 pub mod config;
 pub mod net;
 pub mod rt;
+mod streaming;
 pub mod telemetry;

@@ -9,6 +9,7 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::guest::Guest;
+use crate::imports::{self, MissingImport};
 use crate::linker;
 use crate::types::{StartError, World};
 
@@ -30,20 +31,50 @@ pub(crate) enum Entry {
     Reactor,
 }
 
+/// What can be called, in the order of preference: HTTP wins, for such a component may offer `run`
+/// besides.
+const ENTRIES: [(&str, &str, Entry); 4] = [
+    ("wasi:http/handler", "0.3", Entry::HttpP3),
+    ("wasi:http/incoming-handler", "0.2", Entry::HttpP2),
+    ("wasi:cli/run", "0.3", Entry::CommandP3),
+    ("wasi:cli/run", "0.2", Entry::CommandP2),
+];
+
+/// A component that nothing can call.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoEntry {
+    #[error("the component exports nothing: there is nothing to run")]
+    Nothing,
+    #[error(
+        "the component exports {0}, which is none of the versions that run here: \
+         wasi:cli/run 0.2 and 0.3, wasi:http/incoming-handler 0.2, wasi:http/handler 0.3"
+    )]
+    OtherVersion(String),
+}
+
 impl Entry {
-    /// Reads the names of a component's exports. HTTP wins: such a component may offer `run`
-    /// besides.
-    pub(crate) fn of<'a>(exports: impl Iterator<Item = &'a str>) -> Self {
-        exports.fold(Self::Reactor, |entry, name| match (entry, name) {
-            (_, name) if name.starts_with("wasi:http/handler@0.3") => Self::HttpP3,
-            (Self::HttpP3, _) => entry,
-            (_, name) if name.starts_with("wasi:http/incoming-handler@0.2") => Self::HttpP2,
-            (Self::HttpP2, _) => entry,
-            (_, name) if name.starts_with("wasi:cli/run@0.3") => Self::CommandP3,
-            (Self::CommandP3, _) => entry,
-            (_, name) if name.starts_with("wasi:cli/run@0.2") => Self::CommandP2,
-            _ => entry,
-        })
+    /// Reads the names of a component's exports.
+    ///
+    /// # Errors
+    ///
+    /// [`NoEntry`] if there is nothing, or only drafts of what could be called: to keep such a
+    /// component as a reactor would look as if it served.
+    pub(crate) fn of<'a>(exports: impl Iterator<Item = &'a str>) -> Result<Self, NoEntry> {
+        let exports: Vec<_> = exports.collect();
+        for (interface, version, entry) in ENTRIES {
+            if exports.iter().any(|name| is_version(name, interface, version)) {
+                return Ok(entry);
+            }
+        }
+        let is_near = |name: &&&str| {
+            let interface = name.split_once('@').map_or(**name, |(interface, _)| interface);
+            ENTRIES.iter().any(|(known, _, _)| *known == interface)
+        };
+        match exports.iter().find(is_near) {
+            Some(name) => Err(NoEntry::OtherVersion(imports::shorten(name))),
+            None if exports.is_empty() => Err(NoEntry::Nothing),
+            None => Ok(Self::Reactor),
+        }
     }
 
     pub(crate) fn world(self) -> World {
@@ -56,10 +87,21 @@ impl Entry {
     }
 }
 
+/// Whether `name` is a release of `interface` that is compatible with `version`, `major.minor`.
+fn is_version(name: &str, interface: &str, version: &str) -> bool {
+    name.strip_prefix(interface)
+        .and_then(|rest| rest.strip_prefix('@'))
+        .and_then(|rest| rest.strip_prefix(version))
+        .and_then(|rest| rest.strip_prefix('.'))
+        .is_some_and(|patch| patch.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// A component ready to be instantiated.
 pub(crate) struct Loaded {
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) entry: Entry,
+    /// Its imports that a pod must be granted.
+    pub(crate) gated: Vec<MissingImport>,
 }
 
 /// All loaded components.
@@ -119,8 +161,15 @@ impl Code {
             .map_err(|error| StartError::Unsupported { reason: format!("{error:#}") })?;
         let pre = linker::link(&self.linker, &component)?;
         let ty = component.component_type();
-        let entry = Entry::of(ty.exports(&self.engine).map(|(name, _)| name));
-        let loaded = Arc::new(Loaded { pre, entry });
+        let entry = match Entry::of(ty.exports(&self.engine).map(|(name, _)| name)) {
+            Ok(entry) => entry,
+            // What is no reactor was refused before it was compiled. One that was a core module
+            // has its `_initialize` and no exports.
+            Err(NoEntry::Nothing) => Entry::Reactor,
+            Err(error) => return Err(StartError::Unsupported { reason: error.to_string() }),
+        };
+        let gated = imports::gated(ty.imports(&self.engine).map(|(name, _)| name));
+        let loaded = Arc::new(Loaded { pre, entry, gated });
         self.cache.lock().put(key, &loaded);
         Ok(loaded)
     }
@@ -165,13 +214,22 @@ mod tests {
     #[test]
     fn the_world_is_read_from_the_exports() {
         let entry = |names: &[&str]| Entry::of(names.iter().copied());
-        assert_eq!(entry(&["wasi:cli/run@0.2.6"]), Entry::CommandP2);
-        assert_eq!(entry(&["wasi:cli/run@0.3.0"]), Entry::CommandP3);
+        assert_eq!(entry(&["wasi:cli/run@0.2.6"]), Ok(Entry::CommandP2));
+        assert_eq!(entry(&["wasi:cli/run@0.3.0"]), Ok(Entry::CommandP3));
         assert_eq!(
-            entry(&["wasi:http/incoming-handler@0.2.0", "wasi:cli/run@0.2.0"]),
-            Entry::HttpP2
+            entry(&["wasi:cli/run@0.2.0", "wasi:http/incoming-handler@0.2.0"]),
+            Ok(Entry::HttpP2)
         );
-        assert_eq!(entry(&["wasi:http/handler@0.3.0", "run"]), Entry::HttpP3);
-        assert_eq!(entry(&["a:b/c"]), Entry::Reactor);
+        assert_eq!(entry(&["wasi:http/handler@0.3.0", "run"]), Ok(Entry::HttpP3));
+        assert_eq!(entry(&["a:b/c"]), Ok(Entry::Reactor));
+    }
+
+    #[test]
+    fn what_nobody_can_call_is_refused() {
+        let entry = |names: &[&str]| Entry::of(names.iter().copied());
+        assert_eq!(entry(&[]), Err(NoEntry::Nothing));
+        for draft in ["wasi:http/handler@0.3.0-rc-2025-09-16", "wasi:cli/run@0.20.0"] {
+            assert_eq!(entry(&["a:b/c", draft]), Err(NoEntry::OtherVersion(draft.to_owned())));
+        }
     }
 }

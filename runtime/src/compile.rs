@@ -14,12 +14,15 @@ use wasmparser::{Parser, Payload};
 use crate::adapt;
 use crate::code::Entry;
 use crate::engine::{self, Plan};
+use crate::imports::shorten;
 use crate::machine::Machine;
 use crate::types::{CompileError, World};
 
 /// Largest module or component that is looked at, in bytes. Interpreters of other languages
 /// compiled to Wasm reach some 50 MB.
 pub const WASM_BYTES_MAX: usize = 128 << 20;
+/// Longest text of an error, in bytes.
+const ERROR_BYTES_MAX: usize = 2048;
 /// Imports named in an error.
 const IMPORTS_NAMED_MAX: usize = 5;
 /// What begins every module and component.
@@ -33,10 +36,10 @@ const COMPONENT_TYPE_SECTION: &str = "component-type";
 ///
 /// See [`CompileError`].
 pub fn compile(wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
-    let failed = |error: wasmtime::Error| CompileError::Failed(format!("{error:#}"));
+    let failed = |error: wasmtime::Error| CompileError::Failed(bounded(&format!("{error:#}")));
     let compiler = Plan::new(Machine::probe()).compiler().map_err(failed)?;
     // Whatever is wrong now is a fault of the module, or a proposal that is off.
-    let invalid = |error: wasmtime::Error| CompileError::Invalid(format!("{error:#}"));
+    let invalid = |error: wasmtime::Error| CompileError::Invalid(bounded(&format!("{error:#}")));
     match Outline::read(wasm)? {
         Outline::Component { .. } => compiler.precompile_component(wasm).map_err(invalid),
         Outline::Module(module) => {
@@ -147,7 +150,9 @@ impl Outline {
             return Err(CompileError::Invalid("it does not begin like a Wasm file".to_owned()));
         }
         if Parser::is_component(wasm) {
-            let entry = component_entry(wasm).map_err(invalid)?;
+            let exports = component_exports(wasm).map_err(invalid)?;
+            let entry = Entry::of(exports.into_iter())
+                .map_err(|error| CompileError::UnknownWorld(error.to_string()))?;
             return Ok(Self::Component { entry });
         }
         Module::read(wasm).map(Self::Module).map_err(invalid)
@@ -158,13 +163,19 @@ fn invalid(error: wasmparser::BinaryReaderError) -> CompileError {
     let text = if error.message().contains("unexpected end") {
         format!("it is cut off after byte {}", error.offset())
     } else {
-        error.to_string()
+        bounded(&error.to_string())
     };
     CompileError::Invalid(text)
 }
 
+/// A tool's words about a stranger's file: they may repeat whatever names are in there.
+fn bounded(text: &str) -> String {
+    let begin = text.get(..text.floor_char_boundary(ERROR_BYTES_MAX)).unwrap_or(text);
+    begin.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
 /// Reads the exports of the outermost component.
-fn component_entry(wasm: &[u8]) -> wasmparser::Result<Entry> {
+fn component_exports(wasm: &[u8]) -> wasmparser::Result<Vec<&str>> {
     let mut depth = 0_usize;
     let mut names = Vec::new();
     for payload in Parser::new(0).parse_all(wasm) {
@@ -179,7 +190,7 @@ fn component_entry(wasm: &[u8]) -> wasmparser::Result<Entry> {
             _ => {}
         }
     }
-    Ok(Entry::of(names.into_iter()))
+    Ok(names)
 }
 
 impl Module {
@@ -226,7 +237,7 @@ impl Module {
             .imports
             .iter()
             .filter(|(module, _)| module != WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME)
-            .map(|(module, name)| format!("{module}.{name}"))
+            .map(|(module, name)| format!("{}.{}", shorten(module), shorten(name)))
             .collect();
         if unknown.is_empty() {
             return Ok(());
@@ -245,6 +256,6 @@ impl Module {
     fn adapt(&self, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
         self.check()?;
         adapt::to_component(wasm, self.is_command)
-            .map_err(|error| CompileError::Invalid(format!("{error:#}")))
+            .map_err(|error| CompileError::Invalid(bounded(&format!("{error:#}"))))
     }
 }

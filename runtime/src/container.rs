@@ -3,7 +3,7 @@
 //! ```text
 //!            instantiated                run returned / trapped / strikes
 //! start ───────────────────► running ───────────────────────────────────► ended
-//!   │                           │ stop: HTTP closes and drains, commands get `grace`
+//!   │                           │ stop: closes its ports and drains within `grace`
 //!   └─ StartError               └────────────── kill ───────────────────► ended (Killed)
 //! ```
 
@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::code::{Entry, Loaded};
@@ -27,13 +28,17 @@ use crate::network::Binding;
 use crate::serve::{HttpService, Seed, instantiate};
 use crate::types::{Container, Exit, ExitReason, StartError, Usage};
 
+/// A command or reactor that is not instantiated after this long is held up by its own start
+/// function: its code runs, so it has started.
+const STARTED_AFTER: Duration = Duration::from_secs(1);
 /// How long instances may take to go after the kill.
 const GONE_MAX: Duration = Duration::from_secs(1);
 
 /// What a container does when it is asked to stop.
 enum Work {
-    /// Runs until it is done; WASI has no signals, so it gets the grace time and is then killed.
-    Command,
+    /// Refuses new TCP connections, and ends once those that it has taken are done: WASI has no
+    /// signals, so there is nothing else to wait for.
+    Command(TaskTracker),
     /// Nothing to wait for.
     Reactor,
     /// Closes its port and drains.
@@ -70,7 +75,7 @@ impl WasmContainer {
         let started = match loaded.entry {
             Entry::HttpP2 | Entry::HttpP3 => Self::start_http(&template, &loaded).await,
             Entry::CommandP2 | Entry::CommandP3 => {
-                Self::start_command(&template, &loaded, Work::Command).await
+                Self::start_command(&template, &loaded, Work::Command(template.taken.clone())).await
             }
             Entry::Reactor => Self::start_command(&template, &loaded, Work::Reactor).await,
         }?;
@@ -97,7 +102,9 @@ impl WasmContainer {
         let run = command::run(Arc::clone(template), loaded.pre.clone(), loaded.entry, started);
         let exit = supervise(template, run);
         // A host panic drops the sender; the exit then tells.
-        is_started.await.unwrap_or(Ok(()))?;
+        tokio::time::timeout(STARTED_AFTER, is_started)
+            .await
+            .map_or(Ok(()), |started| started.unwrap_or(Ok(())))?;
         Ok(Self::new(template, work, exit))
     }
 
@@ -143,9 +150,16 @@ impl Container for WasmContainer {
 
     async fn stop(&self, grace: Duration) {
         match &self.work {
-            Work::Command => {
+            Work::Command(taken) => {
+                taken.close();
+                let done = async {
+                    tokio::select! {
+                        () = taken.wait() => {}
+                        _ = self.ended() => {}
+                    }
+                };
                 // Over time is what the kill below is for.
-                let _ = tokio::time::timeout(grace, self.ended()).await;
+                let _ = tokio::time::timeout(grace, done).await;
             }
             Work::Reactor => {}
             Work::Http(service) => {
@@ -203,7 +217,7 @@ async fn serve(
     seeded: oneshot::Sender<Result<Arc<HttpService>, StartError>>,
 ) -> Exit {
     let first = match template.store() {
-        Ok(store) => instantiate(store, &pre).await,
+        Ok(store) => instantiate(store, &pre, template.start_wait_max).await,
         Err(error) => {
             let text = format!("cannot set up the guest: {error:#}");
             let _ = seeded.send(Err(StartError::Host(text)));

@@ -34,11 +34,16 @@ const STACK_BYTES: usize = 1 << 20;
 const WASM_STACK_BYTES: usize = 512 << 10;
 /// Elements of one table at most.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 50_000;
-/// Core instances that a component may hold; tools split one component into several.
-const CORE_INSTANCES_PER_COMPONENT: u32 = 32;
+/// Core instances that a component may hold; tools split one component into several,
+/// and tools that compose put several of those into one.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 128;
 /// Tables and memories that one component may hold.
-const TABLES_PER_COMPONENT: u32 = 16;
-const MEMORIES_PER_COMPONENT: u32 = 4;
+const TABLES_PER_COMPONENT: u32 = 64;
+const MEMORIES_PER_COMPONENT: u32 = 16;
+/// Instances that one HTTP container may have: a part of the pool, within bounds.
+const INSTANCES_POOL_PART: usize = 4;
+const INSTANCES_MIN: usize = 32;
+const INSTANCES_MAX: usize = 512;
 /// Bytes of one instance's bookkeeping at most.
 const INSTANCE_BYTES_MAX: usize = 1 << 20;
 /// Warm slots kept for the next instance of the same component.
@@ -112,6 +117,8 @@ pub struct Plan {
     pub allocator: Allocator,
     /// Size that one linear memory can grow to, in bytes.
     pub memory_bytes_max: usize,
+    /// Memories that the pool should have had, if the kernel granted only fewer.
+    pub slots_wanted: Option<u32>,
 }
 
 impl Plan {
@@ -129,6 +136,7 @@ impl Plan {
             class,
             allocator: choose_allocator(&machine, class),
             memory_bytes_max: usize::try_from(memory_bytes_max).unwrap_or(usize::MAX),
+            slots_wanted: None,
         }
     }
 
@@ -171,6 +179,56 @@ impl Plan {
         u32::try_from(u64::from(slots).min(STACKS_MAX)).unwrap_or(slots)
     }
 
+    /// Instances that one HTTP container may have at the same time, so that it leaves room for
+    /// others.
+    pub(crate) fn instances_per_container_max(&self) -> usize {
+        match self.allocator {
+            Allocator::Pooling { slots } => usize::try_from(slots)
+                .map_or(INSTANCES_MAX, |slots| slots / INSTANCES_POOL_PART)
+                .clamp(INSTANCES_MIN, INSTANCES_MAX),
+            Allocator::OnDemand { .. } => INSTANCES_MAX,
+        }
+    }
+
+    /// Why it was chosen, one line per choice, for people.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        let bits = self.machine.address_bits;
+        let memory_mib = self.machine.memory_bytes >> 20;
+        let mut reasons = vec![match self.class {
+            CodeClass::Wide => {
+                format!("{bits}-bit addresses: 4 GiB for each memory, so no bounds checks")
+            }
+            CodeClass::Dense => format!(
+                "{bits}-bit addresses: 256 MiB for each memory, with bounds checks, so that many fit"
+            ),
+            CodeClass::Tiny => format!("{bits}-bit addresses: memories are moved when they grow"),
+        }];
+        reasons.push(match self.allocator {
+            Allocator::OnDemand { reason } => {
+                format!("no pool, instances start slower: {reason}")
+            }
+            Allocator::Pooling { slots } if self.slots_wanted.is_some_and(|it| it > slots) => {
+                format!("pool of {slots} memories: the kernel refused a larger reservation")
+            }
+            Allocator::Pooling { slots } => {
+                let limit = if u64::from(slots) == slots_by_memory(&self.machine) {
+                    format!("two for each MiB of {memory_mib} MiB, at most {SLOTS_MAX}")
+                } else {
+                    "half of the addresses".to_owned()
+                };
+                format!("pool of {slots} memories: {limit}")
+            }
+        });
+        if self.memory_bytes_max >> 20 == usize::try_from(memory_mib).unwrap_or(usize::MAX) {
+            reasons.push(format!("one memory can grow to {memory_mib} MiB: all there is"));
+        } else {
+            let mib = self.memory_bytes_max >> 20;
+            reasons.push(format!("one memory can grow to {mib} MiB: what is reserved for it"));
+        }
+        reasons
+    }
+
     /// Makes the engine that runs guests. A pool that does not fit is halved until it does.
     ///
     /// # Errors
@@ -182,6 +240,9 @@ impl Plan {
                 Ok(engine) => return Ok((engine, self)),
                 Err(error) => error,
             };
+            if let Allocator::Pooling { slots } = self.allocator {
+                self.slots_wanted.get_or_insert(slots);
+            }
             self.allocator = match self.allocator {
                 Allocator::Pooling { slots } if u64::from(slots) >= 2 * SLOTS_MIN => {
                     Allocator::Pooling { slots: slots / 2 }
@@ -255,7 +316,12 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.machine)?;
         match self.allocator {
-            Allocator::Pooling { slots } => write!(f, "pool of {slots} memories")?,
+            Allocator::Pooling { slots } => {
+                write!(f, "pool of {slots} memories")?;
+                if let Some(wanted) = self.slots_wanted {
+                    write!(f, " (instead of {wanted}: the kernel refused the reservation)")?;
+                }
+            }
             Allocator::OnDemand { reason } => write!(f, "no pool ({reason}), memories")?,
         }
         write!(
@@ -276,12 +342,15 @@ fn choose_allocator(machine: &Machine, class: CodeClass) -> Allocator {
     let space = (1_u64 << (machine.address_bits - 1))
         .min(machine.address_bytes_max.map_or(u64::MAX, |limit| limit.saturating_sub(limit / 4)));
     let by_space = space / (class.reservation_bytes() + class.guard_bytes());
-    let by_memory = (machine.memory_bytes >> 19).clamp(SLOTS_MIN, SLOTS_MAX);
-    let slots = by_space.min(by_memory);
+    let slots = by_space.min(slots_by_memory(machine));
     if slots < SLOTS_MIN {
         return Allocator::OnDemand { reason: "the limit of the address space is too low" };
     }
     Allocator::Pooling { slots: u32::try_from(slots).unwrap_or(u32::MAX) }
+}
+
+fn slots_by_memory(machine: &Machine) -> u64 {
+    (machine.memory_bytes >> 19).clamp(SLOTS_MIN, SLOTS_MAX)
 }
 
 /// The string that tells whose compiled code an engine can load.
@@ -330,6 +399,83 @@ mod tests {
         assert_eq!(plan.memory_bytes_max, 256 << 20);
     }
 
+    /// Address bits, MiB of memory, expected slots, MiB that one memory can grow to.
+    const SIZES: [(u32, u64, u32, usize); 12] = [
+        (39, 512, 1023, 256),
+        (39, 1 << 10, 1023, 256),
+        (39, 4 << 10, 1023, 256),
+        (39, 24 << 10, 1023, 256),
+        (47, 512, 1024, 512),
+        (47, 1 << 10, 2048, 1 << 10),
+        (47, 4 << 10, 4096, 4 << 10),
+        (47, 24 << 10, 4096, 4 << 10),
+        (48, 512, 1024, 512),
+        (48, 1 << 10, 2048, 1 << 10),
+        (48, 4 << 10, 4096, 4 << 10),
+        (48, 24 << 10, 4096, 4 << 10),
+    ];
+
+    #[test]
+    fn every_machine_gets_a_pool_that_fits_and_hears_why() {
+        for (bits, memory_mib, slots, grows_to_mib) in SIZES {
+            for page_bytes in [4 << 10, 16 << 10] {
+                let plan = Plan::new(Machine { page_bytes, ..machine(bits, memory_mib) });
+                assert_eq!(plan.allocator, Allocator::Pooling { slots }, "{plan}");
+                assert_eq!(plan.memory_bytes_max >> 20, grows_to_mib, "{plan}");
+                let each = plan.class.reservation_bytes() + plan.class.guard_bytes();
+                assert!(u64::from(slots) * each <= 1 << (bits - 1), "{plan}");
+                let page = u64::try_from(page_bytes).unwrap();
+                assert_eq!(each % page, 0, "slots begin at pages");
+                assert_eq!(plan.memory_bytes_max % page_bytes, 0, "{plan}");
+                let reasons = plan.reasons().join("\n");
+                let has_checks = bits < WIDE_BITS_MIN;
+                assert_eq!(reasons.contains("with bounds checks"), has_checks, "{reasons}");
+                let why = if bits == 39 { "half of the addresses" } else { "two for each MiB" };
+                assert!(reasons.contains(why), "{reasons}");
+            }
+        }
+    }
+
+    /// Addresses that this process has reserved, in bytes.
+    fn reserved_bytes() -> u64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+        pages * u64::try_from(rustix::param::page_size()).unwrap()
+    }
+
+    /// Engines with pools reserve terabytes: one at a time, so that they can be measured.
+    static ONE_POOL: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
+    #[test]
+    fn a_pool_really_fits_a_short_address_space() {
+        let _one = ONE_POOL.lock();
+        let before = reserved_bytes();
+        let (_engine, plan) = Plan::new(machine(39, 4 << 10)).engine().unwrap();
+        let reserved = reserved_bytes() - before;
+        assert!(matches!(plan.allocator, Allocator::Pooling { slots: 1023 }), "{plan}");
+        assert!(reserved < 3 << 37, "{} GiB of 512 GiB", reserved >> 30);
+    }
+
+    #[test]
+    fn a_pool_that_the_kernel_cut_down_says_so() {
+        let plan = Plan { slots_wanted: Some(4096), ..Plan::new(machine(47, 512)) };
+        let text = plan.to_string();
+        assert!(text.contains("(instead of 4096: the kernel refused"), "{text}");
+        assert!(plan.reasons().join("\n").contains("refused a larger"), "{:?}", plan.reasons());
+        assert_eq!(Plan::new(machine(47, 512)).instances_per_container_max(), 256);
+    }
+
+    #[test]
+    fn compiled_code_does_not_depend_on_memory_or_page_size() {
+        for bits in [39, 47, 48] {
+            let hash = |memory_mib, page_bytes| {
+                let plan = Plan::new(Machine { page_bytes, ..machine(bits, memory_mib) });
+                compatibility_hash(&plan.compiler().unwrap())
+            };
+            assert_eq!(hash(512, 4 << 10), hash(24 << 10, 16 << 10), "{bits}");
+        }
+    }
+
     #[test]
     fn a_large_machine_needs_no_bounds_checks() {
         let plan = Plan::new(machine(47, 1024));
@@ -358,6 +504,7 @@ mod tests {
     fn compiling_and_running_agree_on_the_hash() {
         let plan = Plan::new(Machine::probe());
         let compiler = plan.compiler().unwrap();
+        let _one = ONE_POOL.lock();
         let (engine, _) = plan.engine().unwrap();
         assert_eq!(compatibility_hash(&compiler), compatibility_hash(&engine));
         assert_eq!(compatibility_hash(&engine).len(), 64);

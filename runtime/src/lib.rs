@@ -18,6 +18,8 @@ mod compile;
 mod container;
 mod engine;
 mod guest;
+mod imports;
+mod keyvalue;
 mod limits;
 mod linker;
 mod logs;
@@ -26,15 +28,22 @@ mod meter;
 mod network;
 mod pod;
 mod serve;
+mod shares;
 mod sockets;
+mod stdio;
 mod tasks;
 mod types;
+mod volumes;
 mod wasm;
 
 pub use compile::{WASM_BYTES_MAX, compatibility_hash, compile, compile_file, inspect};
 pub use engine::{Allocator, CodeClass, Plan};
+pub use keyvalue::{
+    KEY_BYTES_MAX, MemoryKeyValue, NoKeyValue, VALUE_BYTES_MAX, incremented, is_bucket_name,
+};
 pub use machine::Machine;
 pub use network::{HttpError, Unsent, VirtualNetwork};
+pub use stdio::{Input, Stdio};
 pub use tasks::GuestThreads;
 pub use types::*;
 pub use wasm::{RuntimeConfig, WallClock, WasmRuntime};

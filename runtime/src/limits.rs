@@ -1,4 +1,4 @@
-//! Counts linear memory against the limits of a container and of its pod.
+//! Counts linear memory and tables against the limits of a container and of its pod.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +9,9 @@ use crate::engine::TABLE_ELEMENTS_MAX;
 
 /// Instances, tables and memories that one store may hold; a store holds one component.
 const INSTANCES_MAX: usize = 64;
+
+/// What one element of a table takes, in bytes.
+const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
 
 /// Bytes in use, with a limit.
 #[derive(Debug)]
@@ -51,7 +54,8 @@ pub(crate) struct MemoryLimiter {
     pod: Arc<Gauge>,
     /// What one memory can grow to on this engine, in bytes.
     memory_bytes_max: usize,
-    held: u64,
+    /// Bytes this store holds; others may look.
+    held: Arc<AtomicU64>,
     /// The growth that was refused, in bytes; 0 for none. If the guest dies now, memory was the
     /// reason. Smaller growth may still succeed: dying takes a little memory, too.
     refused: u64,
@@ -59,7 +63,7 @@ pub(crate) struct MemoryLimiter {
 
 impl MemoryLimiter {
     pub(crate) fn new(container: Arc<Gauge>, pod: Arc<Gauge>, memory_bytes_max: usize) -> Self {
-        Self { container, pod, memory_bytes_max, held: 0, refused: 0 }
+        Self { container, pod, memory_bytes_max, held: Arc::default(), refused: 0 }
     }
 
     /// Whether growth was refused, and none as large was granted since.
@@ -67,9 +71,9 @@ impl MemoryLimiter {
         self.refused > 0
     }
 
-    /// Bytes this store holds.
-    pub(crate) fn held(&self) -> u64 {
-        self.held
+    /// Bytes this store holds, as they change.
+    pub(crate) fn held(&self) -> &Arc<AtomicU64> {
+        &self.held
     }
 
     /// The limit that was hit, for people.
@@ -85,6 +89,18 @@ impl MemoryLimiter {
         )
     }
 
+    /// Grants growth, or remembers that it was refused.
+    fn ask(&mut self, bytes: u64, has_room: bool) -> bool {
+        if !has_room || !self.grow(bytes) {
+            self.refused = bytes.max(1);
+            return false;
+        }
+        if bytes >= self.refused {
+            self.refused = 0;
+        }
+        true
+    }
+
     fn grow(&mut self, bytes: u64) -> bool {
         if !self.container.try_add(bytes) {
             return false;
@@ -93,15 +109,16 @@ impl MemoryLimiter {
             self.container.sub(bytes);
             return false;
         }
-        self.held += bytes;
+        self.held.fetch_add(bytes, Ordering::Relaxed);
         true
     }
 }
 
 impl Drop for MemoryLimiter {
     fn drop(&mut self) {
-        self.container.sub(self.held);
-        self.pod.sub(self.held);
+        let held = self.held.load(Ordering::Relaxed);
+        self.container.sub(held);
+        self.pod.sub(held);
     }
 }
 
@@ -117,14 +134,7 @@ impl ResourceLimiter for MemoryLimiter {
             return Ok(false);
         }
         let bytes = u64::try_from(desired.saturating_sub(current)).unwrap_or(u64::MAX);
-        if desired > self.memory_bytes_max || !self.grow(bytes) {
-            self.refused = bytes.max(1);
-            return Ok(false);
-        }
-        if bytes >= self.refused {
-            self.refused = 0;
-        }
-        Ok(true)
+        Ok(self.ask(bytes, desired <= self.memory_bytes_max))
     }
 
     /// Nothing is given back here: wasmtime also calls this for growth that it never asked about,
@@ -137,11 +147,16 @@ impl ResourceLimiter for MemoryLimiter {
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS_MAX)
+        if maximum.is_some_and(|maximum| desired > maximum) || desired > TABLE_ELEMENTS_MAX {
+            // A table that cannot grow is no lack of memory.
+            return Ok(false);
+        }
+        let elements = u64::try_from(desired.saturating_sub(current)).unwrap_or(u64::MAX);
+        Ok(self.ask(elements.saturating_mul(TABLE_ELEMENT_BYTES), true))
     }
 
     fn instances(&self) -> usize {
@@ -194,5 +209,17 @@ mod tests {
         assert!(!one.is_hit());
         assert!(!one.memory_growing(0, SLOT + 1, None).unwrap());
         assert!(one.is_hit(), "the slot of the engine is");
+    }
+
+    #[test]
+    fn tables_count_as_memory() {
+        let pod = Gauge::new(Some(1000));
+        let mut one = MemoryLimiter::new(Gauge::new(None), Arc::clone(&pod), SLOT);
+        assert!(one.table_growing(0, 100, None).unwrap());
+        assert_eq!(pod.used(), 100 * TABLE_ELEMENT_BYTES);
+        assert!(!one.table_growing(100, TABLE_ELEMENTS_MAX + 1, None).unwrap());
+        assert!(!one.is_hit(), "no table is that large");
+        assert!(!one.table_growing(100, 1000, None).unwrap());
+        assert!(one.is_hit());
     }
 }

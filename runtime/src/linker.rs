@@ -17,6 +17,7 @@ use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 use crate::guest::Guest;
 use crate::sockets::GuestSockets;
 use crate::types::StartError;
+use crate::{imports, keyvalue, volumes};
 
 struct GuestIo;
 
@@ -33,6 +34,9 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, Guest::config)?;
+    keyvalue::add_to_linker(&mut linker)?;
+    volumes::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
@@ -84,20 +88,10 @@ fn add_sockets(l: &mut Linker<Guest>) -> wasmtime::Result<()> {
 ///
 /// # Errors
 ///
-/// [`StartError::MissingImport`] with the name of the first that is not offered.
+/// [`StartError::MissingImports`] with all that are not offered.
 pub(crate) fn link(
     linker: &Linker<Guest>,
     component: &Component,
 ) -> Result<InstancePre<Guest>, StartError> {
-    linker.instantiate_pre(component).map_err(|error| {
-        let text = format!("{error:#}");
-        let ty = component.component_type();
-        let import = ty
-            .imports(linker.engine())
-            .map(|(name, _)| name)
-            .filter(|name| text.contains(&format!("`{name}`")))
-            .max_by_key(|name| name.len())
-            .map_or_else(|| text.clone(), str::to_owned);
-        StartError::MissingImport { import }
-    })
+    linker.instantiate_pre(component).map_err(|error| imports::missing(linker, component, &error))
 }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Engine, Store, UpdateDeadline};
 
+use crate::shares::{Share, Shares, WAIT_STEP};
 use crate::tasks;
 use crate::types::StartError;
 
@@ -129,12 +130,24 @@ impl Pulse {
 pub(crate) struct Meter {
     used_nanos: AtomicU64,
     budget: Option<Budget>,
+    share: Arc<Share>,
+    shares: Arc<Shares>,
 }
 
 impl Meter {
-    /// A meter; with `millis_max`, thousandths of a core, it also throttles.
-    pub(crate) fn new(millis_max: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { used_nanos: AtomicU64::new(0), budget: millis_max.map(Budget::new) })
+    /// A meter; with `millis_max`, thousandths of a core, it also throttles. `millis` is what the
+    /// container requests: its weight among the others.
+    pub(crate) fn new(
+        millis_max: Option<u64>,
+        millis: Option<u64>,
+        shares: &Arc<Shares>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            used_nanos: AtomicU64::new(0),
+            budget: millis_max.map(Budget::new),
+            share: Share::new(millis),
+            shares: Arc::clone(shares),
+        })
     }
 
     pub(crate) fn used(&self) -> Duration {
@@ -143,6 +156,7 @@ impl Meter {
 
     fn add(&self, nanos: u64) {
         self.used_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.share.spend(nanos);
         if let Some(budget) = &self.budget {
             budget.spend(nanos);
         }
@@ -211,6 +225,14 @@ pub(crate) struct Burst {
     ticks: AtomicU64,
 }
 
+impl Drop for Burst {
+    fn drop(&mut self) {
+        if *self.since.get_mut() != 0 {
+            self.meter.share.leave();
+        }
+    }
+}
+
 impl Burst {
     pub(crate) fn new(meter: Arc<Meter>, pulse: Arc<Pulse>) -> Arc<Self> {
         Arc::new(Self {
@@ -230,6 +252,7 @@ impl Burst {
     pub(crate) fn touch(&self) {
         if self.since.load(Ordering::Relaxed) == 0 {
             self.since.store(self.now(), Ordering::Relaxed);
+            self.meter.share.enter();
             self.pulse.beat();
         }
     }
@@ -240,6 +263,7 @@ impl Burst {
         if since == 0 {
             return;
         }
+        self.meter.share.leave();
         let ticks = self.ticks.swap(0, Ordering::Relaxed);
         let tick = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
         let seen = ticks.saturating_add(TICKS_UNSEEN).saturating_mul(tick);
@@ -263,11 +287,19 @@ impl Burst {
         UpdateDeadline::YieldCustom(
             1,
             Box::pin(async move {
-                match pause {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => tokio::task::yield_now().await,
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
+                }
+                let meter = &burst.meter;
+                let wanting = meter.share.want();
+                tokio::task::yield_now().await;
+                while meter.shares.must_wait(&meter.share) {
+                    // Others that run go on meanwhile; the ticker must not rest.
+                    burst.pulse.beat();
+                    tokio::time::sleep(WAIT_STEP).await;
                 }
                 burst.touch();
+                drop(wanting);
             }),
         )
     }
@@ -324,7 +356,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stretch_counts_its_time_up_to_the_ticks_it_saw() {
-        let meter = Meter::new(None);
+        let meter = Meter::new(None, None, &Shares::new(1));
         let burst = Burst::new(Arc::clone(&meter), pulse());
         burst.touch();
         tokio::time::advance(Duration::from_millis(3)).await;
@@ -339,7 +371,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_container_over_its_share_pauses_until_it_has_earned_it() {
-        let meter = Meter::new(Some(250));
+        let meter = Meter::new(Some(250), None, &Shares::new(1));
         meter.add(25_000_000);
         assert_eq!(meter.pause(), None, "a period's worth may be spent at once");
         meter.add(5_000_000);

@@ -1,18 +1,26 @@
 //! The sandbox of one pod.
 
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::code::{Entry, Loaded};
 use crate::container::WasmContainer;
 use crate::guest::Template;
+use crate::imports::{Capability, MissingImports};
 use crate::limits::Gauge;
-use crate::logs::Log;
+use crate::logs::{Log, LogSize};
 use crate::meter::Meter;
-use crate::network::{PodNet, VirtualNetwork};
-use crate::types::{Container, ContainerConfig, Pod, StartError};
+use crate::network::{PodNet, UNKNOWN_PEER, VirtualNetwork};
+use crate::stdio::{Input, Pipes, Stdio};
+use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError};
+use crate::volumes::{Quota, Quotas};
 use crate::wasm::Core;
 
 /// A pod's network, limits and containers.
@@ -24,6 +32,8 @@ pub(crate) struct WasmPod {
     /// Ends all containers and connections.
     over: CancellationToken,
     containers: Mutex<Vec<Arc<WasmContainer>>>,
+    /// Limits of the pod's volumes, by their folder.
+    quotas: Arc<Mutex<BTreeMap<PathBuf, Arc<Quota>>>>,
 }
 
 impl WasmPod {
@@ -35,52 +45,153 @@ impl WasmPod {
         over: CancellationToken,
     ) -> Self {
         let containers = Mutex::new(Vec::new());
-        Self { core, net, network, memory: Gauge::new(memory_bytes_max), over, containers }
+        let memory = Gauge::new(memory_bytes_max);
+        Self { core, net, network, memory, over, containers, quotas: Arc::default() }
     }
 
-    fn template(&self, config: ContainerConfig, log: Arc<Log>) -> Template {
+    fn template(&self, config: ContainerConfig, prepared: Prepared, pipes: Pipes) -> Template {
+        let Prepared { log, quotas, .. } = prepared;
         Template {
             engine: self.core.engine.clone(),
             net: Arc::clone(&self.net),
+            taken: TaskTracker::new(),
             log,
-            meter: Meter::new(config.cpu_millis_max),
+            pipes,
+            meter: Meter::new(config.cpu_millis_max, config.cpu_millis, &self.core.shares),
             pulse: Arc::clone(self.core.ticker.pulse()),
             memory: Gauge::new(config.memory_bytes_max),
             pod_memory: Arc::clone(&self.memory),
             memory_bytes_max: self.core.plan.memory_bytes_max,
+            instances_max: self.core.plan.instances_per_container_max(),
+            requests_per_instance_max: self.core.requests_per_instance_max,
+            start_wait_max: self.core.start_wait_max,
             clock: Arc::clone(&self.core.clock),
+            keyvalue: Arc::clone(&self.core.keyvalue),
+            values: Arc::new(config.config.clone().unwrap_or_default().into_iter().collect()),
+            buckets: config.buckets.clone().map(Arc::new),
+            quotas,
             kill: self.over.child_token(),
             traps: Arc::clone(&self.core.traps),
             config,
         }
     }
-}
 
-#[async_trait]
-impl Pod for WasmPod {
-    async fn start(&self, config: ContainerConfig) -> Result<Arc<dyn Container>, StartError> {
+    /// Loads the component, and makes its log if it is to have one.
+    async fn prepare(
+        &self,
+        config: &ContainerConfig,
+        has_log: bool,
+    ) -> Result<Prepared, StartError> {
         if self.over.is_cancelled() {
             return Err(StartError::Host("the pod is destroyed".to_owned()));
         }
         let core = Arc::clone(&self.core);
         let (path, log_path) = (config.compiled.clone(), config.log_path.clone());
-        let log_bytes_max = config.log_bytes_max;
+        let log_size = LogSize {
+            file_bytes_max: config.log_bytes_max,
+            bytes_per_second_max: config.log_bytes_per_second_max,
+        };
+        let limits: Vec<_> = config.mounts.iter().filter_map(|mount| mount.limit.clone()).collect();
+        let known = Arc::clone(&self.quotas);
         let prepare = self.core.guests.spawn_blocking(move || {
             let loaded = core.code.load(&path)?;
-            let clock = Arc::clone(&core.clock);
-            let log = Log::create(log_path, log_bytes_max, clock, Arc::clone(&core.guests))
-                .map_err(|error| StartError::Host(format!("cannot make the log: {error}")))?;
-            Ok::<_, StartError>((loaded, log))
+            let (clock, guests) = (Arc::clone(&core.clock), Arc::clone(&core.guests));
+            let log = if has_log {
+                Log::create(log_path, log_size, clock, guests)
+                    .map_err(|error| StartError::Host(format!("cannot make the log: {error}")))?
+            } else {
+                Log::none(clock, guests)
+            };
+            let limits = limits.into_iter().map(|limit| {
+                let mut known = known.lock();
+                let new = || Quota::new(&limit.root, limit.bytes_max);
+                Arc::clone(known.entry(limit.root.clone()).or_insert_with(new))
+            });
+            Ok::<_, StartError>(Prepared { loaded, log, quotas: Quotas(limits.collect()) })
         });
-        let (loaded, log) =
+        let prepared =
             prepare.await.map_err(|error| StartError::Host(format!("start failed: {error}")))??;
-        let template = Arc::new(self.template(config, log));
+        check_grants(&prepared.loaded, config)?;
+        Ok(prepared)
+    }
+
+    async fn launch(
+        &self,
+        config: ContainerConfig,
+        prepared: Prepared,
+        pipes: Pipes,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        let loaded = Arc::clone(&prepared.loaded);
+        let template = Arc::new(self.template(config, prepared, pipes));
         let container = WasmContainer::start(template, loaded).await?;
         let mut containers = self.containers.lock();
         // Restarts go through here: the ended ones need no further care.
         containers.retain(|container| !container.has_ended());
         containers.push(Arc::clone(&container));
         Ok(container)
+    }
+}
+
+/// What a container needs before it can start.
+struct Prepared {
+    loaded: Arc<Loaded>,
+    log: Arc<Log>,
+    quotas: Quotas,
+}
+
+/// Whether the pod was granted what the component imports.
+fn check_grants(loaded: &Loaded, config: &ContainerConfig) -> Result<(), StartError> {
+    let is_granted = |capability| match capability {
+        Some(Capability::Config) => config.config.is_some(),
+        Some(Capability::KeyValue) => config.buckets.is_some(),
+        None => true,
+    };
+    let denied = loaded.gated.iter().filter(|import| !is_granted(import.capability));
+    let denied: Vec<_> = denied.cloned().collect();
+    if denied.is_empty() {
+        return Ok(());
+    }
+    Err(StartError::MissingImports(MissingImports::new(denied)))
+}
+
+#[async_trait]
+impl Pod for WasmPod {
+    async fn start(&self, config: ContainerConfig) -> Result<Arc<dyn Container>, StartError> {
+        let prepared = self.prepare(&config, true).await?;
+        self.launch(config, prepared, Pipes::default()).await
+    }
+
+    async fn start_with_stdin(
+        &self,
+        config: ContainerConfig,
+        stdin: Input,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        let prepared = self.prepare(&config, true).await?;
+        self.launch(config, prepared, Pipes::input(stdin)).await
+    }
+
+    async fn exec(
+        &self,
+        config: ContainerConfig,
+        stdio: Stdio,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        let prepared = self.prepare(&config, false).await?;
+        if !matches!(prepared.loaded.entry, Entry::CommandP2 | Entry::CommandP3) {
+            return Err(StartError::Unsupported { reason: "it is not a command".to_owned() });
+        }
+        self.launch(config, prepared, Pipes::new(stdio)).await
+    }
+
+    async fn connect(&self, port: u16) -> std::io::Result<BoxIo> {
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let mut last = std::io::ErrorKind::ConnectionRefused.into();
+        for ip in loopback.iter().chain(self.net.ips()) {
+            match self.net.dial(UNKNOWN_PEER, SocketAddr::new(*ip, port)) {
+                Ok(io) => return Ok(io),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     async fn destroy(&self) {

@@ -1,7 +1,8 @@
 //! The seam between the node agent and the sandboxes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use crate::imports::{Capability, MissingImport, MissingImports};
+pub use crate::keyvalue::{KeyValue, KeyValueError};
+use crate::stdio::{Input, Stdio};
 
 /// Why a body could not be read to its end.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -43,6 +48,10 @@ pub struct PodConfig {
     pub hostname: String,
     /// Sum of linear memory over all containers, in bytes; `None` is no limit.
     pub memory_bytes_max: Option<u64>,
+    /// Names with addresses of their own, asked before all others: Kubernetes' `hostAliases`.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// Domains that a name which nobody knows is tried in: the searches of Kubernetes' `dnsConfig`.
+    pub searches: Vec<String>,
 }
 
 /// A folder of the host that a guest sees.
@@ -50,10 +59,24 @@ pub struct PodConfig {
 pub struct Mount {
     /// Folder on the host; must exist.
     pub host_path: PathBuf,
+    /// What `host_path` goes through, if it is a path of `/proc/self/fd`: kept open for as long as
+    /// the container may be given the folder.
+    pub pin: Option<Arc<OwnedFd>>,
     /// Absolute path in the guest.
     pub guest_path: String,
     /// No write, create, rename, truncate or remove through this mount.
     pub is_read_only: bool,
+    /// Size that the volume can grow to by guests' writes; `None` is no limit.
+    pub limit: Option<VolumeLimit>,
+}
+
+/// How large a volume may become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeLimit {
+    /// Folder of the whole volume on the host: mounts of one volume share its limit.
+    pub root: PathBuf,
+    /// All its files together, in bytes.
+    pub bytes_max: u64,
 }
 
 /// What one container runs.
@@ -73,12 +96,22 @@ pub struct ContainerConfig {
     pub memory_bytes_max: Option<u64>,
     /// CPU time per second of wall time, in thousandths of a core; `None` is not throttled.
     pub cpu_millis_max: Option<u64>,
+    /// CPU time it requests, in thousandths of a core: its weight when guests want more than there
+    /// is; `None` is the lowest weight.
+    pub cpu_millis: Option<u64>,
     /// Port at which an HTTP component is served on the pod's address.
     pub http_port: u16,
+    /// What `wasi:config/store` answers; `None` does not grant the interface.
+    pub config: Option<BTreeMap<String, String>>,
+    /// Buckets that `wasi:keyvalue/store` opens; `None` does not grant the interfaces.
+    pub buckets: Option<BTreeSet<String>>,
     /// A fresh instance for each HTTP request instead of a kept one.
     pub fresh_instance_per_request: bool,
     /// File that takes stdout and stderr, in the CRI log format: `<RFC 3339> stdout|stderr F|P <line>`.
     pub log_path: PathBuf,
+    /// Lasting rate at which it may log, in bytes per second; lines beyond it are dropped with a
+    /// notice. A burst of ten seconds' worth is free.
+    pub log_bytes_per_second_max: u64,
     /// Size at which the log file is rotated to `<log_path>.1`, in bytes.
     pub log_bytes_max: u64,
 }
@@ -120,12 +153,10 @@ pub struct Usage {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The component wants something no linker offers. Give up; `RunContainerError`.
-    #[error("component needs the import {import}, which this node does not offer")]
-    MissingImport {
-        /// Interface or function, as the component names it.
-        import: String,
-    },
+    /// The component wants something that does not exist here or that its pod was not granted.
+    /// Give up; `RunContainerError`.
+    #[error("{0}")]
+    MissingImports(MissingImports),
     /// Not a component this engine can run. Give up.
     #[error("cannot run the component: {reason}")]
     Unsupported {
@@ -167,7 +198,8 @@ pub enum World {
     HttpP2,
     /// `wasi:http/handler@0.3`: served by the host.
     HttpP3,
-    /// Neither: instantiated (`_initialize`) and kept.
+    /// Neither, but it exports something: instantiated (`_initialize`) and kept until it is
+    /// stopped, as a process that waits for signals would be. Nothing calls its exports.
     Reactor,
 }
 
@@ -195,6 +227,46 @@ pub trait Pod: Send + Sync + 'static {
     /// See [`StartError`]; nothing is left behind.
     async fn start(&self, container: ContainerConfig) -> Result<Arc<dyn Container>, StartError>;
 
+    /// As [`Pod::start`], for a container that somebody may talk to. An HTTP component does not
+    /// read its input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pod::start`].
+    async fn start_with_stdin(
+        &self,
+        container: ContainerConfig,
+        stdin: Input,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        drop(stdin);
+        self.start(container).await
+    }
+
+    /// Runs a command in the pod, beside its containers: same network, memory counted to the pod.
+    /// Its output goes to `stdio`; the configuration's log is not touched.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]; [`StartError::Unsupported`] for a component that is no command.
+    async fn exec(
+        &self,
+        command: ContainerConfig,
+        stdio: Stdio,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        drop((command, stdio));
+        Err(StartError::Unsupported { reason: "commands cannot be run in this pod".to_owned() })
+    }
+
+    /// Opens a byte stream to a port, as a process within the pod would: its loopback first.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` if nothing listens there.
+    async fn connect(&self, port: u16) -> std::io::Result<BoxIo> {
+        let _ = port;
+        Err(std::io::ErrorKind::ConnectionRefused.into())
+    }
+
     /// Stops what still runs and takes the pod's addresses off the network. Idempotent.
     async fn destroy(&self);
 }
@@ -209,8 +281,8 @@ pub trait Container: Send + Sync + 'static {
     /// Cancel safe.
     async fn wait(&self) -> Exit;
 
-    /// Asks the guest to end: HTTP stops accepting and drains; a command is interrupted at
-    /// `grace`'s end. Returns when it has ended.
+    /// Ends the guest: it takes no new requests or connections, and is stopped once those that it
+    /// has are done, at the latest after `grace`. Returns when it has ended.
     async fn stop(&self, grace: Duration);
 
     /// What it has used so far.

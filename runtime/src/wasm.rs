@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -10,10 +10,12 @@ use wasmtime::Engine;
 
 use crate::code::Code;
 use crate::engine::{self, Plan};
+use crate::keyvalue::{KeyValue, NoKeyValue};
 use crate::machine::Machine;
 use crate::meter::Ticker;
 use crate::network::{PodNet, VirtualNetwork};
 use crate::pod::WasmPod;
+use crate::shares::Shares;
 use crate::tasks::{GuestThreads, Guests};
 use crate::types::{Counters, Pod, PodConfig, PodRuntime, StartError, Uplink};
 
@@ -22,6 +24,10 @@ pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// Niceness that lets the control plane go first without starving guests.
 const NICENESS_DEFAULT: i32 = 5;
+/// Requests that an HTTP instance answers before it is replaced.
+const REQUESTS_PER_INSTANCE_MAX: usize = 100_000;
+/// Time in which an HTTP instance must be made.
+const START_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Settings of a [`WasmRuntime`].
 #[derive(Clone)]
@@ -33,13 +39,28 @@ pub struct RuntimeConfig {
     pub niceness: i32,
     /// Source of wall time.
     pub wall_clock: WallClock,
+    /// Where the buckets of `wasi:keyvalue` live. Default: nowhere.
+    pub keyvalue: Arc<dyn KeyValue>,
+    /// Requests after which an HTTP instance is replaced, so that what it leaks goes. Default
+    /// 100,000.
+    pub requests_per_instance_max: usize,
+    /// Time in which an HTTP instance must be made, its start functions included. Default 60 s:
+    /// interpreters on small machines take their time.
+    pub start_wait_max: Duration,
 }
 
 impl RuntimeConfig {
     /// The defaults with this clock.
     #[must_use]
     pub fn new(wall_clock: WallClock) -> Self {
-        Self { guest_threads: None, niceness: NICENESS_DEFAULT, wall_clock }
+        Self {
+            guest_threads: None,
+            niceness: NICENESS_DEFAULT,
+            wall_clock,
+            keyvalue: Arc::new(NoKeyValue),
+            requests_per_instance_max: REQUESTS_PER_INSTANCE_MAX,
+            start_wait_max: START_WAIT_MAX,
+        }
     }
 }
 
@@ -60,7 +81,11 @@ pub(crate) struct Core {
     pub(crate) ticker: Ticker,
     pub(crate) guests: Arc<Guests>,
     pub(crate) clock: WallClock,
+    pub(crate) keyvalue: Arc<dyn KeyValue>,
     pub(crate) traps: Arc<AtomicU64>,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) requests_per_instance_max: usize,
+    pub(crate) start_wait_max: Duration,
 }
 
 /// Runs pods in wasmtime.
@@ -96,7 +121,11 @@ impl WasmRuntime {
             ticker: Ticker::start(&engine)?,
             guests: Arc::new(Guests::start(threads, config.niceness)?),
             clock: config.wall_clock,
+            keyvalue: config.keyvalue,
             traps: Arc::new(AtomicU64::new(0)),
+            shares: Shares::new(threads),
+            requests_per_instance_max: config.requests_per_instance_max,
+            start_wait_max: config.start_wait_max,
             plan,
             engine,
         };

@@ -9,8 +9,9 @@ use std::time::Duration;
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::agent::NodeApi;
+use crate::agent::{ImageSettings, NodeApi};
 use crate::client::Informer;
+use crate::config::HostPath;
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -32,6 +33,8 @@ pub struct AgentConfig {
     pub network: Arc<VirtualNetwork>,
     /// Makes compiled code.
     pub compiler: Compiler,
+    /// How images are pulled and kept.
+    pub images: ImageSettings,
     /// Time of day, for status and logs.
     pub clock: WallClock,
     /// Spreads retries.
@@ -54,6 +57,8 @@ pub struct AgentConfig {
     pub shutdown_grace: Duration,
     /// What servers may ask this agent.
     pub node_api: NodeApi,
+    /// What pods may mount of the host. Default: nothing.
+    pub host_paths: Vec<HostPath>,
 }
 
 /// What the machine offers to pods. Zero means: ask the machine.

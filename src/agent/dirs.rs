@@ -6,8 +6,12 @@
 //! pods/<uid>/address                     its address
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
 //! pods/<uid>/volumes/<volume>/           its volumes
+//! pods/<uid>/files/<container>/          files that the container mounts alone
 //! pods/<uid>/logs/<container>/<run>.log  its logs; their numbers tell how often it was restarted
 //! pods/<uid>/termination/<container>/    its containers' last words
+//! pods/<uid>/roots/<container>/          what tools see as `/`: a folder for each volume
+//! tools/<name>.wasm                      commands that `exec` finds in every pod
+//! volumes/<volume>/                      persistent volumes that live on this node
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
 //! ```
@@ -37,7 +41,8 @@ impl Dirs {
     /// The folder with its first level made.
     pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
         let dirs = Self { root };
-        for dir in [&dirs.root, &dirs.pods(), &dirs.images(), &dirs.compiled()] {
+        let (images, compiled, tools) = (dirs.images(), dirs.compiled(), dirs.tools());
+        for dir in [&dirs.root, &dirs.pods(), &images, &compiled, &tools, &dirs.volumes()] {
             make_private(dir)?;
         }
         Ok(dirs)
@@ -53,6 +58,20 @@ impl Dirs {
 
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
+    }
+
+    pub(crate) fn tools(&self) -> PathBuf {
+        self.root.join("tools")
+    }
+
+    /// Where persistent volumes of this node live.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// The folder of a persistent volume that this node provisioned.
+    pub(crate) fn persistent_volume(&self, name: &str) -> PathBuf {
+        self.volumes().join(file_name(name))
     }
 
     pub(crate) fn pod(&self, uid: &str) -> PodDir {
@@ -121,6 +140,15 @@ impl PodDir {
         self.0.join("objects").join(file_name(&format!("{kind}-{name}.json")))
     }
 
+    /// Waits until the disk holds what [`write_copy`] wrote.
+    pub(crate) fn sync_objects(&self) -> io::Result<()> {
+        let folder = self.0.join("objects");
+        for entry in std::fs::read_dir(&folder)? {
+            std::fs::File::open(entry?.path())?.sync_all()?;
+        }
+        std::fs::File::open(folder)?.sync_all()
+    }
+
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
         self.0.join("volumes").join(file_name(name))
     }
@@ -128,6 +156,15 @@ impl PodDir {
     /// Where a container leaves its last words.
     pub(crate) fn termination(&self, container: &str) -> PathBuf {
         self.0.join("termination").join(file_name(container))
+    }
+
+    pub(crate) fn exec_root(&self, container: &str) -> PathBuf {
+        self.0.join("roots").join(file_name(container))
+    }
+
+    /// Folders for files that a container mounts alone.
+    pub(crate) fn files(&self, container: &str) -> PathBuf {
+        self.0.join("files").join(file_name(container))
     }
 
     pub(crate) fn logs(&self, container: &str) -> PathBuf {
@@ -168,6 +205,16 @@ pub(crate) fn temporary_name(path: &Path) -> OsString {
 
 /// Replaces a file whole: after a power cut it is the old one or this one.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace(path, content, true)
+}
+
+/// As [`write_json`], but what a power cut leaves of it is left to chance until
+/// [`PodDir::sync_objects`]: a pod's start does not wait for the disk.
+pub(crate) fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    replace(path, &serde_json::to_vec(value)?, false)
+}
+
+fn replace(path: &Path, content: &[u8], is_synced: bool) -> io::Result<()> {
     let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
     make_private(dir)?;
     let temporary = dir.join(temporary_name(path));
@@ -178,9 +225,11 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(&temporary)?;
     file.write_all(content)?;
-    file.sync_all()?;
+    if is_synced {
+        file.sync_all()?;
+    }
     std::fs::rename(&temporary, path)?;
-    std::fs::File::open(dir)?.sync_all()
+    if is_synced { std::fs::File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 /// As [`write_atomic`], for a value.

@@ -13,6 +13,7 @@ use crate::agent::logs::{LogSource, LogSources};
 use crate::agent::pod::mirror;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
+use crate::agent::sessions::{SessionPod, Sessions};
 use crate::client::Informer;
 use crate::rt::TaskGroup;
 
@@ -21,6 +22,7 @@ pub(crate) struct Manager {
     pub(crate) shared: Arc<Shared>,
     pub(crate) dirs: Dirs,
     pub(crate) logs: LogSources,
+    pub(crate) sessions: Sessions,
     pub(crate) tasks: TaskGroup,
     /// Pods from a folder of this node.
     pub(crate) statics: watch::Receiver<Vec<Arc<Pod>>>,
@@ -168,14 +170,18 @@ impl Manager {
         let dir = self.dirs.pod(uid);
         let worker = Worker::new(Arc::clone(&self.shared), &self.tasks, seen, dir.clone());
         let states = worker.states();
+        let live = worker.live();
+        let session_pod = SessionPod { dir: dir.clone(), live: live.clone() };
+        self.sessions.insert(&namespace, &name, session_pod);
         self.logs.insert(&namespace, &name, LogSource { dir, states: states.clone() });
         self.pods.insert(uid.to_owned(), sender);
-        let logs = self.logs.clone();
+        let (logs, sessions) = (self.logs.clone(), self.sessions.clone());
         let span = info_span!("pod", k8s.namespace.name = namespace, k8s.pod.name = name);
         self.tasks.spawn("pod", |cancel| {
             async move {
                 worker.run(cancel).await;
                 logs.remove(&namespace, &name, &states);
+                sessions.remove(&namespace, &name, &live);
             }
             .instrument(span)
         });

@@ -20,13 +20,13 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// Publishes tables until `cancel`.
 pub(crate) async fn run(
     client: kube::Client,
+    services: Informer<Service>,
     nodes: Informer<Node>,
     mesh: Mesh,
     tasks: TaskGroup,
     cancel: CancellationToken,
 ) {
     let config = watcher::Config::default;
-    let services = informer(Api::<Service>::all(client.clone()), config(), &tasks);
     let slices = informer(Api::<EndpointSlice>::all(client.clone()), config(), &tasks);
     let ingresses = informer(Api::<Ingress>::all(client), config(), &tasks);
     let ready = async {

@@ -94,7 +94,10 @@ pub(super) fn check(user: &UserInfo, verb: &str, info: &RequestInfo) -> Result<(
     }
     let is_token = info.resource.plural == "secrets"
         && info.namespace.as_deref().is_none_or(|namespace| namespace == "kube-system");
-    if has_group(user, NODES) && !is_token {
+    // Agents serve sessions; they never ask for one.
+    let sub = info.subresource.as_deref();
+    let is_session = matches!(sub, Some("exec" | "attach" | "portforward"));
+    if has_group(user, NODES) && !is_token && !is_session {
         return Ok(());
     }
     Err(Status::forbidden(

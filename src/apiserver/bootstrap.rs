@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::{self, meta, strategy};
+use crate::api::{self, local_volume, meta, strategy};
 use crate::apiserver::admission;
 use crate::rt::{Rng, WallClock};
 use crate::store::{Key, Store, StoreError};
@@ -12,7 +12,8 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 /// Where clients find the cluster's CA, under Kubernetes' name.
 const ROOT_CA: &str = "kube-root-ca.crt";
 
-/// Writes what is missing: the system's namespaces and the CA's certificate in `kube-system`.
+/// Writes what is missing: the system's namespaces, the CA's certificate in `kube-system`, and the
+/// storage class that claims get when they name none.
 ///
 /// # Errors
 ///
@@ -25,24 +26,35 @@ pub async fn bootstrap(
 ) -> Result<(), StoreError> {
     for name in NAMESPACES {
         let namespace = json!({"metadata": {"name": name}});
-        ensure(store, clock, rng, "namespaces", None, namespace).await?;
+        ensure(store, clock, rng, ("", "namespaces"), None, namespace).await?;
     }
     let map = json!({
         "metadata": {"name": ROOT_CA, "namespace": "kube-system"},
         "data": {"ca.crt": ca_pem},
     });
-    ensure(store, clock, rng, "configmaps", Some("kube-system"), map).await
+    ensure(store, clock, rng, ("", "configmaps"), Some("kube-system"), map).await?;
+    let class = json!({
+        "metadata": {
+            "name": local_volume::CLASS_DEFAULT,
+            "annotations": { local_volume::IS_DEFAULT_CLASS: "true" },
+        },
+        "provisioner": local_volume::PROVISIONER,
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    });
+    ensure(store, clock, rng, ("storage.k8s.io", "storageclasses"), None, class).await
 }
 
 async fn ensure(
     store: &Store,
     clock: &WallClock,
     rng: &Rng,
-    plural: &str,
+    (group, plural): (&str, &str),
     namespace: Option<&str>,
     mut object: Value,
 ) -> Result<(), StoreError> {
-    let Some(resource) = api::find("", "v1", plural) else { return Ok(()) };
+    let Some(resource) = api::find(group, "v1", plural) else { return Ok(()) };
     strategy::prepare_create(resource, &mut object);
     admission::default(resource, &mut object);
     meta::set_created(&mut object, &rng.uuid().to_string(), &clock.now_rfc3339());

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver::registry::Registry;
+use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
-use crate::apiserver::{forward, router};
+use crate::apiserver::{forward, router, streaming};
 use crate::net::Peers;
-use crate::rt::{Rng, WallClock};
+use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -59,8 +61,12 @@ pub(super) struct ContextInner {
     pub(super) forward: forward::Forward,
     pub(super) registry: Registry,
     pub(super) stats: Stats,
+    pub(super) signers: Signers,
     pub(super) bookmark_interval: Duration,
     pub(super) cancel: CancellationToken,
+    /// exec, attach, port-forward: they outlive their requests.
+    pub(super) sessions: TaskGroup,
+    pub(super) session_places: Arc<Semaphore>,
 }
 
 impl ApiServer {
@@ -73,12 +79,15 @@ impl ApiServer {
             forward: forward::Forward::new(&config),
             registry: Registry::new(config.blob_dir),
             stats,
+            signers: Signers::default(),
             node_name: config.node_name,
             store: config.store,
             clock: config.clock,
             rng: config.rng,
             metrics: config.metrics,
             bookmark_interval: config.bookmark_interval,
+            sessions: TaskGroup::new(&config.cancel),
+            session_places: Arc::new(Semaphore::new(streaming::SESSIONS_MAX)),
             cancel: config.cancel,
         };
         Self { context: Arc::new(context) }

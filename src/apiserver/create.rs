@@ -9,7 +9,7 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, response};
+use crate::apiserver::{admission, allocate, body, response, service_account};
 use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.
@@ -53,6 +53,7 @@ pub(super) async fn create(
     admission::namespace(call, is_dry_run).await?;
     strategy::prepare_create(resource, &mut object);
     admission::default(resource, &mut object);
+    service_account::admit(call, &mut object).await?;
     let now = call.context.clock.now_rfc3339();
     meta::set_created(&mut object, &call.context.rng.uuid().to_string(), &now);
     let base = meta::generate_name(&object).to_owned();

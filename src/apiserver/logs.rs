@@ -65,15 +65,16 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
 }
 
 /// The container asked for, or the only one.
-fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, ApiError> {
+pub(super) fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, ApiError> {
     let names = |list: &str| -> Vec<String> {
         let items = pod.pointer(list).and_then(Value::as_array);
         let name = |c: &Value| c.get("name").and_then(Value::as_str).map(str::to_owned);
         items.into_iter().flatten().filter_map(name).collect()
     };
     let (mains, inits) = (names("/spec/containers"), names("/spec/initContainers"));
+    let ephemeral = names("/spec/ephemeralContainers");
     if let Some(asked) = asked {
-        if mains.iter().chain(&inits).any(|name| name == asked) {
+        if mains.iter().chain(&inits).chain(&ephemeral).any(|name| name == asked) {
             return Ok(asked.to_owned());
         }
         return Err(

@@ -39,6 +39,11 @@ impl Query {
         found.filter(|value| !value.is_empty())
     }
 
+    /// Every value of `key`, in order.
+    pub(super) fn get_all(&self, key: &str) -> Vec<&str> {
+        self.0.iter().filter(|(k, _)| k == key).map(|(_, value)| value.as_str()).collect()
+    }
+
     /// `true`, `1`, or present without a value.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.0

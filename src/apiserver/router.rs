@@ -6,15 +6,18 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use http::{Method, Request, Response};
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use crate::api::status::Status;
+use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, read, registry, subresource, update, watch,
+    access, create, delete, documents, health, logs, read, registry, service_account, streaming,
+    subresource, update, watch,
 };
 use crate::store::Store;
 
@@ -24,6 +27,10 @@ pub(super) struct Call {
     pub(super) query: Query,
     pub(super) headers: http::HeaderMap,
     pub(super) info: RequestInfo,
+    /// Present if the client's connection can change its protocol.
+    pub(super) upgrade: Option<OnUpgrade>,
+    /// Who asks, after impersonation.
+    pub(super) user: UserInfo,
 }
 
 /// All paths lead to one handler: the API's paths are made of data (the table of resources), not
@@ -60,10 +67,11 @@ async fn entry(State(context): State<Context>, request: Request<Body>) -> Respon
 
 async fn dispatch(
     context: Context,
-    request: Request<Body>,
+    mut request: Request<Body>,
     info: Option<RequestInfo>,
     query: Query,
 ) -> Result<Response<Body>, ApiError> {
+    service_account::authenticate(&context, &mut request).await?;
     let user = access::user(&request)?;
     let path = request.uri().path();
     if path == "/v2" || path.starts_with("/v2/") {
@@ -74,6 +82,9 @@ async fn dispatch(
     }
     let Some(info) = info else {
         access::check_path(&user, request.method(), path)?;
+        if let Some(response) = service_account::discover(&context, request.method(), path).await? {
+            return Ok(response);
+        }
         return documents::respond(&context, &request);
     };
     let is_watch = query.is_set("watch") || query.is_set("follow");
@@ -85,7 +96,8 @@ async fn dispatch(
     }
     let headers = request.headers().clone();
     let method = request.method().clone();
-    let call = Call { context, query, headers, info };
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let call = Call { context, query, headers, info, upgrade, user };
     resource(call, &method, request.into_body()).await
 }
 
@@ -95,6 +107,11 @@ async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Bo
     if let Some(sub) = call.info.subresource.clone() {
         if sub == "log" && call.info.resource.plural == "pods" {
             return logs::respond(call).await;
+        }
+        if let Some(kind) = streaming::Kind::of(&sub)
+            && call.info.resource.plural == "pods"
+        {
+            return streaming::respond(call, method, kind).await;
         }
         return subresource::respond(call, method, &sub, body).await;
     }

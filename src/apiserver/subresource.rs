@@ -1,4 +1,4 @@
-//! `/status`, `/scale`, `pods/binding` and `namespaces/finalize`.
+//! `/status`, `/scale`, `pods/binding`, `serviceaccounts/token` and `namespaces/finalize`.
 
 use axum::body::Body;
 use http::{Method, Response, StatusCode};
@@ -9,7 +9,7 @@ use crate::api::{meta, scale};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::router::Call;
 use crate::apiserver::update::{self, Part};
-use crate::apiserver::{body, read, response};
+use crate::apiserver::{body, read, response, service_account};
 use crate::store::Freshness;
 
 /// Answers by subresource and verb.
@@ -28,10 +28,13 @@ pub(super) async fn respond(
         ("scale", _) if !resource.has_scale => Err(Status::no_such_path().into()),
         ("scale", "GET" | "PUT" | "PATCH") => scale_of(call, method, request_body).await,
         ("binding", "POST") if resource.plural == "pods" => bind(call, request_body).await,
+        ("token", "POST") if resource.plural == "serviceaccounts" => {
+            service_account::request_token(call, request_body).await
+        }
         ("finalize", "PUT") if resource.plural == "namespaces" => {
             finalize(call, request_body).await
         }
-        ("status" | "scale" | "binding" | "finalize", other) => {
+        ("status" | "scale" | "binding" | "finalize" | "token", other) => {
             Err(Status::method_not_allowed(resource, other).into())
         }
         _ => Err(Status::no_such_path().into()),

@@ -175,6 +175,18 @@ pub(super) struct NodeStart {
     /// Longest wait; each is twice the last. Kubernetes: 5m [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(super) restart_backoff_max: Option<Duration>,
+    /// Mirrors and credentials of image registries [default: registries.yaml in the data folder]
+    #[arg(long, value_name = "FILE")]
+    pub(super) registries_file: Option<PathBuf>,
+    /// Use of the disk above which unused images are deleted [default: 85]
+    #[arg(long, value_name = "PERCENT", alias = "image-gc-high-threshold")]
+    pub(super) image_gc_high: Option<u8>,
+    /// Use of the disk down to which they are deleted [default: 80]
+    #[arg(long, value_name = "PERCENT", alias = "image-gc-low-threshold")]
+    pub(super) image_gc_low: Option<u8>,
+    /// Folder of the host that pods may mount; DIR:ro only to read
+    #[arg(long, value_name = "DIR")]
+    pub(super) allow_host_path: Vec<String>,
 }
 
 /// `edgeorc node token`.

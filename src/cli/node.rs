@@ -40,6 +40,10 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         restart_backoff_max: flags.restart_backoff_max,
         join: flags.join,
         token: flags.token,
+        registries_file: flags.registries_file,
+        image_gc_high: flags.image_gc_high,
+        image_gc_low: flags.image_gc_low,
+        host_paths: flags.allow_host_path,
     };
     let settings = NodeSettings::build(flags, environment)
         .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;
@@ -123,6 +127,9 @@ async fn create_token(
 
 /// Compiles one module; what a node runs as a child process.
 pub(super) fn compile(compile: &Compile) -> Result<(), Failure> {
-    roles::compile_module(&compile.input, &compile.output)
-        .map_err(|error| Failure::with(exit::INPUT, error.to_string()))
+    roles::compile_module(&compile.input, &compile.output).map_err(|error| {
+        // The node takes INPUT as final for these bytes; anything else it tries again.
+        let code = if roles::is_module_at_fault(&error) { exit::INPUT } else { exit::FAILED };
+        Failure::with(code, error.to_string())
+    })
 }

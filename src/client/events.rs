@@ -59,10 +59,10 @@ impl Regarding {
         Self(object.object_ref(&()))
     }
 
-    /// The part of the object the event is about, as `spec.containers{app}`.
+    /// The part of the object at `path`, such as `spec.containers{web}`.
     #[must_use]
-    pub fn field(mut self, path: String) -> Self {
-        self.0.field_path = Some(path);
+    pub fn field(mut self, path: &str) -> Self {
+        self.0.field_path = Some(path.to_owned());
         self
     }
 }

@@ -4,8 +4,12 @@ use std::fmt;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
+    ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -41,6 +45,12 @@ pub struct Informers {
     pub deployments: Informer<Deployment>,
     /// Replica sets of all namespaces.
     pub replica_sets: Informer<ReplicaSet>,
+    /// Claims of storage in all namespaces.
+    pub claims: Informer<PersistentVolumeClaim>,
+    /// Volumes that outlive pods.
+    pub volumes: Informer<PersistentVolume>,
+    /// How volumes are made.
+    pub storage_classes: Informer<StorageClass>,
 }
 
 impl Informers {
@@ -62,6 +72,9 @@ impl Informers {
             service_accounts: everywhere(client, tasks),
             deployments: everywhere(client, tasks),
             replica_sets: everywhere(client, tasks),
+            claims: everywhere(client, tasks),
+            volumes: everywhere(client, tasks),
+            storage_classes: everywhere(client, tasks),
         }
     }
 
@@ -77,6 +90,9 @@ impl Informers {
             && self.service_accounts.ready().await
             && self.deployments.ready().await
             && self.replica_sets.ready().await
+            && self.claims.ready().await
+            && self.volumes.ready().await
+            && self.storage_classes.ready().await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Settings of one node.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use crate::config::Environment;
@@ -10,6 +10,9 @@ use crate::config::Environment;
 const API_PORT: u16 = 6443;
 /// Default port of the HTTP ingress.
 const INGRESS_PORT: u16 = 8080;
+/// Default marks of image garbage collection, in percent: kubelet's.
+const GC_HIGH_PERCENT: u8 = 85;
+const GC_LOW_PERCENT: u8 = 80;
 /// Longest node name, in bytes: it becomes a DNS label and a certificate name.
 const NODE_NAME_BYTES_MAX: usize = 63;
 
@@ -34,6 +37,42 @@ pub struct NodeFlags {
     pub join: Option<String>,
     /// `--token`.
     pub token: Option<String>,
+    /// `--registries-file`.
+    pub registries_file: Option<PathBuf>,
+    /// `--image-gc-high`.
+    pub image_gc_high: Option<u8>,
+    /// `--image-gc-low`.
+    pub image_gc_low: Option<u8>,
+    /// `--allow-host-path`, each `PATH` or `PATH:ro`.
+    pub host_paths: Vec<String>,
+}
+
+/// A folder of the host that pods may mount, with all that is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPath {
+    /// Absolute, without `..`.
+    pub path: PathBuf,
+    /// Mounts of it are read-only, whatever the pod asks for.
+    pub is_read_only: bool,
+}
+
+impl HostPath {
+    /// Reads `PATH` or `PATH:ro`.
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        let (path, is_read_only) = match text.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        let path = PathBuf::from(path);
+        let is_plain =
+            path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+        if path.is_absolute() && is_plain {
+            // In its plain form, so that it compares by its names.
+            Ok(Self { path: path.components().collect(), is_read_only })
+        } else {
+            Err(ConfigError::HostPath { text: text.to_owned() })
+        }
+    }
 }
 
 /// How fast the node reacts. The defaults are the design's.
@@ -78,8 +117,23 @@ pub struct NodeSettings {
     pub ingress_port: u16,
     /// Server to join; `None` starts a new cluster, or goes on with the one in `data_dir`.
     pub join: Option<Join>,
+    /// Where images come from and when they go.
+    pub images: ImageFlags,
     /// How fast the node reacts.
     pub timing: Timing,
+    /// What pods may mount of the host as hostPath or local volumes. Default: nothing.
+    pub host_paths: Vec<HostPath>,
+}
+
+/// Where images come from and when they go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFlags {
+    /// `registries.yaml` as it was named; `None` is the one in the data folder, if there is one.
+    pub registries_file: Option<PathBuf>,
+    /// Use of the disk, in percent, above which unused images are deleted. Default 85.
+    pub gc_high_threshold_percent: u8,
+    /// Use of the disk, in percent, down to which they are. Default 80.
+    pub gc_low_threshold_percent: u8,
 }
 
 /// Where and how to join.
@@ -113,6 +167,28 @@ pub enum ConfigError {
         "--restart-backoff-min must be more than 0s and not more than --restart-backoff-max; Kubernetes' values are 10s and 5m"
     )]
     RestartBackoff,
+    /// The marks for image garbage collection are not in order.
+    #[error("--image-gc-low ({low}) must be below --image-gc-high ({high}), and both at most 100")]
+    ImageGcThresholds {
+        /// The lower mark, in percent.
+        low: u8,
+        /// The upper mark, in percent.
+        high: u8,
+    },
+    /// `--registries-file` names no file.
+    #[error("--registries-file {path:?} is no file")]
+    RegistriesFile {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// `--allow-host-path` is no absolute path.
+    #[error(
+        "--allow-host-path {text:?} must be an absolute path without .., with :ro behind it to allow reading only"
+    )]
+    HostPath {
+        /// What was given.
+        text: String,
+    },
     /// `--join` is no address.
     #[error(
         "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
@@ -151,7 +227,20 @@ impl NodeSettings {
         {
             return Err(ConfigError::RestartBackoff);
         }
+        let images = ImageFlags {
+            registries_file: flags.registries_file,
+            gc_high_threshold_percent: flags.image_gc_high.unwrap_or(GC_HIGH_PERCENT),
+            gc_low_threshold_percent: flags.image_gc_low.unwrap_or(GC_LOW_PERCENT),
+        };
+        let (low, high) = (images.gc_low_threshold_percent, images.gc_high_threshold_percent);
+        if low >= high || high > 100 {
+            return Err(ConfigError::ImageGcThresholds { low, high });
+        }
+        if let Some(path) = images.registries_file.clone().filter(|path| !path.is_file()) {
+            return Err(ConfigError::RegistriesFile { path });
+        }
         Ok(Self {
+            images,
             node_name,
             bind_address,
             advertise_address: advertise(bind_address),
@@ -160,6 +249,11 @@ impl NodeSettings {
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
             join,
             timing,
+            host_paths: flags
+                .host_paths
+                .iter()
+                .map(|text| HostPath::parse(text))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -272,6 +366,31 @@ mod tests {
         assert!(with(None, None).is_ok());
         for (min, max) in [(Some(0), None), (Some(20_000), None), (Some(5), Some(4))] {
             assert!(matches!(with(min, max), Err(ConfigError::RestartBackoff)), "{min:?} {max:?}");
+        }
+    }
+
+    #[test]
+    fn the_marks_of_image_garbage_collection_are_in_order() {
+        let build = |low, high| {
+            let flags = NodeFlags { image_gc_low: low, image_gc_high: high, ..flags("n") };
+            NodeSettings::build(flags, &Environment::default())
+        };
+        let default = build(None, None).unwrap().images;
+        assert_eq!((default.gc_low_threshold_percent, default.gc_high_threshold_percent), (80, 85));
+        assert!(build(Some(10), Some(20)).is_ok());
+        for (low, high) in [(Some(90), None), (None, Some(80)), (None, Some(101))] {
+            let refused = build(low, high);
+            assert!(matches!(refused, Err(ConfigError::ImageGcThresholds { .. })));
+        }
+    }
+
+    #[test]
+    fn host_paths_are_absolute_and_may_be_read_only() {
+        let parsed = HostPath::parse("/srv//data/:ro").unwrap();
+        assert_eq!(parsed, HostPath { path: "/srv/data".into(), is_read_only: true });
+        assert!(!HostPath::parse("/srv").unwrap().is_read_only);
+        for bad in ["srv", "", "/srv/../etc", ":ro"] {
+            assert!(HostPath::parse(bad).is_err(), "{bad}");
         }
     }
 

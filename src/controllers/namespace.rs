@@ -1,9 +1,10 @@
-//! Empties namespaces that are being deleted, and gives each living one its service account.
+//! Empties namespaces that are being deleted, and gives each living one its service account and the
+//! CA's certificate.
 
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
@@ -27,6 +28,9 @@ const LIST_LEN_MAX: u32 = 500;
 const RECHECK_AFTER: Duration = Duration::from_millis(250);
 /// The finalizer that keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
+/// The ConfigMap with the CA's certificate, which every namespace has, and where the first one is.
+const ROOT_CA: &str = "kube-root-ca.crt";
+const SYSTEM_NAMESPACE: &str = "kube-system";
 /// The service account every namespace has.
 const SERVICE_ACCOUNT: &str = "default";
 
@@ -55,7 +59,8 @@ async fn reconcile(context: &Context, name: String) -> Result<Next, kube::Error>
     };
     if !is_deleting(&namespace.metadata) {
         ensure_service_account(context, &name).await?;
-        return Ok(Next::Wait);
+        let is_published = ensure_root_ca(context, &name).await?;
+        return Ok(if is_published { Next::Wait } else { Next::After(RECHECK_AFTER) });
     }
     let spec = namespace.spec.as_ref();
     let finalizers = spec.and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
@@ -86,6 +91,30 @@ async fn ensure_service_account(context: &Context, namespace: &str) -> Result<()
     match api.create(&PostParams::default(), &account).await {
         Err(err) if !is_already_exists(&err) => Err(err),
         _ => Ok(()),
+    }
+}
+
+/// Gives the namespace the CA's certificate, where its pods find it. Returns `false` while the
+/// cluster itself has not written it.
+async fn ensure_root_ca(context: &Context, namespace: &str) -> Result<bool, kube::Error> {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    if api.get_opt(ROOT_CA).await?.is_some() {
+        return Ok(true);
+    }
+    let of_system: Api<ConfigMap> = Api::namespaced(context.client.clone(), SYSTEM_NAMESPACE);
+    let Some(original) = of_system.get_opt(ROOT_CA).await? else { return Ok(false) };
+    let map = ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(ROOT_CA.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        data: original.data,
+        ..ConfigMap::default()
+    };
+    match api.create(&PostParams::default(), &map).await {
+        Err(err) if !is_already_exists(&err) => Err(err),
+        _ => Ok(true),
     }
 }
 

@@ -8,9 +8,9 @@ use crate::config::{Join, NodeSettings};
 use crate::net::Identity;
 use crate::net::join::{self, JoinRequest, JoinToken};
 use crate::net::pki::{self, CertificateAuthority, NodeClass, NodeKey};
-use crate::roles::NodeError;
 use crate::roles::data_dir::{DataDir, NodeState};
 use crate::roles::enroll::{RAFT_ID, STORE_UUID};
+use crate::roles::{NodeError, api_service};
 use crate::rt::{Rng, WallClock};
 
 /// Files below the data directory.
@@ -82,10 +82,11 @@ impl Membership {
     }
 }
 
-/// Addresses in the node's certificate.
+/// Addresses in the node's certificate, should it become a server's.
 pub(super) fn certified_addresses(settings: &NodeSettings) -> Vec<IpAddr> {
     let mut addresses = vec![settings.advertise_address];
-    for ip in [settings.bind_address, IpAddr::V4(Ipv4Addr::LOCALHOST)] {
+    let of_api = IpAddr::V4(api_service::ADDRESS);
+    for ip in [settings.bind_address, IpAddr::V4(Ipv4Addr::LOCALHOST), of_api] {
         if !ip.is_unspecified() && !addresses.contains(&ip) {
             addresses.push(ip);
         }

@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
 use crate::client::Informers;
-use crate::roles::NodeError;
 use crate::roles::roll::Roll;
+use crate::roles::{NodeError, api_service};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{Store, plan_voters};
 use crate::{controllers, scheduler};
@@ -72,6 +72,8 @@ impl Leader {
         group.spawn_until_cancelled("bootstrap", async move { leader.bootstrap().await });
         let leader = self.clone();
         group.spawn_until_cancelled("membership", async move { leader.keep_voters().await });
+        let api_service = api_service::keep(self.clients.0.clone(), self.replica.clone());
+        group.spawn_until_cancelled("api-service", api_service);
         let informers = Informers::start(&self.clients.0, group);
         let (roll, nodes) = (Roll::new(self.clients.0.clone()), informers.nodes.clone());
         group.spawn("node-roll", |cancel| roll.follow(nodes, cancel));

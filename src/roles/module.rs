@@ -21,3 +21,8 @@ pub fn inspect_module(wasm: &[u8]) -> Result<(), CompileError> {
 pub fn compile_module(input: &Path, output: &Path) -> Result<(), CompileError> {
     edgeorc_runtime::compile_file(input, output)
 }
+
+/// Whether the module itself was refused, so that the same bytes will be refused again.
+pub fn is_module_at_fault(error: &CompileError) -> bool {
+    matches!(error, CompileError::Invalid(_) | CompileError::UnknownWorld(_))
+}

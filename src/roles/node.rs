@@ -14,7 +14,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, AgentConfig, Capacity, Compiler, GuestUplink, LocalPods, NodeApi};
+use crate::agent::{
+    Agent, AgentConfig, Capacity, ClusterKeyValue, Compiler, GuestUplink, ImageGcSettings,
+    ImageSettings, LocalPods, NodeApi,
+};
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
@@ -221,7 +224,9 @@ fn start_agent(
     let network = Arc::new(VirtualNetwork::new());
     let uplink = Arc::new(GuestUplink::default());
     let clock = base.clock.clone();
-    let config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
+    let keyvalue = Arc::new(ClusterKeyValue::default());
+    let mut config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
+    config.keyvalue = keyvalue.clone();
     let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
@@ -252,6 +257,7 @@ fn start_agent(
         ),
         None => client.clone(),
     };
+    keyvalue.set(agent_client.clone());
     let nodes = informer(Api::all(agent_client.clone()), watcher::Config::default(), &tasks);
     let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
     let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network)?)
@@ -304,6 +310,7 @@ fn agent_config(
         runtime: Arc::new(runtime),
         network,
         compiler: Compiler::new(program),
+        images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         is_server,
@@ -317,7 +324,23 @@ fn agent_config(
         },
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
+        host_paths: base.settings.host_paths.clone(),
     })
+}
+
+/// Where images come from and when they go, from the node's settings.
+fn image_settings(base: &Base) -> ImageSettings {
+    let flags = &base.settings.images;
+    let named = flags.registries_file.clone();
+    ImageSettings {
+        registries_file: Some(named.unwrap_or_else(|| base.dir.join("registries.yaml"))),
+        gc: ImageGcSettings {
+            high_threshold_percent: flags.gc_high_threshold_percent,
+            low_threshold_percent: flags.gc_low_threshold_percent,
+            ..ImageGcSettings::default()
+        },
+        ..ImageSettings::default()
+    }
 }
 
 fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> {

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::scheduler::affinity::Wishes;
 use crate::scheduler::need::Need;
+use crate::scheduler::storage::Storage;
 use crate::scheduler::view::{ClusterView, Facts, NodeInfo};
 
 /// Clusters up to this size are looked at whole; in larger ones the search stops once enough nodes
@@ -40,7 +41,11 @@ impl fmt::Display for Unschedulable {
         }
         write!(f, "0/{} nodes are available: ", self.nodes)?;
         let mut counted: Vec<_> =
-            self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            // What has no count is about the pod, not about nodes.
+            self.reasons.iter().map(|(reason, count)| match count {
+                0 => reason.clone(),
+                count => format!("{count} {reason}"),
+            }).collect();
         counted.sort();
         write!(f, "{}.", counted.join(", "))
     }
@@ -52,6 +57,25 @@ impl fmt::Display for Unschedulable {
 ///
 /// [`Unschedulable`]: wait for a node or a pod to change, then decide again.
 pub fn decide<'a>(view: &'a ClusterView, pod: &Pod, seed: u64) -> Result<&'a str, Unschedulable> {
+    decide_with(view, pod, &Storage::default(), seed)
+}
+
+/// As [`decide`], for a pod with claims of storage.
+///
+/// # Errors
+///
+/// As [`decide`].
+pub fn decide_with<'a>(
+    view: &'a ClusterView,
+    pod: &Pod,
+    storage: &Storage,
+    seed: u64,
+) -> Result<&'a str, Unschedulable> {
+    if let Some(reason) = &storage.missing {
+        let reasons = BTreeMap::from([(reason.clone(), 0)]);
+        return Err(Unschedulable { nodes: view.nodes_known(), reasons });
+    }
+    let storage = storage.on(view);
     let (wishes, need) = (Wishes::of(pod), Need::of(pod));
     let nodes = view.nodes();
     let mut reasons = BTreeMap::new();
@@ -60,7 +84,11 @@ pub fn decide<'a>(view: &'a ClusterView, pod: &Pod, seed: u64) -> Result<&'a str
     let (before, from) = nodes.split_at(start);
     for node in from.iter().chain(before) {
         let Some(facts) = &node.facts else { continue };
-        match refusals(node, facts, &wishes, &need) {
+        let refusals = match storage.refusal(&node.name, facts) {
+            None => refusals(node, facts, &wishes, &need),
+            Some(reason) => Refusals::One(reason.to_owned()),
+        };
+        match refusals {
             Refusals::None => feasible.push((node, facts)),
             Refusals::One(reason) => *reasons.entry(reason).or_insert(0) += 1,
             Refusals::Lacks(lacking) => {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::api::local_volume;
 use crate::api::quantity::{parse_bytes, parse_cpu_millis};
 
 /// Pods on a node whose status names no limit, as the kubelet's default.
@@ -100,6 +101,8 @@ pub struct Need {
     pub ports: Vec<HostPort>,
     /// The uid of its controller: the pods of one are spread over nodes.
     pub group: Option<String>,
+    /// Namespace and name of the claims of storage it names.
+    pub claims: Vec<(String, String)>,
 }
 
 impl Need {
@@ -112,6 +115,9 @@ impl Need {
             resources: Resources { pods: 1, ..request(pod) },
             ports: host_ports(pod),
             group: group.map(|owner| owner.uid.clone()),
+            claims: local_volume::claims_of(pod)
+                .map(|name| (pod.metadata.namespace.clone().unwrap_or_default(), name.to_owned()))
+                .collect(),
         }
     }
 }

@@ -19,9 +19,10 @@ use tracing::{debug, info};
 use crate::client::{EventRecorder, EventType, Handler, Informer, Regarding};
 use crate::scheduler::Context;
 use crate::scheduler::bind::{Bound, bind, say_unschedulable};
-use crate::scheduler::decide::decide;
+use crate::scheduler::decide::decide_with;
 use crate::scheduler::need::Need;
 use crate::scheduler::queue::Queue;
+use crate::scheduler::storage::Storage;
 use crate::scheduler::view::{ClusterView, Facts, PodKey};
 
 /// The scheduler pods ask for when they name none.
@@ -38,6 +39,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 struct Dirty {
     pods: Mutex<BTreeSet<PodKey>>,
     nodes: Mutex<BTreeSet<PodKey>>,
+    /// Claims, volumes and classes: what changed does not matter, that it did wakes pods.
+    storage: Mutex<BTreeSet<PodKey>>,
     wake: Notify,
 }
 
@@ -81,6 +84,9 @@ impl Scheduler {
         let dirty = Arc::new(Dirty::default());
         watch(&context.informers.nodes, &dirty, |dirty| &dirty.nodes);
         watch(&context.informers.pods, &dirty, |dirty| &dirty.pods);
+        watch(&context.informers.claims, &dirty, |dirty| &dirty.storage);
+        watch(&context.informers.volumes, &dirty, |dirty| &dirty.storage);
+        watch(&context.informers.storage_classes, &dirty, |dirty| &dirty.storage);
         let view = ClusterView::new();
         Self { context, events, dirty, view, queue, requests: FuturesUnordered::new() }
     }
@@ -112,7 +118,7 @@ impl Scheduler {
     fn look(&mut self) {
         let nodes = std::mem::take(&mut *self.dirty.nodes.lock());
         let pods = std::mem::take(&mut *self.dirty.pods.lock());
-        let mut has_room = false;
+        let mut has_room = !std::mem::take(&mut *self.dirty.storage.lock()).is_empty();
         for (_, name) in nodes {
             let node = self.context.informers.nodes.store.named("", &name);
             has_room |= self.view.set_node(&name, node.as_deref().map(Facts::of));
@@ -169,7 +175,8 @@ impl Scheduler {
 
     fn place(&mut self, key: &PodKey, pod: Arc<Pod>) {
         let seed = self.context.rng.below(u64::MAX);
-        match decide(&self.view, &pod, seed) {
+        let storage = Storage::of(&pod, &self.context.informers);
+        match decide_with(&self.view, &pod, &storage, seed) {
             Ok(node) => {
                 let node = node.to_owned();
                 let uid = pod.uid().unwrap_or_default();

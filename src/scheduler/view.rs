@@ -22,6 +22,8 @@ pub struct NodeInfo {
     pub ports: Vec<HostPort>,
     /// How many pods of each group it has.
     pub groups: BTreeMap<String, u32>,
+    /// How many pods of each claim of storage it has.
+    pub claims: BTreeMap<PodKey, u32>,
 }
 
 /// What a node says of itself, as far as it matters to a choice.
@@ -81,6 +83,13 @@ impl ClusterView {
     #[must_use]
     pub fn nodes(&self) -> &[NodeInfo] {
         &self.nodes
+    }
+
+    /// The node that has pods of the claim; a claim that is not bound yet will be bound there.
+    #[must_use]
+    pub fn node_of_claim(&self, claim: &PodKey) -> Option<&str> {
+        let node = self.nodes.iter().find(|node| node.claims.contains_key(claim));
+        node.map(|node| node.name.as_str())
     }
 
     /// The node of that name.
@@ -200,6 +209,9 @@ impl NodeInfo {
         if let Some(group) = &need.group {
             *self.groups.entry(group.clone()).or_insert(0) += 1;
         }
+        for claim in &need.claims {
+            *self.claims.entry(claim.clone()).or_insert(0) += 1;
+        }
     }
 
     fn release(&mut self, need: &Need) {
@@ -217,6 +229,14 @@ impl NodeInfo {
                 self.groups.remove(group);
             }
         }
+        for claim in &need.claims {
+            if let Some(count) = self.claims.get_mut(claim) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.claims.remove(claim);
+                }
+            }
+        }
     }
 }
 
@@ -226,7 +246,7 @@ mod tests {
 
     fn need(pods: i64) -> Need {
         let resources = Resources { cpu_millis: 100, memory_bytes: 1, pods };
-        Need { resources, ports: Vec::new(), group: Some("g".into()) }
+        Need { resources, group: Some("g".into()), ..Need::default() }
     }
 
     fn key(name: &str) -> PodKey {

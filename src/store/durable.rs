@@ -160,6 +160,18 @@ impl Durable {
         Ok(())
     }
 
+    /// Writes a value unless there is one. Returns whether it was written.
+    pub(super) async fn raw_create(&self, key: &str, value: Vec<u8>) -> Result<bool, StoreError> {
+        let key = key.as_bytes().to_vec();
+        let mut txn = Txn {
+            preconditions: vec![Precondition::Absent(key.clone())],
+            puts: vec![(key, value)],
+            ..Txn::default()
+        };
+        self.rng.fill(&mut txn.request_id);
+        Ok(matches!(self.replica.txn(txn).await?, TxnOutcome::Committed(_)))
+    }
+
     pub(super) async fn raw_keys(
         &self,
         prefix: &str,

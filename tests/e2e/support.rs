@@ -210,9 +210,9 @@ impl Node {
     /// Runs kubectl against this node's API.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(self.kubeconfig()).args(args);
+        command.arg("--kubeconfig").arg(self.kubeconfig());
         // Each test has its own discovery cache, so that none reads another's.
-        command.arg("--cache-dir").arg(self.data_dir.with_extension("kube-cache"));
+        command.arg("--cache-dir").arg(self.data_dir.with_extension("kube-cache")).args(args);
         command
     }
 

@@ -1,6 +1,7 @@
 //! The OCI registry.
 
 use http::{Method, StatusCode};
+use http_body_util::BodyExt as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -27,6 +28,20 @@ async fn a_pushed_image_is_pulled_by_tag_and_by_digest() {
     assert_eq!(done.code, StatusCode::CREATED, "{done:?}");
     let pulled = api.get(&format!("/v2/a/b/blobs/{}", digest(&blob))).await;
     assert_eq!(pulled.bytes, blob);
+    for (range, code, length) in [
+        ("bytes=99000-", StatusCode::PARTIAL_CONTENT, 1000),
+        ("bytes=100000-", StatusCode::RANGE_NOT_SATISFIABLE, 0),
+        ("bytes=5-9,20-30", StatusCode::OK, 100_000),
+    ] {
+        let request = http::Request::get(format!("/v2/a/b/blobs/{}", digest(&blob)))
+            .header(http::header::RANGE, range)
+            .body(kube::client::Body::empty())
+            .unwrap();
+        let answer = api.client().send(request).await.unwrap();
+        assert_eq!(answer.status(), code, "{range}");
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(bytes.len(), length, "{range}");
+    }
     let manifest = json!({"schemaVersion": 2, "layers": [{"digest": digest(&blob)}]}).to_string();
     let media = "application/vnd.oci.image.manifest.v1+json";
     let put = api.send(Method::PUT, "/v2/a/b/manifests/v1", media, manifest.clone()).await;

@@ -62,6 +62,15 @@ impl Answer {
 
 impl Api {
     pub(crate) async fn start() -> Self {
+        Self::start_on(None).await
+    }
+
+    /// With an agent, in the place of the node `one`.
+    pub(crate) async fn start_with_node(agent: axum::Router) -> Self {
+        Self::start_on(Some(agent)).await
+    }
+
+    async fn start_on(node_api: Option<axum::Router>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let me =
             Member { id: 1, name: "one".to_owned(), address: String::new(), store_uuid: [1; 16] };
@@ -80,7 +89,7 @@ impl Api {
             node_name: "one".to_owned(),
             store,
             peers: None,
-            node_api: None,
+            node_api,
             clock,
             rng,
             metrics: Metrics::new(),

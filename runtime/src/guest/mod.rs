@@ -11,26 +11,39 @@
 mod exit;
 mod outgoing;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
+use wasmtime_wasi::cli::AsyncStdinStream;
 use wasmtime_wasi::{FsPerms, HostWallClock, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 pub(crate) use self::exit::{exit_of_code, exit_of_error, is_out_of_slots, killed};
 use self::outgoing::OutgoingHttp;
+use crate::keyvalue::{KeyValue, KeyValueView};
 use crate::limits::{Gauge, MemoryLimiter};
 use crate::logs::{Channel, Log, LogStream};
 use crate::meter::{Burst, Meter, Pulse};
 use crate::network::PodNet;
+use crate::stdio::Pipes;
 use crate::types::{ContainerConfig, Exit, ExitReason};
+use crate::volumes::Quotas;
 use crate::wasm::WallClock;
 
 /// Handles that one guest may hold: sockets, streams, requests, bodies.
 const RESOURCES_MAX: usize = 16 << 10;
+/// What a guest may hand over in one call, in bytes: the host has to copy it before it can judge it.
+const CALL_BYTES_MAX: usize = 16 << 20;
+/// Random bytes of one call; a guest that asks for more traps.
+const RANDOM_BYTES_MAX: u64 = 1 << 20;
+/// Size of the headers or trailers of one HTTP message in memory; more is a `header-error`.
+const HEADERS_BYTES_MAX: usize = 128 << 10;
 
 /// The data of one store.
 pub(crate) struct Guest {
@@ -41,8 +54,11 @@ pub(crate) struct Guest {
     limiter: MemoryLimiter,
     burst: Arc<Burst>,
     net: Arc<PodNet>,
-    /// Memory at which an HTTP instance takes no further request, in bytes.
-    memory_mark: u64,
+    taken: TaskTracker,
+    config: Arc<WasiConfigVariables>,
+    buckets: Option<Arc<BTreeSet<String>>>,
+    keyvalue: Arc<dyn KeyValue>,
+    quotas: Quotas,
 }
 
 impl Guest {
@@ -54,14 +70,32 @@ impl Guest {
         &self.limiter
     }
 
-    pub(crate) fn is_past_memory_mark(&self) -> bool {
-        self.limiter.held() > self.memory_mark
-    }
-
     /// What the host functions for sockets work on.
     pub(crate) fn sockets(&mut self) -> crate::sockets::SocketsView<'_> {
         self.burst.touch();
-        crate::sockets::SocketsView { table: &mut self.table, net: &self.net }
+        let Self { table, net, taken, .. } = self;
+        crate::sockets::SocketsView { table, net, taken }
+    }
+
+    /// Limits of the volumes that it sees.
+    pub(crate) fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
+    /// What the host functions for configuration work on.
+    pub(crate) fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::new(&self.config)
+    }
+
+    /// What the host functions for buckets work on.
+    pub(crate) fn keyvalue(&mut self) -> KeyValueView<'_> {
+        self.burst.touch();
+        KeyValueView {
+            table: &mut self.table,
+            pod: self.net.id(),
+            granted: self.buckets.as_deref(),
+            store: &self.keyvalue,
+        }
     }
 
     /// What the host functions for streams and pollables work on.
@@ -102,14 +136,29 @@ pub(crate) struct Template {
     pub(crate) engine: Engine,
     pub(crate) config: ContainerConfig,
     pub(crate) net: Arc<PodNet>,
+    /// TCP connections that the container has taken.
+    pub(crate) taken: TaskTracker,
     pub(crate) log: Arc<Log>,
+    /// Standard streams that are not the log's.
+    pub(crate) pipes: Pipes,
     pub(crate) meter: Arc<Meter>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) memory: Arc<Gauge>,
     pub(crate) pod_memory: Arc<Gauge>,
     /// Size that one memory can grow to on this engine, in bytes.
     pub(crate) memory_bytes_max: usize,
+    /// Instances that an HTTP container may have at the same time.
+    pub(crate) instances_max: usize,
+    /// Requests after which one of them is replaced.
+    pub(crate) requests_per_instance_max: usize,
+    /// Time in which one of them must be made.
+    pub(crate) start_wait_max: Duration,
     pub(crate) clock: WallClock,
+    pub(crate) keyvalue: Arc<dyn KeyValue>,
+    /// What `wasi:config` answers, and the buckets: of the configuration, shared by all stores.
+    pub(crate) values: Arc<WasiConfigVariables>,
+    pub(crate) buckets: Option<Arc<BTreeSet<String>>>,
+    pub(crate) quotas: Quotas,
     /// Ends the container at once.
     pub(crate) kill: CancellationToken,
     /// Counts traps for the metrics.
@@ -129,6 +178,13 @@ impl Template {
         &self.kill
     }
 
+    /// Memory at which an HTTP instance takes no further request, in bytes: two thirds of what it
+    /// may have.
+    pub(crate) fn memory_mark(&self) -> u64 {
+        let slot = u64::try_from(self.memory_bytes_max).unwrap_or(u64::MAX);
+        self.memory.max().unwrap_or(u64::MAX).min(slot) / 3 * 2
+    }
+
     /// A fresh store.
     ///
     /// # Errors
@@ -136,14 +192,14 @@ impl Template {
     /// A mount that cannot be opened.
     pub(crate) fn store(&self) -> wasmtime::Result<Store<Guest>> {
         let burst = Burst::new(Arc::clone(&self.meter), Arc::clone(&self.pulse));
-        let slot = u64::try_from(self.memory_bytes_max).unwrap_or(u64::MAX);
-        let limit = self.memory.max().unwrap_or(u64::MAX).min(slot);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(HEADERS_BYTES_MAX);
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         let guest = Guest {
             table,
             wasi: self.wasi()?,
-            http: WasiHttpCtx::new(),
+            http,
             outgoing: OutgoingHttp::new(Arc::clone(&self.net)),
             limiter: MemoryLimiter::new(
                 Arc::clone(&self.memory),
@@ -152,9 +208,14 @@ impl Template {
             ),
             burst: Arc::clone(&burst),
             net: Arc::clone(&self.net),
-            memory_mark: limit / 3 * 2,
+            taken: self.taken.clone(),
+            config: Arc::clone(&self.values),
+            buckets: self.buckets.clone(),
+            keyvalue: Arc::clone(&self.keyvalue),
+            quotas: self.quotas.clone(),
         };
         let mut store = Store::new(&self.engine, guest);
+        store.set_hostcall_fuel(CALL_BYTES_MAX);
         store.limiter(|guest| &mut guest.limiter);
         burst.govern(&mut store, self.kill.clone());
         Ok(store)
@@ -165,13 +226,21 @@ impl Template {
         builder
             .args(&self.config.args)
             .envs(&self.config.env)
-            .stdout(LogStream::new(&self.log, Channel::Stdout))
-            .stderr(LogStream::new(&self.log, Channel::Stderr))
+            .max_random_size(RANDOM_BYTES_MAX)
             .wall_clock(WallClockOfHost(Arc::clone(&self.clock)))
             // The host's own sockets: WASI p3 has no virtual ones yet, so it gets none.
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false);
+        match self.pipes.take_output() {
+            Some((stdout, stderr)) => builder.stdout(stdout).stderr(stderr),
+            None => builder
+                .stdout(LogStream::new(&self.log, Channel::Stdout))
+                .stderr(LogStream::new(&self.log, Channel::Stderr)),
+        };
+        if let Some(stdin) = self.pipes.take_stdin() {
+            builder.stdin(AsyncStdinStream::new(stdin));
+        }
         if !self.config.env.iter().any(|(name, _)| name == "HOSTNAME") {
             builder.env("HOSTNAME", self.net.hostname());
         }

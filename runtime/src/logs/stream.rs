@@ -154,7 +154,8 @@ mod tests {
     fn log(dir: &std::path::Path) -> Arc<Log> {
         let guests = Arc::new(Guests::start(1, 0).unwrap());
         let clock: crate::WallClock = Arc::new(|| UNIX_EPOCH + Duration::from_secs(1));
-        Log::create(dir.join("log"), 1 << 30, clock, guests).unwrap()
+        let size = crate::logs::LogSize { file_bytes_max: 1 << 30, bytes_per_second_max: 1 << 30 };
+        Log::create(dir.join("log"), size, clock, guests).unwrap()
     }
 
     #[tokio::test]

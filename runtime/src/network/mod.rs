@@ -24,7 +24,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use self::error::{HttpError, Unsent};
-pub(crate) use self::pod::{PodNet, UNKNOWN_PEER};
+pub(crate) use self::pod::{PodNet, SocketSlot, UNKNOWN_PEER};
 pub(crate) use self::ports::{Accepted, BindError, Binding, Listener};
 use crate::types::{Body, BoxIo};
 

@@ -3,8 +3,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::PIPE_BYTES;
 use super::client;
@@ -17,12 +19,28 @@ use crate::types::{Body, BodyError, BoxIo, PodConfig, PodId, Uplink};
 /// Peer address when the caller has none.
 pub(crate) const UNKNOWN_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
+/// Sockets that all guests of one pod may have open at the same time.
+const SOCKETS_PER_POD_MAX: usize = 1024;
+
+/// One open socket of a pod.
+#[derive(Debug)]
+pub(crate) struct SocketSlot(Arc<AtomicUsize>);
+
+impl Drop for SocketSlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A pod's addresses, ports and ways out.
 pub(crate) struct PodNet {
     id: PodId,
     hostname: String,
     ips: Vec<IpAddr>,
+    hosts: Vec<(String, IpAddr)>,
+    searches: Vec<String>,
     ports: Arc<Ports>,
+    sockets: Arc<AtomicUsize>,
     guests: Arc<Guests>,
     uplink: Arc<dyn Uplink>,
     /// Ends the pod's connections that no guest owns.
@@ -49,11 +67,18 @@ impl PodNet {
             id: pod.id.clone(),
             hostname: pod.hostname.clone(),
             ips: pod.ips.clone(),
+            hosts: pod.hosts.clone(),
+            searches: pod.searches.clone(),
             ports: Ports::new(pod.ips.clone()),
+            sockets: Arc::default(),
             guests,
             uplink,
             over,
         })
+    }
+
+    pub(crate) fn id(&self) -> &PodId {
+        &self.id
     }
 
     pub(crate) fn ips(&self) -> &[IpAddr] {
@@ -70,6 +95,13 @@ impl PodNet {
 
     pub(crate) fn guests(&self) -> &Arc<Guests> {
         &self.guests
+    }
+
+    /// Takes a socket from the pod's number, if there is one left.
+    pub(crate) fn socket(&self) -> Option<SocketSlot> {
+        let slot = SocketSlot(Arc::clone(&self.sockets));
+        // Dropping the slot takes the count back.
+        (self.sockets.fetch_add(1, Ordering::Relaxed) < SOCKETS_PER_POD_MAX).then_some(slot)
     }
 
     /// Binds a port at all of the pod's addresses.
@@ -96,7 +128,7 @@ impl PodNet {
     /// Connects to a listener of this pod.
     pub(crate) fn dial(self: &Arc<Self>, from: SocketAddr, to: SocketAddr) -> io::Result<BoxIo> {
         match self.ports.listener(to).ok_or(io::ErrorKind::ConnectionRefused)? {
-            Listener::Tcp(backlog) => Ok(Box::new(enqueue(&backlog, from, to)?)),
+            Listener::Tcp(backlog, taken) => Ok(Box::new(enqueue(&backlog, &taken, from, to)?)),
             Listener::Http(service) => {
                 let (near, far) = tokio::io::duplex(PIPE_BYTES);
                 let over = self.over.clone();
@@ -127,10 +159,52 @@ impl PodNet {
         if name == "localhost" {
             return vec![Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
         }
+        let own = self.own_names(&name);
+        if !own.is_empty() {
+            return own;
+        }
         if name == self.hostname {
             return self.ips.clone();
         }
-        self.uplink.resolve(&self.id, &name).await
+        let found = self.uplink.resolve(&self.id, &name).await;
+        // A trailing dot: the name is whole.
+        if !found.is_empty() || name.ends_with('.') {
+            return found;
+        }
+        for domain in &self.searches {
+            let found = self.uplink.resolve(&self.id, &format!("{name}.{domain}")).await;
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
+    }
+
+    /// The addresses that the pod itself gives to a name.
+    fn own_names(&self, name: &str) -> Vec<IpAddr> {
+        let name = name.trim_end_matches('.');
+        let named = self.hosts.iter().filter(|(host, _)| host.eq_ignore_ascii_case(name));
+        named.map(|(_, ip)| *ip).collect()
+    }
+
+    /// A request by one of the pod's own names goes to its address; the name stays in `Host`.
+    fn with_own_names(&self, mut request: http::Request<Body>) -> http::Request<Body> {
+        let Some(authority) = request.uri().authority().cloned() else { return request };
+        let Some(ip) = self.own_names(authority.host()).first().copied() else { return request };
+        let host = if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() };
+        let address = match authority.port_u16() {
+            Some(port) => format!("{host}:{port}"),
+            None => host,
+        };
+        let mut parts = request.uri().clone().into_parts();
+        parts.authority = address.parse().ok();
+        if let Ok(uri) = http::Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+            if let Ok(name) = http::HeaderValue::from_str(authority.as_str()) {
+                request.headers_mut().entry(http::header::HOST).or_insert(name);
+            }
+        }
+        request
     }
 
     /// A request for a listener of this pod.
@@ -141,10 +215,12 @@ impl PodNet {
     ) -> Result<http::Response<Body>, HttpError> {
         match self.ports.listener(to) {
             Some(Listener::Http(service)) => service.call(request).await,
-            Some(Listener::Tcp(backlog)) => match enqueue(&backlog, UNKNOWN_PEER, to) {
-                Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
-                Err(_) => Err(HttpError::Refused(Unsent::new(request))),
-            },
+            Some(Listener::Tcp(backlog, taken)) => {
+                match enqueue(&backlog, &taken, UNKNOWN_PEER, to) {
+                    Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
+                    Err(_) => Err(HttpError::Refused(Unsent::new(request))),
+                }
+            }
             None => Err(HttpError::Refused(Unsent::new(request))),
         }
     }
@@ -154,6 +230,7 @@ impl PodNet {
         self: Arc<Self>,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, BodyError> {
+        let request = self.with_own_names(request);
         match self.own_address(request.uri()) {
             Some(to) => Ok(self.http(to, request).await?),
             None => self.uplink.http(&self.id, request).await,
@@ -176,12 +253,95 @@ impl PodNet {
 
 fn enqueue(
     backlog: &tokio::sync::mpsc::Sender<Accepted>,
+    taken: &TaskTracker,
     from: SocketAddr,
     to: SocketAddr,
 ) -> io::Result<tokio::io::DuplexStream> {
+    if taken.is_closed() {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     backlog
-        .try_send(Accepted { io: Box::new(far), peer: from, local: to })
+        .try_send(Accepted { io: Box::new(far), peer: from, local: to, token: taken.token() })
         .map_err(|_| io::ErrorKind::ConnectionRefused)?;
     Ok(near)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use async_trait::async_trait;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    /// Knows one name, and tells where requests go.
+    struct Outside;
+
+    #[async_trait]
+    impl Uplink for Outside {
+        async fn connect(&self, _: &PodId, _: SocketAddr) -> io::Result<BoxIo> {
+            Err(io::ErrorKind::ConnectionRefused.into())
+        }
+
+        async fn resolve(&self, _: &PodId, name: &str) -> Vec<IpAddr> {
+            let known = name == "db.example.org" || name == "alias.test";
+            if known { vec![[192, 0, 2, 9].into()] } else { Vec::new() }
+        }
+
+        async fn http(
+            &self,
+            _: &PodId,
+            request: http::Request<Body>,
+        ) -> Result<http::Response<Body>, BodyError> {
+            let host = request.headers().get(http::header::HOST).cloned();
+            let to = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+            let mut answer = http::Response::new(request.into_body());
+            answer.headers_mut().insert("to", to.parse()?);
+            answer.headers_mut().extend(host.map(|host| (http::header::HOST, host)));
+            Ok(answer)
+        }
+    }
+
+    fn pod() -> Arc<PodNet> {
+        let word = |text: &str| text.to_owned();
+        let config = PodConfig {
+            id: PodId { namespace: word("n"), name: word("p"), uid: word("u") },
+            ips: vec![[10, 42, 0, 2].into()],
+            hostname: word("p"),
+            memory_bytes_max: None,
+            hosts: vec![
+                (word("alias.test"), [10, 1, 2, 3].into()),
+                (word("Six"), Ipv6Addr::LOCALHOST.into()),
+            ],
+            searches: vec![word("example.com"), word("example.org")],
+        };
+        let guests = Guests::start(1, 0).unwrap();
+        PodNet::new(&config, Arc::new(guests), Arc::new(Outside), CancellationToken::new())
+    }
+
+    #[tokio::test]
+    async fn a_pods_own_names_are_asked_first_and_its_searches_last() {
+        let pod = pod();
+        for (name, ips) in [
+            ("alias.test", vec![IpAddr::from([10, 1, 2, 3])]),
+            ("ALIAS.test.", vec![[10, 1, 2, 3].into()]),
+            ("six", vec![Ipv6Addr::LOCALHOST.into()]),
+            ("db", vec![[192, 0, 2, 9].into()]),
+            ("db.", vec![]),
+            ("nobody", vec![]),
+        ] {
+            assert_eq!(Arc::clone(&pod).resolve(name.to_owned()).await, ips, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_by_an_own_name_goes_to_its_address_and_keeps_the_name() {
+        let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let request = http::Request::get("http://alias.test:81/x").body(body).unwrap();
+        let answer = pod().send(request).await.unwrap();
+        assert_eq!(answer.headers()["to"], "10.1.2.3:81");
+        assert_eq!(answer.headers()["host"], "alias.test:81");
+    }
 }

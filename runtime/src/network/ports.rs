@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::serve::HttpService;
 use crate::types::BoxIo;
@@ -22,6 +24,8 @@ pub(crate) struct Accepted {
     pub(crate) peer: SocketAddr,
     /// The address that was called.
     pub(crate) local: SocketAddr,
+    /// Counts it among the container's connections.
+    pub(crate) token: TaskTrackerToken,
 }
 
 /// What is behind a port.
@@ -29,8 +33,9 @@ pub(crate) struct Accepted {
 pub(crate) enum Listener {
     /// An HTTP component, served by the host.
     Http(Arc<HttpService>),
-    /// A guest's listening socket; the channel is its backlog.
-    Tcp(mpsc::Sender<Accepted>),
+    /// A guest's listening socket: its backlog, and all connections that its container has taken.
+    /// A closed tracker takes no more.
+    Tcp(mpsc::Sender<Accepted>, TaskTracker),
 }
 
 /// Why a port could not be bound.
@@ -196,7 +201,7 @@ mod tests {
     }
 
     fn listen(binding: &Binding) {
-        binding.listen(Some(Listener::Tcp(mpsc::channel(1).0)));
+        binding.listen(Some(Listener::Tcp(mpsc::channel(1).0, TaskTracker::new())));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -112,6 +112,15 @@ impl Workers {
 }
 
 impl Shared {
+    /// Counts one more instance, unless there are `max`.
+    fn enter(&self, max: usize) -> bool {
+        self.instances
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+                (count < max).then(|| count + 1)
+            })
+            .is_ok()
+    }
+
     fn leave(&self) {
         if self.instances.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.gone.notify_waiters();
@@ -168,8 +177,9 @@ impl HandlerState for Workers {
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<Guest, Expiration, Worker>> {
         let first = self.first.lock().take();
-        if first.is_none() {
-            self.shared.instances.fetch_add(1, Ordering::SeqCst);
+        if first.is_none() && !self.shared.enter(self.template.instances_max) {
+            // The request waits for one of the others.
+            wasmtime::bail!("the container has as many instances as it may have");
         }
         let member = Arc::new(Membership {
             shared: Arc::clone(&self.shared),
@@ -178,7 +188,10 @@ impl HandlerState for Workers {
         let (store, proxy) = match first {
             Some(first) => first,
             None => {
-                instantiate(self.template.store()?, &self.pre).await.map_err(|(_, error)| error)?
+                let store = self.template.store()?;
+                instantiate(store, &self.pre, self.template.start_wait_max)
+                    .await
+                    .map_err(|(_, error)| error)?
             }
         };
         let burst = Arc::clone(store.data().burst());
@@ -194,10 +207,15 @@ impl HandlerState for Workers {
                     Proxy::P2(_) => 1,
                     Proxy::P3(_) => P3_CONCURRENCY_MAX,
                 },
-                is_fresh_per_request: self.template.config().fresh_instance_per_request,
+                requests_max: if self.template.config().fresh_instance_per_request {
+                    1
+                } else {
+                    self.template.requests_per_instance_max
+                },
                 template: Arc::clone(&self.template),
                 burst,
-                is_full: AtomicBool::new(false),
+                held: Arc::clone(store.data().limiter().held()),
+                memory_mark: self.template.memory_mark(),
                 member,
             },
             store,
@@ -211,12 +229,20 @@ impl HandlerState for Workers {
 pub(crate) async fn instantiate(
     mut store: Store<Guest>,
     pre: &ProxyPre<Guest>,
+    wait_max: Duration,
 ) -> Result<(Store<Guest>, Proxy), (Store<Guest>, wasmtime::Error)> {
     let burst = Arc::clone(store.data().burst());
-    let proxy = crate::meter::Metered::new(burst, pre.instantiate_async(&mut store)).await;
-    match proxy {
-        Ok(proxy) => Ok((store, proxy)),
-        Err(error) => Err((store, error)),
+    let making = crate::meter::Metered::new(burst, pre.instantiate_async(&mut store));
+    match tokio::time::timeout(wait_max, making).await {
+        Ok(Ok(proxy)) => Ok((store, proxy)),
+        Ok(Err(error)) => Err((store, error)),
+        Err(_) => {
+            let error = wasmtime::format_err!(
+                "the component was not instantiated within {wait_max:?}: its start function \
+                 does not return"
+            );
+            Err((store, error))
+        }
     }
 }
 
@@ -272,10 +298,12 @@ impl WorkerExpiration for Expiration {
 pub(super) struct Worker {
     template: Arc<Template>,
     concurrency: usize,
-    is_fresh_per_request: bool,
+    /// Requests that it takes in its life.
+    requests_max: usize,
     burst: Arc<Burst>,
-    /// Past its memory mark: takes no further request.
-    is_full: AtomicBool,
+    /// Bytes of memory that it holds, and beyond which it takes no further request.
+    held: Arc<AtomicU64>,
+    memory_mark: u64,
     member: Arc<Membership>,
 }
 
@@ -284,8 +312,9 @@ impl WorkerState for Worker {
     type RequestData = ();
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        let is_used_up = self.is_fresh_per_request && total > 0;
-        if is_used_up || self.is_full.load(Ordering::Relaxed) {
+        let is_used_up = total >= self.requests_max;
+        let is_full = self.held.load(Ordering::Relaxed) > self.memory_mark;
+        if is_used_up || is_full {
             ShouldAccept::Never
         } else if concurrent >= self.concurrency {
             ShouldAccept::No
@@ -296,14 +325,11 @@ impl WorkerState for Worker {
 
     fn on_request_start(
         &self,
-        store: StoreContextMut<'_, Guest>,
+        _store: StoreContextMut<'_, Guest>,
         (): (),
         _task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
         self.burst.touch();
-        if store.data().is_past_memory_mark() {
-            self.is_full.store(true, Ordering::Relaxed);
-        }
         Box::pin(RequestMark { burst: Arc::clone(&self.burst) })
     }
 
@@ -361,5 +387,13 @@ mod tests {
         assert!(!shared.trapped(exit()));
         assert!(shared.trapped(exit()));
         assert_eq!(shared.traps.lock().verdict, Some(exit()));
+    }
+
+    #[test]
+    fn a_container_has_a_bounded_number_of_instances() {
+        let shared = Shared::default();
+        assert!(shared.enter(2) && shared.enter(2) && !shared.enter(2));
+        shared.leave();
+        assert!(shared.enter(2));
     }
 }

@@ -24,6 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio_util::task::TaskTracker;
 use wasmtime::component::{HasData, Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::instance_network;
 use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, Network};
@@ -42,6 +43,8 @@ impl HasData for GuestSockets {
 pub(crate) struct SocketsView<'a> {
     pub(crate) table: &'a mut ResourceTable,
     pub(crate) net: &'a Arc<PodNet>,
+    /// Connections that the container has taken.
+    pub(crate) taken: &'a TaskTracker,
 }
 
 /// The capability to use the network, which every guest has.

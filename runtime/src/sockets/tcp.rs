@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::sync::mpsc;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use wasmtime::component::Resource;
 use wasmtime_wasi::p2::bindings::sockets::network::{
     ErrorCode, IpAddressFamily, IpSocketAddress, Network,
@@ -21,7 +22,7 @@ use wasmtime_wasi_io::streams::{DynInputStream, DynOutputStream};
 use super::options::{Options, set};
 use super::stream::Connection;
 use super::{SocketsView, code, is_of_family, ours, theirs};
-use crate::network::{Accepted, Binding, Listener};
+use crate::network::{Accepted, Binding, Listener, SocketSlot};
 use crate::types::BoxIo;
 
 /// Connections that wait to be accepted, unless the guest says less; also the most it can say.
@@ -30,6 +31,10 @@ const BACKLOG_MAX: u64 = 4096;
 
 /// One socket.
 struct Tcp {
+    /// Counts it among the pod's sockets.
+    _slot: SocketSlot,
+    /// Counts it among the connections that the container has taken, if it is one.
+    taken: Option<TaskTrackerToken>,
     is_ipv6: bool,
     options: Options,
     backlog: usize,
@@ -89,8 +94,10 @@ impl Attempt {
 }
 
 impl Tcp {
-    fn new(is_ipv6: bool) -> Self {
+    fn new(slot: SocketSlot, is_ipv6: bool) -> Self {
         Self {
+            _slot: slot,
+            taken: None,
             is_ipv6,
             options: Options::default(),
             backlog: BACKLOG_DEFAULT,
@@ -162,7 +169,8 @@ impl Host for SocketsView<'_> {}
 
 impl tcp_create_socket::Host for SocketsView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        let tcp = Tcp::new(matches!(family, IpAddressFamily::Ipv6));
+        let slot = self.net.socket().ok_or(ErrorCode::NewSocketLimit)?;
+        let tcp = Tcp::new(slot, matches!(family, IpAddressFamily::Ipv6));
         // The table is bounded: a guest that hoards sockets traps.
         Ok(theirs(&self.table.push(tcp)?))
     }
@@ -250,11 +258,12 @@ impl HostTcpSocket for SocketsView<'_> {
     }
 
     async fn start_listen(&mut self, this: Resource<TcpSocket>) -> SocketResult<()> {
+        let taken = self.taken.clone();
         let tcp = self.tcp(&this)?;
         tcp.check_fresh()?;
         let binding = tcp.binding.as_ref().ok_or(ErrorCode::InvalidState)?;
         let (sender, queue) = mpsc::channel(tcp.backlog);
-        binding.listen(Some(Listener::Tcp(sender)));
+        binding.listen(Some(Listener::Tcp(sender, taken)));
         tcp.state = State::ListenStarted(Backlog { queue, next: None });
         Ok(())
     }
@@ -279,14 +288,21 @@ impl HostTcpSocket for SocketsView<'_> {
     ) -> SocketResult<(Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>)>
     {
         let guests = Arc::clone(self.net.guests());
+        let slot = self.net.socket();
         let tcp = self.tcp(&this)?;
         let State::Listening(backlog) = &mut tcp.state else {
             return Err(ErrorCode::InvalidState.into());
         };
         let _ = backlog.poll_next(&mut noop());
+        if backlog.next.is_none() {
+            return Err(ErrorCode::WouldBlock.into());
+        }
+        // The connection stays in the backlog: it may be accepted once another socket is closed.
+        let slot = slot.ok_or(ErrorCode::NewSocketLimit)?;
         let accepted = backlog.next.take().ok_or(ErrorCode::WouldBlock)?;
-        let mut socket = Tcp::new(tcp.is_ipv6);
+        let mut socket = Tcp::new(slot, tcp.is_ipv6);
         socket.options = tcp.options;
+        socket.taken = Some(accepted.token);
         let connection = Connection::new(accepted.io, guests);
         socket.state = State::Connected {
             connection: connection.clone(),

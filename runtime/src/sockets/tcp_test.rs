@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::p2::bindings::sockets::instance_network::Host as _;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::{
@@ -50,6 +51,7 @@ impl Uplink for Mesh {
 struct Guest {
     net: Arc<PodNet>,
     table: ResourceTable,
+    taken: TaskTracker,
 }
 
 impl Guest {
@@ -60,15 +62,18 @@ impl Guest {
             ips: vec![ip.parse().unwrap()],
             hostname: "me".to_owned(),
             memory_bytes_max: None,
+            hosts: Vec::new(),
+            searches: Vec::new(),
         };
         let mesh = Arc::new(Mesh(Arc::downgrade(network)));
         let net = PodNet::new(&pod, Arc::clone(guests), mesh, CancellationToken::new());
         network.attach(&net).unwrap();
-        Self { net, table: ResourceTable::new() }
+        Self { net, table: ResourceTable::new(), taken: TaskTracker::new() }
     }
 
     fn view(&mut self) -> SocketsView<'_> {
-        SocketsView { table: &mut self.table, net: &self.net }
+        let Self { net, table, taken } = self;
+        SocketsView { table, net, taken }
     }
 
     fn socket(&mut self) -> Resource<TcpSocket> {
@@ -270,4 +275,21 @@ async fn names_are_looked_up_near_before_far() {
             "{name}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_sockets_of_a_pod_are_counted() {
+    let (_server, mut client, _kept) = two_pods();
+    let sockets: Vec<_> =
+        std::iter::repeat_with(|| client.view().create_tcp_socket(IpAddressFamily::Ipv4))
+            .take_while(Result::is_ok)
+            .take(10_000)
+            .map(Result::unwrap)
+            .collect();
+    assert_eq!(sockets.len(), 1024);
+    let refused = client.view().create_tcp_socket(IpAddressFamily::Ipv4);
+    assert_eq!(code(refused), ErrorCode::NewSocketLimit);
+    let first = sockets.into_iter().next().unwrap();
+    HostTcpSocket::drop(&mut client.view(), first).unwrap();
+    client.socket();
 }

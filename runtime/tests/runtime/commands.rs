@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use edgeorc_runtime::{ExitReason, StartError};
+use bytes::Bytes;
+use edgeorc_runtime::{ExitReason, StartError, Stdio};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::Instant;
 
 use crate::support::{Node, app, exit, wat};
@@ -82,16 +85,14 @@ async fn a_spinning_guest_delays_nobody_and_can_be_stopped() {
 }
 
 #[tokio::test]
-async fn a_missing_import_is_named_before_anything_runs() {
+async fn a_command_without_connections_is_stopped_at_once() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
-    let needy =
-        wat(r#"(component (import "acme:gpio/pins@1.0.0" (instance (export "set" (func)))))"#);
-    let error = pod.start(node.container("needy", needy)).await.err().unwrap();
-    match error {
-        StartError::MissingImport { import } => assert_eq!(import, "acme:gpio/pins@1.0.0"),
-        other => panic!("{other}"),
-    }
+    let container = pod.start(node.container("ticker", app("ticker"))).await.unwrap();
+    let begin = Instant::now();
+    container.stop(Duration::from_secs(60)).await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(exit(&container).await.reason, ExitReason::Killed);
 }
 
 #[tokio::test]
@@ -158,4 +159,93 @@ async fn a_read_only_mount_cannot_be_written() {
         assert_eq!(is_refused, is_read_only);
         assert_eq!(folder.join("file").exists(), !is_read_only);
     }
+}
+
+/// WASI p1: writes what it reads, and exits with 5 at the end of its input.
+const COPIES: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_read"
+        (func $fd_read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $fd_write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+    (memory (export "memory") 1)
+    (func (export "_start")
+        (loop $next
+            (i32.store (i32.const 0) (i32.const 64))
+            (i32.store (i32.const 4) (i32.const 1024))
+            (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
+            (if (i32.eqz (i32.load (i32.const 16))) (then (call $proc_exit (i32.const 5))))
+            (i32.store (i32.const 4) (i32.load (i32.const 16)))
+            (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 20)))
+            (br $next))))"#;
+
+/// Streams with room for little, so that the guest has to wait.
+fn stdio(stdin: Option<edgeorc_runtime::Input>) -> (Stdio, Receiver<Bytes>) {
+    let (stdout, out) = channel(1);
+    let (stderr, _) = channel(1);
+    (Stdio { stdin, stdout, stderr, is_terminal: false }, out)
+}
+
+#[tokio::test]
+async fn a_command_beside_the_containers_has_streams_of_its_own() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let (mut near, far) = tokio::io::duplex(16);
+    let (stdio, mut out) = stdio(Some(Box::new(far)));
+    let command = pod.exec(node.container("cat", wat(COPIES)), stdio).await.unwrap();
+    let sent: Vec<u8> = (0..5000_u32).flat_map(u32::to_le_bytes).collect();
+    let input = sent.clone();
+    let writing = async move {
+        near.write_all(&input).await.unwrap();
+        drop(near);
+    };
+    let reading = async {
+        let mut received = Vec::new();
+        while let Some(bytes) = out.recv().await {
+            received.extend_from_slice(&bytes);
+        }
+        received
+    };
+    let ((), received) = tokio::join!(writing, reading);
+    assert!(received == sent);
+    assert_eq!(exit(&command).await.code, 5);
+}
+
+#[tokio::test]
+async fn a_command_dies_with_its_pod_and_an_http_component_is_none() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let (streams, _out) = stdio(None);
+    let spinner = pod.exec(node.container("spin", wat(SPINS)), streams).await.unwrap();
+    let (streams, _out) = stdio(None);
+    let refused = pod.exec(node.container("web", app("hello")), streams).await;
+    assert!(matches!(refused.err(), Some(StartError::Unsupported { .. })));
+    pod.destroy().await;
+    assert_eq!(exit(&spinner).await.reason, ExitReason::Killed);
+}
+
+#[tokio::test]
+async fn a_container_reads_what_is_given_to_it_and_logs() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let (mut near, far) = tokio::io::duplex(64);
+    let config = node.container("cat", wat(COPIES));
+    let container = pod.start_with_stdin(config, Box::new(far)).await.unwrap();
+    near.write_all(b"hello\n").await.unwrap();
+    node.logged("cat", "stdout F hello").await;
+    drop(near);
+    assert_eq!(exit(&container).await.code, 5);
+}
+
+#[tokio::test]
+async fn the_loopback_of_a_pod_is_reached_from_its_node() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    assert!(pod.connect(8080).await.is_err());
+    let _web = pod.start(node.container("web", app("hello"))).await.unwrap();
+    let mut io = pod.connect(8080).await.unwrap();
+    io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

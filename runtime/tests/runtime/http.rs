@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgeorc_runtime::{ExitReason, HttpError, StartError};
-use http_body_util::BodyExt as _;
+use edgeorc_runtime::{BodyError, ExitReason, HttpError, StartError};
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::TokioIo;
 
 use crate::support::{Node, app, exit, request};
@@ -43,6 +43,39 @@ async fn a_fresh_instance_for_each_request_on_demand() {
 }
 
 #[tokio::test]
+async fn an_instance_is_replaced_after_so_many_requests() {
+    let node = Node::start_with(|config| config.requests_per_instance_max = 3);
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    for _ in 0..20 {
+        let text = node.get(HELLO, "/").await.unwrap().1;
+        let count = text.trim_end().rsplit(' ').next().unwrap();
+        assert!(count.parse::<u32>().unwrap() <= 3, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_past_its_memory_mark_is_replaced() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("hello", app("hello"));
+    config.memory_bytes_max = Some(30 << 20);
+    let container = pod.start(config).await.unwrap();
+    // Two thirds are 20 MiB: the instance is past that once it has answered, and goes at once. A
+    // second one would not fit beside it.
+    for _ in 0..3 {
+        assert_eq!(
+            node.get(HELLO, "/grow?mib=22").await.unwrap(),
+            (200, "holding 22 MiB\n".into())
+        );
+        while container.usage().memory_bytes > 10 << 20 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(node.get(HELLO, "/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
 async fn a_p3_component_is_served_too() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
@@ -50,6 +83,36 @@ async fn a_p3_component_is_served_too() {
     let (status, text) = node.get(HELLO, "/").await.unwrap();
     assert_eq!(status, 200, "{text}");
     assert!(text.starts_with("Hello from pod p"), "{text}");
+}
+
+#[tokio::test]
+async fn a_p3_instance_has_many_requests_in_flight_and_a_p2_instance_one() {
+    const OPEN: u64 = 12;
+    let node = Node::start();
+    for (address, app_name, is_shared) in
+        [("10.0.0.1", "hello-p3", true), ("10.0.0.2", "hello", false)]
+    {
+        let pod = node.pod(address).await;
+        let container = pod.start(node.container(app_name, app(app_name))).await.unwrap();
+        let one = container.usage().memory_bytes;
+        let mut open = Vec::new();
+        for _ in 0..OPEN {
+            // The guest answers at once and then waits for the rest of the body.
+            let body = StreamBody::new(futures_util::stream::pending::<Result<_, BodyError>>());
+            let mut request = request("/echo", "");
+            *request.body_mut() = body.boxed_unsync();
+            let to = format!("{address}:8080").parse().unwrap();
+            open.push(node.network.http(to, request).await.unwrap());
+        }
+        let instances = container.usage().memory_bytes / one;
+        if is_shared {
+            assert!(instances <= OPEN / 3, "{instances} instances for {OPEN} requests");
+        } else {
+            assert!(instances >= OPEN, "{instances} instances for {OPEN} requests");
+        }
+        drop(open);
+        pod.destroy().await;
+    }
 }
 
 #[tokio::test]

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use edgeorc_runtime::ExitReason;
+use edgeorc_runtime::{ExitReason, VolumeLimit};
 use tokio::time::Instant;
 
 use crate::support::{Node, app, exit, wat};
+
+const SPINS: &str = r#"(module (memory (export "memory") 1)
+    (func (export "_start") (loop (br 0))))"#;
 
 /// Grows by a page until it may not, then traps, as allocators do.
 const GROWS: &str = r#"(module (memory (export "memory") 1) (func (export "_start")
@@ -64,9 +67,7 @@ async fn an_http_guest_out_of_memory_fails_its_request_only() {
 async fn a_cpu_limit_holds() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
-    let spins = r#"(module (memory (export "memory") 1)
-        (func (export "_start") (loop (br 0))))"#;
-    let mut config = node.container("spinner", wat(spins));
+    let mut config = node.container("spinner", wat(SPINS));
     config.cpu_millis_max = Some(100);
     let container = pod.start(config).await.unwrap();
     let begin = Instant::now();
@@ -78,6 +79,146 @@ async fn a_cpu_limit_holds() {
     }
     let elapsed = begin.elapsed();
     assert!(elapsed > Duration::from_millis(500), "100 ms of CPU at 100m took only {elapsed:?}");
+}
+
+#[tokio::test]
+async fn a_limited_guest_gets_its_share() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("spinner", wat(SPINS));
+    config.cpu_millis_max = Some(100);
+    let container = pod.start(config).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = container.usage().cpu;
+    // 200 ms are earned, and 10 ms are free; the latest stretch may be overdrawn.
+    let share = Duration::from_millis(100)..Duration::from_millis(300);
+    assert!(share.contains(&used), "{used:?} in 2 s at 100m");
+}
+
+#[tokio::test]
+async fn busy_guests_share_a_thread_by_their_requests() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut spinners = Vec::new();
+    for (name, millis) in [("one", 100), ("three", 300)] {
+        let mut config = node.container(name, wat(SPINS));
+        config.cpu_millis = Some(millis);
+        spinners.push(pod.start(config).await.unwrap());
+    }
+    let [one, three] = &spinners[..] else { unreachable!() };
+    let before = [one.usage().cpu, three.usage().cpu];
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = [one.usage().cpu - before[0], three.usage().cpu - before[1]];
+    let ratio = used[1].as_secs_f64() / used[0].as_secs_f64();
+    assert!((2.0..4.5).contains(&ratio), "{used:?}: 1 to {ratio:.1}");
+    let sum = used[0] + used[1];
+    assert!(sum > Duration::from_millis(1200), "the thread was idle: {sum:?} of 2 s");
+}
+
+/// Grows a table by 1000 elements until it may not, then exits with 7.
+const GROWS_TABLE: &str = r#"(module
+    (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+    (memory (export "memory") 1)
+    (table $t 1 funcref)
+    (func (export "_start")
+        (loop (br_if 0 (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1))))
+        (call $proc_exit (i32.const 7))))"#;
+
+#[tokio::test]
+async fn tables_are_bounded_and_count_as_memory() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("tables", wat(GROWS_TABLE))).await.unwrap();
+    assert_eq!(exit(&container).await.code, 7, "the guest is told that it cannot grow");
+    let dies = GROWS_TABLE.replace("(call $proc_exit (i32.const 7))", "unreachable");
+    let mut config = node.container("tables", wat(&dies));
+    config.memory_bytes_max = Some(256 << 10);
+    let container = pod.start(config).await.unwrap();
+    assert_eq!(exit(&container).await.reason, ExitReason::OomKilled);
+}
+
+#[tokio::test]
+async fn a_request_for_too_many_random_bytes_traps() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    for (bytes, code) in [(1 << 20, 0), ((1 << 20) + 1, 134)] {
+        let guest = format!(
+            r#"(module
+            (import "wasi_snapshot_preview1" "random_get"
+                (func $random_get (param i32 i32) (result i32)))
+            (memory (export "memory") 64)
+            (func (export "_start")
+                (drop (call $random_get (i32.const 1024) (i32.const {bytes})))))"#
+        );
+        let container = pod.start(node.container("random", wat(&guest))).await.unwrap();
+        let exit = exit(&container).await;
+        assert_eq!(exit.code, code, "{}", exit.message);
+    }
+}
+
+/// Makes a file in the first preopened folder and writes 1000 bytes at a time to it; exits with
+/// WASI's number of the first error.
+const FILLS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "path_open" (func $path_open
+        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $fd_write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 8) "\00\04\00\00\e8\03\00\00")
+    (data (i32.const 16) "file")
+    (func (export "_start") (local $error i32)
+        (if (call $path_open
+            (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 4) (i32.const 1)
+            (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 0)) (then unreachable))
+        (loop
+            (local.set $error
+                (call $fd_write (i32.load (i32.const 0)) (i32.const 8) (i32.const 1) (i32.const 4)))
+            (br_if 0 (i32.eqz (local.get $error))))
+        (call $proc_exit (local.get $error))))"#;
+/// `ENOSPC` of WASI preview 1.
+const NO_SPACE: i32 = 51;
+
+#[tokio::test]
+async fn a_volume_does_not_grow_beyond_its_limit() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let (folder, mut mount) = node.mount(false);
+    std::fs::write(folder.join("before"), [0; 5000]).unwrap();
+    mount.limit = Some(VolumeLimit { root: folder.clone(), bytes_max: 20_000 });
+    for _ in 0..2 {
+        let mut config = node.container("filler", wat(FILLS));
+        config.mounts.push(mount.clone());
+        let container = pod.start(config).await.unwrap();
+        let exit = exit(&container).await;
+        assert_eq!(exit.code, NO_SPACE, "{}", exit.message);
+        assert_eq!(std::fs::metadata(folder.join("file")).unwrap().len(), 15_000);
+    }
+}
+
+/// Prints lines without end.
+const FLOODS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write"
+        (func $fd_write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 8) "\10\00\00\00\08\00\00\00")
+    (data (i32.const 16) "a line.\n")
+    (func (export "_start")
+        (loop (drop (call $fd_write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 0)))
+            (br 0))))"#;
+
+#[tokio::test]
+async fn a_flood_of_lines_is_cut_with_a_notice() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config = node.container("flood", wat(FLOODS));
+    config.log_bytes_per_second_max = 1000;
+    let container = pod.start(config).await.unwrap();
+    node.logged("flood", "stderr F edgeorc: the container logs too fast").await;
+    node.logged("flood", "bytes) were dropped").await;
+    container.stop(Duration::ZERO).await;
+    let lines = node.log("flood").lines().filter(|line| line.ends_with("a line.")).count();
+    assert!(lines < 4 * 1250, "{lines} lines");
 }
 
 #[tokio::test]

@@ -4,7 +4,11 @@
 
 mod commands;
 mod compiling;
+mod hostile;
 mod http;
+mod imports;
 mod limits;
 mod sockets;
 mod support;
+mod volumes;
+mod worlds;

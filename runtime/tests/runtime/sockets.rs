@@ -78,3 +78,30 @@ async fn connections_of_a_stopped_guest_end() {
     pod.destroy().await;
     assert_eq!(pipe.read(&mut [0; 1]).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_server_that_is_stopped_keeps_its_connections_and_takes_no_new_ones() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("echo", app("echo"))).await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while !node.network.is_listening(ECHO.parse().unwrap()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    let mut open = node.network.connect(ECHO.parse().unwrap()).await.unwrap();
+    let refused = async {
+        while node.network.connect(ECHO.parse().unwrap()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        open.write_all(b"still here").await.unwrap();
+        let mut answer = [0; 10];
+        open.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"still here");
+        drop(open);
+    };
+    let stop = container.stop(PATIENCE * 100);
+    tokio::time::timeout(PATIENCE, async { tokio::join!(refused, stop) }).await.unwrap();
+}

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use edgeorc_runtime::{
-    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, Mount, Pod, PodConfig, PodId,
-    PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime, compile_file,
+    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, MemoryKeyValue, Mount, Pod,
+    PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime, compile_file,
 };
 use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;
@@ -60,11 +60,18 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// With other settings.
+    pub(crate) fn start_with(change: impl FnOnce(&mut RuntimeConfig)) -> Self {
         let network = Arc::new(VirtualNetwork::new());
         let names = BTreeMap::from([("web".to_owned(), vec![ip("10.0.0.1")])]);
         let uplink = Arc::new(OneNode { network: Arc::clone(&network), names });
         let mut config = RuntimeConfig::new(Arc::new(|| SystemTime::UNIX_EPOCH));
         config.guest_threads = Some(1);
+        config.keyvalue = Arc::new(MemoryKeyValue::default());
+        change(&mut config);
         let runtime = WasmRuntime::new(config, uplink, Arc::clone(&network)).unwrap();
         Self { runtime, network, dir: tempfile::tempdir().unwrap() }
     }
@@ -80,7 +87,14 @@ impl Node {
             uid: address.to_owned(),
         };
         let hostname = id.name.clone();
-        let pod = PodConfig { id, ips: vec![ip(address)], hostname, memory_bytes_max: max };
+        let pod = PodConfig {
+            id,
+            ips: vec![ip(address)],
+            hostname,
+            memory_bytes_max: max,
+            hosts: Vec::new(),
+            searches: Vec::new(),
+        };
         self.runtime.create(pod).await.unwrap()
     }
 
@@ -94,6 +108,10 @@ impl Node {
             mounts: Vec::new(),
             memory_bytes_max: None,
             cpu_millis_max: None,
+            cpu_millis: None,
+            config: None,
+            buckets: None,
+            log_bytes_per_second_max: 64 << 20,
             http_port: 8080,
             fresh_instance_per_request: false,
             log_path: self.log_path(name),
@@ -126,7 +144,15 @@ impl Node {
     pub(crate) fn mount(&self, is_read_only: bool) -> (PathBuf, Mount) {
         let host_path = self.dir.path().join("data");
         std::fs::create_dir_all(&host_path).unwrap();
-        (host_path.clone(), Mount { host_path, guest_path: "/data".to_owned(), is_read_only })
+        let guest_path = "/data".to_owned();
+        let mount = Mount {
+            host_path: host_path.clone(),
+            pin: None,
+            guest_path,
+            is_read_only,
+            limit: None,
+        };
+        (host_path, mount)
     }
 
     pub(crate) async fn get(&self, to: &str, path: &str) -> Result<(u16, String), HttpError> {

@@ -1,31 +1,83 @@
-//! Images: components from the cluster's registry, compiled once for this machine.
+//! Images: components from registries, kept by digest and compiled once for this machine.
 //!
 //! ```text
-//! images/sha256/<hex>            components, by digest
+//! images/sha256/<hex>            layers, by digest
+//! images/sha256/<hex>.part       a layer that is being fetched; the next try goes on with it
 //! images/refs/<reference>.json   what a reference was resolved to last
+//! images/used.json               when images that nobody uses now were used last
 //! compiled/<hex>-<engine>.cwasm  compiled code
+//! ```
+//!
+//! Data in: image names of containers, `registries.yaml`, pull secrets, registries. Data out:
+//! compiled code, `status.imageID`, kubelet's events about pulling.
+//!
+//! ```text
+//! name ─ stand-in ─► reference ─ registry ─► manifest ─► layer ─ compiler ─► code
+//!        registries.yaml         mirrors in order         resumed, checked
 //! ```
 //!
 //! # Invariants
 //!
-//! - A file under `sha256/` holds exactly the bytes its name says.
+//! - A file under `sha256/` without an ending holds exactly the bytes its name says.
 //! - What is cached needs no server.
-//! - At most one module is compiled at a time, in a child process with limits.
+//! - A layer is fetched once at a time, and a module compiled once at a time, however many want it.
+//! - What a pod of this node uses is never deleted.
+//! - A credential is sent only to the host it is meant for.
 
+mod adopt;
+mod auth;
+mod backoff;
 mod compile;
+mod credentials;
+mod distribution;
 mod fetch;
+mod gc;
+mod locks;
+mod manifest;
 mod reference;
+mod registries;
+mod report;
+mod transport;
+mod unpack;
 
-use std::path::PathBuf;
+#[cfg(test)]
+mod image_test;
+#[cfg(test)]
+mod pull_test;
 
-use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use crate::agent::config::Compiler;
 use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::pod::plan::PullPolicy;
+use crate::client::EventRecorder;
+use crate::rt::{Rng, WallClock};
+use backoff::Backoffs;
+use credentials::Keyring;
+use distribution::Fault;
+use gc::Ledger;
+use locks::Locks;
 use reference::Reference;
+
+pub use backoff::BackoffSettings;
+pub use gc::ImageGcSettings;
+pub(crate) use registries::Registries;
+pub use registries::RegistriesError;
+
+/// Layers fetched at a time.
+const DOWNLOADS_MAX: usize = 3;
+/// How often an image may be deleted under the hands of the pod that wants it.
+const ROUNDS_MAX: usize = 3;
 
 /// Why an image is not ready to run.
 #[derive(Debug, thiserror::Error)]
@@ -34,15 +86,46 @@ pub(crate) enum ImageError {
     /// The reference cannot be used. Give up.
     #[error("{0}")]
     Name(String),
-    /// It is not here, and may not be pulled. Give up.
-    #[error("image {0:?} is not on this node and imagePullPolicy is Never")]
+    /// It is not here, and may not be pulled. Retry rarely: somebody may bring it.
+    #[error("Container image \"{0}\" is not present with pull policy of Never")]
     NeverPulled(String),
-    /// The registry did not give it. Retry with back-off.
-    #[error("cannot pull: {0}")]
-    Pull(String),
-    /// It is no component this node can run. Give up.
-    #[error("{0}")]
-    Compile(String),
+    /// The registry did not give it. Retry after `wait`.
+    #[error("{message}")]
+    Pull {
+        /// What happened.
+        message: String,
+        /// Time until the next pull.
+        wait: Duration,
+    },
+    /// It failed lately and is not tried yet. Retry after `wait`.
+    #[error("Back-off pulling image \"{image}\": ErrImagePull: {message}")]
+    BackOff {
+        /// As the container names it.
+        image: String,
+        /// What happened last.
+        message: String,
+        /// Time until the next pull.
+        wait: Duration,
+    },
+    /// It is no component this node can run. Give up, unless its name may mean another one later.
+    #[error("{message}")]
+    Refused {
+        /// What the compiler says.
+        message: String,
+        /// The name is a tag, and the pull policy `Always`.
+        may_change: bool,
+    },
+    /// The compiler did not come to an end. Retry after `wait`.
+    #[error("{message}")]
+    Compile {
+        /// What happened.
+        message: String,
+        /// Time until the next try.
+        wait: Duration,
+    },
+    /// It was deleted after it was found. Retry at once.
+    #[error("the image is gone from this node")]
+    Vanished,
     /// The node's disk refused. Retry.
     #[error("cannot write the image: {0}")]
     Disk(#[from] std::io::Error),
@@ -53,22 +136,97 @@ pub(crate) enum ImageError {
 pub(crate) struct ReadyImage {
     /// Its compiled code.
     pub(crate) compiled: PathBuf,
-    /// `status.imageID`.
+    /// `status.imageID`: the name with the digest of the manifest.
     pub(crate) id: String,
+}
+
+/// An image, and who wants it.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted<'a> {
+    /// Its events and pull secrets.
+    pub(crate) pod: &'a Pod,
+    /// The container in the pod, for its events: `spec.containers{name}`.
+    pub(crate) field_path: String,
+    /// As the container names it.
+    pub(crate) image: &'a str,
+    /// `imagePullPolicy`.
+    pub(crate) pull: PullPolicy,
+}
+
+impl Wanted<'_> {
+    fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    fn backoff_name(&self) -> String {
+        format!("{}/{}", self.uid(), self.image)
+    }
 }
 
 /// What a reference was resolved to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Resolved {
-    /// Hex of the component's SHA-256.
+    /// Hex of the layer's SHA-256.
     layer: String,
+    /// Hex of the manifest's; files of the first version have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    manifest: Option<String>,
 }
 
-/// Where workers get their images from: [`Images`] in production.
-#[async_trait]
+/// How images are pulled and kept. The defaults are kubelet's unless they say otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSettings {
+    /// `registries.yaml`; it need not exist. Default: none.
+    pub registries_file: Option<PathBuf>,
+    /// Pause between pulls that fail. Default 1 s doubling to 60 s; kubelet's is 10 s to 300 s.
+    pub pull_backoff: BackoffSettings,
+    /// Pause between compiles that run out of time or memory. Default 10 s doubling to 300 s.
+    pub compile_backoff: BackoffSettings,
+    /// When images that nobody uses are deleted.
+    pub gc: ImageGcSettings,
+}
+
+impl Default for ImageSettings {
+    fn default() -> Self {
+        let seconds = |min, max| BackoffSettings {
+            min: Duration::from_secs(min),
+            max: Duration::from_secs(max),
+        };
+        Self {
+            registries_file: None,
+            pull_backoff: seconds(1, 60),
+            compile_backoff: seconds(10, 300),
+            gc: ImageGcSettings::default(),
+        }
+    }
+}
+
+/// What the images of a node need.
+pub(crate) struct Tools {
+    pub(crate) client: kube::Client,
+    pub(crate) dirs: Dirs,
+    pub(crate) compiler: Compiler,
+    /// Compiled code is good for exactly the engines that give the same string.
+    pub(crate) engine: String,
+    pub(crate) events: EventRecorder,
+    pub(crate) clock: WallClock,
+    pub(crate) rng: Rng,
+    pub(crate) registries: Registries,
+}
+
+/// Where containers get their images from: [`Images`] in production.
 pub(crate) trait ImageSource: Send + Sync + 'static {
-    /// Pulls and compiles `image` as far as that has not happened yet.
-    async fn ready(&self, image: &str, pull: PullPolicy) -> Result<ReadyImage, ImageError>;
+    /// Pulls and compiles an image as far as that has not happened yet, and notes that the pod
+    /// uses it. Tells the pod's events what kubelet would.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what was fetched so far is there for the next call.
+    fn ready<'a>(&'a self, wanted: &'a Wanted<'a>)
+    -> BoxFuture<'a, Result<ReadyImage, ImageError>>;
+
+    /// Compiles a component that lies in a file; gives its compiled code.
+    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>>;
 }
 
 /// The images of this node.
@@ -76,53 +234,207 @@ pub(crate) struct Images {
     client: kube::Client,
     dirs: Dirs,
     compiler: Compiler,
-    /// Compiled code is good for exactly the engines that give the same string.
     engine: String,
+    events: EventRecorder,
+    clock: WallClock,
+    rng: Rng,
+    registries: Registries,
+    pull_backoffs: Backoffs,
+    compile_backoffs: Backoffs,
+    /// Layers that are no components, with the compiler's words.
+    refused: Mutex<BTreeMap<String, String>>,
+    /// By hex of a layer, and by file name of a reference.
+    locks: Locks,
+    downloads: Semaphore,
     compiles: Semaphore,
+    ledger: Mutex<Ledger>,
+    gc: ImageGcSettings,
+    /// The disk is full: collect garbage at once.
+    is_full: Notify,
 }
 
 impl Images {
-    pub(crate) fn new(
-        client: kube::Client,
-        dirs: Dirs,
-        compiler: Compiler,
-        engine: String,
-    ) -> Self {
-        Self { client, dirs, compiler, engine, compiles: Semaphore::new(1) }
+    /// The images in the node's folders.
+    pub(crate) fn new(tools: Tools, settings: &ImageSettings) -> Self {
+        let Tools { client, dirs, compiler, engine, events, clock, rng, registries } = tools;
+        Self {
+            ledger: Mutex::new(Ledger::read(&dirs)),
+            client,
+            dirs,
+            compiler,
+            engine,
+            events,
+            clock,
+            rng,
+            registries,
+            pull_backoffs: Backoffs::new(settings.pull_backoff),
+            compile_backoffs: Backoffs::new(settings.compile_backoff),
+            refused: Mutex::default(),
+            locks: Locks::default(),
+            downloads: Semaphore::new(DOWNLOADS_MAX),
+            compiles: Semaphore::new(1),
+            gc: settings.gc,
+            is_full: Notify::new(),
+        }
+    }
+
+    async fn ready_quietly(&self, wanted: &Wanted<'_>) -> Result<ReadyImage, ImageError> {
+        let settings = self.registries.settings();
+        let reference = Reference::parse(settings.stand_in(wanted.image))?;
+        for _ in 0..ROUNDS_MAX {
+            let resolved = self.resolve(wanted, &reference).await?;
+            self.ledger.lock().begin(wanted.uid(), &resolved.layer);
+            let compiled = match self.compiled(&resolved.layer).await {
+                Err(ImageError::Vanished) => continue,
+                Err(ImageError::Refused { message, .. }) => {
+                    let may_change =
+                        wanted.pull == PullPolicy::Always && reference.digest().is_none();
+                    return Err(ImageError::Refused { message, may_change });
+                }
+                compiled => compiled?,
+            };
+            let digest = resolved.manifest.as_ref().unwrap_or(&resolved.layer);
+            let id = format!("{}@sha256:{digest}", reference.name());
+            return Ok(ReadyImage { compiled, id });
+        }
+        Err(ImageError::Vanished)
+    }
+
+    /// Which layer the reference means now; the layer is here afterwards.
+    async fn resolve(
+        &self,
+        wanted: &Wanted<'_>,
+        reference: &Reference,
+    ) -> Result<Resolved, ImageError> {
+        let may_use_known = wanted.pull != PullPolicy::Always;
+        if let Some(known) = self.known(reference).filter(|_| may_use_known) {
+            self.tell_present(wanted, &known.layer);
+            return Ok(known);
+        }
+        if wanted.pull == PullPolicy::Never {
+            return Err(ImageError::NeverPulled(wanted.image.to_owned()));
+        }
+        let name = wanted.backoff_name();
+        if let Some(failed) = self.pull_backoffs.waiting(&name) {
+            let wait = failed.remaining();
+            let (image, message) = (wanted.image.to_owned(), failed.message);
+            return Err(ImageError::BackOff { image, message, wait });
+        }
+        let waiting_since = Instant::now();
+        // Replicas that start together ask the registry once.
+        let turn =
+            if may_use_known { Some(self.locks.lock(&reference.file_name()).await) } else { None };
+        if let Some(known) = self.known(reference).filter(|_| may_use_known) {
+            self.tell_present(wanted, &known.layer);
+            return Ok(known);
+        }
+        self.tell_pulling(wanted);
+        let began = Instant::now();
+        let pulled = self.pull_with_secrets(wanted, reference).await;
+        drop(turn);
+        match pulled {
+            Ok(resolved) => {
+                self.remember(reference, &resolved)?;
+                self.pull_backoffs.worked(&name);
+                self.tell_pulled(wanted, &resolved, began, waiting_since);
+                Ok(resolved)
+            }
+            Err(fault) => self.not_pulled(wanted, reference, fault),
+        }
+    }
+
+    async fn pull_with_secrets(
+        &self,
+        wanted: &Wanted<'_>,
+        reference: &Reference,
+    ) -> Result<Resolved, Fault> {
+        let keyring = if reference.is_own() {
+            Keyring::default()
+        } else {
+            let (keyring, missing) = credentials::read(&self.client, wanted.pod).await;
+            self.tell_missing_secrets(wanted, &missing);
+            keyring
+        };
+        self.pull(reference, &keyring).await
+    }
+
+    /// What becomes of a pull that failed: the image that is here, or a back-off.
+    fn not_pulled(
+        &self,
+        wanted: &Wanted<'_>,
+        reference: &Reference,
+        fault: Fault,
+    ) -> Result<Resolved, ImageError> {
+        // A node without a server runs what it has; a registry that answers has the last word.
+        if matches!(fault, Fault::Unavailable { .. })
+            && let Some(known) = self.known(reference)
+        {
+            tracing::warn!(err = %fault, image = wanted.image, "cannot pull, using the image on this node");
+            return Ok(known);
+        }
+        if let Fault::Disk(cause) = &fault
+            && cause.kind() == std::io::ErrorKind::StorageFull
+        {
+            self.is_full.notify_one();
+        }
+        let wait_min = match &fault {
+            Fault::Unavailable { retry_after, .. } => *retry_after,
+            _ => Duration::ZERO,
+        };
+        let message = fault.to_string();
+        let wait = self.pull_backoffs.failed(&wanted.backoff_name(), &message, wait_min);
+        Err(ImageError::Pull { message, wait })
+    }
+
+    /// What the reference was resolved to last, if that is here.
+    fn known(&self, reference: &Reference) -> Option<Resolved> {
+        let known: Option<Resolved> = read_json(&self.reference_file(reference));
+        known.filter(|resolved| self.blob(&resolved.layer).exists())
+    }
+
+    fn remember(&self, reference: &Reference, resolved: &Resolved) -> std::io::Result<()> {
+        let file = self.reference_file(reference);
+        // The same answer again costs the disk nothing.
+        if read_json::<Resolved>(&file).as_ref() == Some(resolved) {
+            return Ok(());
+        }
+        write_json(&file, resolved)
+    }
+
+    fn reference_file(&self, reference: &Reference) -> PathBuf {
+        self.references().join(format!("{}.json", reference.file_name()))
+    }
+
+    fn references(&self) -> PathBuf {
+        self.dirs.images().join("refs")
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.dirs.images().join("sha256")
     }
 
     fn blob(&self, hex: &str) -> PathBuf {
-        self.dirs.images().join("sha256").join(hex)
+        self.blobs().join(hex)
     }
 }
 
-#[async_trait]
 impl ImageSource for Images {
-    async fn ready(&self, image: &str, pull: PullPolicy) -> Result<ReadyImage, ImageError> {
-        let reference = Reference::parse(image)?;
-        let file = self.dirs.images().join("refs").join(format!("{}.json", reference.file_name()));
-        let known: Option<Resolved> = read_json(&file);
-        let known = known.filter(|resolved| self.blob(&resolved.layer).exists());
-        let resolved = match (known, pull) {
-            (Some(known), PullPolicy::IfNotPresent | PullPolicy::Never) => known,
-            (None, PullPolicy::Never) => return Err(ImageError::NeverPulled(image.to_owned())),
-            (known, _) => match (self.pull(&reference).await, known) {
-                (Ok(resolved), known) => {
-                    if known.as_ref() != Some(&resolved) {
-                        write_json(&file, &resolved)?;
-                    }
-                    resolved
-                }
-                // A node without a server runs what it has.
-                (Err(err), Some(known)) => {
-                    tracing::warn!(%err, image, "cannot pull, using the image on this node");
-                    known
-                }
-                (Err(err), None) => return Err(err),
-            },
-        };
-        let compiled = self.compiled(&resolved.layer).await?;
-        let id = format!("{}@sha256:{}", reference.repository_with_host(), resolved.layer);
-        Ok(ReadyImage { compiled, id })
+    fn ready<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+    ) -> BoxFuture<'a, Result<ReadyImage, ImageError>> {
+        // Boxed: a pull is large, and seldom.
+        async move {
+            let ready = self.ready_quietly(wanted).await;
+            if let Err(error) = &ready {
+                self.tell_failure(wanted, error);
+            }
+            ready
+        }
+        .boxed()
+    }
+
+    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
+        self.adopt_file(file).boxed()
     }
 }

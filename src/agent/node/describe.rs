@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::agent::config::AgentConfig;
+use crate::api::local_volume::VOLUMES_PATH;
 
 /// Version of the kubelet's part, as clients read it.
 const KUBELET_VERSION: &str = concat!("v1.36.0+edgeorc", env!("CARGO_PKG_VERSION"));
@@ -15,6 +16,11 @@ const RUNTIME_VERSION: &str = "wasmtime://48";
 pub(crate) fn allocatable(config: &AgentConfig) -> (u64, u64) {
     let (cpu, memory) = capacity(config);
     (cpu, memory.saturating_sub(config.capacity.memory_reserved_bytes))
+}
+
+/// Bytes of the disk that holds `dir`; 0 when nobody can tell.
+pub(crate) fn disk_bytes(dir: &std::path::Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize))
 }
 
 fn capacity(config: &AgentConfig) -> (u64, u64) {
@@ -65,14 +71,15 @@ pub(super) fn labels(config: &AgentConfig) -> BTreeMap<String, String> {
     labels
 }
 
-/// Annotations of the Node: where others reach it.
+/// Annotations of the Node: where others reach it, and where its volumes are.
 pub(super) fn annotations(config: &AgentConfig) -> BTreeMap<String, String> {
     let addresses = [
         ("edgeorc.io/quic-address", config.quic_address),
         ("edgeorc.io/ingress-address", config.ingress_address),
     ];
     let set = addresses.into_iter().filter_map(|(key, at)| Some((key.to_owned(), at?.to_string())));
-    set.collect()
+    let volumes = config.data_dir.join("volumes").display().to_string();
+    set.chain([(VOLUMES_PATH.to_owned(), volumes)]).collect()
 }
 
 /// The Node's status, but for the conditions that others own. `had` keeps transition times.

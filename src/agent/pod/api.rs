@@ -3,13 +3,21 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::agent::pod::mirror;
 use crate::client::{EventRecorder, EventType, Regarding};
+
+use crate::agent::pod::env;
+use crate::agent::pod::volumes::TokenKey;
+use crate::agent::pod::volumes::token::Token;
 
 /// Deadline of one call to the API.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +60,27 @@ pub(crate) trait PodApi: Send + Sync + 'static {
     async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError>;
     /// Reads a Secret; `None` is "there is none".
     async fn secret(&self, ns: &str, name: &str) -> Result<Option<Secret>, PodApiError>;
+    /// Asks for a token of the pod's service account, bound to the pod.
+    async fn token(
+        &self,
+        _pod: &Pod,
+        _key: &TokenKey,
+        _now: Timestamp,
+    ) -> Result<Token, PodApiError> {
+        Err(PodApiError::Refused("there are no tokens here".to_owned()))
+    }
+    /// Reads a claim; `None` is "there is none".
+    async fn claim(
+        &self,
+        _ns: &str,
+        _name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, PodApiError> {
+        Ok(None)
+    }
+    /// Reads a persistent volume; `None` is "there is none".
+    async fn volume(&self, _name: &str) -> Result<Option<PersistentVolume>, PodApiError> {
+        Ok(None)
+    }
 }
 
 /// [`PodApi`] over kube's client.
@@ -118,7 +147,7 @@ impl PodApi for KubePodApi {
                 let inits = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
                 let is_init = inits.into_iter().any(|init| init.name == name);
                 let list = if is_init { "initContainers" } else { "containers" };
-                regarding.field(format!("spec.{list}{{{name}}}"))
+                regarding.field(&format!("spec.{list}{{{name}}}"))
             }
             None => regarding,
         };
@@ -132,6 +161,51 @@ impl PodApi for KubePodApi {
 
     async fn secret(&self, ns: &str, name: &str) -> Result<Option<Secret>, PodApiError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), ns);
+        call(api.get_opt(name)).await
+    }
+
+    async fn token(&self, pod: &Pod, key: &TokenKey, now: Timestamp) -> Result<Token, PodApiError> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let audience = Some(&key.audience).filter(|audience| !audience.is_empty());
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: audience.map(|audience| vec![audience.clone()]),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: pod.metadata.name.clone(),
+                    uid: pod.metadata.uid.clone(),
+                }),
+                expiration_seconds: Some(key.expiration_seconds),
+            }),
+            ..TokenRequest::default()
+        };
+        let (account, params) = (env::service_account(pod), PostParams::default());
+        let asking = api.create_subresource::<_, TokenRequest>("token", account, &params, &request);
+        let status = call(asking).await?.status.unwrap_or_default();
+        match (status.token, status.expiration_timestamp) {
+            (Some(token), Some(expires)) => Ok(Token {
+                audience: key.audience.clone(),
+                token,
+                issued_at: now,
+                expires_at: expires.0,
+            }),
+            _ => Err(PodApiError::Refused("the answer has no token".to_owned())),
+        }
+    }
+
+    async fn claim(
+        &self,
+        ns: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, PodApiError> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), ns);
+        call(api.get_opt(name)).await
+    }
+
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, PodApiError> {
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
         call(api.get_opt(name)).await
     }
 }

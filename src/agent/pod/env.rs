@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,
 };
 
 use crate::agent::pod::plan::{bytes, cpu_millis};
+use crate::agent::pod::volumes::TokenKey;
+use crate::agent::pod::volumes::claim::Claim;
+use crate::config::HostPath;
 
 /// Why a container's configuration cannot be made; the text is for the container's status.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,9 @@ pub(crate) enum ConfigError {
     /// The field is none that a container may ask for, or the volume none this node has. Give up.
     #[error("{0}")]
     Unsupported(String),
+    /// Something that the pod names is not there yet, or not as it must be. Retry: it may come.
+    #[error("{0}")]
+    Unavailable(String),
     /// The API could not be asked, and there is no copy on this node. Retry.
     #[error("cannot read {kind} \"{name}\": {reason}")]
     Unread { kind: &'static str, name: String, reason: String },
@@ -38,10 +45,18 @@ pub(crate) struct Sources {
     pub(crate) secrets: BTreeMap<String, Option<Secret>>,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) host_ips: Vec<IpAddr>,
-    /// Variables of the namespace's Services.
+    /// Variables of the Services that the pod wants links to.
     pub(crate) service_env: Vec<(String, String)>,
     /// What a container without limits may use: thousandths of a core, bytes.
     pub(crate) allocatable: (u64, u64),
+    /// Bytes of disk that a container without limits may use.
+    pub(crate) ephemeral_bytes: u64,
+    /// Tokens of the pod's service account.
+    pub(crate) tokens: BTreeMap<TokenKey, String>,
+    /// By the claim's name.
+    pub(crate) claims: BTreeMap<String, Claim>,
+    /// What the node's configuration allows pods to mount of the host.
+    pub(crate) host_paths: Arc<[HostPath]>,
 }
 
 /// The environment of `container`: services, the pod's identity, `envFrom`, `env`; later ones win.
@@ -52,10 +67,8 @@ pub(crate) fn environment(
 ) -> Result<Vec<(String, String)>, ConfigError> {
     let mut env = Env::default();
     let spec = pod.spec.as_ref();
-    if spec.and_then(|s| s.enable_service_links).unwrap_or(true) {
-        for (name, value) in &sources.service_env {
-            env.set(name, value.clone());
-        }
+    for (name, value) in &sources.service_env {
+        env.set(name, value.clone());
     }
     for (name, path) in [
         ("POD_NAME", "metadata.name"),
@@ -118,9 +131,11 @@ impl Env {
         }
     }
 
-    /// Keys of a ConfigMap that cannot be names of variables are skipped, as in Kubernetes.
+    /// Keys of a ConfigMap that cannot be names of variables are skipped, as in Kubernetes, which
+    /// takes every printable ASCII character but `=`.
     fn set_if_valid(&mut self, name: &str, value: String) {
-        if !name.is_empty() && !name.contains(['=', '\0']) {
+        let is_allowed = |c: char| matches!(c, ' '..='~') && c != '=';
+        if !name.is_empty() && name.chars().all(is_allowed) {
             self.set(name, value);
         }
     }
@@ -198,9 +213,7 @@ fn field(pod: &Pod, path: &str, sources: &Sources) -> Result<String, ConfigError
         "metadata.namespace" => text(meta.namespace.as_ref()),
         "metadata.uid" => text(meta.uid.as_ref()),
         "spec.nodeName" => text(spec.and_then(|s| s.node_name.as_ref())),
-        "spec.serviceAccountName" => spec
-            .and_then(|s| s.service_account_name.clone())
-            .unwrap_or_else(|| "default".to_owned()),
+        "spec.serviceAccountName" => service_account(pod).to_owned(),
         "status.podIP" => first(&sources.ips),
         "status.podIPs" => join(&sources.ips),
         "status.hostIP" => first(&sources.host_ips),
@@ -209,6 +222,67 @@ fn field(pod: &Pod, path: &str, sources: &Sources) -> Result<String, ConfigError
             return Err(ConfigError::Unsupported(format!("unsupported fieldPath: {other}")));
         }
     })
+}
+
+/// Name of the pod's service account.
+pub(crate) fn service_account(pod: &Pod) -> &str {
+    let name = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
+    name.filter(|name| !name.is_empty()).unwrap_or("default")
+}
+
+/// As [`field`] for a file: all labels or annotations too, one `key="value"` per line.
+pub(crate) fn volume_field(
+    pod: &Pod,
+    path: &str,
+    sources: &Sources,
+) -> Result<String, ConfigError> {
+    let all = |map: Option<&BTreeMap<String, String>>| {
+        let lines =
+            map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value)));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    match path {
+        "metadata.labels" => Ok(all(pod.metadata.labels.as_ref())),
+        "metadata.annotations" => Ok(all(pod.metadata.annotations.as_ref())),
+        other => field(pod, other, sources),
+    }
+}
+
+/// As Go's `%q`, for which programs that read these files are written.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if (c as u32) < 0x20 || c == '\u{7f}' => {
+                out.push_str(&format!("\\x{:02x}", c as u32));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// The value of a resource for a file, which must name its container.
+pub(crate) fn volume_resource(
+    pod: &Pod,
+    wanted: &ResourceFieldSelector,
+    sources: &Sources,
+) -> Result<String, ConfigError> {
+    let container = pod.spec.iter().flat_map(|s| s.containers.first()).next();
+    match (&wanted.container_name, container) {
+        (Some(_), Some(container)) => resource(pod, container, wanted, sources),
+        _ => Err(ConfigError::Unsupported(format!(
+            "resource {} of a volume needs a containerName",
+            wanted.resource
+        ))),
+    }
 }
 
 /// `key` of `prefix['key']`.
@@ -253,6 +327,12 @@ fn resource(
             set.and_then(|q| bytes(&q.0)).or(is_limit.then_some(sources.allocatable.1)),
             bytes(divisor),
         ),
+        "ephemeral-storage" => (
+            set.and_then(|q| bytes(&q.0)).or(is_limit.then_some(sources.ephemeral_bytes)),
+            bytes(divisor),
+        ),
+        // There are no huge pages to be had, and what is asked for is what is told.
+        huge if huge.starts_with("hugepages-") => (set.and_then(|q| bytes(&q.0)), bytes(divisor)),
         _ => return Err(unsupported()),
     };
     // Kubernetes takes a divisor of 0 as 1.
@@ -289,129 +369,4 @@ pub(crate) fn expand(text: &str, env: &[(String, String)]) -> String {
     }
     out.push_str(rest);
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn pod() -> Pod {
-        serde_json::from_value(json!({
-            "metadata": {"name": "web-1", "namespace": "shop", "uid": "u1",
-                "labels": {"app.kubernetes.io/name": "web"}, "annotations": {"a": "b"}},
-            "spec": {"nodeName": "node-1", "containers": [{"name": "app",
-                "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}}}]}
-        }))
-        .unwrap()
-    }
-
-    fn sources() -> Sources {
-        Sources {
-            config_maps: BTreeMap::from([(
-                "settings".into(),
-                Some(ConfigMap {
-                    data: Some(BTreeMap::from([("MODE".into(), "fast".into())])),
-                    ..ConfigMap::default()
-                }),
-            )]),
-            secrets: BTreeMap::from([("absent".into(), None)]),
-            ips: vec![[10, 42, 0, 2].into()],
-            host_ips: vec![[192, 0, 2, 1].into()],
-            service_env: vec![("API_SERVICE_HOST".into(), "10.43.0.9".into())],
-            allocatable: (4000, 1 << 30),
-        }
-    }
-
-    fn env_of(container: serde_json::Value) -> Result<BTreeMap<String, String>, ConfigError> {
-        let container: Container = serde_json::from_value(container).unwrap();
-        environment(&pod(), &container, &sources()).map(|env| env.into_iter().collect())
-    }
-
-    #[test]
-    fn dollar_names_are_expanded_as_in_kubernetes() {
-        let env = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
-        for (text, expanded) in [
-            ("plain", "plain"),
-            ("$(A)-$(B)", "1-$(A)"),
-            ("$$(A)", "$(A)"),
-            ("$(MISSING)", "$(MISSING)"),
-            ("$A ${A} $", "$A ${A} $"),
-            ("$(A", "$(A"),
-        ] {
-            assert_eq!(expand(text, &env), expanded, "{text}");
-        }
-    }
-
-    #[test]
-    fn every_source_of_a_variable_is_read() {
-        let env = env_of(json!({"name": "app",
-            "envFrom": [{"prefix": "CFG_", "configMapRef": {"name": "settings"}}],
-            "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}},
-            "env": [
-                {"name": "FIXED", "value": "x"},
-                {"name": "BOTH", "value": "$(FIXED)-$(CFG_MODE)-$(API_SERVICE_HOST)"},
-                {"name": "UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-                {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app.kubernetes.io/name']"}}},
-                {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
-                {"name": "KEY", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "MODE"}}},
-                {"name": "MAYBE", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "k", "optional": true}}},
-                {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
-                {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
-                {"name": "POD_IP", "value": "mine"},
-            ]}))
-        .unwrap();
-        for (name, value) in [
-            ("FIXED", "x"),
-            ("BOTH", "x-fast-10.43.0.9"),
-            ("UID", "u1"),
-            ("LABEL", "web"),
-            ("HOST", "192.0.2.1"),
-            ("KEY", "fast"),
-            ("CPU", "2"),
-            ("MEM", "64"),
-            ("POD_IP", "mine"),
-            ("POD_NAME", "web-1"),
-            ("POD_NAMESPACE", "shop"),
-            ("NODE_NAME", "node-1"),
-            ("HOSTNAME", "web-1"),
-        ] {
-            assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
-        }
-        assert!(!env.contains_key("MAYBE"));
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let of = |source: serde_json::Value| {
-            env_of(json!({"name": "app", "env": [{"name": "X", "valueFrom": source}]}))
-                .unwrap_err()
-                .to_string()
-        };
-        assert_eq!(
-            of(json!({"secretKeyRef": {"name": "absent", "key": "k"}})),
-            "secret \"absent\" not found"
-        );
-        assert_eq!(
-            of(json!({"configMapKeyRef": {"name": "settings", "key": "k"}})),
-            "couldn't find key k in ConfigMap settings"
-        );
-        assert_eq!(
-            of(json!({"fieldRef": {"fieldPath": "spec.secret"}})),
-            "unsupported fieldPath: spec.secret"
-        );
-    }
-
-    #[test]
-    fn command_and_args_make_argv() {
-        let argv = |c: serde_json::Value| {
-            arguments(&serde_json::from_value(c).unwrap(), &[("A".into(), "1".into())])
-        };
-        assert_eq!(argv(json!({"name": "app"})), ["app"]);
-        assert_eq!(argv(json!({"name": "app", "args": ["-a", "$(A)"]})), ["app", "-a", "1"]);
-        assert_eq!(
-            argv(json!({"name": "app", "command": ["run", "x"], "args": ["y"]})),
-            ["run", "x", "y"]
-        );
-    }
 }

@@ -18,13 +18,17 @@ pub(crate) mod api;
 pub(crate) mod backoff;
 pub(crate) mod decide;
 pub(crate) mod env;
+#[cfg(test)]
+mod env_test;
 mod grpc;
 mod hooks;
 pub(crate) mod mirror;
+pub(crate) mod names;
 pub(crate) mod objects;
 pub(crate) mod plan;
 pub(crate) mod probe;
 mod run;
+pub(crate) mod service_env;
 pub(crate) mod start;
 pub(crate) mod state;
 pub(crate) mod status;

@@ -1,5 +1,6 @@
 //! What a worker needs from a Pod's spec, read once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -8,8 +9,12 @@ use crate::api::quantity;
 
 /// Annotation that gives each container a fate of its own.
 const FATE_ANNOTATION: &str = "edgeorc.io/fate";
-/// Annotation that makes a fresh instance for each HTTP request.
-const FRESH_INSTANCE_ANNOTATION: &str = "edgeorc.io/fresh-instance-per-request";
+/// Annotation whose value `fresh` makes a fresh instance for each HTTP request.
+const INSTANCES_ANNOTATION: &str = "edgeorc.io/instances";
+/// Annotation that names the ConfigMap whose values `wasi:config` answers.
+pub(crate) const CONFIG_ANNOTATION: &str = "edgeorc.io/config";
+/// Annotation that lists the buckets `wasi:keyvalue` may open, with commas.
+pub(crate) const KEYVALUE_ANNOTATION: &str = "edgeorc.io/keyvalue";
 /// Kubernetes' default of `terminationGracePeriodSeconds`.
 const GRACE_DEFAULT: Duration = Duration::from_secs(30);
 /// Port of an HTTP component that names none.
@@ -61,6 +66,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) http_port: u16,
     pub(crate) memory_bytes_max: Option<u64>,
     pub(crate) cpu_millis_max: Option<u64>,
+    /// What it requests, which is its limit if it says only that.
+    pub(crate) cpu_millis: Option<u64>,
     pub(crate) spec: Container,
 }
 
@@ -75,6 +82,10 @@ pub(crate) struct PodPlan {
     pub(crate) fate: Fate,
     pub(crate) grace: Duration,
     pub(crate) fresh_instance_per_request: bool,
+    /// Name of the ConfigMap with the values of `wasi:config`.
+    pub(crate) config: Option<String>,
+    /// Buckets that were granted.
+    pub(crate) buckets: Option<BTreeSet<String>>,
     /// Init containers and sidecars in the order of the spec, then the mains.
     pub(crate) containers: Vec<ContainerPlan>,
 }
@@ -109,7 +120,11 @@ impl PodPlan {
                 Fate::Pod
             },
             grace: spec.termination_grace_period_seconds.map_or(GRACE_DEFAULT, seconds),
-            fresh_instance_per_request: annotation(FRESH_INSTANCE_ANNOTATION) == "true",
+            fresh_instance_per_request: annotation(INSTANCES_ANNOTATION) == "fresh",
+            config: config_name(pod).map(str::to_owned),
+            buckets: Some(annotation(KEYVALUE_ANNOTATION))
+                .filter(|list| !list.is_empty())
+                .map(|list| list.split(',').map(|name| name.trim().to_owned()).collect()),
             containers: inits.chain(mains).collect(),
         }
     }
@@ -122,6 +137,12 @@ impl PodPlan {
             .try_fold(0_u64, |sum, limit| Some(sum.saturating_add(limit?)))
             .filter(|sum| *sum > 0)
     }
+}
+
+/// The ConfigMap that holds the values of `wasi:config` for `pod`.
+pub(crate) fn config_name(pod: &Pod) -> Option<&str> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    annotations.get(CONFIG_ANNOTATION).map(String::as_str).filter(|name| !name.is_empty())
 }
 
 /// How long a pod that is being deleted has left from the moment that is seen.
@@ -153,9 +174,9 @@ pub(crate) fn seconds(value: i64) -> Duration {
 
 fn container(spec: Container, role: Role) -> ContainerPlan {
     let image = spec.image.clone().unwrap_or_default();
-    let limit = |key: &str| {
-        spec.resources.as_ref().and_then(|r| r.limits.as_ref()).and_then(|l| l.get(key))
-    };
+    let resources = spec.resources.as_ref();
+    let limit = |key: &str| resources.and_then(|r| r.limits.as_ref()).and_then(|l| l.get(key));
+    let request = |key: &str| resources.and_then(|r| r.requests.as_ref()).and_then(|l| l.get(key));
     ContainerPlan {
         name: spec.name.clone(),
         role,
@@ -174,6 +195,7 @@ fn container(spec: Container, role: Role) -> ContainerPlan {
             .unwrap_or(HTTP_PORT_DEFAULT),
         memory_bytes_max: limit("memory").and_then(|q| bytes(&q.0)),
         cpu_millis_max: limit("cpu").and_then(|q| cpu_millis(&q.0)),
+        cpu_millis: request("cpu").or(limit("cpu")).and_then(|q| cpu_millis(&q.0)),
         image,
         spec,
     }
@@ -182,4 +204,46 @@ fn container(spec: Container, role: Role) -> ContainerPlan {
 fn is_latest(image: &str) -> bool {
     let name = image.rsplit('/').next().unwrap_or(image);
     !name.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(pod: serde_json::Value) -> PodPlan {
+        PodPlan::read(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn what_guests_are_granted_is_read_from_annotations() {
+        let plan = plan(serde_json::json!({"metadata": {"annotations": {
+            "edgeorc.io/instances": "fresh",
+            "edgeorc.io/config": "colors",
+            "edgeorc.io/keyvalue": "default, cache",
+        }}}));
+        assert!(plan.fresh_instance_per_request);
+        assert_eq!(plan.config.as_deref(), Some("colors"));
+        let buckets = plan.buckets.unwrap();
+        assert_eq!(buckets.iter().map(String::as_str).collect::<Vec<_>>(), ["cache", "default"]);
+    }
+
+    #[test]
+    fn nothing_is_granted_by_default() {
+        let plan = plan(serde_json::json!({"metadata": {"annotations": {
+            "edgeorc.io/config": "", "edgeorc.io/keyvalue": "",
+        }}}));
+        assert_eq!((plan.config, plan.buckets), (None, None));
+        assert!(!plan.fresh_instance_per_request);
+    }
+
+    #[test]
+    fn a_container_weighs_what_it_requests_or_else_its_limit() {
+        let plan = plan(serde_json::json!({"spec": {"containers": [
+            {"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "1"}}},
+            {"name": "b", "resources": {"limits": {"cpu": "1"}}},
+            {"name": "c"},
+        ]}}));
+        let weights: Vec<_> = plan.containers.iter().map(|c| c.cpu_millis).collect();
+        assert_eq!(weights, [Some(100), Some(1000), None]);
+    }
 }

@@ -126,7 +126,11 @@ impl Worker {
 
     /// Puts a container that did not start where the failure says.
     fn not_started(&mut self, at: usize, failure: StartFailure) {
-        let delay = self.next_delay(at, Duration::ZERO).max(failure.delay_min);
+        let delay = if failure.is_paced {
+            failure.delay_min
+        } else {
+            self.next_delay(at, Duration::ZERO).max(failure.delay_min)
+        };
         let now = self.shared.clock.now();
         let is_final = failure.is_final && self.plan.restart_policy == RestartPolicy::Never;
         let Some(record) = self.state.containers.get_mut(at) else { return };
@@ -210,6 +214,7 @@ impl Worker {
             return;
         };
         let message = termination_message::read(&self.dir, &plan.spec, record.restart_count, exit);
+        self.live.ended(&record.name);
         record.ran = ran.unwrap_or_default();
         record.end(exit.code, reason(exit.reason), &message, now);
         info!(

@@ -1,33 +1,44 @@
 //! From a container of the spec to a running one: image, configuration, sandbox.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgeorc_runtime::{ContainerConfig, PodConfig, PodId, PodRuntime, StartError};
+use edgeorc_runtime::{
+    Capability, ContainerConfig, PodConfig, PodId, PodRuntime, StartError, is_bucket_name,
+};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
-use crate::agent::image::{ImageError, ImageSource};
+use crate::agent::image::{ImageError, ImageSource, Wanted};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
-use crate::agent::pod::plan::{PodPlan, Role};
+use crate::agent::pod::objects::NodeSources;
+use crate::agent::pod::plan::{CONFIG_ANNOTATION, KEYVALUE_ANNOTATION, PodPlan, Role};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
 };
 use crate::agent::pod::worker::Worker;
-use crate::agent::pod::{objects, termination_message, volumes};
+use crate::agent::pod::{names, objects, termination_message, volumes};
+use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::client::EventType;
 use crate::rt::{Rng, WallClock};
 
 /// Size at which a container's log is rotated: with the rotated file, 20 MiB per container.
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
+/// Lasting rate of a container's log: what is beyond would be rotated away within seconds.
+const LOG_BYTES_PER_SECOND_MAX: u64 = 1024 * 1024;
 /// Shortest wait before a pull or a missing ConfigMap is tried again.
 const RETRY_MIN: Duration = Duration::from_secs(1);
+/// How long `ErrImagePull` is shown before `ImagePullBackOff`.
+const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
+/// Pause between looks for an image that somebody has to bring or to mend.
+const IMAGE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What all workers of the node share.
 pub(crate) struct Shared {
@@ -40,26 +51,35 @@ pub(crate) struct Shared {
     pub(crate) rng: Rng,
     pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) allocatable: (u64, u64),
+    /// What pods can refer to, as far as the node knows it by itself.
+    pub(crate) node: Arc<NodeSources>,
     pub(crate) restart: RestartBackoff,
     pub(crate) shutdown_grace: Duration,
 }
 
 /// Why a container is not running.
 #[derive(Debug)]
-pub(super) struct StartFailure {
+pub(crate) struct StartFailure {
     /// Kubernetes' waiting reason.
-    pub(super) reason: &'static str,
+    pub(crate) reason: &'static str,
     /// For people.
-    pub(super) message: String,
+    pub(crate) message: String,
     /// Trying again cannot help.
-    pub(super) is_final: bool,
+    pub(crate) is_final: bool,
     /// Shortest wait before the next try.
-    pub(super) delay_min: Duration,
+    pub(crate) delay_min: Duration,
+    /// The wait is that and no longer: what failed has a back-off of its own.
+    pub(crate) is_paced: bool,
 }
 
 impl StartFailure {
     fn later(reason: &'static str, message: impl ToString) -> Self {
-        Self { reason, message: message.to_string(), is_final: false, delay_min: RETRY_MIN }
+        let message = message.to_string();
+        Self { reason, message, is_final: false, delay_min: RETRY_MIN, is_paced: false }
+    }
+
+    fn paced(reason: &'static str, message: impl ToString, delay_min: Duration) -> Self {
+        Self { delay_min, is_paced: true, ..Self::later(reason, message) }
     }
 
     fn never(reason: &'static str, message: impl ToString) -> Self {
@@ -71,9 +91,27 @@ impl From<ImageError> for StartFailure {
     fn from(error: ImageError) -> Self {
         match &error {
             ImageError::Name(_) => Self::never("InvalidImageName", error),
-            ImageError::NeverPulled(_) => Self::never("ErrImageNeverPull", error),
-            ImageError::Compile(_) => Self::never(CREATE_CONTAINER_ERROR, error),
-            ImageError::Pull(_) | ImageError::Disk(_) => Self::later("ErrImagePull", error),
+            ImageError::NeverPulled(_) => {
+                Self::paced("ErrImageNeverPull", error, IMAGE_LOOK_INTERVAL)
+            }
+            // Shown for a moment; then the container waits as `ImagePullBackOff`.
+            ImageError::Pull { wait, .. } => {
+                let wait = (*wait).min(PULL_ERROR_SHOWN);
+                Self::paced("ErrImagePull", error, wait)
+            }
+            ImageError::BackOff { wait, .. } => {
+                let wait = *wait;
+                Self::paced("ImagePullBackOff", error, wait)
+            }
+            ImageError::Refused { may_change: true, .. } => {
+                Self::paced(CREATE_CONTAINER_ERROR, error, IMAGE_LOOK_INTERVAL)
+            }
+            ImageError::Refused { .. } => Self::never(CREATE_CONTAINER_ERROR, error),
+            ImageError::Compile { wait, .. } => {
+                let wait = *wait;
+                Self::paced(CREATE_CONTAINER_ERROR, error, wait)
+            }
+            ImageError::Vanished | ImageError::Disk(_) => Self::later("ErrImagePull", error),
         }
     }
 }
@@ -91,9 +129,47 @@ impl From<StartError> for StartFailure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Host(_) => Self::later(RUN_CONTAINER_ERROR, error),
+            StartError::MissingImports(missing) => {
+                Self::never(RUN_CONTAINER_ERROR, missing.describe(how_to_grant))
+            }
             _ => Self::never(RUN_CONTAINER_ERROR, error),
         }
     }
+}
+
+/// How a user grants what a component imports.
+fn how_to_grant(capability: Capability) -> String {
+    match capability {
+        Capability::Config => format!(
+            "grant it with the pod's annotation {CONFIG_ANNOTATION}, which names a ConfigMap"
+        ),
+        Capability::KeyValue => format!(
+            "grant it with the pod's annotation {KEYVALUE_ANNOTATION}, which lists buckets, \
+             such as \"default\""
+        ),
+    }
+}
+
+/// The values that `wasi:config` answers.
+fn config_values(
+    plan: &PodPlan,
+    sources: &Sources,
+) -> Result<Option<BTreeMap<String, String>>, ConfigError> {
+    let Some(name) = &plan.config else { return Ok(None) };
+    let map = sources.config_maps.get(name).and_then(Option::as_ref);
+    let map = map.ok_or_else(|| ConfigError::NoObject { kind: "configmap", name: name.clone() })?;
+    Ok(Some(map.data.clone().unwrap_or_default()))
+}
+
+/// The buckets that the pod was granted.
+fn buckets(plan: &PodPlan) -> Result<Option<BTreeSet<String>>, ConfigError> {
+    if let Some(name) = plan.buckets.iter().flatten().find(|name| !is_bucket_name(name)) {
+        return Err(ConfigError::Unsupported(format!(
+            "annotation {KEYVALUE_ANNOTATION}: {name:?} is no name of a bucket, which has up to \
+             63 lower case letters, digits and dashes"
+        )));
+    }
+    Ok(plan.buckets.clone())
 }
 
 /// A container ready to be started.
@@ -115,7 +191,14 @@ impl Shared {
     ) -> Result<Prepared, StartFailure> {
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");
         let container = plan.containers.get(at).ok_or_else(missing)?;
-        let image = self.images.ready(&container.image, container.pull).await?;
+        let list = if container.role == Role::Main { "containers" } else { "initContainers" };
+        let wanted = Wanted {
+            pod,
+            field_path: format!("spec.{list}{{{}}}", container.name),
+            image: &container.image,
+            pull: container.pull,
+        };
+        let image = self.images.ready(&wanted).await?;
         let ip = self
             .ipam
             .address(&plan.uid, dir)
@@ -127,8 +210,9 @@ impl Shared {
             allocatable: self.allocatable,
             ..Sources::default()
         };
-        objects::collect(&*self.api, pod, dir, &mut sources).await?;
+        objects::collect(&*self.api, &self.node, pod, dir, &mut sources).await?;
         volumes::write_volumes(pod, dir, &sources)?;
+        self.node.written.tell(&plan.uid);
         Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ip })
     }
 }
@@ -148,7 +232,7 @@ impl Worker {
         let log_path = self.dir.log_file(&plan.name, run);
         self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
-        let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir)?;
+        let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
         mounts
             .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);
         let config = ContainerConfig {
@@ -159,12 +243,23 @@ impl Worker {
             mounts,
             memory_bytes_max: plan.memory_bytes_max,
             cpu_millis_max: plan.cpu_millis_max,
+            cpu_millis: plan.cpu_millis,
+            config: config_values(&self.plan, &prepared.sources)?,
+            buckets: buckets(&self.plan)?,
+            log_bytes_per_second_max: LOG_BYTES_PER_SECOND_MAX,
             http_port: plan.http_port,
             fresh_instance_per_request: self.plan.fresh_instance_per_request,
             log_path,
             log_bytes_max: LOG_BYTES_MAX,
         };
-        let container = sandbox.start(config).await?;
+        let (container, stdin) = if plan.spec.stdin == Some(true) {
+            let (stdin, input) = Stdin::new(plan.spec.stdin_once == Some(true));
+            (sandbox.start_with_stdin(config.clone(), input).await?, Some(stdin))
+        } else {
+            (sandbox.start(config.clone()).await?, None)
+        };
+        let (image, own) = (plan.image.clone(), Arc::clone(&container));
+        self.live.started(&sandbox, LiveContainer { config, image, container: own, stdin });
         self.follow(at, container);
         let now = self.shared.clock.now();
         let id = format!("wasmtime://{}-{}-{run}", self.plan.uid, plan.name);
@@ -191,6 +286,8 @@ impl Worker {
             ips: vec![ip],
             hostname: self.plan.hostname.clone(),
             memory_bytes_max: self.plan.memory_bytes_max(),
+            hosts: names::host_aliases(&self.seen.borrow()),
+            searches: names::searches(&self.seen.borrow()),
         };
         let sandbox = self.shared.runtime.create(config).await?;
         self.sandbox = Some(Arc::clone(&sandbox));
@@ -212,5 +309,40 @@ impl Worker {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgeorc_runtime::{MissingImport, MissingImports};
+
+    #[test]
+    fn a_missing_import_is_told_with_the_annotation_that_grants_it() {
+        let import = |name: &str, capability| MissingImport { name: name.to_owned(), capability };
+        let missing = MissingImports {
+            named: vec![
+                import("acme:gpio/pins@1.0.0", None),
+                import("wasi:keyvalue/store@0.2.0-draft", Some(Capability::KeyValue)),
+            ],
+            more: 0,
+        };
+        let failure = StartFailure::from(StartError::MissingImports(missing));
+        assert!(failure.is_final);
+        let text = failure.message;
+        assert!(text.contains("acme:gpio/pins@1.0.0, which edgeorc does not provide"), "{text}");
+        assert!(text.contains("wasi:keyvalue/store@0.2.0-draft: grant it with"), "{text}");
+        assert!(text.contains("edgeorc.io/keyvalue"), "{text}");
+    }
+
+    #[test]
+    fn a_bucket_that_cannot_be_one_is_refused() {
+        let pod = |list: &str| {
+            let pod = serde_json::json!({"metadata": {"annotations": {KEYVALUE_ANNOTATION: list}}});
+            PodPlan::read(&serde_json::from_value(pod).unwrap())
+        };
+        assert!(buckets(&pod("a,b")).unwrap().is_some());
+        assert!(matches!(buckets(&pod("a,B/c")), Err(ConfigError::Unsupported(_))));
+        assert!(buckets(&pod("")).unwrap().is_none());
     }
 }

@@ -75,6 +75,7 @@ impl Worker {
         for at in others.into_iter().rev() {
             self.stop(at, ends_at).await;
         }
+        self.live.clear();
         if let Some(sandbox) = self.sandbox.take() {
             sandbox.destroy().await;
         }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use edgeorc_runtime::{Exit, Mount};
+use edgeorc_runtime::{Exit, Mount, VolumeLimit};
 use k8s_openapi::api::core::v1::Container;
 
 use crate::agent::dirs::{PodDir, make_private};
@@ -15,6 +15,8 @@ use crate::agent::dirs::{PodDir, make_private};
 const PATH_DEFAULT: &str = "/dev/termination-log";
 /// Most bytes of the file that are read.
 const FILE_BYTES_MAX: u64 = 4096;
+/// Most that a guest can write into the folder.
+const FOLDER_BYTES_MAX: u64 = 64 * 1024;
 /// Most of a log that stands in for the file.
 const LOG_BYTES_MAX: u64 = 2048;
 const LOG_LINES_MAX: usize = 80;
@@ -28,7 +30,9 @@ pub(super) fn mount(dir: &PodDir, spec: &Container) -> io::Result<Option<Mount>>
         _ => {}
     }
     make_private(&host_path)?;
-    Ok(Some(Mount { host_path, guest_path: guest_path.to_owned(), is_read_only: false }))
+    let limit = Some(VolumeLimit { root: host_path.clone(), bytes_max: FOLDER_BYTES_MAX });
+    let guest_path = guest_path.to_owned();
+    Ok(Some(Mount { host_path, pin: None, guest_path, is_read_only: false, limit }))
 }
 
 /// What the container `spec` said last; otherwise what the runtime says of its end.

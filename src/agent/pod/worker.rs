@@ -19,6 +19,7 @@ use crate::agent::pod::start::Shared;
 use crate::agent::pod::state::{Outcome, PodState, RunState};
 use crate::agent::pod::status::pod_status;
 use crate::agent::pod::writer::{Numbered, StatusWriter};
+use crate::agent::sessions::Live;
 use crate::client::EventType;
 use crate::rt::TaskGroup;
 
@@ -38,6 +39,8 @@ pub(crate) struct Worker {
     pub(super) states: watch::Sender<Numbered>,
     pub(super) written: watch::Receiver<u64>,
     pub(super) sandbox: Option<Arc<dyn edgeorc_runtime::Pod>>,
+    /// What sessions can reach.
+    pub(super) live: Live,
     pub(super) running: Vec<Option<Running>>,
     pub(super) due: Vec<Due>,
     pub(super) backoffs: Vec<Backoff>,
@@ -91,6 +94,7 @@ impl Worker {
             due: vec![Due::Now; count],
             endings: mpsc::channel(EVENTS_MAX),
             sandbox: None,
+            live: Live::default(),
             runs: 0,
             number: 0,
             shared,
@@ -109,6 +113,11 @@ impl Worker {
     /// Where the pod is, for logs and the writer.
     pub(crate) fn states(&self) -> watch::Receiver<Numbered> {
         self.states.subscribe()
+    }
+
+    /// What of the pod runs, for `exec`, `attach` and `port-forward`.
+    pub(crate) fn live(&self) -> Live {
+        self.live.clone()
     }
 
     /// Runs the pod until it is gone or `cancel` fires.

@@ -1,8 +1,9 @@
 //! Workers against a scripted runtime: what is started, stopped and told, in which order.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,11 @@ use edgeorc_runtime::{
     Body, BoxIo, Container, ContainerConfig, Exit, ExitReason, PodConfig, PodRuntime, StartError,
     Usage,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, PodStatus, Secret};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, PodStatus, Secret, Service};
+use kube::Api;
+use kube::runtime::watcher;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -20,13 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::{Dirs, PodDir, make_private};
-use crate::agent::image::{ImageError, ImageSource, ReadyImage};
+use crate::agent::image::{ImageError, ImageSource, ReadyImage, Wanted};
 use crate::agent::ipam::{Ipam, Range};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
-use crate::agent::pod::plan::PullPolicy;
+use crate::agent::pod::objects::{NodeSources, Written};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
+use crate::client::informer;
 use crate::rt::{Rng, TaskGroup, WallClock};
 
 /// Longest wait, in the test's own time, for something that must come.
@@ -233,13 +239,24 @@ impl PodNetwork for Net {
 
 struct Pictures;
 
-#[async_trait]
 impl ImageSource for Pictures {
-    async fn ready(&self, image: &str, _: PullPolicy) -> Result<ReadyImage, ImageError> {
-        match image {
-            "missing" => Err(ImageError::Pull("no such image".to_owned())),
-            _ => Ok(ReadyImage { compiled: PathBuf::from(image), id: image.to_owned() }),
-        }
+    fn ready<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+    ) -> BoxFuture<'a, Result<ReadyImage, ImageError>> {
+        let image = wanted.image.to_owned();
+        std::future::ready(match wanted.image {
+            "missing" => Err(ImageError::Pull {
+                message: "no such image".to_owned(),
+                wait: Duration::from_secs(5),
+            }),
+            _ => Ok(ReadyImage { compiled: PathBuf::from(&image), id: image }),
+        })
+        .boxed()
+    }
+
+    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
+        std::future::ready(Ok(file.to_owned())).boxed()
     }
 }
 
@@ -260,7 +277,7 @@ impl World {
     fn start(root: &tempfile::TempDir, pod: Value) -> Self {
         let mut base = json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "1"},
-            "spec": {"terminationGracePeriodSeconds": 30},
+            "spec": {"terminationGracePeriodSeconds": 30, "enableServiceLinks": false},
         });
         json_patch::merge(&mut base, &pod);
         Self::with(root, serde_json::from_value(base).unwrap())
@@ -287,6 +304,7 @@ impl World {
             rng: Rng::seeded(7),
             host_ips: Vec::new(),
             allocatable: (1000, 1 << 30),
+            node: node(root),
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(10),
         });
@@ -337,6 +355,31 @@ impl World {
     async fn cut(self) {
         self.tasks.shutdown(Duration::ZERO).await;
     }
+}
+
+/// What the node knows: that there are no Services.
+fn node(root: &tempfile::TempDir) -> Arc<NodeSources> {
+    let empty = tower::service_fn(async |request: http::Request<kube::client::Body>| {
+        if request.uri().query().is_some_and(|query| query.contains("watch=")) {
+            std::future::pending::<()>().await;
+        }
+        let list = json!({"apiVersion": "v1", "kind": "ServiceList",
+            "metadata": {"resourceVersion": "1"}, "items": []});
+        let body = kube::client::Body::from(list.to_string().into_bytes());
+        Ok::<_, Infallible>(http::Response::new(body))
+    });
+    let client = kube::Client::new(empty, "default");
+    let tasks = TaskGroup::new(&CancellationToken::new());
+    let services = Api::<Service>::all(client);
+    Arc::new(NodeSources {
+        node_name: "one".to_owned(),
+        dirs: Dirs::create(root.path().to_owned()).unwrap(),
+        clock: WallClock::system(),
+        services: informer(services, watcher::Config::default(), &tasks),
+        host_paths: Arc::new([]),
+        ephemeral_bytes: 1 << 30,
+        written: Written::default(),
+    })
 }
 
 fn root() -> tempfile::TempDir {
@@ -715,7 +758,7 @@ async fn what_cannot_start_says_why_and_is_tried_again_if_that_can_help() {
         .status(|s| s.container_statuses.iter().flatten().any(|c| waiting(c).0 == "ErrImagePull"))
         .await;
     assert!(waiting(of(&status, "app")).1.contains("no such image"));
-    world.journal.until("event Failed app: Error: cannot pull: no such image", 3).await;
+    world.journal.until("event Failed app: Error: no such image", 3).await;
     let root = self::root();
     let world = World::start(
         &root,

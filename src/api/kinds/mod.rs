@@ -17,12 +17,16 @@ mod ingress;
 mod lease;
 mod namespace;
 mod node;
+mod persistent_volume;
+mod persistent_volume_claim;
 mod pod;
 mod pod_spec;
+mod pod_volumes;
 mod replica_set;
 mod secret;
 mod service;
 mod service_account;
+mod storage_class;
 mod workload;
 
 /// Every built-in resource, core group first, as discovery lists them.
@@ -32,6 +36,8 @@ pub(super) static ALL: &[Resource] = &[
     event::RESOURCE,
     namespace::RESOURCE,
     node::RESOURCE,
+    persistent_volume_claim::RESOURCE,
+    persistent_volume::RESOURCE,
     pod::RESOURCE,
     secret::RESOURCE,
     service_account::RESOURCE,
@@ -41,4 +47,5 @@ pub(super) static ALL: &[Resource] = &[
     lease::RESOURCE,
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,
+    storage_class::RESOURCE,
 ];

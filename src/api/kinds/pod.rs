@@ -44,8 +44,11 @@ pub(super) const RESOURCE: Resource = Resource {
     has_scale: false,
     has_generation: true,
     subresources: &[
+        subresource("attach", "PodAttachOptions", &["create", "get"]),
         subresource("binding", "Binding", &["create"]),
+        subresource("exec", "PodExecOptions", &["create", "get"]),
         subresource("log", "Pod", &["get"]),
+        subresource("portforward", "PodPortForwardOptions", &["create", "get"]),
     ],
     columns: &[
         Column::NAME,

@@ -5,15 +5,12 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::api::field_error::{Errors, FieldError};
-use crate::api::json::{
-    child, is_true, is_unset, items_at, set, set_default, set_default_text, text_at,
-};
+use crate::api::json::{child, is_true, items_at, set_default, set_default_text, text_at};
+use crate::api::kinds::pod_volumes;
 use crate::api::{names, quantity};
 
 /// Kubernetes' grace of a pod that names none, in seconds.
 const GRACE_SECONDS: i64 = 30;
-/// Mode of files in volumes.
-const FILE_MODE: i64 = 0o644;
 /// Probes of a container.
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 
@@ -32,11 +29,14 @@ pub(super) fn default(holder: &mut Value) {
         }
     }
     for volume in items_of(spec, "volumes") {
-        default_volume(volume);
+        pod_volumes::default(volume);
     }
 }
 
-fn items_of<'a>(object: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+pub(super) fn items_of<'a>(
+    object: &'a mut Value,
+    key: &str,
+) -> impl Iterator<Item = &'a mut Value> {
     object.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
@@ -80,19 +80,6 @@ fn default_probe(probe: &mut Value) {
     if let Some(get) = probe.get_mut("httpGet") {
         set_default_text(get, "path", "/");
         set_default_text(get, "scheme", "HTTP");
-    }
-}
-
-fn default_volume(volume: &mut Value) {
-    let has_source =
-        volume.as_object().is_some_and(|v| v.iter().any(|(k, s)| k != "name" && !s.is_null()));
-    if !has_source {
-        set(volume, "emptyDir", json!({}));
-    }
-    for source in ["configMap", "secret"] {
-        if let Some(source) = volume.get_mut(source).filter(|source| source.is_object()) {
-            set_default(source, "defaultMode", FILE_MODE);
-        }
     }
 }
 
@@ -172,7 +159,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
             "must be greater than or equal to 0",
         );
     }
-    validate_volumes(holder, path, errors);
+    pod_volumes::validate(holder, path, errors);
 }
 
 fn validate_container(container: &Value, field: &str, errors: &mut Errors) {
@@ -225,38 +212,6 @@ fn validate_resources(container: &Value, field: &str, errors: &mut Errors) {
                     amount,
                     "must be a quantity such as 100m or 64Mi",
                 ));
-            }
-        }
-    }
-}
-
-fn validate_volumes(holder: &Value, path: &str, errors: &mut Errors) {
-    let mut volumes = BTreeSet::new();
-    for (at, volume) in items_at(holder, "/spec/volumes").iter().enumerate() {
-        let name = text_at(volume, "/name");
-        let field = format!("{path}.volumes[{at}].name");
-        if name.is_empty() {
-            errors.required(field);
-        } else if !volumes.insert(name) {
-            errors.duplicate(field, &json!(name));
-        }
-    }
-    let lists = [("initContainers", "/spec/initContainers"), ("containers", "/spec/containers")];
-    for (list, pointer) in lists {
-        for (at, container) in items_at(holder, pointer).iter().enumerate() {
-            for (mount_at, mount) in items_at(container, "/volumeMounts").iter().enumerate() {
-                let name = text_at(mount, "/name");
-                let field = format!("{path}.{list}[{at}].volumeMounts[{mount_at}]");
-                if !volumes.contains(name) {
-                    errors.invalid(
-                        format!("{field}.name"),
-                        &json!(name),
-                        "no volume has this name",
-                    );
-                }
-                if is_unset(mount.get("mountPath")) {
-                    errors.required(format!("{field}.mountPath"));
-                }
             }
         }
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::json::items_at;
 use crate::api::meta;
-use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
 use crate::api::table::age;
 
 pub(super) const RESOURCE: Resource = Resource {
@@ -26,7 +26,13 @@ pub(super) const RESOURCE: Resource = Resource {
     has_status: false,
     has_scale: false,
     has_generation: false,
-    subresources: &[],
+    subresources: &[Subresource {
+        name: "token",
+        kind: "TokenRequest",
+        group: "authentication.k8s.io",
+        version: "v1",
+        verbs: &["create"],
+    }],
     columns: &[Column::NAME, Column::integer("Secrets"), Column::AGE],
     field_selectors: &[],
     strategy: Strategy { cells, ..Strategy::plain(typed::<ServiceAccount>) },

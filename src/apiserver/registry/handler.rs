@@ -1,13 +1,16 @@
 //! The endpoints of the distribution specification.
 
+use std::io::SeekFrom;
+
 use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncSeekExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::api::user::UserInfo;
@@ -62,7 +65,8 @@ pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request
     }
     if let Some((repository, digest)) = path.rsplit_once("/blobs/") {
         name::repository(repository)?;
-        return blob(context, digest, request.method()).await;
+        let start = range_start(request.headers());
+        return blob(context, digest, request.method(), start).await;
     }
     if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
         name::repository(repository)?;
@@ -96,7 +100,14 @@ fn with_headers(
 
 const DIGEST_HEADER: header::HeaderName = header::HeaderName::from_static("docker-content-digest");
 
-async fn blob(context: &Context, digest: &str, method: &Method) -> Answer {
+/// First byte of `Range: bytes=N-`: what a transfer that broke off asks for. Other ranges may be
+/// ignored, and are.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(header::RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+}
+
+async fn blob(context: &Context, digest: &str, method: &Method, start: Option<u64>) -> Answer {
     let hex = name::digest(digest)?;
     let blobs = &context.registry.blobs;
     let io = |cause: std::io::Error| OciError::io(&cause);
@@ -104,17 +115,33 @@ async fn blob(context: &Context, digest: &str, method: &Method) -> Answer {
     if found.is_none() && fetch(context, hex).await? {
         found = blobs.open(hex).await.map_err(io)?;
     }
-    let (file, size) = found.ok_or_else(|| OciError::not_found("BLOB_UNKNOWN", digest))?;
-    let headers = [
+    let (mut file, size) = found.ok_or_else(|| OciError::not_found("BLOB_UNKNOWN", digest))?;
+    let mut headers = vec![
         (header::CONTENT_LENGTH, size.to_string()),
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
         (DIGEST_HEADER, digest.to_owned()),
     ];
     match *method {
         Method::HEAD => Ok(with_headers(StatusCode::OK, &headers, Body::empty())),
         Method::GET => {
-            let body = Body::from_stream(ReaderStream::new(file));
-            Ok(with_headers(StatusCode::OK, &headers, body))
+            let code = match start {
+                None => StatusCode::OK,
+                Some(start) if start < size => {
+                    file.seek(SeekFrom::Start(start)).await.map_err(io)?;
+                    headers.retain(|(name, _)| *name != header::CONTENT_LENGTH);
+                    headers.push((header::CONTENT_LENGTH, (size - start).to_string()));
+                    let range = format!("bytes {start}-{}/{size}", size.saturating_sub(1));
+                    headers.push((header::CONTENT_RANGE, range));
+                    StatusCode::PARTIAL_CONTENT
+                }
+                Some(_) => {
+                    let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+                    let code = StatusCode::RANGE_NOT_SATISFIABLE;
+                    return Ok(with_headers(code, &range, Body::empty()));
+                }
+            };
+            Ok(with_headers(code, &headers, Body::from_stream(ReaderStream::new(file))))
         }
         _ => Err(not_allowed()),
     }

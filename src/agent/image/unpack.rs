@@ -1,0 +1,277 @@
+//! The component in a layer that is an archive: `FROM scratch`, `COPY app.wasm`.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use miniz_oxide::inflate::stream::{InflateState, inflate};
+use miniz_oxide::{DataFormat, MZFlush, MZStatus};
+
+use crate::agent::image::fetch::COMPONENT_BYTES_MAX;
+
+/// First bytes of a module or component.
+const WASM_MAGIC: &[u8; 4] = b"\0asm";
+/// First bytes of a gzip file.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// Size of a header and unit of content in an archive.
+const TAR_BLOCK: usize = 512;
+/// Most that an archive may hold when it is unpacked, in bytes.
+const UNPACKED_BYTES_MAX: u64 = 2 * COMPONENT_BYTES_MAX;
+/// Compressed bytes held at a time.
+const INPUT_BYTES: usize = 32 * 1024;
+
+/// Writes the one component in the archive `layer` to `output`. `false`: the layer is no archive
+/// but a component itself, and nothing was written.
+///
+/// # Errors
+///
+/// `InvalidData` when the layer cannot be used; all others are the disk's.
+pub(super) fn unpack(layer: &Path, output: &Path) -> io::Result<bool> {
+    let mut magic = [0; 4];
+    let count = File::open(layer)?.take(4).read(&mut magic)?;
+    let is_gzip = magic.starts_with(&GZIP_MAGIC);
+    if count < magic.len() || (!is_gzip && !is_archive(layer)?) {
+        // What else it is, the compiler says.
+        return Ok(false);
+    }
+    let file = BufReader::with_capacity(INPUT_BYTES, File::open(layer)?);
+    let mut content: Box<dyn Read> =
+        if is_gzip { Box::new(Gunzip::new(file)) } else { Box::new(file) };
+    content = Box::new(content.take(UNPACKED_BYTES_MAX));
+    extract(&mut content, &mut File::create(output)?)?;
+    Ok(true)
+}
+
+/// Whether an archive's mark is where an archive has it.
+fn is_archive(path: &Path) -> io::Result<bool> {
+    let mut header = [0; TAR_BLOCK];
+    let count = File::open(path)?.take(TAR_BLOCK as u64).read(&mut header)?;
+    Ok(count == TAR_BLOCK && header.get(257..262) == Some(b"ustar".as_slice()))
+}
+
+fn invalid(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
+
+/// Copies the only Wasm file of an archive, or of a compressed component, to `output`.
+fn extract(archive: &mut dyn Read, output: &mut dyn Write) -> io::Result<()> {
+    let mut found = 0_u32;
+    let mut is_first = true;
+    loop {
+        let mut header = [0; TAR_BLOCK];
+        if read_full(archive, &mut header)? < TAR_BLOCK || header.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        if is_first && header.starts_with(WASM_MAGIC) {
+            output.write_all(&header)?;
+            io::copy(archive, output)?;
+            return Ok(());
+        }
+        is_first = false;
+        let size = size_of(&header)?;
+        let mut content = archive.take(size);
+        let mut taken = 0;
+        if matches!(header.get(156), Some(b'0' | 0)) {
+            let mut magic = [0; 4];
+            taken = read_full(&mut content, &mut magic)? as u64;
+            if &magic == WASM_MAGIC {
+                found += 1;
+                if found == 1 {
+                    output.write_all(&magic)?;
+                    taken += io::copy(&mut content, output)?;
+                }
+            }
+        }
+        let padded = size.div_ceil(TAR_BLOCK as u64) * TAR_BLOCK as u64;
+        io::copy(&mut archive.take(padded - taken), &mut io::sink())?;
+    }
+    match found {
+        1 => Ok(()),
+        0 => Err(invalid(
+            "there is no WebAssembly file in the image's layer; an image made for containers can be replaced under `images` in registries.yaml",
+        )),
+        count => Err(invalid(format!("there are {count} WebAssembly files in the image's layer"))),
+    }
+}
+
+/// Reads until the buffer is full or the input ends.
+fn read_full(from: &mut dyn Read, into: &mut [u8]) -> io::Result<usize> {
+    let mut count = 0;
+    while let Some(rest) = into.get_mut(count..).filter(|rest| !rest.is_empty()) {
+        match from.read(rest)? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    Ok(count)
+}
+
+/// Size of an entry, in octal digits.
+fn size_of(header: &[u8; TAR_BLOCK]) -> io::Result<u64> {
+    let digits = header.get(124..136).unwrap_or_default();
+    let digits = std::str::from_utf8(digits).unwrap_or_default();
+    let digits = digits.trim_matches(['\0', ' ']);
+    u64::from_str_radix(digits, 8)
+        .ok()
+        .filter(|size| *size <= UNPACKED_BYTES_MAX)
+        .ok_or_else(|| invalid("the image's layer is a damaged archive"))
+}
+
+/// Reads a gzip file, of one or several members.
+struct Gunzip<R> {
+    input: R,
+    buffer: Vec<u8>,
+    /// What of the buffer is not used yet.
+    at: usize,
+    state: Option<Box<InflateState>>,
+}
+
+impl<R: Read> Gunzip<R> {
+    fn new(input: R) -> Self {
+        Self { input, buffer: Vec::new(), at: 0, state: None }
+    }
+
+    /// Whether there is input; reads more if there is none.
+    fn fill(&mut self) -> io::Result<bool> {
+        if self.at >= self.buffer.len() {
+            self.buffer.resize(INPUT_BYTES, 0);
+            let count = self.input.read(&mut self.buffer)?;
+            self.buffer.truncate(count);
+            self.at = 0;
+        }
+        Ok(self.at < self.buffer.len())
+    }
+
+    fn byte(&mut self) -> io::Result<Option<u8>> {
+        if !self.fill()? {
+            return Ok(None);
+        }
+        let byte = self.buffer.get(self.at).copied();
+        self.at += 1;
+        Ok(byte)
+    }
+
+    /// Reads the head of a member (RFC 1952). `false`: there is none.
+    fn head(&mut self) -> io::Result<bool> {
+        let damaged = || invalid("the image's layer is no gzip file");
+        let Some(first) = self.byte()? else { return Ok(false) };
+        if first == 0 {
+            // Padding after the last member.
+            return Ok(false);
+        }
+        let mut head = [first, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for byte in head.iter_mut().skip(1) {
+            *byte = self.byte()?.ok_or_else(damaged)?;
+        }
+        let flags = head[3];
+        if !head.starts_with(&GZIP_MAGIC) || head[2] != 8 {
+            return Err(damaged());
+        }
+        if flags & 4 != 0 {
+            let low = self.byte()?.ok_or_else(damaged)?;
+            let high = self.byte()?.ok_or_else(damaged)?;
+            for _ in 0..u16::from_le_bytes([low, high]) {
+                self.byte()?.ok_or_else(damaged)?;
+            }
+        }
+        for text in [8, 16] {
+            while flags & text != 0 && self.byte()?.ok_or_else(damaged)? != 0 {}
+        }
+        if flags & 2 != 0 {
+            self.byte()?;
+            self.byte()?;
+        }
+        self.state = Some(InflateState::new_boxed(DataFormat::Raw));
+        Ok(true)
+    }
+}
+
+impl<R: Read> Read for Gunzip<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if self.state.is_none() && !self.head()? {
+                return Ok(0);
+            }
+            let has_input = self.fill()?;
+            let input = self.buffer.get(self.at..).unwrap_or_default();
+            let Some(state) = self.state.as_mut() else { return Ok(0) };
+            let step = inflate(state, input, into, MZFlush::None);
+            self.at += step.bytes_consumed;
+            match step.status {
+                Ok(MZStatus::StreamEnd) => {
+                    self.state = None;
+                    // Checksum and length: the blob's digest has been verified already.
+                    for _ in 0..8 {
+                        self.byte()?;
+                    }
+                }
+                Ok(_) => {}
+                Err(_) if has_input || step.bytes_written > 0 => {}
+                Err(_) => return Err(invalid("the image's layer is a damaged gzip file")),
+            }
+            if step.bytes_written > 0 {
+                return Ok(step.bytes_written);
+            }
+            if step.bytes_consumed == 0 && self.state.is_some() {
+                return Err(invalid("the image's layer is a damaged gzip file"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const WASM: &[u8] = b"\0asm\x0d\0\x01\0 and more";
+
+    /// An archive made by the system's `tar` of files by name.
+    fn archive(folder: &Path, flags: &str, files: &[(&str, &[u8])]) -> std::path::PathBuf {
+        let root = folder.join("root");
+        std::fs::create_dir_all(&root).unwrap();
+        for (name, content) in files {
+            std::fs::write(root.join(name), content).unwrap();
+        }
+        let path = folder.join("layer");
+        let done = Command::new("tar").arg(flags).arg(&path).arg("-C").arg(&root).arg(".").status();
+        assert!(done.unwrap().success());
+        path
+    }
+
+    fn unpacked(layer: &Path) -> io::Result<Option<Vec<u8>>> {
+        let output = layer.with_extension("out");
+        Ok(if unpack(layer, &output)? { Some(std::fs::read(output)?) } else { None })
+    }
+
+    #[test]
+    fn the_only_component_in_an_archive_is_found() {
+        let mut large = WASM.to_vec();
+        large.extend((0..300_000_u32).flat_map(|n| (n % 251).to_le_bytes()));
+        for flags in ["-cf", "-czf"] {
+            let folder = tempfile::tempdir().unwrap();
+            let files: &[(&str, &[u8])] = &[("app.wasm", &large), ("readme", b"text"), ("e", b"")];
+            let layer = archive(folder.path(), flags, files);
+            assert_eq!(unpacked(&layer).unwrap().unwrap(), large, "{flags}");
+        }
+    }
+
+    #[test]
+    fn a_component_alone_is_no_archive_and_others_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, WASM).unwrap();
+        assert_eq!(unpacked(&plain).unwrap(), None);
+        let layer = archive(folder.path(), "-czf", &[("sh", b"#!/bin/sh")]);
+        assert!(unpacked(&layer).unwrap_err().to_string().contains("no WebAssembly file"));
+        let layer = archive(folder.path(), "-cf", &[("a", WASM), ("b", WASM)]);
+        assert!(unpacked(&layer).unwrap_err().to_string().contains("2 WebAssembly files"));
+        let cut = std::fs::read(archive(folder.path(), "-czf", &[("a", WASM)])).unwrap();
+        std::fs::write(&plain, &cut[..cut.len() / 2]).unwrap();
+        assert!(unpacked(&plain).is_err());
+    }
+}

@@ -1,0 +1,179 @@
+//! Environment and arguments as containers get them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod};
+use serde_json::json;
+
+use crate::agent::pod::env::{ConfigError, Sources, arguments, environment, expand};
+
+fn pod() -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "web-1", "namespace": "shop", "uid": "u1",
+            "labels": {"app.kubernetes.io/name": "web"}, "annotations": {"a": "b"}},
+        "spec": {"nodeName": "node-1", "containers": [{"name": "app",
+            "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}}}]}
+    }))
+    .unwrap()
+}
+
+fn sources() -> Sources {
+    Sources {
+        config_maps: BTreeMap::from([(
+            "settings".into(),
+            Some(ConfigMap {
+                data: Some(BTreeMap::from([("MODE".into(), "fast".into())])),
+                ..ConfigMap::default()
+            }),
+        )]),
+        secrets: BTreeMap::from([("absent".into(), None)]),
+        ips: vec![[10, 42, 0, 2].into()],
+        host_ips: vec![[192, 0, 2, 1].into()],
+        service_env: vec![("API_SERVICE_HOST".into(), "10.43.0.9".into())],
+        allocatable: (4000, 1 << 30),
+        ephemeral_bytes: 3 << 30,
+        ..Sources::default()
+    }
+}
+
+fn env_of(container: serde_json::Value) -> Result<BTreeMap<String, String>, ConfigError> {
+    let container: Container = serde_json::from_value(container).unwrap();
+    environment(&pod(), &container, &sources()).map(|env| env.into_iter().collect())
+}
+
+#[test]
+fn dollar_names_are_expanded_as_in_kubernetes() {
+    let env = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
+    for (text, expanded) in [
+        ("plain", "plain"),
+        ("$(A)-$(B)", "1-$(A)"),
+        ("$$(A)", "$(A)"),
+        ("$(MISSING)", "$(MISSING)"),
+        ("$A ${A} $", "$A ${A} $"),
+        ("$(A", "$(A"),
+    ] {
+        assert_eq!(expand(text, &env), expanded, "{text}");
+    }
+}
+
+#[test]
+fn every_source_of_a_variable_is_read() {
+    let env = env_of(json!({"name": "app",
+        "envFrom": [{"prefix": "CFG_", "configMapRef": {"name": "settings"}}],
+        "resources": {"limits": {"cpu": "1500m", "memory": "64Mi"}},
+        "env": [
+            {"name": "FIXED", "value": "x"},
+            {"name": "BOTH", "value": "$(FIXED)-$(CFG_MODE)-$(API_SERVICE_HOST)"},
+            {"name": "UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app.kubernetes.io/name']"}}},
+            {"name": "HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+            {"name": "KEY", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "MODE"}}},
+            {"name": "MAYBE", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "k", "optional": true}}},
+            {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+            {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+            {"name": "POD_IP", "value": "mine"},
+        ]}))
+    .unwrap();
+    for (name, value) in [
+        ("FIXED", "x"),
+        ("BOTH", "x-fast-10.43.0.9"),
+        ("UID", "u1"),
+        ("LABEL", "web"),
+        ("HOST", "192.0.2.1"),
+        ("KEY", "fast"),
+        ("CPU", "2"),
+        ("MEM", "64"),
+        ("POD_IP", "mine"),
+        ("POD_NAME", "web-1"),
+        ("POD_NAMESPACE", "shop"),
+        ("NODE_NAME", "node-1"),
+        ("HOSTNAME", "web-1"),
+    ] {
+        assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    assert!(!env.contains_key("MAYBE"));
+}
+
+#[test]
+fn resources_are_divided_rounded_up_and_stand_in_for_missing_limits() {
+    let of = |source: serde_json::Value| {
+        let env = env_of(json!({"name": "app", "resources": {
+            "requests": {"cpu": "250m", "memory": "100Mi", "ephemeral-storage": "1500M"}},
+            "env": [{"name": "X", "valueFrom": {"resourceFieldRef": source}}]}));
+        env.unwrap().remove("X").unwrap()
+    };
+    for (resource, divisor, value) in [
+        ("requests.cpu", "0", "1"),
+        ("requests.cpu", "1m", "250"),
+        ("requests.memory", "1Mi", "100"),
+        ("requests.memory", "1Gi", "1"),
+        ("requests.ephemeral-storage", "1M", "1500"),
+        ("limits.cpu", "1", "4"),
+        ("limits.memory", "1Mi", "1024"),
+        ("limits.ephemeral-storage", "1Gi", "3"),
+        ("limits.hugepages-2Mi", "1", "0"),
+    ] {
+        assert_eq!(of(json!({"resource": resource, "divisor": divisor})), value, "{resource}");
+    }
+}
+
+#[test]
+fn env_from_keeps_its_order_and_skips_what_cannot_be_a_name() {
+    let map = |data: serde_json::Value| serde_json::from_value(json!({"data": data})).unwrap();
+    let sources = Sources {
+        config_maps: BTreeMap::from([
+            (
+                "a".into(),
+                Some(map(json!({"KEY": "a", "with-dash": "1", "b=d": "2", "\u{fc}": "3"}))),
+            ),
+            ("b".into(), Some(map(json!({"KEY": "b"})))),
+        ]),
+        ..Sources::default()
+    };
+    let container = serde_json::from_value(json!({"name": "app",
+        "envFrom": [{"configMapRef": {"name": "a"}}, {"configMapRef": {"name": "b"}},
+            {"prefix": "P_", "configMapRef": {"name": "a"}}],
+        "env": [{"name": "P_KEY", "value": "own"}]}))
+    .unwrap();
+    let env: BTreeMap<_, _> =
+        environment(&pod(), &container, &sources).unwrap().into_iter().collect();
+    for (name, value) in [("KEY", "b"), ("with-dash", "1"), ("P_KEY", "own"), ("P_with-dash", "1")]
+    {
+        assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    assert!(!env.keys().any(|name| name.contains('=') || name.contains('\u{fc}')));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let of = |source: serde_json::Value| {
+        env_of(json!({"name": "app", "env": [{"name": "X", "valueFrom": source}]}))
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        of(json!({"secretKeyRef": {"name": "absent", "key": "k"}})),
+        "secret \"absent\" not found"
+    );
+    assert_eq!(
+        of(json!({"configMapKeyRef": {"name": "settings", "key": "k"}})),
+        "couldn't find key k in ConfigMap settings"
+    );
+    assert_eq!(
+        of(json!({"fieldRef": {"fieldPath": "spec.secret"}})),
+        "unsupported fieldPath: spec.secret"
+    );
+}
+
+#[test]
+fn command_and_args_make_argv() {
+    let argv = |c: serde_json::Value| {
+        arguments(&serde_json::from_value(c).unwrap(), &[("A".into(), "1".into())])
+    };
+    assert_eq!(argv(json!({"name": "app"})), ["app"]);
+    assert_eq!(argv(json!({"name": "app", "args": ["-a", "$(A)"]})), ["app", "-a", "1"]);
+    assert_eq!(
+        argv(json!({"name": "app", "command": ["run", "x"], "args": ["y"]})),
+        ["run", "x", "y"]
+    );
+}

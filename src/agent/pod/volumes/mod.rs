@@ -1,0 +1,99 @@
+//! Volumes of a pod as folders of the host, and their mounts.
+//!
+//! Data in: the pod, the objects it names ([`Sources`]). Data out: folders below the pod's own,
+//! and [`Mount`](edgeorc_runtime::Mount)s for its containers. `docs/volumes.md` says what is
+//! supported.
+//!
+//! # Invariants
+//!
+//! - No path that a pod or a guest chose leads out of its volume: every step is taken from an open
+//!   folder, no link is followed, and a mount holds its folder open.
+//! - Volumes that the agent fills are read-only for guests, and change whole.
+
+mod atomic;
+mod beneath;
+pub(crate) mod claim;
+mod content;
+mod host_path;
+pub(crate) mod live;
+mod mount;
+pub(crate) mod reclaim;
+pub(crate) mod token;
+#[cfg(test)]
+mod volumes_test;
+
+use k8s_openapi::api::core::v1::{Pod, Volume};
+use parking_lot::Mutex;
+
+pub(crate) use content::TokenKey;
+pub(crate) use mount::mounts;
+
+use crate::agent::dirs::{PodDir, make_private};
+use crate::agent::pod::env::{ConfigError, Sources};
+
+/// One write of volumes at a time in this process: a pod's start and a live update may meet.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Makes the folders of all volumes of `pod` and writes what they hold.
+pub(crate) fn write_volumes(pod: &Pod, dir: &PodDir, sources: &Sources) -> Result<(), ConfigError> {
+    let _writing = WRITING.lock();
+    for volume in volumes_of(pod) {
+        let folder = dir.volume(&volume.name);
+        if let Some(payload) = content::payload(pod, volume, sources)? {
+            atomic::write(&folder, &payload)?;
+        } else if is_empty_dir(volume) {
+            make_private(&folder)?;
+        } else if volume.host_path.is_none() && volume.persistent_volume_claim.is_none() {
+            return Err(ConfigError::Unsupported(format!(
+                "volume {} is of a type that this node does not have; emptyDir, configMap, secret, projected, downwardAPI, hostPath and persistentVolumeClaim are there",
+                volume.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Writes anew what has changed in the volumes that the agent fills. Returns the volumes that did.
+pub(crate) fn update_volumes(
+    pod: &Pod,
+    dir: &PodDir,
+    sources: &Sources,
+) -> Result<Vec<String>, ConfigError> {
+    let _writing = WRITING.lock();
+    let mut changed = Vec::new();
+    for volume in volumes_of(pod).filter(|volume| is_filled(volume)) {
+        let folder = dir.volume(&volume.name);
+        // Not yet written: the pod's start will.
+        if atomic::data(&folder).is_none() {
+            continue;
+        }
+        if let Some(payload) = content::payload(pod, volume, sources)?
+            && atomic::write(&folder, &payload)?
+        {
+            changed.push(volume.name.clone());
+        }
+    }
+    Ok(changed)
+}
+
+pub(crate) fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    pod.spec.iter().flat_map(|s| s.volumes.iter().flatten())
+}
+
+/// An emptyDir, said or by default. `medium: Memory` is one like any other: guests' files are in
+/// the host's page cache anyway.
+fn is_empty_dir(volume: &Volume) -> bool {
+    let named = Volume { name: volume.name.clone(), ..Volume::default() };
+    match &volume.empty_dir {
+        Some(dir) => matches!(dir.medium.as_deref(), None | Some("" | "Memory")),
+        None => *volume == named,
+    }
+}
+
+/// Whether the agent writes the files of the volume.
+fn is_filled(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
+}

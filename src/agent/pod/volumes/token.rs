@@ -1,0 +1,188 @@
+//! Tokens of a pod's service account: asked of the API, kept on disk, renewed before they end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::dirs::{PodDir, read_json, write_copy};
+use crate::agent::pod::api::PodApi;
+use crate::agent::pod::env::{self, ConfigError};
+use crate::agent::pod::objects::within_patience;
+use crate::agent::pod::volumes::{TokenKey, volumes_of};
+
+/// A token is renewed after this long, or when four fifths of its life are over.
+const AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
+
+/// A token and its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Token {
+    /// Whom it is for; guards against two audiences that make one file name.
+    pub(crate) audience: String,
+    pub(crate) token: String,
+    pub(crate) issued_at: Timestamp,
+    pub(crate) expires_at: Timestamp,
+}
+
+impl Token {
+    /// When a new one is asked for.
+    pub(crate) fn renew_at(&self) -> Timestamp {
+        let life = self.expires_at.duration_since(self.issued_at);
+        let wait = SignedDuration::from_secs(life.as_secs() / 5 * 4).min(AGE_MAX);
+        self.issued_at.checked_add(wait).unwrap_or(self.issued_at)
+    }
+}
+
+/// The tokens that the pod's volumes hold.
+pub(crate) fn wanted(pod: &Pod) -> BTreeSet<TokenKey> {
+    volumes_of(pod)
+        .flat_map(|v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()))
+        .filter_map(|source| source.service_account_token.as_ref())
+        .map(TokenKey::of)
+        .collect()
+}
+
+/// The tokens of `pod`: copies while they are fresh, new ones from the API when they are not.
+///
+/// An old token is better than none: a pod that is back from a power cut starts without a server.
+pub(crate) async fn collect(
+    api: &dyn PodApi,
+    pod: &Pod,
+    dir: &PodDir,
+    now: Timestamp,
+) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
+    let mut tokens = BTreeMap::new();
+    for key in wanted(pod) {
+        let file = file(dir, &key);
+        let copy: Option<Token> =
+            read_json(&file).filter(|token: &Token| token.audience == key.audience);
+        if let Some(fresh) = copy.as_ref().filter(|token| now < token.renew_at()) {
+            tokens.insert(key, fresh.token.clone());
+            continue;
+        }
+        match within_patience(copy.is_some(), api.token(pod, &key, now)).await {
+            Ok(token) => {
+                write_copy(&file, &token)?;
+                tokens.insert(key, token.token);
+            }
+            Err(err) => match copy {
+                Some(old) => {
+                    tokens.insert(key, old.token);
+                }
+                None => {
+                    return Err(ConfigError::Unread {
+                        kind: "serviceaccount token",
+                        name: env::service_account(pod).to_owned(),
+                        reason: err.to_string(),
+                    });
+                }
+            },
+        }
+    }
+    Ok(tokens)
+}
+
+/// When the first of the pod's tokens is to be renewed, as far as they are on disk.
+pub(crate) fn next_renewal(pod: &Pod, dir: &PodDir) -> Option<Timestamp> {
+    let tokens = wanted(pod).into_iter().filter_map(|key| read_json::<Token>(&file(dir, &key)));
+    tokens.map(|token| token.renew_at()).min()
+}
+
+fn file(dir: &PodDir, key: &TokenKey) -> std::path::PathBuf {
+    dir.object_file("token", &format!("{}-{}", key.expiration_seconds, key.audience))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::agent::dirs::Dirs;
+    use crate::agent::pod::api::Happening;
+    use crate::agent::pod::api::PodApiError;
+
+    #[test]
+    fn a_token_is_renewed_at_four_fifths_of_its_life_and_once_a_day() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let token = |life: i64| Token {
+            audience: String::new(),
+            token: String::new(),
+            issued_at: at(1000),
+            expires_at: at(1000 + life),
+        };
+        assert_eq!(token(3600).renew_at(), at(1000 + 2880));
+        assert_eq!(token(365 * 86400).renew_at(), at(1000 + 86400));
+    }
+
+    /// An API that gives tokens of an hour, or does not answer.
+    struct Api {
+        is_up: bool,
+        asked: std::sync::atomic::AtomicU32,
+    }
+
+    #[async_trait::async_trait]
+    impl PodApi for Api {
+        async fn patch_status(&self, base: &Pod, _: Value) -> Result<Pod, PodApiError> {
+            Ok(base.clone())
+        }
+
+        async fn get(&self, base: &Pod) -> Result<Pod, PodApiError> {
+            Ok(base.clone())
+        }
+
+        async fn delete(&self, _: &Pod) -> Result<(), PodApiError> {
+            Ok(())
+        }
+
+        fn event(&self, _: &Pod, _: Option<&str>, _: Happening) {}
+
+        async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
+            Ok(None)
+        }
+
+        async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
+            Ok(None)
+        }
+
+        async fn token(
+            &self,
+            _: &Pod,
+            key: &TokenKey,
+            now: Timestamp,
+        ) -> Result<Token, PodApiError> {
+            if !self.is_up {
+                return Err(PodApiError::Unavailable("down".to_owned()));
+            }
+            let number = self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+            Ok(Token {
+                audience: key.audience.clone(),
+                token: number.to_string(),
+                issued_at: now,
+                expires_at: now.checked_add(SignedDuration::from_secs(3600)).unwrap(),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_for_once_renewed_in_time_and_kept_while_the_api_is_down() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [
+            {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}}))
+        .unwrap();
+        let api = |is_up| Api { is_up, asked: 0.into() };
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let down = api(false);
+        assert!(collect(&down, &pod, &dir, at(0)).await.is_err());
+        let up = api(true);
+        for (second, token) in [(0, "1"), (2879, "1"), (2880, "2"), (2881, "2")] {
+            let tokens = collect(&up, &pod, &dir, at(second)).await.unwrap();
+            assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
+        }
+        assert_eq!(next_renewal(&pod, &dir), Some(at(2880 + 2880)));
+        let tokens = collect(&down, &pod, &dir, at(100_000)).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["2"], "an old one starts the pod");
+    }
+}

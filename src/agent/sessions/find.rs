@@ -1,0 +1,217 @@
+//! What a command's name stands for.
+//!
+//! 1. A component in the container's volumes: `/bin/NAME`, `/bin/NAME.wasm`, or the path given.
+//! 2. A tool of the node: `tools/NAME.wasm`, or for one of [`APPLETS`] `tools/busybox.wasm`, or the
+//!    image `busybox` of the cluster's registry.
+//! 3. The container's own component, by the container's name or its image's.
+
+use std::path::{Component, Path, PathBuf};
+
+use edgeorc_runtime::Mount;
+
+use super::exec::Exec;
+use crate::agent::dirs::make_private;
+use crate::agent::image::{ImageError, Wanted};
+use crate::agent::pod::plan::PullPolicy;
+
+/// The tool that stands for many.
+const BUSYBOX: &str = "busybox";
+/// What [`BUSYBOX`] can do, by `argv[0]`.
+const APPLETS: &[&str] = &[
+    "[", "basename", "busybox", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env",
+    "false", "find", "grep", "head", "hostname", "id", "ls", "mkdir", "mv", "printenv", "printf",
+    "pwd", "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "tail", "tar", "tee", "test",
+    "touch", "true", "uname", "uniq", "wc", "which", "whoami", "yes",
+];
+/// Folders in which other systems keep their tools.
+const TOOL_FOLDERS: &[&str] = &["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/"];
+/// How often links are followed is up to the system; this is how many mounts one path may match.
+const PATHS_MAX: usize = 4;
+
+/// Why there is nothing to run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FindError {
+    /// Nothing has this name.
+    #[error("not found")]
+    NotFound,
+    /// Something has, and cannot be run.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Its compiled code.
+    pub(super) compiled: PathBuf,
+    /// A read-only root folder that shows where the volumes are.
+    pub(super) root: Option<Mount>,
+}
+
+impl Exec<'_> {
+    /// Looks a command up, and compiles it if need be.
+    pub(super) async fn find(&self, name: &str) -> Result<Found, FindError> {
+        if name.is_empty() {
+            return Err(FindError::NotFound);
+        }
+        let images = &self.workshop.shared.images;
+        let mounts = &self.container.config.mounts;
+        if let Some(file) = candidates(name).iter().find_map(|path| in_mounts(mounts, path)) {
+            let compiled = images.adopt(&file).await?;
+            return Ok(Found { compiled, root: self.root() });
+        }
+        let plain = TOOL_FOLDERS.iter().find_map(|folder| name.strip_prefix(folder));
+        let plain = plain.unwrap_or(name);
+        if plain.contains('/') || plain.starts_with('.') {
+            return Err(FindError::NotFound);
+        }
+        let tools = self.workshop.dirs.tools();
+        let is_applet = APPLETS.contains(&plain);
+        let files = [Some(plain), is_applet.then_some(BUSYBOX)];
+        let files = files.iter().flatten().map(|tool| tools.join(format!("{tool}.wasm")));
+        if let Some(file) = files.into_iter().find(|file| file.is_file()) {
+            let compiled = images.adopt(&file).await?;
+            return Ok(Found { compiled, root: self.root() });
+        }
+        if plain == self.container.config.name || plain == image_name(&self.container.image) {
+            let compiled = self.container.config.compiled.clone();
+            return Ok(Found { compiled, root: None });
+        }
+        if is_applet {
+            let pod = self.pod.dir.read_pod().unwrap_or_default();
+            let image = images
+                .ready(&Wanted {
+                    pod: &pod,
+                    field_path: format!("spec.containers{{{}}}", self.container.config.name),
+                    image: BUSYBOX,
+                    pull: PullPolicy::IfNotPresent,
+                })
+                .await;
+            // A cluster without the image has no tools; that is no fault of the command.
+            let image = image.inspect_err(|err| tracing::debug!(%err, "no image busybox"));
+            let compiled = image.map_err(|_| FindError::NotFound)?.compiled;
+            return Ok(Found { compiled, root: self.root() });
+        }
+        Err(FindError::NotFound)
+    }
+
+    /// A folder with an empty folder for each volume, so that a tool can walk down to them.
+    fn root(&self) -> Option<Mount> {
+        let mounts = &self.container.config.mounts;
+        if mounts.iter().any(|mount| mount.guest_path.trim_end_matches('/').is_empty()) {
+            return None;
+        }
+        let host_path = self.pod.dir.exec_root(&self.container.config.name);
+        make_private(&host_path).ok()?;
+        for mount in mounts {
+            let below = relative(&mount.guest_path)?;
+            let _ = make_private(&host_path.join(below));
+        }
+        let guest_path = "/".to_owned();
+        Some(Mount { host_path, pin: None, guest_path, is_read_only: true, limit: None })
+    }
+}
+
+/// Where a command may lie in the container.
+fn candidates(name: &str) -> Vec<String> {
+    let is_wasm = Path::new(name).extension().is_some_and(|ext| ext.eq_ignore_ascii_case("wasm"));
+    let path = if name.contains('/') {
+        format!("/{}", name.trim_start_matches('/'))
+    } else {
+        format!("/bin/{name}")
+    };
+    let mut found = vec![path.clone()];
+    if is_wasm && !name.contains('/') {
+        found.push(format!("/{name}"));
+    }
+    if !is_wasm {
+        found.push(format!("{path}.wasm"));
+    }
+    found.truncate(PATHS_MAX);
+    found
+}
+
+/// The file of the host that a guest has at `path`. Never outside the volume, whatever links a
+/// guest made.
+fn in_mounts(mounts: &[Mount], path: &str) -> Option<PathBuf> {
+    let below = relative(path)?;
+    let holding = mounts.iter().filter_map(|mount| {
+        let at = relative(&mount.guest_path)?;
+        let rest = below.strip_prefix(&at).ok()?;
+        Some((at.components().count(), mount, rest))
+    });
+    let (_, mount, rest) = holding.max_by_key(|(depth, ..)| *depth)?;
+    let root = mount.host_path.canonicalize().ok()?;
+    let file = root.join(rest).canonicalize().ok()?;
+    (file.starts_with(&root) && file.is_file()).then_some(file)
+}
+
+/// A guest's path without its root; `None` if it climbs.
+fn relative(path: &str) -> Option<PathBuf> {
+    let mut below = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => below.push(name),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(below)
+}
+
+/// `registry/team/app:v1` is `app`.
+fn image_name(image: &str) -> &str {
+    let image = image.split('@').next().unwrap_or(image);
+    let last = image.rsplit('/').next().unwrap_or(image);
+    last.split(':').next().unwrap_or(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_looked_up_in_the_deepest_volume_and_never_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            path.canonicalize().unwrap()
+        };
+        let (outer, inner) = (folder("outer"), folder("inner"));
+        std::fs::write(outer.join("tool.wasm"), "o").unwrap();
+        std::fs::write(inner.join("tool.wasm"), "i").unwrap();
+        std::fs::write(dir.path().join("secret"), "s").unwrap();
+        std::os::unix::fs::symlink("../secret", outer.join("out")).unwrap();
+        let mount = |host_path: &PathBuf, guest_path: &str| Mount {
+            host_path: host_path.clone(),
+            pin: None,
+            guest_path: guest_path.to_owned(),
+            is_read_only: false,
+            limit: None,
+        };
+        let mounts = [mount(&outer, "/bin"), mount(&inner, "/bin/more/")];
+        assert_eq!(in_mounts(&mounts, "/bin/tool.wasm"), Some(outer.join("tool.wasm")));
+        assert_eq!(in_mounts(&mounts, "/bin/more/tool.wasm"), Some(inner.join("tool.wasm")));
+        for nothing in ["/bin/out", "/bin/../secret", "/bin", "/tool.wasm", "/binary"] {
+            assert_eq!(in_mounts(&mounts, nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_for_in_bin_and_with_its_ending() {
+        assert_eq!(candidates("x"), ["/bin/x", "/bin/x.wasm"]);
+        assert_eq!(candidates("x.wasm"), ["/bin/x.wasm", "/x.wasm"]);
+        assert_eq!(candidates("/data/x"), ["/data/x", "/data/x.wasm"]);
+        assert_eq!(candidates("data/x.wasm"), ["/data/x.wasm"]);
+    }
+
+    #[test]
+    fn an_images_name_is_its_last_part() {
+        for image in
+            ["app", "app:v1", "a/b/app:v1", "r.io:5000/app", "app@sha256:00", "a/app:v@sha256:0"]
+        {
+            assert_eq!(image_name(image), "app", "{image}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Where a pod's storage is, or can be made: a pod runs where its volumes are.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::ResourceExt as _;
+
+use crate::api::local_volume::{self, PROVISIONER};
+use crate::client::Informers;
+use crate::scheduler::view::{ClusterView, Facts, PodKey};
+
+/// A bound volume is elsewhere, or another pod has already settled where an open claim will be.
+const CONFLICT: &str = "node(s) had volume node affinity conflict";
+/// The claim is `ReadWriteOncePod`, and a pod has it.
+const IN_USE: &str =
+    "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+/// No volume that an administrator made fits there.
+const NONE_AVAILABLE: &str = "node(s) didn't find available persistent volumes to bind";
+
+/// What a pod's claims ask of a node.
+#[derive(Debug, Clone, Default)]
+pub struct Storage {
+    /// Why no node will do.
+    pub(super) missing: Option<String>,
+    /// Volumes that its claims are bound to.
+    bound: Vec<Arc<PersistentVolume>>,
+    /// Claims that will be bound where the pod is.
+    open: Vec<Open>,
+    /// Claims that one pod alone may use.
+    exclusive: Vec<PodKey>,
+}
+
+#[derive(Debug, Clone)]
+struct Open {
+    key: PodKey,
+    /// Of volumes that exist, those that fit; `None`: one is made on any node.
+    candidates: Option<Vec<Arc<PersistentVolume>>>,
+}
+
+impl Storage {
+    /// Of `pod`, as the caches show it.
+    pub(super) fn of(pod: &Pod, informers: &Informers) -> Self {
+        let namespace = pod.namespace().unwrap_or_default();
+        let mut storage = Self::default();
+        for name in local_volume::claims_of(pod) {
+            let claim = informers.claims.store.named(&namespace, name);
+            let claim = claim.filter(|claim| claim.metadata.deletion_timestamp.is_none());
+            let Some(claim) = claim else {
+                storage.missing = Some(format!("persistentvolumeclaim {name:?} not found"));
+                return storage;
+            };
+            if let Err(reason) =
+                storage.add((namespace.clone(), name.to_owned()), &claim, informers)
+            {
+                storage.missing = Some(reason);
+                return storage;
+            }
+        }
+        storage
+    }
+
+    fn add(
+        &mut self,
+        key: PodKey,
+        claim: &PersistentVolumeClaim,
+        informers: &Informers,
+    ) -> Result<(), String> {
+        let spec = claim.spec.clone().unwrap_or_default();
+        if spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod") {
+            self.exclusive.push(key.clone());
+        }
+        if let Some(volume) = spec.volume_name.filter(|name| !name.is_empty()) {
+            let found = informers.volumes.store.named("", &volume);
+            let found = found.ok_or_else(|| format!("persistentvolume {volume:?} not found"))?;
+            self.bound.push(found);
+            return Ok(());
+        }
+        let class = spec.storage_class_name.unwrap_or_default();
+        let class = informers.storage_classes.store.named("", &class);
+        let is_made = class.as_ref().is_some_and(|class| class.provisioner == PROVISIONER);
+        let waits = class
+            .as_ref()
+            .is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
+        if !is_made && !waits {
+            return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
+        }
+        let volumes = informers.volumes.store.state();
+        let candidates =
+            volumes.into_iter().filter(|volume| local_volume::is_match(volume, claim)).collect();
+        self.open.push(Open { key, candidates: (!is_made).then_some(candidates) });
+        Ok(())
+    }
+
+    /// With what the view knows of pods that share the claims.
+    pub(super) fn on<'a>(&'a self, view: &'a ClusterView) -> Placed<'a> {
+        let settled = self.open.iter().filter_map(|open| view.node_of_claim(&open.key)).collect();
+        let is_in_use = self.exclusive.iter().any(|claim| view.node_of_claim(claim).is_some());
+        Placed { storage: self, settled, is_in_use }
+    }
+}
+
+/// [`Storage`] in a cluster.
+pub(super) struct Placed<'a> {
+    storage: &'a Storage,
+    /// Nodes where other pods of the open claims are.
+    settled: Vec<&'a str>,
+    /// Another pod has a claim that one pod alone may use.
+    is_in_use: bool,
+}
+
+impl Placed<'_> {
+    /// Why the node cannot have the pod, if its storage speaks against it.
+    pub(super) fn refusal(&self, node: &str, facts: &Facts) -> Option<&'static str> {
+        if self.is_in_use {
+            return Some(IN_USE);
+        }
+        let is_usable =
+            |v: &Arc<PersistentVolume>| local_volume::is_usable_on(v, node, &facts.labels);
+        if !self.storage.bound.iter().all(is_usable) || self.settled.iter().any(|at| *at != node) {
+            return Some(CONFLICT);
+        }
+        let has_one = |open: &Open| {
+            open.candidates.as_ref().is_none_or(|volumes| volumes.iter().any(is_usable))
+        };
+        (!self.storage.open.iter().all(has_one)).then_some(NONE_AVAILABLE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::scheduler::decide::decide_with;
+    use crate::scheduler::need::{Need, Resources};
+
+    fn view() -> ClusterView {
+        let mut view = ClusterView::new();
+        for name in ["a", "b", "c"] {
+            let labels = [("kubernetes.io/hostname".to_owned(), name.to_owned())].into();
+            let allocatable = Resources { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 10 };
+            view.set_node(name, Some(Facts { labels, allocatable, ..Facts::default() }));
+        }
+        view
+    }
+
+    fn volume(node: &str) -> Arc<PersistentVolume> {
+        Arc::new(
+            serde_json::from_value(json!({"spec": {"nodeAffinity": {"required": {
+                "nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}}}))
+            .unwrap(),
+        )
+    }
+
+    fn pod() -> Pod {
+        serde_json::from_value(json!({"metadata": {"namespace": "n", "name": "p"}, "spec": {
+            "containers": [], "volumes": [
+                {"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}}))
+        .unwrap()
+    }
+
+    fn key() -> PodKey {
+        ("n".into(), "data".into())
+    }
+
+    #[test]
+    fn a_pod_runs_where_its_volume_is() {
+        let storage = Storage { bound: vec![volume("b")], ..Storage::default() };
+        for seed in 0..10 {
+            assert_eq!(decide_with(&view(), &pod(), &storage, seed), Ok("b"));
+        }
+        let gone = Storage { bound: vec![volume("z")], ..Storage::default() };
+        let refused = decide_with(&view(), &pod(), &gone, 0).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "0/3 nodes are available: 3 node(s) had volume node affinity conflict."
+        );
+    }
+
+    #[test]
+    fn pods_of_an_open_claim_go_to_one_node() {
+        let mut view = view();
+        let open = Open { key: key(), candidates: None };
+        let storage = Storage { open: vec![open], ..Storage::default() };
+        let first = decide_with(&view, &pod(), &storage, 7).unwrap().to_owned();
+        let other = ("n".to_owned(), "other".to_owned());
+        view.assume(&other, "u", &first, Need::of(&pod()));
+        for seed in 0..10 {
+            assert_eq!(decide_with(&view, &pod(), &storage, seed), Ok(first.as_str()));
+        }
+        view.remove(&other);
+        assert_eq!(view.node_of_claim(&key()), None);
+    }
+
+    #[test]
+    fn a_claim_for_one_pod_is_given_to_one_pod() {
+        let mut view = view();
+        let storage =
+            Storage { bound: vec![volume("b")], exclusive: vec![key()], ..Storage::default() };
+        assert_eq!(decide_with(&view, &pod(), &storage, 1), Ok("b"));
+        view.assume(&("n".to_owned(), "other".to_owned()), "u", "b", Need::of(&pod()));
+        let refused = decide_with(&view, &pod(), &storage, 1).unwrap_err().to_string();
+        assert!(refused.contains("ReadWriteOncePod"), "{refused}");
+    }
+
+    #[test]
+    fn a_claim_of_made_volumes_goes_where_one_is_and_a_missing_claim_is_named() {
+        let candidates = Some(vec![volume("c")]);
+        let storage = Storage { open: vec![Open { key: key(), candidates }], ..Storage::default() };
+        assert_eq!(decide_with(&view(), &pod(), &storage, 3), Ok("c"));
+        let missing = "persistentvolumeclaim \"data\" not found".to_owned();
+        let storage = Storage { missing: Some(missing), ..Storage::default() };
+        assert_eq!(
+            decide_with(&view(), &pod(), &storage, 3).unwrap_err().to_string(),
+            "0/3 nodes are available: persistentvolumeclaim \"data\" not found."
+        );
+    }
+}

@@ -1,0 +1,321 @@
+//! `kubectl exec`, `cp`, `attach` and `port-forward`, over WebSocket and over SPDY.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use crate::support::{Block, Node, PATIENCE, both, eventually, get, guest, hello, succeed};
+
+/// How kubectl is told to speak SPDY, as versions before 1.31 do.
+const SPDY: [&str; 2] = ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"];
+/// How long a session may take; one that hangs fails.
+const SESSION_LIMIT: &str = "30";
+/// Sessions that a node has place for.
+const SESSIONS_MAX: usize = 64;
+
+/// Puts the tools where the node's agent looks for them.
+fn give_tools(node: &Node) {
+    let tools = node.data_dir.join("agent/tools");
+    eventually("the agent has made its folders", PATIENCE, || {
+        std::fs::copy(guest("busybox"), tools.join("busybox.wasm"))
+    });
+}
+
+/// Pushes a component and says its image.
+fn push(node: &Node, file: &Path, name: &str) -> String {
+    let file = file.to_str().unwrap();
+    succeed(&mut node.edgeorc(&["deploy", file, "--name", name, "--replicas", "0"]));
+    let image = "jsonpath={.spec.template.spec.containers[0].image}";
+    succeed(&mut node.kubectl(&["get", "deploy", name, "-o", image]))
+}
+
+/// A pod with a volume at `/data`; `more` are lines of its container.
+fn pod(node: &Node, name: &str, on: &str, image: &str, more: &str) {
+    let text = format!(
+        "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  nodeName: {on}
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: {image}
+    volumeMounts:
+    - name: data
+      mountPath: /data
+{more}
+  volumes:
+  - name: data
+    emptyDir: {{}}
+"
+    );
+    let file = node.data_dir.with_extension(format!("{name}.yaml"));
+    std::fs::write(&file, text).unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
+    let ready = ["wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{name}")];
+    succeed(&mut node.kubectl(&ready));
+}
+
+/// kubectl that ends in time, with one of the two protocols.
+fn session(node: &Node, is_spdy: bool, args: &[&str]) -> Command {
+    let kubectl = node.kubectl(args);
+    let mut command = Command::new("timeout");
+    command.arg(SESSION_LIMIT).arg(kubectl.get_program()).args(kubectl.get_args());
+    if is_spdy {
+        command.envs(SPDY.map(|name| (name, "false")));
+    }
+    command
+}
+
+/// Runs with this on its standard input.
+fn with_input(command: &mut Command, input: &[u8]) -> Output {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+#[test]
+fn exec_carries_streams_and_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    give_tools(&node);
+    let image = push(&node, &guest("ticker"), "ticker");
+    pod(&node, "p", "one", &image, "");
+    for is_spdy in [false, true] {
+        let exec = |args: &[&str]| {
+            let mut all = vec!["exec", "p", "--"];
+            all.extend(args);
+            session(&node, is_spdy, &all).stdin(Stdio::null()).output().unwrap()
+        };
+        let ended = exec(&["sh", "-c", "echo out; echo err 2>&1; nothing; exit 3"]);
+        assert_eq!(ended.status.code(), Some(3), "{}", both(&ended));
+        assert_eq!(String::from_utf8_lossy(&ended.stdout), "out\nerr\n");
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(said.contains("sh: nothing: not found"), "{said}");
+        assert!(said.contains("command terminated with exit code 3"), "{said}");
+
+        let missing = exec(&["nobody"]);
+        assert_eq!(missing.status.code(), Some(127), "{}", both(&missing));
+        let text = "exec: \"nobody\": executable file not found in $PATH";
+        assert!(both(&missing).contains(text), "{}", both(&missing));
+
+        // The container's own component, and its surroundings.
+        let own = exec(&["main", "--count", "2", "--interval-ms", "1", "--exit", "7"]);
+        assert_eq!(own.status.code(), Some(7), "{}", both(&own));
+        assert_eq!(String::from_utf8_lossy(&own.stdout), "tick 1\ntick 2\n");
+        let name = exec(&["sh", "-c", "echo $POD_NAME $(hostname); ls /"]);
+        assert_eq!(
+            String::from_utf8_lossy(&name.stdout),
+            "p p\ndata\ndev\nvar\n",
+            "{}",
+            both(&name)
+        );
+
+        // More than every buffer on the way holds, there and back.
+        let much: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let echoed =
+            with_input(&mut session(&node, is_spdy, &["exec", "-i", "p", "--", "cat"]), &much);
+        assert!(echoed.status.success(), "{}", String::from_utf8_lossy(&echoed.stderr));
+        assert!(echoed.stdout == much, "{} of {} bytes", echoed.stdout.len(), much.len());
+    }
+    // A file of the container wins over a tool.
+    let wasm = guest("ticker");
+    let copied = ["cp", wasm.to_str().unwrap(), "p:/data/mine.wasm"];
+    succeed(&mut session(&node, false, &copied));
+    let exec = ["exec", "p", "--", "/data/mine", "--count", "1", "--exit", "0"];
+    assert_eq!(succeed(&mut session(&node, false, &exec)), "tick 1\n");
+    // What is refused before anything runs.
+    let nowhere = node.kubectl(&["exec", "nobody", "--", "true"]).output().unwrap();
+    assert!(both(&nowhere).contains("pods \"nobody\" not found"), "{}", both(&nowhere));
+}
+
+#[test]
+fn a_command_ends_with_its_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    give_tools(&node);
+    let image = push(&node, &guest("ticker"), "ticker");
+    pod(&node, "p", "one", &image, "");
+    for is_spdy in [false, true] {
+        let own = ["exec", "p", "--", "main", "--interval-ms", "10"];
+        let mut child = node
+            .kubectl(&own)
+            .envs(is_spdy.then_some(SPDY.map(|name| (name, "false"))).into_iter().flatten())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "tick 1");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    // Every place for sessions can be had again; a command that was left behind would keep one.
+    let waiting: Vec<_> = (0..SESSIONS_MAX)
+        .map(|_| {
+            let mut sleep = session(&node, false, &["exec", "-i", "p", "--", "cat"]);
+            sleep.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            sleep.spawn().unwrap()
+        })
+        .collect();
+    for mut child in waiting {
+        drop(child.stdin.take());
+        let ended = child.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{}", both(&ended));
+    }
+}
+
+#[test]
+fn cp_carries_files_both_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    give_tools(&node);
+    let image = push(&node, &guest("ticker"), "ticker");
+    pod(&node, "p", "one", &image, "");
+    let tree = folder.path().join("tree");
+    let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_be_bytes).collect();
+    std::fs::create_dir_all(tree.join("deep")).unwrap();
+    std::fs::write(tree.join("deep/content"), &content).unwrap();
+    std::fs::write(tree.join("empty"), "").unwrap();
+    for (is_spdy, name) in [(false, "a"), (true, "b")] {
+        let (to, from) = (format!("p:/data/{name}"), tree.to_str().unwrap());
+        succeed(&mut session(&node, is_spdy, &["cp", from, &to]));
+        let list = ["exec", "p", "--", "ls", &format!("/data/{name}")];
+        assert_eq!(succeed(&mut session(&node, is_spdy, &list)), "deep\nempty\n");
+        let back = folder.path().join(format!("back-{name}"));
+        succeed(&mut session(&node, is_spdy, &["cp", &to, back.to_str().unwrap()]));
+        assert!(std::fs::read(back.join("deep/content")).unwrap() == content);
+        assert!(std::fs::read(back.join("empty")).unwrap().is_empty());
+    }
+    let missing = ["cp", "p:/data/none", "none"];
+    let missing = session(&node, false, &missing).current_dir(folder.path()).output().unwrap();
+    assert!(!missing.status.success(), "{}", both(&missing));
+    assert!(both(&missing).contains("No such file or directory"), "{}", both(&missing));
+}
+
+#[test]
+fn attach_shows_output_and_carries_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let ticker = push(&node, &guest("ticker"), "ticker");
+    let tools = push(&node, &guest("busybox"), "busybox");
+    pod(&node, "ticks", "one", &ticker, "    args: [\"--interval-ms\", \"100\"]");
+    for (is_spdy, name) in [(false, "shell-a"), (true, "shell-b")] {
+        let mut attached = session(&node, is_spdy, &["attach", "ticks"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(attached.stdout.take().unwrap()).lines();
+        assert!(lines.next().unwrap().unwrap().starts_with("tick "));
+        attached.kill().unwrap();
+        attached.wait().unwrap();
+        drop(lines);
+
+        pod(
+            &node,
+            name,
+            "one",
+            &tools,
+            "    command: [\"sh\"]\n    stdin: true\n    stdinOnce: true",
+        );
+        let mut shell = session(&node, is_spdy, &["attach", "-i", name]);
+        let ended = with_input(&mut shell, b"echo hello from $HOSTNAME\nexit 0\n");
+        let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert!(text.contains(&format!("hello from {name}")), "{}", both(&ended));
+        let phase = ["wait", "--for=jsonpath={.status.phase}=Succeeded", &format!("pod/{name}")];
+        succeed(&mut node.kubectl(&phase));
+    }
+}
+
+/// kubectl port-forward, until dropped.
+struct Forward {
+    child: Child,
+    ports: Vec<u16>,
+}
+
+impl Forward {
+    fn start(node: &Node, is_spdy: bool, ports: &[&str]) -> Self {
+        let mut args = vec!["port-forward", "pod/web", "--address", "127.0.0.1"];
+        args.extend(ports);
+        let mut command = node.kubectl(&args);
+        if is_spdy {
+            command.envs(SPDY.map(|name| (name, "false")));
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ports = ports.iter().map(|_| {
+            let line = lines.next().unwrap().unwrap();
+            let port = line.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split(' ').next());
+            port.unwrap_or_else(|| panic!("no port in {line:?}")).parse().unwrap()
+        });
+        let ports = ports.collect();
+        // kubectl goes on to write to it.
+        std::thread::spawn(move || lines.count());
+        Self { child, ports }
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn port_forward_reaches_a_pod_of_another_node() {
+    let (folder, block) = (tempfile::tempdir().unwrap(), Block::take());
+    let server = Node::start(folder.path(), "server", block.address(1), None);
+    server.wait_ready();
+    let token = succeed(&mut server.edgeorc(&["node", "token", "create"]));
+    let agent =
+        Node::start(folder.path(), "agent", block.address(2), Some((&server, token.trim())));
+    eventually("the agent is ready", PATIENCE, || {
+        let nodes = succeed(&mut server.kubectl(&["get", "nodes"]));
+        let is_ready = |name: &str| {
+            nodes.lines().any(|line| line.starts_with(name) && line.contains(" Ready"))
+        };
+        if is_ready("agent") { Ok(()) } else { Err(format!("{nodes}\n{}", agent.process.stderr())) }
+    });
+    give_tools(&agent);
+    let image = push(&server, &hello(), "hello");
+    pod(&server, "web", "agent", &image, "");
+    for is_spdy in [false, true] {
+        let forward = Forward::start(&server, is_spdy, &[":8080", ":8080"]);
+        for round in 0..20 {
+            let port = forward.ports[round % forward.ports.len()];
+            let at = ([127, 0, 0, 1], port).into();
+            let answer = get(at, "web", "/", Duration::from_secs(10)).unwrap();
+            assert_eq!(answer.code, 200, "{answer:?}");
+            assert!(answer.body.contains("pod web on node agent"), "{answer:?}");
+        }
+        // Many at once.
+        let port = forward.ports[0];
+        let users: Vec<_> = (0..16)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    get(([127, 0, 0, 1], port).into(), "web", "/", Duration::from_secs(10))
+                })
+            })
+            .collect();
+        for user in users {
+            assert_eq!(user.join().unwrap().unwrap().code, 200);
+        }
+        // And a command on the other node.
+        let exec = ["exec", "web", "--", "sh", "-c", "echo $NODE_NAME"];
+        assert_eq!(succeed(&mut session(&server, is_spdy, &exec)), "agent\n");
+    }
+}

@@ -1,0 +1,305 @@
+//! Tools for text, and about the system.
+
+use std::io::{Read, Write as _};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::cx::{Cx, letters};
+
+/// Bytes copied at once.
+const COPY_BYTES: usize = 32 * 1024;
+
+/// Writes files one after the other, as they come.
+pub fn cat(cx: &mut Cx, args: &[String]) -> i32 {
+    let (_, names) = letters(args);
+    let stdin = ["-".to_owned()];
+    let names = if names.is_empty() { &stdin[..] } else { names };
+    let mut code = 0;
+    let mut buffer = vec![0; COPY_BYTES];
+    for name in names {
+        let copied = cx.open(name).and_then(|mut file| {
+            loop {
+                let count = file.read(&mut buffer)?;
+                if count == 0 {
+                    return Ok(());
+                }
+                cx.output.write_all(buffer.get(..count).unwrap_or_default())?;
+                cx.output.flush()?;
+            }
+        });
+        if let Err(error) = copied {
+            cx.fail("cat", name, &error);
+            code = 1;
+        }
+    }
+    code
+}
+
+/// Writes its arguments; `-n` without a line end.
+pub fn echo(cx: &mut Cx, args: &[String]) -> i32 {
+    let (words, end) = match args.get(1..).unwrap_or_default().split_first() {
+        Some((first, rest)) if first == "-n" => (rest, ""),
+        _ => (args.get(1..).unwrap_or_default(), "\n"),
+    };
+    let text = format!("{}{end}", words.join(" "));
+    cx.write(text.as_bytes());
+    0
+}
+
+/// Shows variables, all or the named ones; `env NAME=VALUE TOOL ...` runs a tool with them.
+pub fn env(cx: &mut Cx, args: &[String]) -> i32 {
+    let mut rest = args.get(1..).unwrap_or_default();
+    while let Some((first, more)) = rest.split_first() {
+        let Some((name, value)) = first.split_once('=') else { break };
+        cx.env.insert(name.to_owned(), value.to_owned());
+        rest = more;
+    }
+    if rest.is_empty() {
+        for (name, value) in cx.env.clone() {
+            cx.line(&format!("{name}={value}"));
+        }
+        return 0;
+    }
+    if args.first().is_some_and(|tool| tool.ends_with("printenv")) {
+        let mut code = 0;
+        for name in rest {
+            match cx.env.get(name).cloned() {
+                Some(value) => cx.line(&value),
+                None => code = 1,
+            }
+        }
+        return code;
+    }
+    crate::sh::run(cx, rest)
+}
+
+/// Lines that have a text: `-v` that have not, `-i` in any case, `-c` how many, `-n` with numbers,
+/// `-q` only whether, `-o` is not there. The pattern is a text, with `^` and `$` at its ends.
+pub fn grep(cx: &mut Cx, args: &[String]) -> i32 {
+    let (options, rest) = letters(args);
+    let Some((pattern, names)) = rest.split_first() else {
+        cx.say("usage: grep [-cFinqv] PATTERN [FILE]...");
+        return 2;
+    };
+    let (bytes, failed) = cx.read_all("grep", names);
+    let text = String::from_utf8_lossy(&bytes);
+    let fold = |text: &str| {
+        if options.contains('i') { text.to_lowercase() } else { text.to_owned() }
+    };
+    let is_plain = options.contains('F');
+    let wanted = fold(pattern);
+    let head = wanted.strip_prefix('^').filter(|_| !is_plain);
+    let tail = head.unwrap_or(&wanted).strip_suffix('$').filter(|_| !is_plain);
+    let word = tail.or(head).unwrap_or(&wanted);
+    let is_match = |line: &str| {
+        let line = fold(line);
+        match (head.is_some(), tail.is_some()) {
+            (true, true) => line == word,
+            (true, false) => line.starts_with(word),
+            (false, true) => line.ends_with(word),
+            (false, false) => line.contains(word),
+        }
+    };
+    let lines = text.lines().enumerate();
+    let found: Vec<_> = lines.filter(|(_, line)| is_match(line) != options.contains('v')).collect();
+    if options.contains('c') {
+        cx.line(&found.len().to_string());
+    } else if !options.contains('q') {
+        for (number, line) in &found {
+            let number =
+                if options.contains('n') { format!("{}:", number + 1) } else { String::new() };
+            cx.line(&format!("{number}{line}"));
+        }
+    }
+    if failed != 0 { 2 } else { i32::from(found.is_empty()) }
+}
+
+/// `-n 5`, `-n5`, `-5`, or 10; and the files.
+fn count(args: &[String]) -> (usize, Vec<String>) {
+    let (mut lines, mut names) = (10, Vec::new());
+    let mut words = args.iter().skip(1);
+    while let Some(word) = words.next() {
+        let number = match word.strip_prefix('-') {
+            Some("n") => words.next().map(String::as_str),
+            Some("" | "f") | None => None,
+            Some(number) => Some(number.trim_start_matches('n')),
+        };
+        match number.and_then(|number| number.parse().ok()) {
+            Some(number) => lines = number,
+            None if word != "-f" => names.push(word.clone()),
+            None => {}
+        }
+    }
+    (lines, names)
+}
+
+/// The first lines.
+pub fn head(cx: &mut Cx, args: &[String]) -> i32 {
+    let (lines, names) = count(args);
+    let (bytes, code) = cx.read_all("head", &names);
+    let wanted: Vec<u8> =
+        bytes.split_inclusive(|b| *b == b'\n').take(lines).flatten().copied().collect();
+    cx.write(&wanted);
+    code
+}
+
+/// The last lines.
+pub fn tail(cx: &mut Cx, args: &[String]) -> i32 {
+    let (lines, names) = count(args);
+    let (bytes, code) = cx.read_all("tail", &names);
+    let all: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+    let wanted = all.get(all.len().saturating_sub(lines)..).unwrap_or_default().concat();
+    cx.write(&wanted);
+    code
+}
+
+/// Counts lines (`-l`), words (`-w`) and bytes (`-c`).
+pub fn wc(cx: &mut Cx, args: &[String]) -> i32 {
+    let (options, names) = letters(args);
+    let options = if options.is_empty() { "lwc".to_owned() } else { options };
+    let (bytes, code) = cx.read_all("wc", names);
+    let counts = [
+        ('l', bytes.iter().filter(|b| **b == b'\n').count()),
+        ('w', bytes.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).count()),
+        ('c', bytes.len()),
+    ];
+    let shown: Vec<String> = counts
+        .iter()
+        .filter(|(letter, _)| options.contains(*letter))
+        .map(|(_, count)| count.to_string())
+        .chain(names.first().filter(|_| names.len() == 1).cloned())
+        .collect();
+    cx.line(&shown.join(" "));
+    code
+}
+
+/// Lines in order: `-r` the other way, `-n` by number, `-u` each once.
+pub fn sort(cx: &mut Cx, args: &[String]) -> i32 {
+    let (options, names) = letters(args);
+    let (bytes, code) = cx.read_all("sort", names);
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines: Vec<&str> = text.lines().collect();
+    if options.contains('n') {
+        lines.sort_by_key(|line| line.trim().parse::<i64>().unwrap_or(0));
+    } else {
+        lines.sort_unstable();
+    }
+    if options.contains('r') {
+        lines.reverse();
+    }
+    if options.contains('u') {
+        lines.dedup();
+    }
+    for line in lines {
+        cx.line(line);
+    }
+    code
+}
+
+/// `seq LAST`, `seq FIRST LAST`.
+pub fn seq(cx: &mut Cx, args: &[String]) -> i32 {
+    let numbers: Vec<i64> = args.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let range = match numbers.as_slice() {
+        [last] => 1..=*last,
+        [first, last] => *first..=*last,
+        _ => {
+            cx.say("usage: seq [FIRST] LAST");
+            return 1;
+        }
+    };
+    for number in range {
+        cx.line(&number.to_string());
+    }
+    0
+}
+
+/// Waits for seconds, or with `s`, `m`, `h` behind the number.
+pub fn sleep(cx: &mut Cx, args: &[String]) -> i32 {
+    cx.flush();
+    for word in args.iter().skip(1) {
+        let (number, unit) = match word.find(|c: char| c.is_ascii_alphabetic()) {
+            Some(at) => word.split_at(at),
+            None => (word.as_str(), "s"),
+        };
+        let unit = match unit {
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => 1.0,
+        };
+        let seconds = number.parse::<f64>().ok().map(|number| number * unit);
+        match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+            Some(pause) => std::thread::sleep(pause),
+            None => {
+                cx.say(&format!("sleep: invalid number '{word}'"));
+                return 1;
+            }
+        }
+    }
+    0
+}
+
+/// The time, in UTC; `+%s` in seconds since 1970.
+pub fn date(cx: &mut Cx, args: &[String]) -> i32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if args.iter().any(|word| word == "+%s") {
+        cx.line(&now.to_string());
+        return 0;
+    }
+    // Counted in years that begin in March, so that the leap day is the last of its year.
+    let days = now / 86_400 + 719_468;
+    let of_era = days % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_based = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_based + 2) / 5 + 1;
+    let month = if march_based < 10 { march_based + 3 } else { march_based - 9 };
+    let year = days / 146_097 * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (now / 3600 % 24, now / 60 % 60, now % 60);
+    cx.line(&format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"));
+    0
+}
+
+/// The pod's name.
+pub fn hostname(cx: &mut Cx, _: &[String]) -> i32 {
+    let name = cx.env.get("HOSTNAME").cloned().unwrap_or_default();
+    cx.line(&name);
+    0
+}
+
+/// A sandbox has one user.
+pub fn id(cx: &mut Cx, args: &[String]) -> i32 {
+    let (options, _) = letters(args);
+    let text = match (options.contains(['u', 'g']), options.contains('n')) {
+        (true, true) => "root",
+        (true, false) => "0",
+        _ => "uid=0(root) gid=0(root) groups=0(root)",
+    };
+    cx.line(text);
+    0
+}
+
+/// The name of that user.
+pub fn whoami(cx: &mut Cx, _: &[String]) -> i32 {
+    cx.line("root");
+    0
+}
+
+/// The working folder.
+pub fn pwd(cx: &mut Cx, _: &[String]) -> i32 {
+    let cwd = cx.cwd.clone();
+    cx.line(&cwd);
+    0
+}
+
+/// What this runs on: `-m` the machine, `-n` the host, `-a` all.
+pub fn uname(cx: &mut Cx, args: &[String]) -> i32 {
+    let (options, _) = letters(args);
+    let host = cx.env.get("HOSTNAME").cloned().unwrap_or_default();
+    let text = match options.as_str() {
+        "a" => format!("WASI {host} wasm32"),
+        "m" => "wasm32".to_owned(),
+        "n" => host,
+        _ => "WASI".to_owned(),
+    };
+    cx.line(&text);
+    0
+}
