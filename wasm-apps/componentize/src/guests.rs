@@ -39,6 +39,9 @@ pub const GUESTS: &[Guest] = &[
     Guest { name: "hello", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
     Guest { name: "hello-p3", kind: Kind::Reactor, world: "wasi:http/handler@0.3.0" },
     Guest { name: "sidecar", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
+    Guest { name: "agnhost", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },
+    Guest { name: "httpd", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
+    Guest { name: "pause", kind: Kind::Command, world: "wasi:cli/run@0.2." },
     Guest { name: "ticker", kind: Kind::CoreModule, world: "_start" },
 ];
 
