@@ -33,6 +33,8 @@ pub enum FieldErrorKind {
     Forbidden,
     /// The value occurs twice.
     Duplicate,
+    /// The value names something that is not there.
+    NotFound,
     /// The value is too long.
     TooLong,
     /// There are too many values.
@@ -49,6 +51,7 @@ impl FieldErrorKind {
             Self::NotSupported => "FieldValueNotSupported",
             Self::Forbidden => "FieldValueForbidden",
             Self::Duplicate => "FieldValueDuplicate",
+            Self::NotFound => "FieldValueNotFound",
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
         }
@@ -156,6 +159,11 @@ impl Errors {
 
     pub(crate) fn duplicate(&mut self, field: impl Into<String>, value: &Value) {
         self.push(FieldError::duplicate(field, value));
+    }
+
+    pub(crate) fn not_found(&mut self, field: impl Into<String>, value: &Value) {
+        let message = format!("Not found: {}", shown(value));
+        self.push(FieldError::new(FieldErrorKind::NotFound, field, message));
     }
 
     pub(crate) fn one_of(&mut self, field: impl Into<String>, value: &Value, supported: &[&str]) {

@@ -172,6 +172,8 @@ pub(crate) struct Strategy {
     pub(crate) prepare_update: fn(&Value, &mut Value),
     /// Checks an object on its own.
     pub(crate) validate: fn(&Value, &mut Errors),
+    /// Checks a new object, beyond what `validate` says of it.
+    pub(crate) validate_create: fn(&Value, &mut Errors),
     /// Checks a change, beyond what `validate` says of the new object: `(old, new)`.
     pub(crate) validate_update: fn(&Value, &Value, &mut Errors),
     /// What the server accepts and ignores.
@@ -191,6 +193,7 @@ impl Strategy {
             prepare_create: |_| {},
             prepare_update: |_, _| {},
             validate: |_, _| {},
+            validate_create: |_, _| {},
             validate_update: |_, _, _| {},
             warnings: |_| Vec::new(),
             check_name: crate::api::names::check_dns1123_subdomain,

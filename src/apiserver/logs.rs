@@ -102,7 +102,8 @@ fn check_state(
     container: &str,
     is_previous: bool,
 ) -> Result<(), ApiError> {
-    let status = ["/status/containerStatuses", "/status/initContainerStatuses"]
+    let status = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"]
+        .map(|list| format!("/status/{list}"))
         .iter()
         .filter_map(|list| pod.pointer(list).and_then(Value::as_array))
         .flatten()

@@ -1,4 +1,4 @@
-//! `/status`, `/scale`, `pods/binding`, `serviceaccounts/token` and `namespaces/finalize`.
+//! `/status`, `/scale`, `pods/binding`, `pods/ephemeralcontainers`, `serviceaccounts/token` and `namespaces/finalize`.
 
 use axum::body::Body;
 use http::{Method, Response, StatusCode};
@@ -27,6 +27,16 @@ pub(super) async fn respond(
         ("status", "PATCH") => update::patch_part(call, request_body, Part::Status).await,
         ("scale", _) if !resource.has_scale => Err(Status::no_such_path().into()),
         ("scale", "GET" | "PUT" | "PATCH") => scale_of(call, method, request_body).await,
+        ("ephemeralcontainers", _) if resource.plural != "pods" => {
+            Err(Status::no_such_path().into())
+        }
+        ("ephemeralcontainers", "GET") => read::get(call).await,
+        ("ephemeralcontainers", "PUT") => {
+            update::replace(call, request_body, Part::EphemeralContainers).await
+        }
+        ("ephemeralcontainers", "PATCH") => {
+            update::patch_part(call, request_body, Part::EphemeralContainers).await
+        }
         ("binding", "POST") if resource.plural == "pods" => bind(call, request_body).await,
         ("token", "POST") if resource.plural == "serviceaccounts" => {
             service_account::request_token(call, request_body).await
@@ -34,7 +44,7 @@ pub(super) async fn respond(
         ("finalize", "PUT") if resource.plural == "namespaces" => {
             finalize(call, request_body).await
         }
-        ("status" | "scale" | "binding" | "finalize" | "token", other) => {
+        ("status" | "scale" | "binding" | "ephemeralcontainers" | "finalize" | "token", other) => {
             Err(Status::method_not_allowed(resource, other).into())
         }
         _ => Err(Status::no_such_path().into()),

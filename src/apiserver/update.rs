@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::api::patch::{self, PatchError};
 use crate::api::status::{OBJECT_MODIFIED, Status};
-use crate::api::{Resource, meta, strategy};
+use crate::api::{Resource, ephemeral, meta, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
@@ -29,6 +29,8 @@ pub(super) enum Part {
     Main,
     /// Only status.
     Status,
+    /// Only the ephemeral containers of a pod.
+    EphemeralContainers,
     /// As the server itself decides; taken as it is.
     Internal,
 }
@@ -255,9 +257,13 @@ fn complete(resource: &Resource, part: Part, old: &Value, new: &mut Value) -> Re
     match part {
         Part::Main => strategy::prepare_update(resource, old, new),
         Part::Status => strategy::prepare_status_update(resource, old, new),
+        Part::EphemeralContainers => ephemeral::prepare_update(resource, old, new),
         Part::Internal => return Ok(()),
     }
-    let errors = strategy::validate_update(resource, old, new);
+    let errors = match part {
+        Part::EphemeralContainers => ephemeral::validate_update(resource, old, new),
+        _ => strategy::validate_update(resource, old, new),
+    };
     if errors.is_empty() {
         return Ok(());
     }

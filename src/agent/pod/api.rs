@@ -144,9 +144,16 @@ impl PodApi for KubePodApi {
         let regarding = Regarding::of(pod);
         let regarding = match container {
             Some(name) => {
-                let inits = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten());
-                let is_init = inits.into_iter().any(|init| init.name == name);
-                let list = if is_init { "initContainers" } else { "containers" };
+                let spec = || pod.spec.iter();
+                let mut inits = spec().flat_map(|s| s.init_containers.iter().flatten());
+                let mut ephemeral = spec().flat_map(|s| s.ephemeral_containers.iter().flatten());
+                let list = if inits.any(|init| init.name == name) {
+                    "initContainers"
+                } else if ephemeral.any(|one| one.name == name) {
+                    "ephemeralContainers"
+                } else {
+                    "containers"
+                };
                 regarding.field(&format!("spec.{list}{{{name}}}"))
             }
             None => regarding,

@@ -56,6 +56,10 @@ pub(crate) fn decide(
     }
     let mut wake: Option<Instant> = None;
     for (at, container) in containers.iter().enumerate() {
+        if container.role == Role::Ephemeral {
+            // It starts beside all this, and ends without a consequence.
+            continue;
+        }
         let is_gate = container.role != Role::Main && !have_mains_begun;
         match &container.state {
             RunState::Waiting { .. } => match due.get(at).copied().unwrap_or(Due::Now) {
@@ -85,6 +89,7 @@ pub(crate) fn decide(
 pub(super) fn runs_again(policy: RestartPolicy, role: Role, code: i32) -> bool {
     match (role, policy) {
         (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
+        (Role::Ephemeral, _) => false,
         (Role::Init, RestartPolicy::Always) | (_, RestartPolicy::OnFailure) => code != 0,
         (_, RestartPolicy::Never) => false,
     }
@@ -96,7 +101,7 @@ fn outcome(policy: RestartPolicy, containers: &[ContainerRecord]) -> Option<Outc
     let mut failed: Option<&ContainerRecord> = None;
     for container in containers {
         match (&container.state, container.role) {
-            (_, Role::Sidecar) => {}
+            (_, Role::Sidecar | Role::Ephemeral) => {}
             (RunState::Ended(ended), Role::Init) => {
                 if ended.code != 0 && !runs_again(policy, Role::Init, ended.code) {
                     return Some(Outcome::Failed {

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::api::core::v1::{Container, ExecAction, LifecycleHandler};
 use tokio::time::Instant;
 
+use crate::agent::command::Commands;
 use crate::agent::pod::plan::seconds;
 use crate::agent::pod::probe::{PodNetwork, http_get, port_of};
 
@@ -15,6 +16,7 @@ pub(super) struct Hook {
     pub(super) spec: Container,
     pub(super) ip: Option<IpAddr>,
     pub(super) network: Arc<dyn PodNetwork>,
+    pub(super) commands: Commands,
 }
 
 impl Hook {
@@ -29,9 +31,24 @@ impl Hook {
         } else if let Some(tcp) = &self.handler.tcp_socket {
             let to = SocketAddr::new(ip, port_of(&tcp.port, &self.spec)?);
             self.network.connect(to).await.map(drop).map_err(|err| format!("dial {to}: {err}"))
+        } else if let Some(exec) = &self.handler.exec {
+            self.run_command(exec).await
         } else {
-            Err("this node runs httpGet, sleep and tcpSocket hooks only".to_owned())
+            Err("the hook names nothing to do".to_owned())
         }
+    }
+
+    async fn run_command(&self, exec: &ExecAction) -> Result<(), String> {
+        let command = exec.command.as_deref().unwrap_or_default();
+        let container = self.commands.container(&self.spec.name);
+        let container = container.ok_or_else(|| "the container is not running".to_owned())?;
+        let ready = self.commands.prepare(&container, command).await.map_err(|e| e.to_string())?;
+        let output = ready.run().await.map_err(|e| e.to_string())?;
+        if output.code == 0 {
+            return Ok(());
+        }
+        let (words, text) = (command.join(" "), output.text.trim_end());
+        Err(format!("command '{words}' exited with {}: {text}", output.code))
     }
 }
 

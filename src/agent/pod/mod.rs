@@ -16,6 +16,7 @@
 
 pub(crate) mod api;
 pub(crate) mod backoff;
+mod changes;
 pub(crate) mod decide;
 pub(crate) mod env;
 #[cfg(test)]

@@ -78,12 +78,15 @@ fn named(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut maps, mut secrets) = named_by_volumes(pod);
     maps.extend(config_name(pod).map(str::to_owned));
     let Some(spec) = &pod.spec else { return (maps, secrets) };
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        for from in container.env_from.iter().flatten() {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let containers = containers.map(|c| (&c.env, &c.env_from));
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| (&c.env, &c.env_from));
+    for (env, env_from) in containers.chain(ephemeral) {
+        for from in env_from.iter().flatten() {
             maps.extend(from.config_map_ref.iter().map(|r| r.name.clone()));
             secrets.extend(from.secret_ref.iter().map(|r| r.name.clone()));
         }
-        for source in container.env.iter().flatten().filter_map(|v| v.value_from.as_ref()) {
+        for source in env.iter().flatten().filter_map(|v| v.value_from.as_ref()) {
             maps.extend(source.config_map_key_ref.iter().map(|r| r.name.clone()));
             secrets.extend(source.secret_key_ref.iter().map(|r| r.name.clone()));
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 
 use crate::api::quantity;
 
@@ -46,6 +46,8 @@ pub(crate) enum Role {
     Sidecar,
     /// One of `spec.containers`.
     Main,
+    /// One of `spec.ephemeralContainers`: runs once, and nothing else depends on it.
+    Ephemeral,
 }
 
 /// `imagePullPolicy`.
@@ -69,6 +71,8 @@ pub(crate) struct ContainerPlan {
     /// What it requests, which is its limit if it says only that.
     pub(crate) cpu_millis: Option<u64>,
     pub(crate) spec: Container,
+    /// The container that an ephemeral one is to look at.
+    pub(crate) target: Option<String>,
 }
 
 /// The pod as a worker sees it.
@@ -86,7 +90,8 @@ pub(crate) struct PodPlan {
     pub(crate) config: Option<String>,
     /// Buckets that were granted.
     pub(crate) buckets: Option<BTreeSet<String>>,
-    /// Init containers and sidecars in the order of the spec, then the mains.
+    /// Init containers and sidecars in the order of the spec, then the mains, then ephemeral ones as
+    /// they came.
     pub(crate) containers: Vec<ContainerPlan>,
 }
 
@@ -125,7 +130,7 @@ impl PodPlan {
             buckets: Some(annotation(KEYVALUE_ANNOTATION))
                 .filter(|list| !list.is_empty())
                 .map(|list| list.split(',').map(|name| name.trim().to_owned()).collect()),
-            containers: inits.chain(mains).collect(),
+            containers: inits.chain(mains).chain(ephemeral(pod)).collect(),
         }
     }
 
@@ -133,6 +138,7 @@ impl PodPlan {
     pub(crate) fn memory_bytes_max(&self) -> Option<u64> {
         self.containers
             .iter()
+            .filter(|c| c.role != Role::Ephemeral)
             .map(|c| c.memory_bytes_max)
             .try_fold(0_u64, |sum, limit| Some(sum.saturating_add(limit?)))
             .filter(|sum| *sum > 0)
@@ -172,6 +178,66 @@ pub(crate) fn seconds(value: i64) -> Duration {
     Duration::from_secs(u64::try_from(value).unwrap_or(0))
 }
 
+/// The plans of the pod's ephemeral containers.
+pub(crate) fn ephemeral(pod: &Pod) -> impl Iterator<Item = ContainerPlan> + '_ {
+    let spec = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref());
+    spec.into_iter().flatten().map(|one| {
+        let target = one.target_container_name.clone().filter(|name| !name.is_empty());
+        ContainerPlan { target, ..container(plain(one.clone()), Role::Ephemeral) }
+    })
+}
+
+/// An ephemeral container as any other; what it has of ports, probes and limits is refused before.
+fn plain(one: EphemeralContainer) -> Container {
+    Container {
+        name: one.name,
+        image: one.image,
+        image_pull_policy: one.image_pull_policy,
+        command: one.command,
+        args: one.args,
+        env: one.env,
+        env_from: one.env_from,
+        working_dir: one.working_dir,
+        volume_mounts: one.volume_mounts,
+        volume_devices: one.volume_devices,
+        security_context: one.security_context,
+        stdin: one.stdin,
+        stdin_once: one.stdin_once,
+        tty: one.tty,
+        termination_message_path: one.termination_message_path,
+        termination_message_policy: one.termination_message_policy,
+        ..Container::default()
+    }
+}
+
+/// How an image is pulled by a policy of the spec.
+fn pull_policy(policy: Option<&str>, image: &str) -> PullPolicy {
+    match policy {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some(_) => PullPolicy::IfNotPresent,
+        None if is_latest(image) => PullPolicy::Always,
+        None => PullPolicy::IfNotPresent,
+    }
+}
+
+impl ContainerPlan {
+    /// Whether the pod names another image for the container by now; takes that over.
+    pub(crate) fn take_image(&mut self, pod: &Pod) -> bool {
+        let spec = pod.spec.iter();
+        let specs = spec.flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+        let spec = specs.filter(|_| self.role != Role::Ephemeral).find(|c| c.name == self.name);
+        let Some(spec) = spec.filter(|c| c.image.as_deref().unwrap_or_default() != self.image)
+        else {
+            return false;
+        };
+        self.image = spec.image.clone().unwrap_or_default();
+        self.pull = pull_policy(spec.image_pull_policy.as_deref(), &self.image);
+        self.spec.image.clone_from(&spec.image);
+        true
+    }
+}
+
 fn container(spec: Container, role: Role) -> ContainerPlan {
     let image = spec.image.clone().unwrap_or_default();
     let resources = spec.resources.as_ref();
@@ -180,13 +246,7 @@ fn container(spec: Container, role: Role) -> ContainerPlan {
     ContainerPlan {
         name: spec.name.clone(),
         role,
-        pull: match spec.image_pull_policy.as_deref() {
-            Some("Always") => PullPolicy::Always,
-            Some("Never") => PullPolicy::Never,
-            Some(_) => PullPolicy::IfNotPresent,
-            None if is_latest(&image) => PullPolicy::Always,
-            None => PullPolicy::IfNotPresent,
-        },
+        pull: pull_policy(spec.image_pull_policy.as_deref(), &image),
         http_port: spec
             .ports
             .iter()
@@ -198,6 +258,7 @@ fn container(spec: Container, role: Role) -> ContainerPlan {
         cpu_millis: request("cpu").or(limit("cpu")).and_then(|q| cpu_millis(&q.0)),
         image,
         spec,
+        target: None,
     }
 }
 

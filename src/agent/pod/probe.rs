@@ -8,11 +8,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use edgeorc_runtime::{Body, BoxIo, VirtualNetwork};
 use http_body_util::{BodyExt, Empty};
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::command::{Commands, NotStarted};
+use crate::agent::pod::env::expand;
 use crate::agent::pod::grpc;
 use crate::agent::pod::plan::seconds;
 use crate::rt::{Rng, TaskGroup};
@@ -85,9 +87,25 @@ pub(crate) struct ProbeEvent {
 /// Starts the probes of a run and sends what they find out, until `cancel` fires.
 pub(crate) struct Prober {
     pub(crate) network: Arc<dyn PodNetwork>,
+    pub(crate) commands: Commands,
     pub(crate) tasks: TaskGroup,
     pub(crate) rng: Rng,
     pub(crate) events: mpsc::Sender<ProbeEvent>,
+}
+
+/// Why a try is no success.
+#[derive(Debug, PartialEq, Eq)]
+enum Miss {
+    /// The container is not well.
+    Failed(String),
+    /// The probe could not be made, which says nothing of the container.
+    Errored(String),
+}
+
+impl From<String> for Miss {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +150,7 @@ impl Prober {
                 spec: spec.clone(),
                 ip,
                 network: Arc::clone(&self.network),
+                commands: self.commands.clone(),
                 events: self.events.clone(),
                 container,
                 run,
@@ -171,6 +190,7 @@ struct Check {
     spec: Container,
     ip: IpAddr,
     network: Arc<dyn PodNetwork>,
+    commands: Commands,
     events: mpsc::Sender<ProbeEvent>,
     container: usize,
     run: u64,
@@ -185,17 +205,24 @@ impl Check {
         let failures_max = count(self.probe.failure_threshold, FAILURE_THRESHOLD_DEFAULT);
         tokio::time::sleep(whole_seconds(self.probe.initial_delay_seconds, Duration::ZERO)).await;
         let (mut successes, mut failures, mut is_ready) = (0_u32, 0_u32, false);
+        let mut misses = 0_u32;
         loop {
             let result = self.once().await;
             match &result {
                 Ok(()) => (successes, failures) = (successes.saturating_add(1), 0),
-                Err(_) => (successes, failures) = (0, failures.saturating_add(1)),
+                Err(Miss::Failed(_)) => (successes, failures) = (0, failures.saturating_add(1)),
+                // As kubelet does: what says nothing does not count.
+                Err(Miss::Errored(_)) => {}
             }
-            let is_early = self.kind == Kind::Readiness && !is_ready && failures < EARLY_TRIES_MAX;
+            misses = if result.is_ok() { 0 } else { misses.saturating_add(1) };
+            let is_early = self.kind == Kind::Readiness && !is_ready && misses < EARLY_TRIES_MAX;
             if let Err(why) = &result
                 && !is_early
             {
-                let text = format!("{} probe failed: {why}", self.kind.title());
+                let text = match why {
+                    Miss::Failed(why) => format!("{} probe failed: {why}", self.kind.title()),
+                    Miss::Errored(why) => format!("{} probe errored: {why}", self.kind.title()),
+                };
                 self.tell(Verdict::Unhealthy(text)).await;
             }
             match (self.kind, result) {
@@ -206,11 +233,13 @@ impl Check {
                     is_ready = true;
                     self.tell(Verdict::Ready(true)).await;
                 }
-                (Kind::Readiness, Err(_)) if failures >= failures_max && is_ready => {
+                (Kind::Readiness, Err(Miss::Failed(_))) if failures >= failures_max && is_ready => {
                     is_ready = false;
                     self.tell(Verdict::Ready(false)).await;
                 }
-                (Kind::Startup | Kind::Liveness, Err(_)) if failures >= failures_max => {
+                (Kind::Startup | Kind::Liveness, Err(Miss::Failed(_)))
+                    if failures >= failures_max =>
+                {
                     let grace = self.probe.termination_grace_period_seconds.map(seconds);
                     self.tell(Verdict::Kill { probe: self.kind.name(), grace }).await;
                     return false;
@@ -228,8 +257,11 @@ impl Check {
         self.events.send(event).await.is_ok()
     }
 
-    async fn once(&self) -> Result<(), String> {
+    async fn once(&self) -> Result<(), Miss> {
         let timeout = whole_seconds(self.probe.timeout_seconds, TIMEOUT_DEFAULT);
+        if let Some(exec) = &self.probe.exec {
+            return self.run_command(exec, timeout).await;
+        }
         let action = async {
             if let Some(get) = &self.probe.http_get {
                 http_get(&*self.network, get, &self.spec, self.ip).await
@@ -242,12 +274,30 @@ impl Check {
                 let service = call.service.as_deref().unwrap_or_default();
                 grpc::check(&*self.network, SocketAddr::new(self.ip, port), service).await
             } else {
-                Err("only httpGet, tcpSocket and grpc probes are supported".to_owned())
+                Err("the probe names nothing to do".to_owned())
             }
         };
-        tokio::time::timeout(timeout, action)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", timeout.as_secs())))
+        let done = tokio::time::timeout(timeout, action).await;
+        done.unwrap_or_else(|_| Err(format!("no answer within {} s", timeout.as_secs())))?;
+        Ok(())
+    }
+
+    /// Exit code 0 is success. The time counts from the start of the command: finding it may take
+    /// a compiler.
+    async fn run_command(&self, exec: &ExecAction, timeout: Duration) -> Result<(), Miss> {
+        let errored = |why: NotStarted| Miss::Errored(why.to_string());
+        let container = self.commands.container(&self.spec.name);
+        let container = container.ok_or_else(|| errored(NotStarted::Gone))?;
+        let words = exec.command.iter().flatten();
+        let command: Vec<_> = words.map(|word| expand(word, &container.config.env)).collect();
+        let ready = self.commands.prepare(&container, &command).await.map_err(errored)?;
+        let Ok(ended) = tokio::time::timeout(timeout, ready.run()).await else {
+            return Err(Miss::Failed(format!("command {:?} timed out", command.join(" "))));
+        };
+        match ended.map_err(errored)? {
+            output if output.code == 0 => Ok(()),
+            output => Err(Miss::Failed(output.text.trim_end().to_owned())),
+        }
     }
 }
 

@@ -11,10 +11,10 @@ use tracing::{info, warn};
 use crate::agent::pod::backoff;
 use crate::agent::pod::decide::{Due, runs_again};
 use crate::agent::pod::hooks::{self, Hook};
-use crate::agent::pod::plan::{RestartPolicy, deletion_grace};
+use crate::agent::pod::plan::{ContainerPlan, RestartPolicy, Role, deletion_grace};
 use crate::agent::pod::probe::{ProbeEvent, Verdict};
 use crate::agent::pod::start::StartFailure;
-use crate::agent::pod::state::CRASH_LOOP_BACK_OFF;
+use crate::agent::pod::state::{CONTAINER_CREATING, CRASH_LOOP_BACK_OFF};
 use crate::agent::pod::termination_message;
 use crate::agent::pod::worker::Worker;
 use crate::client::EventType;
@@ -121,19 +121,21 @@ impl Worker {
             spec: spec.clone(),
             ip: self.state.ips.first().copied(),
             network: Arc::clone(&self.shared.network),
+            commands: self.prober.commands.clone(),
         })
     }
 
     /// Puts a container that did not start where the failure says.
-    fn not_started(&mut self, at: usize, failure: StartFailure) {
+    pub(super) fn not_started(&mut self, at: usize, failure: StartFailure) {
         let delay = if failure.is_paced {
             failure.delay_min
         } else {
             self.next_delay(at, Duration::ZERO).max(failure.delay_min)
         };
         let now = self.shared.clock.now();
-        let is_final = failure.is_final && self.plan.restart_policy == RestartPolicy::Never;
+        let is_once = self.plan.restart_policy == RestartPolicy::Never;
         let Some(record) = self.state.containers.get_mut(at) else { return };
+        let is_final = failure.is_final && (is_once || record.role == Role::Ephemeral);
         info!(
             k8s.container.name = record.name,
             container.reason = failure.reason,
@@ -208,6 +210,7 @@ impl Worker {
             running.cancel.cancel();
             running.since.elapsed()
         });
+        let is_replaced = self.replaced.get_mut(at).is_some_and(std::mem::take);
         let (Some(record), Some(plan)) =
             (self.state.containers.get_mut(at), self.plan.containers.get(at))
         else {
@@ -224,7 +227,14 @@ impl Worker {
             elapsed_ms = u64::try_from(record.ran.as_millis()).unwrap_or(u64::MAX),
             "container ended"
         );
-        if !runs_again(self.plan.restart_policy, record.role, exit.code) {
+        if is_replaced {
+            record.image.clone_from(&plan.image);
+            record.restart_count = record.restart_count.saturating_add(1);
+            record.wait(CONTAINER_CREATING, "");
+            if let Some(due) = self.due.get_mut(at) {
+                *due = Due::Now;
+            }
+        } else if !runs_again(self.plan.restart_policy, record.role, exit.code) {
             self.save();
         }
     }
@@ -259,7 +269,7 @@ impl Worker {
     }
 
     /// Has a container stopped by a task of its own; its end comes as any other.
-    fn kill(&self, at: usize, grace: Duration) {
+    pub(super) fn kill(&self, at: usize, grace: Duration) {
         let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
         running.probes.cancel();
         let now = Instant::now();
@@ -310,7 +320,9 @@ impl Worker {
 
     /// Stops what shares the fate of `failed`: at once, since the pod is down until it runs again.
     pub(super) async fn stop_siblings(&mut self, failed: usize) {
-        let others = (0..self.running.len()).rev().filter(|at| *at != failed);
+        let role = |at| self.plan.containers.get(at).map(|plan: &ContainerPlan| plan.role);
+        let others = (0..self.running.len()).rev();
+        let others = others.filter(|at| *at != failed && role(*at) != Some(Role::Ephemeral));
         for at in others.collect::<Vec<_>>() {
             let Some(running) = self.running.get(at).and_then(Option::as_ref) else { continue };
             let container = Arc::clone(&running.container);

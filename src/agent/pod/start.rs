@@ -73,7 +73,7 @@ pub(crate) struct StartFailure {
 }
 
 impl StartFailure {
-    fn later(reason: &'static str, message: impl ToString) -> Self {
+    pub(super) fn later(reason: &'static str, message: impl ToString) -> Self {
         let message = message.to_string();
         Self { reason, message, is_final: false, delay_min: RETRY_MIN, is_paced: false }
     }
@@ -191,7 +191,11 @@ impl Shared {
     ) -> Result<Prepared, StartFailure> {
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");
         let container = plan.containers.get(at).ok_or_else(missing)?;
-        let list = if container.role == Role::Main { "containers" } else { "initContainers" };
+        let list = match container.role {
+            Role::Main => "containers",
+            Role::Init | Role::Sidecar => "initContainers",
+            Role::Ephemeral => "ephemeralContainers",
+        };
         let wanted = Wanted {
             pod,
             field_path: format!("spec.{list}{{{}}}", container.name),
@@ -235,6 +239,9 @@ impl Worker {
         let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
         mounts
             .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);
+        if plan.role == Role::Ephemeral {
+            mounts.extend(self.surroundings(&plan, &mounts)?);
+        }
         let config = ContainerConfig {
             name: plan.name.clone(),
             compiled: prepared.compiled,
@@ -264,6 +271,7 @@ impl Worker {
         let now = self.shared.clock.now();
         let id = format!("wasmtime://{}-{}-{run}", self.plan.uid, plan.name);
         if let Some(record) = self.state.containers.get_mut(at) {
+            record.image.clone_from(&plan.image);
             record.image_id = prepared.image_id;
             record.state = RunState::Running { started_at: now, container_id: id };
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 
-use crate::agent::pod::plan::{PodPlan, Role};
+use crate::agent::pod::plan::{ContainerPlan, PodPlan, Role};
 
 /// A container waits for its image, its configuration or its pod.
 pub(crate) const CONTAINER_CREATING: &str = "ContainerCreating";
@@ -67,6 +67,27 @@ pub(crate) struct ContainerRecord {
 impl ContainerRecord {
     pub(crate) fn is_running(&self) -> bool {
         matches!(self.state, RunState::Running { .. })
+    }
+
+    /// Whether the pod is ready only when this is.
+    pub(crate) fn counts_for_readiness(&self) -> bool {
+        matches!(self.role, Role::Main | Role::Sidecar)
+    }
+
+    /// A container before its first run.
+    pub(crate) fn waiting(plan: &ContainerPlan, reason: &'static str) -> Self {
+        Self {
+            name: plan.name.clone(),
+            image: plan.image.clone(),
+            role: plan.role,
+            state: RunState::Waiting { reason, message: String::new() },
+            last: None,
+            restart_count: 0,
+            image_id: String::new(),
+            ran: Duration::ZERO,
+            is_started: false,
+            is_ready: false,
+        }
     }
 
     /// Puts the container in front of its next run.
@@ -152,7 +173,7 @@ pub(crate) enum Outcome {
 /// Everything the status says about the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodState {
-    /// Init containers and sidecars in the order of the spec, then the mains.
+    /// In the order of [`PodPlan::containers`].
     pub(crate) containers: Vec<ContainerRecord>,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) host_ips: Vec<IpAddr>,
@@ -191,34 +212,27 @@ impl PodState {
 
     /// Whether every container that is to stay is ready.
     pub(crate) fn is_ready(&self) -> bool {
-        self.containers.iter().all(|c| c.role == Role::Init || c.is_ready)
+        self.containers.iter().all(|c| !c.counts_for_readiness() || c.is_ready)
     }
 
     /// The state of a pod that this agent sees for the first time, or again after its own restart.
     pub(crate) fn new(plan: &PodPlan, pod: &Pod, host_ips: &[IpAddr], now: Timestamp) -> Self {
         let status = pod.status.as_ref();
-        let has_inits = plan.containers.iter().any(|c| c.role != Role::Main);
-        let mut containers: Vec<_> = plan
-            .containers
-            .iter()
-            .map(|c| ContainerRecord {
-                name: c.name.clone(),
-                image: c.image.clone(),
-                role: c.role,
-                state: RunState::Waiting {
-                    reason: if has_inits { POD_INITIALIZING } else { CONTAINER_CREATING },
-                    message: String::new(),
-                },
-                last: None,
-                restart_count: 0,
-                image_id: String::new(),
-                ran: Duration::ZERO,
-                is_started: false,
-                is_ready: false,
-            })
-            .collect();
+        let has_inits = plan.containers.iter().any(|c| matches!(c.role, Role::Init | Role::Sidecar));
+        let reason = |role| match role {
+            Role::Ephemeral => CONTAINER_CREATING,
+            _ if has_inits => POD_INITIALIZING,
+            _ => CONTAINER_CREATING,
+        };
+        let records = plan.containers.iter().map(|c| ContainerRecord::waiting(c, reason(c.role)));
+        let mut containers: Vec<_> = records.collect();
         let known = status.into_iter().flat_map(|s| {
-            s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten())
+            let lists = [
+                &s.init_container_statuses,
+                &s.container_statuses,
+                &s.ephemeral_container_statuses,
+            ];
+            lists.into_iter().flatten().flatten()
         });
         for known in known {
             if let Some(record) = containers.iter_mut().find(|c| c.name == known.name) {

@@ -24,13 +24,14 @@ pub(crate) fn pod_status(base: &Pod, state: &PodState, now: Timestamp) -> PodSta
     let wanted = conditions(base, state, phase);
     status.conditions =
         Some(merge_conditions(status.conditions.unwrap_or_default(), wanted, generation, now));
-    let (inits, mains): (Vec<_>, Vec<_>) =
-        state.containers.iter().partition(|c| c.role != Role::Main);
-    let statuses = |list: Vec<&ContainerRecord>| {
-        (!list.is_empty()).then(|| list.into_iter().map(container_status).collect())
+    let statuses = |roles: &[Role]| {
+        let records = state.containers.iter().filter(|c| roles.contains(&c.role));
+        let list: Vec<_> = records.map(container_status).collect();
+        (!list.is_empty()).then_some(list)
     };
-    status.init_container_statuses = statuses(inits);
-    status.container_statuses = statuses(mains);
+    status.init_container_statuses = statuses(&[Role::Init, Role::Sidecar]);
+    status.container_statuses = statuses(&[Role::Main]);
+    status.ephemeral_container_statuses = statuses(&[Role::Ephemeral]);
     status.phase = Some(phase.to_owned());
     status.reason = reason;
     status.message = message;
@@ -66,7 +67,7 @@ fn is_init_done(container: &ContainerRecord) -> bool {
     match container.role {
         Role::Init => matches!(&container.state, RunState::Ended(e) if e.code == 0),
         Role::Sidecar => container.is_started,
-        Role::Main => true,
+        Role::Main | Role::Ephemeral => true,
     }
 }
 
@@ -91,7 +92,7 @@ fn conditions(base: &Pod, state: &PodState, phase: &str) -> Vec<Wanted> {
     let not_ready: Vec<_> = state
         .containers
         .iter()
-        .filter(|c| c.role != Role::Init && !c.is_ready)
+        .filter(|c| c.counts_for_readiness() && !c.is_ready)
         .map(|c| c.name.as_str())
         .collect();
     let containers_ready = match phase {

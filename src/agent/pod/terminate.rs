@@ -61,12 +61,15 @@ impl Worker {
         }
     }
 
-    /// Stops the mains together, then the sidecars in reverse order, then the sandbox: hooks and
+    /// Stops the mains and what looks at them together, then the sidecars in reverse order, then the sandbox: hooks and
     /// all within one grace time. No container is stopped before `not_before`.
     pub(super) async fn stop_all(&mut self, grace: Duration, not_before: Instant) {
         let ends_at = Instant::now() + grace;
+        self.fetches.shutdown(Duration::ZERO).await;
+        self.replaced.fill(false);
+        let is_last = |role| matches!(role, Role::Main | Role::Ephemeral);
         let (mains, others): (Vec<usize>, Vec<usize>) = (0..self.plan.containers.len())
-            .partition(|at| self.plan.containers.get(*at).is_some_and(|c| c.role == Role::Main));
+            .partition(|at| self.plan.containers.get(*at).is_some_and(|c| is_last(c.role)));
         let stopping = mains.iter().filter_map(|at| self.stopping(*at, ends_at, not_before));
         join_all(stopping.collect::<Vec<_>>()).await;
         for at in mains {

@@ -9,10 +9,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::agent::command::Commands;
 use crate::agent::dirs::PodDir;
 use crate::agent::pod::backoff::Backoff;
+use crate::agent::pod::changes::Arrival;
 use crate::agent::pod::decide::{Due, Step, decide, runs_again};
-use crate::agent::pod::plan::{PodPlan, Role, deletion_grace, is_terminal, seconds};
+use crate::agent::pod::plan::{PodPlan, deletion_grace, is_terminal, seconds};
 use crate::agent::pod::probe::{ProbeEvent, Prober};
 use crate::agent::pod::run::{Ending, Running};
 use crate::agent::pod::start::Shared;
@@ -44,6 +46,13 @@ pub(crate) struct Worker {
     pub(super) running: Vec<Option<Running>>,
     pub(super) due: Vec<Due>,
     pub(super) backoffs: Vec<Backoff>,
+    /// Containers that are stopped because they have another image now.
+    pub(super) replaced: Vec<bool>,
+    /// Newest generation of the pod's spec that was taken over.
+    pub(super) generation: i64,
+    pub(super) arrivals: (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>),
+    /// What brings ephemeral containers here.
+    pub(super) fetches: TaskGroup,
     pub(super) runs: u64,
     pub(super) endings: (mpsc::Sender<Ending>, mpsc::Receiver<Ending>),
     pub(super) prober: Prober,
@@ -79,8 +88,10 @@ impl Worker {
         let age = Duration::try_from(age).unwrap_or_default();
         let (states, _) = watch::channel((0, Arc::new(state.clone())));
         let (sender, verdicts) = mpsc::channel(EVENTS_MAX);
+        let live = Live::default();
         let prober = Prober {
             network: Arc::clone(&shared.network),
+            commands: Commands::new(&shared, &dir, &live, &tasks),
             tasks: tasks.clone(),
             rng: shared.rng.clone(),
             events: sender,
@@ -92,9 +103,13 @@ impl Worker {
             backoffs: vec![Backoff::new(shared.restart); count],
             running: (0..count).map(|_| None).collect(),
             due: vec![Due::Now; count],
+            replaced: vec![false; count],
+            generation: 0,
+            arrivals: mpsc::channel(EVENTS_MAX),
+            fetches: tasks.child(),
             endings: mpsc::channel(EVENTS_MAX),
             sandbox: None,
-            live: Live::default(),
+            live,
             runs: 0,
             number: 0,
             shared,
@@ -160,6 +175,7 @@ impl Worker {
                 self.stop_all(self.plan.grace, Instant::now()).await;
                 return self.until_deleted(cancel).await;
             }
+            self.take_changes();
             let now = Instant::now();
             let deadline = self.deadline();
             if deadline.is_some_and(|at| at <= now) {
@@ -210,9 +226,9 @@ impl Worker {
         let policy = self.plan.restart_policy;
         self.state.containers.get(at).is_some_and(|container| match &container.state {
             RunState::Waiting { .. } => false,
-            RunState::Running { .. } => container.role != Role::Init,
+            RunState::Running { .. } => container.counts_for_readiness(),
             RunState::Ended(ended) => {
-                container.role != Role::Init && runs_again(policy, container.role, ended.code)
+                container.counts_for_readiness() && runs_again(policy, container.role, ended.code)
             }
         })
     }
@@ -254,6 +270,7 @@ impl Worker {
             () = timer => {}
             Some(ending) = self.endings.1.recv() => self.ended(&ending),
             Some(event) = self.verdicts.recv() => self.judged(event),
+            Some(arrival) = self.arrivals.1.recv() => self.arrived(arrival).await,
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use edgeorc_runtime::{
     Body, BoxIo, Container, ContainerConfig, Exit, ExitReason, PodConfig, PodRuntime, StartError,
-    Usage,
+    Stdio, Usage,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -32,8 +32,14 @@ use crate::agent::pod::objects::{NodeSources, Written};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
+use crate::agent::sessions::Live;
 use crate::client::informer;
 use crate::rt::{Rng, TaskGroup, WallClock};
+
+#[path = "changes_test.rs"]
+mod changes_test;
+#[path = "command_test.rs"]
+mod command_test;
 
 /// Longest wait, in the test's own time, for something that must come.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -133,16 +139,23 @@ impl PodApi for OnePod {
     }
 }
 
+/// Exit code and output of commands; one that is not here runs until it is stopped.
+type Commands = Arc<Mutex<BTreeMap<String, (i32, String)>>>;
+
 /// Runs nothing; the test says when a container ends.
+#[derive(Clone)]
 struct Script {
     journal: Journal,
     running: Arc<Mutex<BTreeMap<String, watch::Sender<Option<Exit>>>>>,
+    commands: Commands,
 }
 
 struct ScriptedContainer {
     name: String,
     journal: Journal,
     exit: watch::Sender<Option<Exit>>,
+    /// What a command has open until it ends.
+    streams: Mutex<Option<Stdio>>,
 }
 
 fn exit(code: i32) -> Exit {
@@ -157,8 +170,7 @@ fn exit(code: i32) -> Exit {
 #[async_trait]
 impl PodRuntime for Script {
     async fn create(&self, _: PodConfig) -> Result<Arc<dyn edgeorc_runtime::Pod>, StartError> {
-        let (journal, running) = (self.journal.clone(), Arc::clone(&self.running));
-        Ok(Arc::new(Self { journal, running }))
+        Ok(Arc::new(self.clone()))
     }
 
     fn compatibility_hash(&self) -> String {
@@ -178,7 +190,28 @@ impl edgeorc_runtime::Pod for Script {
         let (exit, _) = watch::channel(None);
         self.running.lock().insert(config.name.clone(), exit.clone());
         self.journal.note(format!("start {}", config.name));
-        Ok(Arc::new(ScriptedContainer { name: config.name, journal: self.journal.clone(), exit }))
+        let (journal, streams) = (self.journal.clone(), Mutex::default());
+        Ok(Arc::new(ScriptedContainer { name: config.name, journal, exit, streams }))
+    }
+
+    async fn exec(
+        &self,
+        config: ContainerConfig,
+        stdio: Stdio,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        let line = config.args.join(" ");
+        self.journal.note(format!("exec in {}: {line}", config.name));
+        let scripted = self.commands.lock().get(&line).cloned();
+        let (ended, streams) = match scripted {
+            Some((code, text)) => {
+                stdio.stdout.try_send(text.into()).unwrap();
+                (Some(exit(code)), None)
+            }
+            None => (None, Some(stdio)),
+        };
+        let (exit, _) = watch::channel(ended);
+        let (journal, streams) = (self.journal.clone(), Mutex::new(streams));
+        Ok(Arc::new(ScriptedContainer { name: format!("command {line}"), journal, exit, streams }))
     }
 
     async fn destroy(&self) {
@@ -204,6 +237,7 @@ impl Container for ScriptedContainer {
             ended.get_or_insert(exit(137));
             is_first
         });
+        self.streams.lock().take();
     }
 
     fn usage(&self) -> Usage {
@@ -267,6 +301,8 @@ struct World {
     shared: Arc<Shared>,
     net: Arc<Net>,
     running: Arc<Mutex<BTreeMap<String, watch::Sender<Option<Exit>>>>>,
+    commands: Commands,
+    live: Live,
     dir: PodDir,
     tasks: TaskGroup,
     cancel: CancellationToken,
@@ -286,6 +322,7 @@ impl World {
     fn with(root: &tempfile::TempDir, pod: Pod) -> Self {
         let journal = Journal(watch::channel(Vec::new()).0);
         let running = Arc::new(Mutex::new(BTreeMap::new()));
+        let commands = Commands::default();
         let (sender, seen) = watch::channel(Arc::new(pod));
         let api = Arc::new(OnePod {
             journal: journal.clone(),
@@ -296,7 +333,11 @@ impl World {
         let (range, known_range) = watch::channel(Range::parse("10.42.1.0/24"));
         let shared = Arc::new(Shared {
             api: api.clone(),
-            runtime: Arc::new(Script { journal: journal.clone(), running: Arc::clone(&running) }),
+            runtime: Arc::new(Script {
+                journal: journal.clone(),
+                running: Arc::clone(&running),
+                commands: Arc::clone(&commands),
+            }),
             network: net.clone(),
             images: Arc::new(Pictures),
             ipam: Ipam::new(known_range),
@@ -312,12 +353,25 @@ impl World {
         let cancel = CancellationToken::new();
         let tasks = TaskGroup::new(&CancellationToken::new());
         let worker = Worker::new(Arc::clone(&shared), &tasks, seen, dir.clone());
+        let live = worker.live();
         let (told, end) = (journal.clone(), cancel.clone());
         tasks.spawn("pod", |_| async move {
             worker.run(end).await;
             told.note("worker ended");
         });
-        Self { journal, api, shared, net, running, dir, tasks, cancel, _range: range }
+        Self {
+            journal,
+            api,
+            shared,
+            net,
+            running,
+            commands,
+            live,
+            dir,
+            tasks,
+            cancel,
+            _range: range,
+        }
     }
 
     fn exit(&self, container: &str, code: i32) {

@@ -1,49 +1,30 @@
 //! A command in a running container.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use edgeorc_runtime::{Container, ContainerConfig, ExitReason, Pod, StartError, Stdio};
+use edgeorc_runtime::{Container, ExitReason};
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
-use super::find::FindError;
 use super::pump::{Incoming, Outgoing};
 use super::tty::{self, Terminal, Typed};
-use super::{LiveContainer, Options, SessionPod, Workshop};
+use super::{LiveContainer, Options};
+use crate::agent::command::{Commands, NotStarted, Running, Streams};
 use crate::streaming::frame::Frame;
-
-/// Bytes of input that wait for the command to read them.
-const STDIN_BYTES: usize = 64 * 1024;
-/// Writes of the command that wait for the network.
-const OUTPUT_QUEUE_MAX: usize = 4;
-/// What a shell exits with when it does not find a command.
-const CODE_NOT_FOUND: i32 = 127;
-/// What a shell exits with when it finds something that does not run.
-const CODE_NOT_RUNNABLE: i32 = 126;
 
 /// What a shell exits with after an interrupt: 128 + SIGINT.
 const CODE_INTERRUPTED: i32 = 130;
 
 /// One session.
-pub(super) struct Exec<'a> {
-    pub(super) workshop: &'a Workshop,
-    pub(super) pod: SessionPod,
+pub(super) struct Exec {
+    pub(super) commands: Commands,
     pub(super) container: LiveContainer,
     pub(super) options: Options,
 }
 
-/// A command that runs, and the ends of its streams.
-struct Running {
-    container: Arc<dyn Container>,
-    stdin: Option<DuplexStream>,
-    stdout: mpsc::Receiver<Bytes>,
-    stderr: mpsc::Receiver<Bytes>,
-}
-
-impl Exec<'_> {
+impl Exec {
     /// Runs the command until it ends or its client is gone.
     pub(super) async fn run(self, body: Body, out: mpsc::Sender<Bytes>) {
         let out = Outgoing::begin(out).await;
@@ -53,62 +34,46 @@ impl Exec<'_> {
         };
         match started {
             Ok(running) => {
-                let container = Arc::clone(&running.container);
-                let guard = KillOnDrop(Some(Arc::clone(&container)), &self.workshop.tasks);
+                let Running { container, stdin, stdout, stderr, guard } = running;
+                let (command, incoming) = (Command { stdin, stdout, stderr }, Incoming::new(body));
                 tokio::select! {
-                    () = finish(running, self.options.is_terminal, &out, Incoming::new(body)) => {}
+                    () = finish(&*container, command, &self.options, &out, incoming) => {}
                     () = out.closed() => {}
                 }
                 container.stop(Duration::ZERO).await;
                 guard.disarm();
             }
-            Err((code, text)) => {
-                out.send(&Frame::Stderr(Bytes::from(format!("{text}\n")))).await;
-                out.send(&Frame::Exit(code)).await;
+            Err(error) => {
+                out.send(&Frame::Stderr(Bytes::from(format!("{error}\n")))).await;
+                out.send(&Frame::Exit(error.code())).await;
             }
         }
     }
 
-    async fn start(&self) -> Result<Running, (i32, String)> {
-        let name = self.options.command.first().cloned().unwrap_or_default();
-        let not_found = |why: &str| (CODE_NOT_FOUND, format!("exec: {name:?}: {why}"));
-        let found = self.find(&name).await.map_err(|error| match error {
-            FindError::NotFound if name.contains('/') => not_found("no such file or directory"),
-            FindError::NotFound => not_found("executable file not found in $PATH"),
-            FindError::Image(error) => (CODE_NOT_RUNNABLE, format!("exec: {name:?}: {error}")),
-        })?;
-        let gone = || (CODE_NOT_RUNNABLE, "the pod is not running".to_owned());
-        let sandbox = self.pod.live.sandbox().ok_or_else(gone)?;
-        let mut config: ContainerConfig = self.container.config.clone();
-        config.compiled = found.compiled;
-        config.args.clone_from(&self.options.command);
-        config.mounts.extend(found.root);
-        self.launch(&*sandbox, config).await.map_err(|error| {
-            (CODE_NOT_RUNNABLE, format!("exec: {name:?}: exec format error: {error}"))
-        })
-    }
-
-    async fn launch(
-        &self,
-        sandbox: &dyn Pod,
-        config: ContainerConfig,
-    ) -> Result<Running, StartError> {
-        let (out, stdout) = mpsc::channel(OUTPUT_QUEUE_MAX);
-        let (err, stderr) = mpsc::channel(OUTPUT_QUEUE_MAX);
-        let (near, far) = tokio::io::duplex(STDIN_BYTES);
-        let is_terminal = self.options.is_terminal;
-        let stdin = self.options.has_stdin.then_some(near);
-        let input: Option<edgeorc_runtime::Input> =
-            if stdin.is_some() { Some(Box::new(far)) } else { None };
-        let stdio = Stdio { stdin: input, stdout: out, stderr: err, is_terminal };
-        let container = sandbox.exec(config, stdio).await?;
-        Ok(Running { container, stdin, stdout, stderr })
+    async fn start(&self) -> Result<Running, NotStarted> {
+        let Options { has_stdin, is_terminal, .. } = self.options;
+        let ready = self.commands.prepare(&self.container, &self.options.command).await?;
+        ready.start(Streams { has_stdin, is_terminal }).await
     }
 }
 
+/// The ends of a command's streams.
+struct Command {
+    stdin: Option<DuplexStream>,
+    stdout: mpsc::Receiver<Bytes>,
+    stderr: mpsc::Receiver<Bytes>,
+}
+
 /// Carries the streams until the command has ended or the client is gone.
-async fn finish(running: Running, is_terminal: bool, out: &Outgoing, incoming: Incoming) {
-    let Running { container, stdin, stdout, stderr } = running;
+async fn finish(
+    container: &dyn Container,
+    command: Command,
+    options: &Options,
+    out: &Outgoing,
+    incoming: Incoming,
+) {
+    let Command { stdin, stdout, stderr } = command;
+    let is_terminal = options.is_terminal;
     let output = async {
         if is_terminal {
             let shown = |bytes: Bytes| Frame::Stdout(tty::screen(&bytes));
@@ -171,21 +136,4 @@ async fn feed(
         }
     }
     Fed::Gone
-}
-
-/// Ends the command when its session is dropped half way.
-struct KillOnDrop<'a>(Option<Arc<dyn Container>>, &'a crate::rt::TaskGroup);
-
-impl KillOnDrop<'_> {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for KillOnDrop<'_> {
-    fn drop(&mut self) {
-        if let Some(container) = self.0.take() {
-            self.1.spawn("exec-kill", |_| async move { container.stop(Duration::ZERO).await });
-        }
-    }
 }

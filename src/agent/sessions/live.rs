@@ -57,11 +57,11 @@ impl Live {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(super) fn sandbox(&self) -> Option<Arc<dyn Pod>> {
+    pub(crate) fn sandbox(&self) -> Option<Arc<dyn Pod>> {
         self.0.lock().sandbox.clone()
     }
 
-    pub(super) fn container(&self, name: &str) -> Option<LiveContainer> {
+    pub(crate) fn container(&self, name: &str) -> Option<LiveContainer> {
         self.0.lock().containers.get(name).cloned()
     }
 }

@@ -10,14 +10,10 @@
 //! # Invariants
 //!
 //! - A session ends with its request: a command whose client is gone is killed.
-//! - A command runs in the pod's sandbox and nowhere else, with the container's environment and
-//!   volumes; what it is made of comes from the pod's volumes, this node's tools, or the
-//!   container's own component.
 //! - At most [`SESSIONS_MAX`] commands and [`CONNECTIONS_MAX`] forwarded connections at once.
 
 mod attach;
 mod exec;
-mod find;
 mod forward;
 mod live;
 mod pump;
@@ -34,7 +30,8 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::agent::dirs::{Dirs, PodDir};
+use crate::agent::command::Commands;
+use crate::agent::dirs::PodDir;
 use crate::agent::pod::start::Shared;
 use crate::rt::TaskGroup;
 pub(crate) use live::{Live, LiveContainer, Stdin};
@@ -49,7 +46,6 @@ const BODY_QUEUE_MAX: usize = 8;
 /// What the agent gives to sessions once it runs.
 pub(crate) struct Workshop {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) dirs: Dirs,
     pub(crate) tasks: TaskGroup,
 }
 
@@ -175,11 +171,10 @@ async fn run_command(
     let permit = admit(&sessions.0.sessions)?;
     let (out, answer) = answer();
     let workshop = sessions.workshop()?;
-    let own = sessions.clone();
+    let commands = Commands::new(&workshop.shared, &pod.dir, &pod.live, &workshop.tasks);
     workshop.tasks.spawn("exec", |cancel| async move {
         let _permit = permit;
-        let Ok(workshop) = own.workshop() else { return };
-        let session = exec::Exec { workshop, pod, container, options };
+        let session = exec::Exec { commands, container, options };
         let _ = cancel.run_until_cancelled(session.run(body, out)).await;
     });
     Ok(answer)

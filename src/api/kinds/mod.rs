@@ -29,6 +29,8 @@ mod service_account;
 mod storage_class;
 mod workload;
 
+pub(super) use pod_spec::validate_container;
+
 /// Every built-in resource, core group first, as discovery lists them.
 pub(super) static ALL: &[Resource] = &[
     config_map::RESOURCE,

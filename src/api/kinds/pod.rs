@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::api::decode::typed;
+use crate::api::ephemeral;
 use crate::api::field_error::Errors;
 use crate::api::json::{copy_key, int_at, items_at, remove, set, str_at, text_at};
 use crate::api::kinds::pod_spec;
@@ -46,6 +47,7 @@ pub(super) const RESOURCE: Resource = Resource {
     subresources: &[
         subresource("attach", "PodAttachOptions", &["create", "get"]),
         subresource("binding", "Binding", &["create"]),
+        subresource("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
         subresource("exec", "PodExecOptions", &["create", "get"]),
         subresource("log", "Pod", &["get"]),
         subresource("portforward", "PodPortForwardOptions", &["create", "get"]),
@@ -75,6 +77,7 @@ pub(super) const RESOURCE: Resource = Resource {
         default: pod_spec::default,
         prepare_create,
         validate: |pod, errors| pod_spec::validate(pod, "spec", errors),
+        validate_create: ephemeral::validate_create,
         validate_update,
         cells,
         check_name: names::check_dns1123_subdomain,

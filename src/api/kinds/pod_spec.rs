@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use crate::api::ephemeral;
 use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{child, is_true, items_at, set_default, set_default_text, text_at};
 use crate::api::kinds::pod_volumes;
@@ -23,7 +24,7 @@ pub(super) fn default(holder: &mut Value) {
     set_default(spec, "terminationGracePeriodSeconds", GRACE_SECONDS);
     set_default(spec, "enableServiceLinks", true);
     set_default(spec, "securityContext", json!({}));
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in items_of(spec, list) {
             default_container(container);
         }
@@ -140,6 +141,12 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
             validate_container(container, &field, errors);
         }
     }
+    if path == "spec" {
+        ephemeral::validate(holder, errors);
+    } else if !items_at(holder, "/spec/ephemeralContainers").is_empty() {
+        let detail = "ephemeral containers not allowed in pod template";
+        errors.forbidden(format!("{path}.ephemeralContainers"), detail);
+    }
     let policy = holder.pointer("/spec/restartPolicy").unwrap_or(&Value::Null);
     errors.one_of(format!("{path}.restartPolicy"), policy, &["Always", "Never", "OnFailure"]);
     for field in ["hostPID", "hostIPC", "hostNetwork"] {
@@ -162,7 +169,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
     pod_volumes::validate(holder, path, errors);
 }
 
-fn validate_container(container: &Value, field: &str, errors: &mut Errors) {
+pub(in crate::api) fn validate_container(container: &Value, field: &str, errors: &mut Errors) {
     let name = text_at(container, "/name");
     if name.is_empty() {
         errors.required(format!("{field}.name"));

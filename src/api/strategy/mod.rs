@@ -101,6 +101,7 @@ pub fn validate_create(res: &Resource, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     object_meta::validate(res, object, &mut errors);
     (res.strategy.validate)(object, &mut errors);
+    (res.strategy.validate_create)(object, &mut errors);
     errors.into_vec()
 }
 

@@ -4,11 +4,16 @@ use serde_json::Value;
 
 use crate::cli::describe::sheet::{Sheet, entries, list, scalar, text};
 
-/// Writes `Init Containers` and `Containers`; a template has no statuses.
+/// Writes `Init Containers`, `Containers` and `Ephemeral Containers`; a template has no statuses.
 pub(super) fn write_all(sheet: &mut Sheet, level: usize, pod: &Value, has_status: bool) {
     for (title, spec, status) in [
         ("Init Containers", "/spec/initContainers", "/status/initContainerStatuses"),
         ("Containers", "/spec/containers", "/status/containerStatuses"),
+        (
+            "Ephemeral Containers",
+            "/spec/ephemeralContainers",
+            "/status/ephemeralContainerStatuses",
+        ),
     ] {
         let containers = list(pod, spec);
         if containers.is_empty() {

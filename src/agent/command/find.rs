@@ -9,10 +9,11 @@ use std::path::{Component, Path, PathBuf};
 
 use edgeorc_runtime::Mount;
 
-use super::exec::Exec;
-use crate::agent::dirs::make_private;
+use crate::agent::command::{Commands, NotStarted};
+use crate::agent::dirs::{PodDir, make_private};
 use crate::agent::image::{ImageError, Wanted};
 use crate::agent::pod::plan::PullPolicy;
+use crate::agent::sessions::LiveContainer;
 
 /// The tool that stands for many.
 const BUSYBOX: &str = "busybox";
@@ -28,17 +29,6 @@ const TOOL_FOLDERS: &[&str] = &["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/
 /// How often links are followed is up to the system; this is how many mounts one path may match.
 const PATHS_MAX: usize = 4;
 
-/// Why there is nothing to run.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FindError {
-    /// Nothing has this name.
-    #[error("not found")]
-    NotFound,
-    /// Something has, and cannot be run.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-}
-
 /// What to run.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -48,68 +38,81 @@ pub(super) struct Found {
     pub(super) root: Option<Mount>,
 }
 
-impl Exec<'_> {
-    /// Looks a command up, and compiles it if need be.
-    pub(super) async fn find(&self, name: &str) -> Result<Found, FindError> {
+impl Commands {
+    /// Looks a command of a container up, and compiles it if need be.
+    pub(super) async fn find(
+        &self,
+        container: &LiveContainer,
+        name: &str,
+    ) -> Result<Found, NotStarted> {
         if name.is_empty() {
-            return Err(FindError::NotFound);
+            return Err(not_found(name));
         }
-        let images = &self.workshop.shared.images;
-        let mounts = &self.container.config.mounts;
+        let images = &self.shared.images;
+        let broken = |cause: ImageError| NotStarted::Image { name: name.to_owned(), cause };
+        let mounts = &container.config.mounts;
+        let with_root = |compiled: PathBuf| Found {
+            compiled,
+            root: root(&self.dir, &container.config.name, mounts),
+        };
         if let Some(file) = candidates(name).iter().find_map(|path| in_mounts(mounts, path)) {
-            let compiled = images.adopt(&file).await?;
-            return Ok(Found { compiled, root: self.root() });
+            return images.adopt(&file).await.map(with_root).map_err(broken);
         }
         let plain = TOOL_FOLDERS.iter().find_map(|folder| name.strip_prefix(folder));
         let plain = plain.unwrap_or(name);
         if plain.contains('/') || plain.starts_with('.') {
-            return Err(FindError::NotFound);
+            return Err(not_found(name));
         }
-        let tools = self.workshop.dirs.tools();
+        let tools = self.shared.node.dirs.tools();
         let is_applet = APPLETS.contains(&plain);
         let files = [Some(plain), is_applet.then_some(BUSYBOX)];
         let files = files.iter().flatten().map(|tool| tools.join(format!("{tool}.wasm")));
         if let Some(file) = files.into_iter().find(|file| file.is_file()) {
-            let compiled = images.adopt(&file).await?;
-            return Ok(Found { compiled, root: self.root() });
+            return images.adopt(&file).await.map(with_root).map_err(broken);
         }
-        if plain == self.container.config.name || plain == image_name(&self.container.image) {
-            let compiled = self.container.config.compiled.clone();
+        if plain == container.config.name || plain == image_name(&container.image) {
+            let compiled = container.config.compiled.clone();
             return Ok(Found { compiled, root: None });
         }
         if is_applet {
-            let pod = self.pod.dir.read_pod().unwrap_or_default();
+            let pod = self.dir.read_pod().unwrap_or_default();
             let image = images
                 .ready(&Wanted {
                     pod: &pod,
-                    field_path: format!("spec.containers{{{}}}", self.container.config.name),
+                    field_path: format!("spec.containers{{{}}}", container.config.name),
                     image: BUSYBOX,
                     pull: PullPolicy::IfNotPresent,
                 })
                 .await;
             // A cluster without the image has no tools; that is no fault of the command.
             let image = image.inspect_err(|err| tracing::debug!(%err, "no image busybox"));
-            let compiled = image.map_err(|_| FindError::NotFound)?.compiled;
-            return Ok(Found { compiled, root: self.root() });
+            return Ok(with_root(image.map_err(|_| not_found(name))?.compiled));
         }
-        Err(FindError::NotFound)
+        Err(not_found(name))
     }
+}
 
-    /// A folder with an empty folder for each volume, so that a tool can walk down to them.
-    fn root(&self) -> Option<Mount> {
-        let mounts = &self.container.config.mounts;
-        if mounts.iter().any(|mount| mount.guest_path.trim_end_matches('/').is_empty()) {
-            return None;
-        }
-        let host_path = self.pod.dir.exec_root(&self.container.config.name);
-        make_private(&host_path).ok()?;
-        for mount in mounts {
-            let below = relative(&mount.guest_path)?;
-            let _ = make_private(&host_path.join(below));
-        }
-        let guest_path = "/".to_owned();
-        Some(Mount { host_path, pin: None, guest_path, is_read_only: true, limit: None })
+fn not_found(name: &str) -> NotStarted {
+    let is_path = name.contains('/');
+    let why =
+        if is_path { "no such file or directory" } else { "executable file not found in $PATH" };
+    NotStarted::NotFound { name: name.to_owned(), why }
+}
+
+/// A folder with an empty folder for each mount of a container, so that a tool can walk down to
+/// them; `None` if there is a root already.
+pub(crate) fn root(dir: &PodDir, container: &str, mounts: &[Mount]) -> Option<Mount> {
+    if mounts.iter().any(|mount| mount.guest_path.trim_end_matches('/').is_empty()) {
+        return None;
     }
+    let host_path = dir.exec_root(container);
+    make_private(&host_path).ok()?;
+    for mount in mounts {
+        let below = relative(&mount.guest_path)?;
+        let _ = make_private(&host_path.join(below));
+    }
+    let guest_path = "/".to_owned();
+    Some(Mount { host_path, pin: None, guest_path, is_read_only: true, limit: None })
 }
 
 /// Where a command may lie in the container.

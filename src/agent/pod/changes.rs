@@ -1,0 +1,162 @@
+//! What may change in a pod that runs: images of its containers, and ephemeral containers that
+//! are added to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgeorc_runtime::Mount;
+use tokio::time::Instant;
+
+use crate::agent::command;
+use crate::agent::pod::backoff::Backoff;
+use crate::agent::pod::decide::Due;
+use crate::agent::pod::plan::{ContainerPlan, Role, ephemeral};
+use crate::agent::pod::start::{Prepared, StartFailure};
+use crate::agent::pod::state::{
+    CONTAINER_CREATING, ContainerRecord, RUN_CONTAINER_ERROR, RunState,
+};
+use crate::agent::pod::worker::Worker;
+use crate::client::EventType;
+
+/// Where an ephemeral container finds what its target has mounted: as on Linux, where the target's
+/// first process is process 1.
+const TARGET_ROOT: &str = "/proc/1/root";
+
+/// An ephemeral container whose image is here, or that cannot be had now.
+pub(super) struct Arrival {
+    at: usize,
+    prepared: Result<Prepared, StartFailure>,
+}
+
+impl Worker {
+    /// Takes over what has changed in the spec since it was read last.
+    pub(super) fn take_changes(&mut self) {
+        let pod = self.pod();
+        let generation = pod.metadata.generation.unwrap_or_default();
+        if generation < self.generation {
+            // What an API server says that is behind must not start the old image again.
+            return;
+        }
+        self.generation = generation;
+        let mut has_news = false;
+        for at in 0..self.plan.containers.len() {
+            if self.plan.containers.get_mut(at).is_some_and(|plan| plan.take_image(&pod)) {
+                self.replace(at);
+                has_news = true;
+            }
+        }
+        for added in ephemeral(&pod) {
+            if self.plan.containers.iter().all(|known| known.name != added.name) {
+                self.add(added);
+                has_news = true;
+            }
+        }
+        for at in 0..self.plan.containers.len() {
+            self.fetch_ephemeral(at);
+        }
+        if has_news {
+            self.save();
+            self.publish();
+        }
+    }
+
+    fn add(&mut self, plan: ContainerPlan) {
+        self.state.containers.push(ContainerRecord::waiting(&plan, CONTAINER_CREATING));
+        self.plan.containers.push(plan);
+        self.running.push(None);
+        self.due.push(Due::Now);
+        self.backoffs.push(Backoff::new(self.shared.restart));
+        self.replaced.push(false);
+    }
+
+    /// The container has another image now: one that runs is stopped and starts again with it,
+    /// whatever the restart policy says; one that waits waits no longer.
+    fn replace(&mut self, at: usize) {
+        let Some(plan) = self.plan.containers.get(at) else { return };
+        let (name, image, role) = (plan.name.clone(), plan.image.clone(), plan.role);
+        let grace = self.plan.grace;
+        if let Some(backoff) = self.backoffs.get_mut(at) {
+            *backoff = Backoff::new(self.shared.restart);
+        }
+        let Some(record) = self.state.containers.get_mut(at) else { return };
+        match record.state {
+            RunState::Waiting { .. } => {
+                record.image = image;
+                if let Some(due) = self.due.get_mut(at) {
+                    *due = Due::Now;
+                }
+            }
+            // An init container's work is done, or about to be.
+            RunState::Running { .. } if role != Role::Init => {
+                let Some(is_replaced) = self.replaced.get_mut(at) else { return };
+                if std::mem::replace(is_replaced, true) {
+                    return;
+                }
+                record.is_ready = false;
+                let message = format!("Container {name} definition changed, will be restarted");
+                self.event_of(at, EventType::Normal, "Killing", message);
+                self.kill(at, grace);
+            }
+            RunState::Running { .. } | RunState::Ended(_) => {}
+        }
+    }
+
+    /// Has what an ephemeral container needs brought here, beside all else: the pod must not wait
+    /// for it. What comes of it is an [`Arrival`].
+    fn fetch_ephemeral(&mut self, at: usize) {
+        let is_waiting = self.state.containers.get(at).is_some_and(|record| {
+            record.role == Role::Ephemeral && matches!(record.state, RunState::Waiting { .. })
+        });
+        let Some(due) = self.due.get_mut(at).filter(|_| is_waiting) else { return };
+        let wait = match *due {
+            Due::Now => Duration::ZERO,
+            Due::At(then) => then.saturating_duration_since(Instant::now()),
+            // It is on its way.
+            Due::Never => return,
+        };
+        *due = Due::Never;
+        let (shared, plan, pod) = (Arc::clone(&self.shared), self.plan.clone(), self.pod());
+        let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
+        self.fetches.spawn_until_cancelled("ephemeral-container", async move {
+            tokio::time::sleep(wait).await;
+            let prepared = shared.prepare(&plan, at, &pod, &dir).await;
+            let _ = arrivals.send(Arrival { at, prepared }).await;
+        });
+    }
+
+    /// Starts an ephemeral container, or has it tried again.
+    pub(super) async fn arrived(&mut self, Arrival { at, prepared }: Arrival) {
+        let started = match prepared {
+            Ok(prepared) => self.launch(at, prepared).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = started {
+            self.not_started(at, failure);
+        }
+        self.publish();
+    }
+
+    /// What an ephemeral container sees beside its own mounts: its target's, and a root folder to
+    /// walk down from.
+    pub(super) fn surroundings(
+        &self,
+        plan: &ContainerPlan,
+        own: &[Mount],
+    ) -> Result<Vec<Mount>, StartFailure> {
+        let mut more = Vec::new();
+        if let Some(target) = &plan.target {
+            let missing = || {
+                let message = format!("unable to find target container {target:?}");
+                StartFailure::later(RUN_CONTAINER_ERROR, message)
+            };
+            let target = self.live.container(target).ok_or_else(missing)?;
+            more.extend(target.config.mounts.iter().map(|mount| {
+                let path = mount.guest_path.trim_matches('/');
+                Mount { guest_path: format!("{TARGET_ROOT}/{path}"), ..mount.clone() }
+            }));
+        }
+        let all: Vec<_> = own.iter().chain(&more).cloned().collect();
+        more.extend(command::root(&self.dir, &plan.name, &all));
+        Ok(more)
+    }
+}
