@@ -10,6 +10,8 @@ use crate::support::{Answer, Block, Node, PATIENCE, eventually, get, guest, succ
 
 /// Image of Kubernetes' end-to-end tests.
 const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.40";
+/// How long it may take until a guest of 20 MB is compiled, by a compiler built for tests.
+const COMPILING: Duration = Duration::from_secs(240);
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -265,6 +267,9 @@ fn samples_in_other_languages_serve_and_log() {
         let file = sample(language);
         succeed(&mut node.edgeorc(&["deploy", file.to_str().unwrap(), "--name", language]));
         let host = format!("{language}.default.localhost");
+        let available = "--for=condition=Available";
+        let (deploy, limit) = (format!("deploy/{language}"), format!("{}s", COMPILING.as_secs()));
+        succeed(&mut node.kubectl(&["wait", available, &deploy, "--timeout", &limit]));
         // More than one request, so that an instance has to bear being used again.
         for request in 1..=3 {
             let body = answered(node.ingress(), &host, "/");
