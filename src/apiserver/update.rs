@@ -118,7 +118,7 @@ pub(super) fn apply(
     applied.map_err(|cause| match cause {
         PatchError::Malformed(text) => ApiError::from(Status::bad_request(text)),
         PatchError::TooLarge(text) => Status::entity_too_large(text).into(),
-        other => Status::unprocessable(other.to_string()).into(),
+        PatchError::DoesNotApply(text) => Status::unprocessable(text).into(),
     })?;
     Ok(object)
 }
