@@ -113,7 +113,7 @@ fn exec_carries_streams_and_exit_codes() {
         assert_eq!(own.status.code(), Some(7), "{}", both(&own));
         assert_eq!(String::from_utf8_lossy(&own.stdout), "tick 1\ntick 2\n");
         let name = exec(&["sh", "-c", "echo $POD_NAME $(hostname); ls /"]);
-        assert_eq!(String::from_utf8_lossy(&name.stdout), "p p\ndata\n", "{}", both(&name));
+        assert_eq!(String::from_utf8_lossy(&name.stdout), "p p\ndata\ndev\nvar\n", "{}", both(&name));
 
         // More than every buffer on the way holds, there and back.
         let much: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
