@@ -40,6 +40,7 @@ metadata:
 spec:
   nodeName: {on}
   restartPolicy: Never
+  terminationGracePeriodSeconds: 2
   containers:
   - name: main
     image: {image}
@@ -113,7 +114,12 @@ fn exec_carries_streams_and_exit_codes() {
         assert_eq!(own.status.code(), Some(7), "{}", both(&own));
         assert_eq!(String::from_utf8_lossy(&own.stdout), "tick 1\ntick 2\n");
         let name = exec(&["sh", "-c", "echo $POD_NAME $(hostname); ls /"]);
-        assert_eq!(String::from_utf8_lossy(&name.stdout), "p p\ndata\ndev\nvar\n", "{}", both(&name));
+        assert_eq!(
+            String::from_utf8_lossy(&name.stdout),
+            "p p\ndata\ndev\nvar\n",
+            "{}",
+            both(&name)
+        );
 
         // More than every buffer on the way holds, there and back.
         let much: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
@@ -248,7 +254,8 @@ fn debug_adds_a_container_to_a_running_pod() {
         let into = ["debug", "p", &image, "-c", name, "-it", "--target=main", "--", "sh"];
         let script = b"echo hello from $POD_NAME\nls /proc/1/root/data /\nexit 3\n";
         let ended = with_input(&mut session(&node, is_spdy, &into), script);
-        assert!(both(&ended).contains("hello from p"), "{}", both(&ended));
+        let shown = both(&ended);
+        assert!(shown.contains("hello from p") && shown.contains("/ # "), "{shown}");
         let code = format!(
             "{{.status.ephemeralContainerStatuses[?(@.name=='{name}')].state.terminated.exitCode}}"
         );
@@ -298,6 +305,18 @@ fn debug_adds_a_container_to_a_running_pod() {
         let refused = node.kubectl(&patch).output().unwrap();
         assert!(!refused.status.success() && both(&refused).contains(part), "{}", both(&refused));
     }
+    // Another image starts the container again, and that alone.
+    let other = push(&node, &hello(), "hello");
+    succeed(&mut node.kubectl(&["set", "image", "pod/p", &format!("main={other}")]));
+    eventually("the container runs again", PATIENCE, || {
+        let path = "jsonpath={.status.containerStatuses[0]['restartCount','ready','image']}";
+        let got = succeed(&mut node.kubectl(&["get", "pod", "p", "-o", path]));
+        if got == format!("1 true {other}") { Ok(()) } else { Err(got) }
+    });
+    let since = succeed(&mut node.kubectl(&["get", "pod", "p", "-o", path]));
+    assert!(!since.is_empty(), "the ephemeral container goes on");
+    let shown = succeed(&mut node.kubectl(&["describe", "pod", "p"]));
+    assert!(shown.contains("Container main definition changed, will be restarted"), "{shown}");
 }
 
 #[test]
