@@ -165,9 +165,10 @@ impl Pod for WasmPod {
         &self,
         config: ContainerConfig,
         stdin: Input,
+        is_terminal: bool,
     ) -> Result<Arc<dyn Container>, StartError> {
         let prepared = self.prepare(&config, true).await?;
-        self.launch(config, prepared, Pipes::input(stdin)).await
+        self.launch(config, prepared, Pipes::input(stdin, is_terminal)).await
     }
 
     async fn exec(

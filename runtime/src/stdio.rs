@@ -45,19 +45,26 @@ impl std::fmt::Debug for Stdio {
 #[derive(Default)]
 pub(crate) struct Pipes {
     stdin: Mutex<Option<Input>>,
+    /// Whether a terminal is where output goes.
+    is_terminal: bool,
     output: Mutex<Option<(PipeStream, PipeStream)>>,
 }
 
 impl Pipes {
     /// Input alone: output goes to the log.
-    pub(crate) fn input(stdin: Input) -> Self {
-        Self { stdin: Mutex::new(Some(stdin)), output: Mutex::default() }
+    pub(crate) fn input(stdin: Input, is_terminal: bool) -> Self {
+        Self { stdin: Mutex::new(Some(stdin)), is_terminal, output: Mutex::default() }
+    }
+
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     pub(crate) fn new(stdio: Stdio) -> Self {
         let pipe = |sender| PipeStream { sender, is_terminal: stdio.is_terminal };
         Self {
             stdin: Mutex::new(stdio.stdin),
+            is_terminal: stdio.is_terminal,
             output: Mutex::new(Some((pipe(stdio.stdout), pipe(stdio.stderr)))),
         }
     }

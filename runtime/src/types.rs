@@ -227,8 +227,9 @@ pub trait Pod: Send + Sync + 'static {
     /// See [`StartError`]; nothing is left behind.
     async fn start(&self, container: ContainerConfig) -> Result<Arc<dyn Container>, StartError>;
 
-    /// As [`Pod::start`], for a container that somebody may talk to. An HTTP component does not
-    /// read its input.
+    /// As [`Pod::start`], for a container that somebody may talk to, maybe at a terminal: then it is
+    /// told so, and its log does not wait for the end of a line. An HTTP component does not read its
+    /// input.
     ///
     /// # Errors
     ///
@@ -237,8 +238,9 @@ pub trait Pod: Send + Sync + 'static {
         &self,
         container: ContainerConfig,
         stdin: Input,
+        is_terminal: bool,
     ) -> Result<Arc<dyn Container>, StartError> {
-        drop(stdin);
+        drop((stdin, is_terminal));
         self.start(container).await
     }
 

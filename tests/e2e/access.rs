@@ -40,6 +40,7 @@ metadata:
 spec:
   nodeName: {on}
   restartPolicy: Never
+  terminationGracePeriodSeconds: 2
   containers:
   - name: main
     image: {image}
@@ -238,6 +239,112 @@ fn attach_shows_output_and_carries_input() {
         let phase = ["wait", "--for=jsonpath={.status.phase}=Succeeded", &format!("pod/{name}")];
         succeed(&mut node.kubectl(&phase));
     }
+}
+
+#[test]
+fn debug_adds_a_container_to_a_running_pod() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let ticker = push(&node, &guest("ticker"), "ticker");
+    let tools = push(&node, &guest("busybox"), "busybox");
+    pod(&node, "p", "one", &ticker, "");
+    let image = format!("--image={tools}");
+    for (is_spdy, name) in [(false, "shell-a"), (true, "shell-b")] {
+        let into = ["debug", "p", &image, "-c", name, "-it", "--target=main", "--", "sh"];
+        let script = b"echo hello from $POD_NAME\nls /proc/1/root/data /\nexit 3\n";
+        let ended = with_input(&mut session(&node, is_spdy, &into), script);
+        let shown = both(&ended);
+        assert!(shown.contains("hello from p") && shown.contains("/ # "), "{shown}");
+        let code = format!(
+            "{{.status.ephemeralContainerStatuses[?(@.name=='{name}')].state.terminated.exitCode}}"
+        );
+        eventually("the shell has ended", PATIENCE, || {
+            let code = format!("jsonpath={code}");
+            let got = succeed(&mut node.kubectl(&["get", "pod", "p", "-o", &code]));
+            if got == "3" { Ok(()) } else { Err(got) }
+        });
+        // Its log stays, with the volumes of its target.
+        let log = succeed(&mut node.kubectl(&["logs", "p", "-c", name]));
+        assert!(log.contains("hello from p") && log.contains("proc"), "{log}");
+    }
+    // One that stays can be reached by exec and attach, and is told about.
+    let into = ["debug", "p", &image, "-c", "stays", "--", "sleep", "3600"];
+    succeed(&mut session(&node, false, &into));
+    let path =
+        "jsonpath={.status.ephemeralContainerStatuses[?(@.name=='stays')].state.running.startedAt}";
+    eventually("the container runs", PATIENCE, || {
+        let since = succeed(&mut node.kubectl(&["get", "pod", "p", "-o", path]));
+        if since.is_empty() { Err(()) } else { Ok(()) }
+    });
+    let exec = ["exec", "p", "-c", "stays", "--", "sh", "-c", "echo $POD_NAME"];
+    assert_eq!(succeed(&mut session(&node, false, &exec)), "p\n");
+    let shown = succeed(&mut node.kubectl(&["describe", "pod", "p"]));
+    assert!(shown.contains("Ephemeral Containers:") && shown.contains("  stays:"), "{shown}");
+    let shown = succeed(&mut node.edgeorc(&["describe", "pod", "p"]));
+    assert!(shown.contains("Ephemeral Containers:") && shown.contains("  stays:"), "{shown}");
+    // The pod is as it was, and what is there cannot be changed.
+    let line = succeed(&mut node.kubectl(&["get", "pod", "p", "--no-headers"]));
+    let words: Vec<_> = line.split_whitespace().take(4).collect();
+    assert_eq!(words, ["p", "1/1", "Running", "0"]);
+    for (patch, part) in [
+        (
+            r#"{"spec":{"ephemeralContainers":[{"name":"stays","image":"other"}]}}"#,
+            "existing ephemeral containers \"stays\" may not be changed",
+        ),
+        (
+            r#"{"spec":{"ephemeralContainers":[{"name":"x","image":"x","targetContainerName":"y"}]}}"#,
+            "spec.ephemeralContainers[3].targetContainerName: Not found: \"y\"",
+        ),
+        (
+            r#"{"spec":{"ephemeralContainers":[{"name":"x","image":"x","ports":[{"containerPort":80}]}]}}"#,
+            "spec.ephemeralContainers[3].ports: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+    ] {
+        let patch = ["patch", "pod", "p", "--subresource=ephemeralcontainers", "-p", patch];
+        let refused = node.kubectl(&patch).output().unwrap();
+        assert!(!refused.status.success() && both(&refused).contains(part), "{}", both(&refused));
+    }
+    // Another image starts the container again, and that alone.
+    let other = push(&node, &hello(), "hello");
+    succeed(&mut node.kubectl(&["set", "image", "pod/p", &format!("main={other}")]));
+    eventually("the container runs again", PATIENCE, || {
+        let path = "jsonpath={.status.containerStatuses[0]['restartCount','ready','image']}";
+        let got = succeed(&mut node.kubectl(&["get", "pod", "p", "-o", path]));
+        if got == format!("1 true {other}") { Ok(()) } else { Err(got) }
+    });
+    let since = succeed(&mut node.kubectl(&["get", "pod", "p", "-o", path]));
+    assert!(!since.is_empty(), "the ephemeral container goes on");
+    let shown = succeed(&mut node.kubectl(&["describe", "pod", "p"]));
+    assert!(shown.contains("Container main definition changed, will be restarted"), "{shown}");
+}
+
+#[test]
+fn commands_probe_a_container_and_leave_its_log_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    give_tools(&node);
+    let image = push(&node, &guest("ticker"), "ticker");
+    let probe = "    args: [\"--interval-ms\", \"100\"]
+    readinessProbe:
+      exec: {command: [cat, /data/ready]}
+      periodSeconds: 1
+      failureThreshold: 1
+    lifecycle:
+      postStart:
+        exec: {command: [sh, -c, echo made by the hook > /data/ready]}";
+    pod(&node, "p", "one", &image, probe);
+    succeed(&mut session(&node, false, &["exec", "p", "--", "rm", "/data/ready"]));
+    let gone = ["wait", "--for=condition=Ready=false", "--timeout=60s", "pod/p"];
+    succeed(&mut node.kubectl(&gone));
+    eventually("the event of the probe", PATIENCE, || {
+        let shown = succeed(&mut node.kubectl(&["describe", "pod", "p"]));
+        let is_told = shown.contains("Readiness probe failed: cat: ");
+        if is_told { Ok(()) } else { Err(shown) }
+    });
+    let log = succeed(&mut node.kubectl(&["logs", "p"]));
+    assert!(log.contains("tick 1") && !log.contains("hook") && !log.contains("cat:"), "{log}");
 }
 
 /// kubectl port-forward, until dropped.

@@ -232,11 +232,10 @@ impl Template {
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false);
+        let log = |channel| LogStream::new(&self.log, channel, self.pipes.is_terminal());
         match self.pipes.take_output() {
             Some((stdout, stderr)) => builder.stdout(stdout).stderr(stderr),
-            None => builder
-                .stdout(LogStream::new(&self.log, Channel::Stdout))
-                .stderr(LogStream::new(&self.log, Channel::Stderr)),
+            None => builder.stdout(log(Channel::Stdout)).stderr(log(Channel::Stderr)),
         };
         if let Some(stdin) = self.pipes.take_stdin() {
             builder.stdin(AsyncStdinStream::new(stdin));

@@ -25,8 +25,9 @@ pub(crate) struct LogStream {
 }
 
 impl LogStream {
-    pub(crate) fn new(log: &Arc<Log>, channel: Channel) -> Self {
-        let line = Line { log: Arc::clone(log), channel, text: Vec::new() };
+    /// At a terminal, what has been written is logged at once: a prompt has no end of line.
+    pub(crate) fn new(log: &Arc<Log>, channel: Channel, is_terminal: bool) -> Self {
+        let line = Line { log: Arc::clone(log), channel, is_terminal, text: Vec::new() };
         Self { log: Arc::clone(log), line: Arc::new(Mutex::new(line)) }
     }
 }
@@ -36,6 +37,7 @@ impl LogStream {
 struct Line {
     log: Arc<Log>,
     channel: Channel,
+    is_terminal: bool,
     text: Vec<u8>,
 }
 
@@ -49,6 +51,10 @@ impl Line {
             bytes = rest.get(1..).unwrap_or_default();
         }
         self.extend(bytes);
+        if self.is_terminal && !self.text.is_empty() {
+            self.log.line(self.channel, false, &self.text);
+            self.text.clear();
+        }
     }
 
     fn extend(&mut self, mut bytes: &[u8]) {
@@ -73,7 +79,7 @@ impl Drop for Line {
 
 impl IsTerminal for LogStream {
     fn is_terminal(&self) -> bool {
-        false
+        self.line.lock().is_terminal
     }
 }
 
@@ -162,8 +168,8 @@ mod tests {
     async fn writes_become_lines_whatever_their_cuts() {
         let dir = tempfile::tempdir().unwrap();
         let log = log(dir.path());
-        let mut out = LogStream::new(&log, Channel::Stdout);
-        let mut err = LogStream::new(&log, Channel::Stderr);
+        let mut out = LogStream::new(&log, Channel::Stdout, false);
+        let mut err = LogStream::new(&log, Channel::Stderr, false);
         out.write(Bytes::from_static(b"he")).unwrap();
         err.write(Bytes::from_static(b"oops\n")).unwrap();
         out.write(Bytes::from_static(b"llo\n\nlast")).unwrap();
@@ -181,10 +187,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_terminal_does_not_wait_for_the_end_of_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(dir.path());
+        let mut out = LogStream::new(&log, Channel::Stdout, true);
+        assert!(out.is_terminal());
+        out.write(Bytes::from_static(b"/ # ")).unwrap();
+        log.flush().await;
+        let text = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        assert!(text.ends_with(" stdout P / # \n"), "{text}");
+        out.write(Bytes::from_static(b"a\nb")).unwrap();
+        drop(out);
+        log.flush().await;
+        let text = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        let said: Vec<_> = text.lines().filter_map(|line| line.splitn(3, ' ').nth(2)).collect();
+        assert_eq!(said, ["P / # ", "F a", "P b"]);
+    }
+
+    #[tokio::test]
     async fn a_long_line_is_cut_into_parts() {
         let dir = tempfile::tempdir().unwrap();
         let log = log(dir.path());
-        let mut out = LogStream::new(&log, Channel::Stdout);
+        let mut out = LogStream::new(&log, Channel::Stdout, false);
         let mut line = vec![b'x'; LINE_BYTES_MAX + 1];
         line.push(b'\n');
         out.write(line.into()).unwrap();

@@ -230,7 +230,7 @@ async fn a_container_reads_what_is_given_to_it_and_logs() {
     let pod = node.pod("10.0.0.1").await;
     let (mut near, far) = tokio::io::duplex(64);
     let config = node.container("cat", wat(COPIES));
-    let container = pod.start_with_stdin(config, Box::new(far)).await.unwrap();
+    let container = pod.start_with_stdin(config, Box::new(far), false).await.unwrap();
     near.write_all(b"hello\n").await.unwrap();
     node.logged("cat", "stdout F hello").await;
     drop(near);

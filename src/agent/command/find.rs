@@ -3,7 +3,8 @@
 //! 1. A component in the container's volumes: `/bin/NAME`, `/bin/NAME.wasm`, or the path given.
 //! 2. A tool of the node: `tools/NAME.wasm`, or for one of [`APPLETS`] `tools/busybox.wasm`, or the
 //!    image `busybox` of the cluster's registry.
-//! 3. The container's own component, by the container's name or its image's.
+//! 3. The container's own component, by the container's name or its image's, or for an applet if it
+//!    is `busybox`.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -73,6 +74,9 @@ impl Commands {
         if plain == container.config.name || plain == image_name(&container.image) {
             let compiled = container.config.compiled.clone();
             return Ok(Found { compiled, root: None });
+        }
+        if is_applet && image_name(&container.image) == BUSYBOX {
+            return Ok(with_root(container.config.compiled.clone()));
         }
         if is_applet {
             let pod = self.dir.read_pod().unwrap_or_default();

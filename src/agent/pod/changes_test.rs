@@ -126,9 +126,7 @@ async fn an_ephemeral_container_joins_a_running_pod_and_changes_nothing_else() {
     assert_eq!(status.phase.as_deref(), Some("Running"));
     assert_eq!(world.journal.count("stop debug within 2s"), 0);
     world.exit("debug", 5);
-    let ended = world
-        .debugger(|c| c.state.as_ref().is_some_and(|s| s.terminated.is_some()))
-        .await;
+    let ended = world.debugger(|c| c.state.as_ref().is_some_and(|s| s.terminated.is_some())).await;
     let code = ended.state.unwrap().terminated.unwrap().exit_code;
     assert_eq!((code, ended.restart_count, ended.ready), (5, 0, false));
     tokio::time::sleep(Duration::from_secs(3600)).await;

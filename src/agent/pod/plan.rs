@@ -225,7 +225,8 @@ impl ContainerPlan {
     /// Whether the pod names another image for the container by now; takes that over.
     pub(crate) fn take_image(&mut self, pod: &Pod) -> bool {
         let spec = pod.spec.iter();
-        let specs = spec.flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+        let specs =
+            spec.flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
         let spec = specs.filter(|_| self.role != Role::Ephemeral).find(|c| c.name == self.name);
         let Some(spec) = spec.filter(|c| c.image.as_deref().unwrap_or_default() != self.image)
         else {

@@ -261,7 +261,9 @@ impl Worker {
         };
         let (container, stdin) = if plan.spec.stdin == Some(true) {
             let (stdin, input) = Stdin::new(plan.spec.stdin_once == Some(true));
-            (sandbox.start_with_stdin(config.clone(), input).await?, Some(stdin))
+            let is_terminal = plan.spec.tty == Some(true);
+            let started = sandbox.start_with_stdin(config.clone(), input, is_terminal).await?;
+            (started, Some(stdin))
         } else {
             (sandbox.start(config.clone()).await?, None)
         };

@@ -218,7 +218,8 @@ impl PodState {
     /// The state of a pod that this agent sees for the first time, or again after its own restart.
     pub(crate) fn new(plan: &PodPlan, pod: &Pod, host_ips: &[IpAddr], now: Timestamp) -> Self {
         let status = pod.status.as_ref();
-        let has_inits = plan.containers.iter().any(|c| matches!(c.role, Role::Init | Role::Sidecar));
+        let has_inits =
+            plan.containers.iter().any(|c| matches!(c.role, Role::Init | Role::Sidecar));
         let reason = |role| match role {
             Role::Ephemeral => CONTAINER_CREATING,
             _ if has_inits => POD_INITIALIZING,

@@ -9,11 +9,7 @@ pub(super) fn write_all(sheet: &mut Sheet, level: usize, pod: &Value, has_status
     for (title, spec, status) in [
         ("Init Containers", "/spec/initContainers", "/status/initContainerStatuses"),
         ("Containers", "/spec/containers", "/status/containerStatuses"),
-        (
-            "Ephemeral Containers",
-            "/spec/ephemeralContainers",
-            "/status/ephemeralContainerStatuses",
-        ),
+        ("Ephemeral Containers", "/spec/ephemeralContainers", "/status/ephemeralContainerStatuses"),
     ] {
         let containers = list(pod, spec);
         if containers.is_empty() {
