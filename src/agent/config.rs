@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::agent::{ImageSettings, NodeApi};
+use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, NodeApi};
 use crate::client::Informer;
 use crate::config::HostPath;
 use crate::rt::{Rng, WallClock};
@@ -32,7 +32,9 @@ pub struct AgentConfig {
     /// The switch the runtime puts its pods on; probes reach pods through it.
     pub network: Arc<VirtualNetwork>,
     /// Makes compiled code.
-    pub compiler: Compiler,
+    pub compiler: CodeCompiler,
+    /// Tells which compiled code of others may be run. `None`: none is asked for.
+    pub code_trust: Option<Arc<dyn CodeTrust>>,
     /// How images are pulled and kept.
     pub images: ImageSettings,
     /// Time of day, for status and logs.
@@ -99,6 +101,8 @@ impl Default for RestartBackoff {
 /// How compiled code is made: a short-lived child process, called as `program args.. IN OUT`.
 #[derive(Debug, Clone)]
 pub struct Compiler {
+    /// Whether this node compiles. A small one may leave it to the servers. Default true.
+    pub is_here: bool,
     /// The executable; in production this binary itself.
     pub program: PathBuf,
     /// Arguments before the two file names; in production `["compile"]`.
@@ -114,6 +118,7 @@ impl Compiler {
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
         Self {
+            is_here: true,
             program,
             args: vec!["compile".to_owned()],
             time_max: Duration::from_secs(120),

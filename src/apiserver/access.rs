@@ -122,6 +122,11 @@ pub(super) fn may_use_registry(user: &UserInfo) -> bool {
     user.name != ANONYMOUS
 }
 
+/// Whether `user` may have compiled code: nodes, and who may do everything.
+pub(super) fn may_use_compiled(user: &UserInfo) -> bool {
+    [NODES, SERVERS, MASTERS].iter().any(|group| has_group(user, group))
+}
+
 fn has_group(user: &UserInfo, group: &str) -> bool {
     user.groups.iter().any(|g| g == group)
 }

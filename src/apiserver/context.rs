@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::apiserver::compiled::{self, CompiledConfig};
 use crate::apiserver::registry::Registry;
 use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
@@ -93,7 +94,12 @@ impl ApiServer {
         Self { context: Arc::new(context) }
     }
 
-    /// All paths. Who asks is the [`crate::api::user::UserInfo`] extension of the request.
+    /// The paths of compiled code, to be merged with [`Self::router`].
+    pub fn compiled(&self, config: CompiledConfig) -> axum::Router {
+        compiled::router(Arc::clone(&self.context), config)
+    }
+
+    /// All other paths. Who asks is the [`crate::api::user::UserInfo`] extension of the request.
     pub fn router(&self) -> axum::Router {
         router::build(Arc::clone(&self.context))
     }

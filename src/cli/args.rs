@@ -184,6 +184,9 @@ pub(super) struct NodeStart {
     /// Use of the disk down to which they are deleted [default: 80]
     #[arg(long, value_name = "PERCENT", alias = "image-gc-low-threshold")]
     pub(super) image_gc_low: Option<u8>,
+    /// Never compile on this node; run what servers with the same CPU compile
+    #[arg(long)]
+    pub(super) no_compile: bool,
     /// Folder of the host that pods may mount; DIR:ro only to read
     #[arg(long, value_name = "DIR")]
     pub(super) allow_host_path: Vec<String>,

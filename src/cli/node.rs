@@ -43,6 +43,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         registries_file: flags.registries_file,
         image_gc_high: flags.image_gc_high,
         image_gc_low: flags.image_gc_low,
+        no_compile: flags.no_compile,
         host_paths: flags.allow_host_path,
     };
     let settings = NodeSettings::build(flags, environment)

@@ -43,6 +43,8 @@ pub struct NodeFlags {
     pub image_gc_high: Option<u8>,
     /// `--image-gc-low`.
     pub image_gc_low: Option<u8>,
+    /// `--no-compile`.
+    pub no_compile: bool,
     /// `--allow-host-path`, each `PATH` or `PATH:ro`.
     pub host_paths: Vec<String>,
 }
@@ -134,6 +136,8 @@ pub struct ImageFlags {
     pub gc_high_threshold_percent: u8,
     /// Use of the disk, in percent, down to which they are. Default 80.
     pub gc_low_threshold_percent: u8,
+    /// Whether this node compiles components. A small one may run what servers compile. Default true.
+    pub compiles: bool,
 }
 
 /// Where and how to join.
@@ -231,6 +235,7 @@ impl NodeSettings {
             registries_file: flags.registries_file,
             gc_high_threshold_percent: flags.image_gc_high.unwrap_or(GC_HIGH_PERCENT),
             gc_low_threshold_percent: flags.image_gc_low.unwrap_or(GC_LOW_PERCENT),
+            compiles: !flags.no_compile,
         };
         let (low, high) = (images.gc_low_threshold_percent, images.gc_high_threshold_percent);
         if low >= high || high > 100 {

@@ -86,9 +86,18 @@ pub enum IdentityError {
         /// Its common name.
         user: String,
     },
-    /// TLS refused the settings. Give up.
-    #[error("cannot set up TLS: {0}")]
+    /// TLS refused the settings, or a certificate. Give up.
+    #[error("TLS refused: {0}")]
     Tls(#[from] rustls::Error),
+    /// Something was signed by a node that is no server. Do not use it.
+    #[error("{user} is no server")]
+    NotAServer {
+        /// Common name of its certificate.
+        user: String,
+    },
+    /// A signature does not fit what was signed. Do not use it.
+    #[error("the signature does not fit")]
+    Signature,
 }
 
 /// This node's certificate and key, and the authority it trusts. Cheap to clone; all clones are
@@ -220,6 +229,11 @@ impl Identity {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
+    }
+
+    /// The present certificate with its key.
+    pub(super) fn leaf(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.0.keys.load().leaf)
     }
 
     pub(super) fn roots(&self) -> Arc<RootCertStore> {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{
-    Agent, AgentConfig, Capacity, ClusterKeyValue, Compiler, GuestUplink, ImageGcSettings,
+    Agent, AgentConfig, Capacity, ClusterKeyValue, CodeCompiler, GuestUplink, ImageGcSettings,
     ImageSettings, LocalPods, NodeApi,
 };
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
@@ -31,7 +31,7 @@ use crate::roles::identity::{FIRST_RAFT_ID, Membership, certified_addresses};
 use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
-use crate::roles::{NodeError, addresses, kubeconfig};
+use crate::roles::{NodeError, addresses, compiled, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
@@ -56,6 +56,8 @@ struct Base {
     endpoint: Endpoint,
     peers: Peers,
     node_api: NodeApi,
+    /// Of the agent, and on a server of the API for all nodes: one child at a time for both.
+    compiler: CodeCompiler,
 }
 
 /// The parts that only a server has.
@@ -123,8 +125,20 @@ async fn assemble(
     peers.set_addresses(membership.servers());
     let node_api = NodeApi::new(clock.clone());
     let metrics = Metrics::new();
-    let base =
-        Base { settings, dir, clock, rng, metrics, tasks, membership, endpoint, peers, node_api };
+    let compiler = compiled::compiler(settings.images.compiles, &metrics)?;
+    let base = Base {
+        settings,
+        dir,
+        clock,
+        rng,
+        metrics,
+        tasks,
+        membership,
+        endpoint,
+        peers,
+        node_api,
+        compiler,
+    };
     let server = match base.membership.state.raft_id {
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
@@ -172,7 +186,8 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         bookmark_interval: BOOKMARKS,
         cancel: base.tasks.token().clone(),
     });
-    let router = api.router();
+    let sharing = compiled::sharing(&base.dir, &base.membership.identity, &base.compiler);
+    let router = api.router().merge(api.compiled(sharing));
     let as_user = |user: &str| client::in_process(router.clone(), user, &["system:masters"]);
     let authority = base
         .membership
@@ -260,7 +275,7 @@ fn start_agent(
     keyvalue.set(agent_client.clone());
     let nodes = informer(Api::all(agent_client.clone()), watcher::Config::default(), &tasks);
     let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
-    let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network)?)
+    let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network))
         .map_err(NodeError::failed)?;
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
@@ -297,10 +312,8 @@ fn agent_config(
     doors: AgentDoors,
     runtime: WasmRuntime,
     network: Arc<VirtualNetwork>,
-) -> Result<AgentConfig, NodeError> {
-    let program = std::env::current_exe()
-        .map_err(|cause| NodeError::Failed(format!("cannot find this program's file: {cause}")))?;
-    Ok(AgentConfig {
+) -> AgentConfig {
+    AgentConfig {
         node_name: base.settings.node_name.clone(),
         node_ips: vec![base.settings.advertise_address],
         data_dir: base.dir.join("agent"),
@@ -309,7 +322,8 @@ fn agent_config(
         nodes: doors.nodes,
         runtime: Arc::new(runtime),
         network,
-        compiler: Compiler::new(program),
+        compiler: base.compiler.clone(),
+        code_trust: Some(Arc::new(compiled::ServersOnly(base.membership.identity.clone()))),
         images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
@@ -325,7 +339,7 @@ fn agent_config(
         shutdown_grace: base.settings.timing.shutdown_grace,
         node_api: base.node_api.clone(),
         host_paths: base.settings.host_paths.clone(),
-    })
+    }
 }
 
 /// Where images come from and when they go, from the node's settings.

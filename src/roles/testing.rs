@@ -28,6 +28,7 @@ impl Transport for Nobody {
 /// Store, API and authority of a cluster whose only server is `one`.
 pub(super) struct Cluster {
     pub(super) client: kube::Client,
+    pub(super) api: ApiServer,
     pub(super) replica: Replica,
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) clock: WallClock,
@@ -71,6 +72,6 @@ impl Cluster {
         });
         let client = client::in_process(server.router(), "admin", &["system:masters"]);
         let authority = Arc::new(CertificateAuthority::generate("test", &clock).unwrap());
-        Self { client, replica, authority, clock, tasks, _folder: folder }
+        Self { client, api: server, replica, authority, clock, tasks, _folder: folder }
     }
 }

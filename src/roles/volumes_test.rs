@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::agent::{
-    Agent, AgentConfig, Capacity, Compiler, ImageSettings, LocalPods, NodeApi, RestartBackoff,
+    Agent, AgentConfig, Capacity, CodeCompiler, CodeMetrics, Compiler, ImageSettings, LocalPods,
+    NodeApi, RestartBackoff,
 };
 use crate::api::user::UserInfo;
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
@@ -199,7 +200,8 @@ impl Cluster {
             client,
             runtime: Arc::new(Script(Arc::clone(&self.started))),
             network,
-            compiler,
+            compiler: CodeCompiler::new(compiler, CodeMetrics::default()),
+            code_trust: None,
             node_api: NodeApi::new(clock.clone()),
             clock,
             rng,

@@ -224,6 +224,63 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
     }
 }
 
+/// The value of a line of `/metrics` on this very node; labels included in `name`.
+fn metric(node: &Node, name: &str) -> u64 {
+    let metrics = succeed(&mut node.kubectl(&["get", "--raw", "/metrics"]));
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} is not among\n{metrics}")).parse().unwrap()
+}
+
+/// Goal: ten pods on three nodes cost one compile. Method: counters of all nodes, summed.
+#[test]
+fn what_ten_pods_on_three_nodes_run_is_compiled_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = start_three(folder.path());
+    let hello = hello();
+    let hello = hello.to_str().unwrap();
+    succeed(&mut nodes[0].edgeorc(&["deploy", hello, "--replicas", "10", "--wait"]));
+    let pods = ready_pods(&nodes[0]).unwrap();
+    assert_eq!((pods.len(), nodes_of(&pods).len()), (10, 3), "{pods:?}");
+    let sum = |name: &str| nodes.iter().map(|node| metric(node, name)).sum::<u64>();
+    let results = ["ok", "refused", "unfinished"];
+    let compiles: Vec<_> = results
+        .iter()
+        .map(|result| sum(&format!("edgeorc_compiles_total{{result=\"{result}\"}}")))
+        .collect();
+    assert_eq!(compiles, [1, 0, 0]);
+    assert_eq!(sum("edgeorc_compile_seconds_count"), 1);
+    for node in &nodes {
+        assert_eq!(
+            metric(node, "edgeorc_compiled_fetched_total{result=\"ok\"}"),
+            1,
+            "{}",
+            node.name
+        );
+    }
+
+    // A node that lost its compiled code takes it from a server again.
+    let mut nodes = nodes;
+    let lost = nodes.last_mut().unwrap();
+    lost.process.signal("TERM");
+    assert_eq!(lost.process.end(Duration::from_secs(20)), Some(0), "{}", lost.process.stderr());
+    std::fs::remove_dir_all(lost.data_dir.join("agent/compiled")).unwrap();
+    lost.restart();
+    lost.wait_ready();
+    // More of it, should its pods have been replaced meanwhile.
+    succeed(&mut nodes[0].edgeorc(&["scale", "deploy/hello", "--replicas", "16"]));
+    let fetched = "edgeorc_compiled_fetched_total{result=\"ok\"}";
+    eventually("it fetched the code", PATIENCE, || match metric(&nodes[2], fetched) {
+        1 => Ok(()),
+        other => Err(other),
+    });
+    eventually("its pods run again", PATIENCE, || {
+        let pods = ready_pods(&nodes[0])?;
+        let is_used = nodes_of(&pods).contains("three");
+        if pods.len() == 16 && is_used { Ok(()) } else { Err(format!("{pods:?}")) }
+    });
+    assert_eq!(metric(&nodes[2], "edgeorc_compiles_total{result=\"ok\"}"), 0);
+}
+
 #[test]
 fn a_fourth_node_joins_as_an_agent_and_is_used() {
     let folder = tempfile::tempdir().unwrap();

@@ -22,7 +22,7 @@ use crate::agent::image::{Images, Resolved};
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long one piece of a blob may take to arrive.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Tries in a row that bring not one byte of a layer.
 const TRIES_MAX: u32 = 5;
 /// Tries for a manifest: there may be another endpoint, and the pull as a whole is tried again.
@@ -228,7 +228,7 @@ async fn stream(source: &Source, blob: &Blob, part: &mut Part) -> Result<(), Fau
 }
 
 /// A blob that is being received: its name is fixed, so that the next try goes on with it.
-struct Part {
+pub(super) struct Part {
     place: PathBuf,
     path: PathBuf,
     file: File,
@@ -240,7 +240,7 @@ struct Part {
 
 impl Part {
     /// Opens what is there of the blob at `place`, and hashes it.
-    async fn open(place: PathBuf) -> Result<Self, Fault> {
+    pub(super) async fn open(place: PathBuf) -> Result<Self, Fault> {
         if let Some(folder) = place.parent() {
             make_private(folder)?;
         }
@@ -263,21 +263,33 @@ impl Part {
         Ok(Self { place, path, file, hash, size, is_resumed: size > 0 })
     }
 
-    async fn append(&mut self, chunk: &[u8]) -> Result<(), Fault> {
+    /// Bytes that are here.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Gives up: nothing stays of it.
+    pub(super) async fn remove(self) {
+        let _ = fs::remove_file(&self.path).await;
+    }
+
+    /// Adds bytes at the end.
+    pub(super) async fn append(&mut self, chunk: &[u8]) -> Result<(), Fault> {
         self.file.write_all(chunk).await?;
         self.hash.update(chunk);
         self.size += chunk.len() as u64;
         Ok(())
     }
 
-    async fn restart(&mut self) -> Result<(), Fault> {
+    /// Forgets what is here.
+    pub(super) async fn restart(&mut self) -> Result<(), Fault> {
         self.file = File::create(&self.path).await?;
         (self.hash, self.size, self.is_resumed) = (Sha256::new(), 0, false);
         Ok(())
     }
 
     /// Puts the blob into its place if it is what its digest says.
-    async fn finish(&mut self, hex: &str) -> Result<(), Fault> {
+    pub(super) async fn finish(&mut self, hex: &str) -> Result<(), Fault> {
         let is_good = hex::encode(self.hash.clone().finalize()) == hex;
         if !is_good {
             let was_resumed = self.is_resumed;

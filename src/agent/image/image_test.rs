@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gc::Disk;
 use super::*;
+use crate::agent::config::Compiler;
 use crate::agent::pod::start::StartFailure;
 use crate::rt::TaskGroup;
 
@@ -103,12 +104,8 @@ impl Node {
         let tools = Tools {
             client,
             dirs: Dirs::create(folder.path().join("agent")).unwrap(),
-            compiler: Compiler {
-                program: "/bin/sh".into(),
-                args: ["-c", compiler, "sh"].map(str::to_owned).to_vec(),
-                time_max: Duration::from_millis(500),
-                memory_bytes_max: None,
-            },
+            code_trust: None,
+            compiler: compiler_script(compiler),
             engine: "engine".to_owned(),
             events: events_to,
             clock: clock.clone(),
@@ -152,6 +149,17 @@ impl Node {
         }
         std::mem::take(&mut *self.events.lock())
     }
+}
+
+/// A shell script for a compiler: its input is `$1`, its output `$2`.
+fn compiler_script(script: &str) -> CodeCompiler {
+    let compiler = Compiler {
+        args: ["-c", script, "sh"].map(str::to_owned).to_vec(),
+        time_max: Duration::from_millis(500),
+        memory_bytes_max: None,
+        ..Compiler::new("/bin/sh".into())
+    };
+    CodeCompiler::new(compiler, CodeMetrics::default())
 }
 
 pub(super) fn failure(result: Result<ReadyImage, ImageError>) -> StartFailure {

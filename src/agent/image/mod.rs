@@ -12,15 +12,20 @@
 //! compiled code, `status.imageID`, kubelet's events about pulling.
 //!
 //! ```text
-//! name ─ stand-in ─► reference ─ registry ─► manifest ─► layer ─ compiler ─► code
+//! name ─ stand-in ─► reference ─ registry ─► manifest ─► layer ─ a server, or the compiler ─► code
 //!        registries.yaml         mirrors in order         resumed, checked
 //! ```
+//!
+//! Compiled code is asked for at a server first, so that one node compiles for all; what a server
+//! signed is taken, and nothing else. Without a server, or without code there, this node compiles.
 //!
 //! # Invariants
 //!
 //! - A file under `sha256/` without an ending holds exactly the bytes its name says.
 //! - What is cached needs no server.
 //! - A layer is fetched once at a time, and a module compiled once at a time, however many want it.
+//! - A file under `compiled/` was made here, or a server signed its digest.
+//! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
 //! - A credential is sent only to the host it is meant for.
 
@@ -31,9 +36,12 @@ mod compile;
 mod credentials;
 mod distribution;
 mod fetch;
+mod fleet;
 mod gc;
 mod locks;
 mod manifest;
+mod metrics;
+mod process;
 mod reference;
 mod registries;
 mod report;
@@ -41,12 +49,15 @@ mod transport;
 mod unpack;
 
 #[cfg(test)]
+mod fleet_test;
+#[cfg(test)]
 mod image_test;
 #[cfg(test)]
 mod pull_test;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -57,7 +68,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-use crate::agent::config::Compiler;
 use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::pod::plan::PullPolicy;
 use crate::client::EventRecorder;
@@ -70,7 +80,10 @@ use locks::Locks;
 use reference::Reference;
 
 pub use backoff::BackoffSettings;
+pub use fleet::CodeTrust;
 pub use gc::ImageGcSettings;
+pub use metrics::CodeMetrics;
+pub use process::{CodeCompiler, CompileFailure};
 pub(crate) use registries::Registries;
 pub use registries::RegistriesError;
 
@@ -205,7 +218,8 @@ impl Default for ImageSettings {
 pub(crate) struct Tools {
     pub(crate) client: kube::Client,
     pub(crate) dirs: Dirs,
-    pub(crate) compiler: Compiler,
+    pub(crate) compiler: CodeCompiler,
+    pub(crate) code_trust: Option<Arc<dyn CodeTrust>>,
     /// Compiled code is good for exactly the engines that give the same string.
     pub(crate) engine: String,
     pub(crate) events: EventRecorder,
@@ -233,7 +247,8 @@ pub(crate) trait ImageSource: Send + Sync + 'static {
 pub(crate) struct Images {
     client: kube::Client,
     dirs: Dirs,
-    compiler: Compiler,
+    compiler: CodeCompiler,
+    code_trust: Option<Arc<dyn CodeTrust>>,
     engine: String,
     events: EventRecorder,
     clock: WallClock,
@@ -246,7 +261,6 @@ pub(crate) struct Images {
     /// By hex of a layer, and by file name of a reference.
     locks: Locks,
     downloads: Semaphore,
-    compiles: Semaphore,
     ledger: Mutex<Ledger>,
     gc: ImageGcSettings,
     /// The disk is full: collect garbage at once.
@@ -256,12 +270,14 @@ pub(crate) struct Images {
 impl Images {
     /// The images in the node's folders.
     pub(crate) fn new(tools: Tools, settings: &ImageSettings) -> Self {
-        let Tools { client, dirs, compiler, engine, events, clock, rng, registries } = tools;
+        let Tools { client, dirs, compiler, code_trust, engine, .. } = tools;
+        let Tools { events, clock, rng, registries, .. } = tools;
         Self {
             ledger: Mutex::new(Ledger::read(&dirs)),
             client,
             dirs,
             compiler,
+            code_trust,
             engine,
             events,
             clock,
@@ -272,7 +288,6 @@ impl Images {
             refused: Mutex::default(),
             locks: Locks::default(),
             downloads: Semaphore::new(DOWNLOADS_MAX),
-            compiles: Semaphore::new(1),
             gc: settings.gc,
             is_full: Notify::new(),
         }

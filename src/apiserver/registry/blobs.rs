@@ -16,7 +16,8 @@ impl Blobs {
         Self { dir: dir.join("sha256") }
     }
 
-    fn path(&self, hex: &str) -> PathBuf {
+    /// Where a blob is, if it is here.
+    pub(super) fn path(&self, hex: &str) -> PathBuf {
         self.dir.join(hex)
     }
 

@@ -102,7 +102,7 @@ const DIGEST_HEADER: header::HeaderName = header::HeaderName::from_static("docke
 
 /// First byte of `Range: bytes=N-`: what a transfer that broke off asks for. Other ranges may be
 /// ignored, and are.
-fn range_start(headers: &HeaderMap) -> Option<u64> {
+pub(in crate::apiserver) fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(header::RANGE)?.to_str().ok()?;
     range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
@@ -234,7 +234,7 @@ async fn replicate(context: &Context, digest: &str) -> Result<(), OciError> {
 }
 
 /// Fetches a blob from another server. `false`: nobody has it.
-async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError> {
+pub(super) async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError> {
     for server in context.store.other_servers(&context.node_name) {
         let request = forward::get(&format!("/v2/{REPLICA}/blobs/sha256:{hex}"));
         let Ok(answer) = context.forward.server(&server, request).await else { continue };

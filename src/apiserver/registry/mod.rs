@@ -19,6 +19,8 @@ mod uploads;
 
 use std::path::PathBuf;
 
+pub(super) use handler::range_start;
+
 use axum::body::Body;
 use http::{Request, Response};
 
@@ -36,6 +38,14 @@ impl Registry {
     pub(super) fn new(dir: PathBuf) -> Self {
         Self { uploads: uploads::Uploads::new(dir.join("uploads")), blobs: blobs::Blobs::new(dir) }
     }
+}
+
+/// The file of a blob, fetched from another server if it is not here. `None`: no server has it.
+pub(super) async fn file(context: &Context, hex: &str) -> Option<PathBuf> {
+    let blobs = &context.registry.blobs;
+    let is_here = async || matches!(blobs.open(hex).await, Ok(Some(_)));
+    let found = is_here().await || (handler::fetch(context, hex).await.ok()? && is_here().await);
+    found.then(|| blobs.path(hex))
 }
 
 /// Answers a request below `/v2`.

@@ -1,0 +1,296 @@
+//! Getting code onto the shelf: one job per code, which outlives those who wait for it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::api::compiled_code::{
+    self, Absence, NoCode, ONLY_HERE, Statement, TICKET_HEADER, Ticket,
+};
+use crate::apiserver::compiled::owner::rank;
+use crate::apiserver::compiled::{Compiled, Key, MakeError, receive};
+use crate::apiserver::{forward, registry};
+
+/// Jobs that run or whose failure is remembered; more are refused.
+const JOBS_MAX: usize = 1024;
+/// How long a failure stands before the next question tries again.
+const FAILURE_KEPT: Duration = Duration::from_secs(30);
+/// How long another server may take to answer; it does after a second even if it compiles. One whose
+/// connection is lost is noticed sooner.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long another server is asked again that is still compiling.
+const PEER_MAX: Duration = Duration::from_secs(180);
+/// Pause before it is asked again.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Most that is read of an answer without code, in bytes.
+const COMPLAINT_BYTES_MAX: usize = 16 * 1024;
+
+/// How a job ended: the code is on the shelf, or why not.
+pub(super) type Ended = Result<(), NoCode>;
+
+/// What a job may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    /// Only the compiler of this server.
+    Here,
+    /// All servers by their rank, this one among them.
+    Fleet,
+}
+
+struct Job {
+    ended: watch::Receiver<Option<Ended>>,
+    /// When the failure is forgotten.
+    until: Option<Instant>,
+}
+
+/// The jobs by what they bring.
+#[derive(Default)]
+pub(super) struct Jobs {
+    jobs: Mutex<BTreeMap<(Key, Reach), Job>>,
+    /// Components that nodes brought, until they are compiled.
+    brought: Mutex<BTreeMap<String, PathBuf>>,
+}
+
+impl Jobs {
+    /// Whether a component lies here, brought by a node.
+    pub(super) fn has_brought(&self, component: &str) -> bool {
+        self.brought.lock().contains_key(component)
+    }
+
+    /// Takes a component for the next job that wants it. `false`: too many lie here already.
+    pub(super) fn bring(&self, component: &str, file: PathBuf, files_max: usize) -> bool {
+        let mut brought = self.brought.lock();
+        if brought.len() >= files_max || brought.contains_key(component) {
+            return false;
+        }
+        brought.insert(component.to_owned(), file);
+        true
+    }
+}
+
+/// Joins the job for this code, or starts it.
+pub(super) fn join(
+    compiled: &Compiled,
+    key: &Key,
+    reach: Reach,
+) -> Option<watch::Receiver<Option<Ended>>> {
+    let now = Instant::now();
+    let mut jobs = compiled.jobs.jobs.lock();
+    // A job that neither runs nor has failed broke off.
+    jobs.retain(|_, job| match job.until {
+        Some(until) => until > now,
+        None => job.ended.has_changed().is_ok(),
+    });
+    let name = (key.clone(), reach);
+    if let Some(job) = jobs.get(&name) {
+        return Some(job.ended.clone());
+    }
+    if jobs.len() >= JOBS_MAX {
+        return None;
+    }
+    let (tell, ended) = watch::channel(None);
+    jobs.insert(name.clone(), Job { ended: ended.clone(), until: None });
+    drop(jobs);
+    let task = Arc::clone(compiled);
+    compiled.tasks.spawn_until_cancelled("compiled-code", async move {
+        let outcome = match reach {
+            Reach::Here => here(&task, &name.0).await,
+            Reach::Fleet => fleet(&task, &name.0).await,
+        };
+        // What took long to find out is not tried again at once.
+        let is_kept = outcome
+            .as_ref()
+            .is_err_and(|none| matches!(none.reason, Absence::Refused | Absence::Unfinished));
+        let mut jobs = task.jobs.jobs.lock();
+        if let Some(job) = jobs.get_mut(&name).filter(|_| is_kept) {
+            job.until = Some(Instant::now() + FAILURE_KEPT);
+        } else {
+            jobs.remove(&name);
+        }
+        drop(jobs);
+        tell.send_replace(Some(outcome));
+    });
+    Some(ended)
+}
+
+fn none(reason: Absence, message: impl Into<String>) -> NoCode {
+    NoCode { reason, message: message.into(), server: None }
+}
+
+/// Waits for the end of a job.
+pub(super) async fn ended(mut job: watch::Receiver<Option<Ended>>) -> Ended {
+    let stopping = || none(Absence::Unfinished, "this server is stopping");
+    match job.wait_for(Option::is_some).await {
+        Ok(ended) => ended.clone().unwrap_or_else(|| Err(stopping())),
+        Err(_) => Err(stopping()),
+    }
+}
+
+/// Asks the servers by their rank until one has the code; this one compiles when it is its turn.
+async fn fleet(compiled: &Compiled, key: &Key) -> Ended {
+    let me = &compiled.context.node_name;
+    let mut servers = compiled.context.store.other_servers(me);
+    servers.push(me.clone());
+    let text = "no server can compile for this engine";
+    let mut why = none(Absence::OtherEngine, text);
+    for server in rank(servers, key) {
+        let got = if server == *me {
+            match join(compiled, key, Reach::Here) {
+                Some(job) => ended(job).await,
+                None => Err(none(Absence::Unfinished, "too much is being compiled")),
+            }
+        } else {
+            from_peer(compiled, key, &server).await
+        };
+        match got {
+            Ok(()) => return Ok(()),
+            // Another server would come to the same, at the same cost.
+            Err(failed @ NoCode { reason: Absence::Refused | Absence::Unfinished, .. }) => {
+                return Err(failed);
+            }
+            // Another one may have it; if none has, the node brings it to the first.
+            Err(failed) if failed.reason == Absence::NoComponent => {
+                if why.reason != Absence::NoComponent {
+                    why = failed;
+                }
+            }
+            Err(failed) => tracing::debug!(peer = server, reason = failed.message, "no code"),
+        }
+    }
+    Err(why)
+}
+
+/// Compiles on this server.
+async fn here(compiled: &Compiled, key: &Key) -> Ended {
+    let me = &compiled.context.node_name;
+    match compiled.config.maker.engine() {
+        None => return Err(none(Absence::OtherEngine, format!("server {me} does not compile"))),
+        Some(engine) if engine != key.engine => {
+            let text = format!("server {me} compiles for another engine");
+            return Err(none(Absence::OtherEngine, text));
+        }
+        Some(_) => {}
+    }
+    if compiled.shelf.lock().take(key).is_some() {
+        return Ok(());
+    }
+    let Some((component, was_brought)) = component(compiled, &key.component).await else {
+        let message = "no server has this component".to_owned();
+        let server = Some(me.clone());
+        return Err(NoCode { reason: Absence::NoComponent, message, server });
+    };
+    let made = make(compiled, key, &component).await;
+    if was_brought {
+        compiled.jobs.brought.lock().remove(&key.component);
+        let _ = tokio::fs::remove_file(&component).await;
+    }
+    made
+}
+
+/// The file of a component, and whether a node brought it.
+async fn component(compiled: &Compiled, hex: &str) -> Option<(PathBuf, bool)> {
+    if let Some(brought) = compiled.jobs.brought.lock().get(hex).cloned() {
+        return Some((brought, true));
+    }
+    let of_pods = compiled.config.components.iter().map(|folder| folder.join(hex));
+    if let Some(file) = of_pods.into_iter().find(|file| file.is_file()) {
+        return Some((file, false));
+    }
+    registry::file(&compiled.context, hex).await.map(|file| (file, false))
+}
+
+async fn make(compiled: &Compiled, key: &Key, component: &Path) -> Ended {
+    let unfinished = |cause: std::io::Error| {
+        tracing::warn!(err = %cause, "compiled code cannot be kept");
+        none(Absence::Unfinished, "the server cannot use its disk")
+    };
+    let temporary = compiled.shelf.lock().temporary().map_err(unfinished)?;
+    let started = Instant::now();
+    let made = compiled.config.maker.make(component, &temporary).await;
+    let kept = match made {
+        Ok(()) => keep(compiled, key, &temporary).await.map_err(unfinished),
+        Err(MakeError::Refused(message)) => Err(none(Absence::Refused, message)),
+        Err(MakeError::Unfinished(message)) => Err(none(Absence::Unfinished, message)),
+    };
+    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if kept.is_ok() {
+        tracing::info!(
+            image.digest = key.component,
+            elapsed_ms,
+            "component compiled for all nodes"
+        );
+    } else {
+        let _ = tokio::fs::remove_file(&temporary).await;
+    }
+    kept
+}
+
+async fn keep(compiled: &Compiled, key: &Key, file: &Path) -> std::io::Result<()> {
+    let (code, bytes) = receive::of_file(file).await?;
+    let (engine, component) = (key.engine.clone(), key.component.clone());
+    let statement = Statement { engine, component, code, bytes };
+    compiled.shelf.lock().put(file, &statement)
+}
+
+/// Fetches the code from the server that has or makes it.
+async fn from_peer(compiled: &Compiled, key: &Key, server: &str) -> Ended {
+    let path = format!("{}?{ONLY_HERE}", compiled_code::path(&key.engine, &key.component));
+    let deadline = Instant::now() + PEER_MAX;
+    let away = || none(Absence::OtherEngine, format!("server {server} does not answer"));
+    loop {
+        let asked = compiled.context.forward.server(server, forward::get(&path));
+        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(Ok(answer)) => answer,
+            _ => return Err(away()),
+        };
+        match answer.status() {
+            StatusCode::OK => return take(compiled, key, server, answer).await,
+            StatusCode::ACCEPTED if Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+            StatusCode::ACCEPTED => return Err(away()),
+            _ => {
+                let body = Limited::new(answer.into_body(), COMPLAINT_BYTES_MAX).collect();
+                let body = tokio::time::timeout(ANSWER_TIMEOUT, body).await;
+                let Ok(Ok(body)) = body else { return Err(away()) };
+                return Err(serde_json::from_slice(&body.to_bytes()).unwrap_or_else(|_| away()));
+            }
+        }
+    }
+}
+
+/// Checks what a server sent, as a node would, and keeps it.
+async fn take(compiled: &Compiled, key: &Key, server: &str, answer: Response<Body>) -> Ended {
+    let refused = |why: &dyn std::fmt::Display| {
+        tracing::warn!(peer = server, err = %why, "compiled code of a server refused");
+        none(Absence::OtherEngine, format!("what server {server} sent was refused"))
+    };
+    let header = answer.headers().get(TICKET_HEADER).and_then(|value| value.to_str().ok());
+    let ticket = Ticket::parse(header.unwrap_or_default(), &key.engine, &key.component)
+        .map_err(|why| refused(&why))?;
+    let message = ticket.statement.message();
+    let identity = &compiled.config.identity;
+    identity
+        .verify_server(&message, &ticket.certificate, &ticket.signature)
+        .map_err(|why| refused(&why))?;
+    let statement = &ticket.statement;
+    let temporary = compiled.shelf.lock().temporary().map_err(|why| refused(&why))?;
+    let received = receive::to_file(answer.into_body(), &temporary, statement.bytes).await;
+    let kept = match received {
+        Ok((code, _)) if code == statement.code => {
+            compiled.shelf.lock().put(&temporary, statement).map_err(|why| refused(&why))
+        }
+        Ok(_) => Err(refused(&"other bytes came than were signed")),
+        Err(why) => Err(refused(&why)),
+    };
+    if kept.is_err() {
+        let _ = tokio::fs::remove_file(&temporary).await;
+    }
+    kept
+}
