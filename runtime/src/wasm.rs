@@ -47,6 +47,9 @@ pub struct RuntimeConfig {
     /// Time in which an HTTP instance must be made, its start functions included. Default 60 s:
     /// interpreters on small machines take their time.
     pub start_wait_max: Duration,
+    /// Address bits that the sandboxes are planned for, if fewer than the machine has. Default: all.
+    /// Compiled code must be made for the same: [`crate::compile_file_for`].
+    pub address_bits_max: Option<u32>,
 }
 
 impl RuntimeConfig {
@@ -60,6 +63,7 @@ impl RuntimeConfig {
             keyvalue: Arc::new(NoKeyValue),
             requests_per_instance_max: REQUESTS_PER_INSTANCE_MAX,
             start_wait_max: START_WAIT_MAX,
+            address_bits_max: None,
         }
     }
 }
@@ -114,7 +118,8 @@ impl WasmRuntime {
         network: Arc<VirtualNetwork>,
     ) -> Result<Self, StartError> {
         let host = |error: wasmtime::Error| StartError::Host(format!("{error:#}"));
-        let (engine, plan) = Plan::new(Machine::probe()).engine()?;
+        let machine = Machine::probe().with_address_bits_max(config.address_bits_max);
+        let (engine, plan) = Plan::new(machine).engine()?;
         let threads = config.guest_threads.unwrap_or(plan.machine.cores);
         let core = Core {
             code: Code::new(&engine).map_err(host)?,

@@ -1,6 +1,7 @@
 //! Starts a node and stops it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,6 +188,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         rng: base.rng.clone(),
         node_name: name,
         ca_pem: authority.cert_pem().to_owned(),
+        pod_cidrs: base.settings.pod_cidrs,
     };
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;
@@ -227,6 +229,7 @@ fn start_agent(
     let keyvalue = Arc::new(ClusterKeyValue::default());
     let mut config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
     config.keyvalue = keyvalue.clone();
+    config.address_bits_max = base.settings.address_bits_max;
     let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
@@ -309,7 +312,7 @@ fn agent_config(
         nodes: doors.nodes,
         runtime: Arc::new(runtime),
         network,
-        compiler: Compiler::new(program),
+        compiler: compiler(program, base.settings.address_bits_max),
         images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
@@ -317,7 +320,7 @@ fn agent_config(
         labels: std::collections::BTreeMap::new(),
         quic_address: Some(base.settings.quic_address()),
         ingress_address: Some(base.settings.ingress_address()),
-        capacity: Capacity::default(),
+        capacity: Capacity { pods: base.settings.max_pods, ..Capacity::default() },
         restart: crate::agent::RestartBackoff {
             min: base.settings.timing.restart_backoff_min,
             max: base.settings.timing.restart_backoff_max,
@@ -326,6 +329,15 @@ fn agent_config(
         node_api: base.node_api.clone(),
         host_paths: base.settings.host_paths.clone(),
     })
+}
+
+/// This binary as the compiler, for sandboxes of the same layout as this node's.
+fn compiler(program: PathBuf, address_bits_max: Option<u32>) -> Compiler {
+    let mut compiler = Compiler::new(program);
+    if let Some(bits) = address_bits_max {
+        compiler.args.extend(["--address-bits-max".to_owned(), bits.to_string()]);
+    }
+    compiler
 }
 
 /// Where images come from and when they go, from the node's settings.
