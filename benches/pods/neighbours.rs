@@ -14,36 +14,34 @@ const RISE_MAX: f64 = 1.10;
 /// How long a culprit may take to get going.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// One who misbehaves: its guest, its number, and what of its pod is special, as a merge patch.
+/// One who misbehaves: its guest, its number, and what is special of its container, as JSON.
 struct Culprit {
     name: &'static str,
     guest: &'static str,
     pods: usize,
-    patch: Option<&'static str>,
+    special: &'static str,
 }
 
 const CULPRITS: &[Culprit] = &[
-    Culprit { name: "four spinners", guest: "bad-spinner", pods: 4, patch: None },
+    Culprit { name: "four spinners", guest: "bad-spinner", pods: 4, special: "" },
     Culprit {
         name: "a memory grower",
         guest: "bad-grower",
         pods: 1,
-        patch: Some(r#""resources":{"limits":{"memory":"256Mi"}}"#),
+        special: r#","resources":{"limits":{"memory":"256Mi"}}"#,
     },
     Culprit {
         name: "a log flood",
         guest: "ticker",
         pods: 1,
-        patch: Some(r#""args":["--interval-ms","0"]"#),
+        special: r#","args":["--interval-ms","0"]"#,
     },
     Culprit {
         name: "a volume filler",
         guest: "busybox",
         pods: 1,
-        patch: Some(
-            r#""command":["sh","-c","seq 1 2000000 > /data/a; seq 1 2000000 > /data/b; exit 1"],
+        special: r#","command":["sh","-c","cd /data; seq 1 20000 > a; cat a a a a a a a a > b; cat b b b b b b b b > c; cat c c c c c c c c > d; exit 1"],
             "volumeMounts":[{"name":"data","mountPath":"/data"}]"#,
-        ),
     },
 ];
 
@@ -53,13 +51,14 @@ pub(crate) fn rows(bench: &Bench, turns: usize, length: Duration) -> Vec<Row> {
     for culprit in CULPRITS {
         eprintln!("beside {}", culprit.name);
         bench.push("culprit", &bench.guest(culprit.guest));
-        if let Some(special) = culprit.patch {
-            let patch = format!(
-                r#"{{"spec":{{"template":{{"spec":{{"volumes":[{{"name":"data","emptyDir":{{"sizeLimit":"16Mi"}}}}],
-                "containers":[{{"name":"culprit",{special}}}]}}}}}}}}"#
-            );
-            bench.kubectl(&["patch", "deploy", "culprit", "-p", &patch]);
-        }
+        // A spinner hears no request to end.
+        let patch = format!(
+            r#"{{"spec":{{"template":{{"spec":{{"terminationGracePeriodSeconds":0,
+            "volumes":[{{"name":"data","emptyDir":{{"sizeLimit":"16Mi"}}}}],
+            "containers":[{{"name":"culprit"{}}}]}}}}}}}}"#,
+            culprit.special
+        );
+        bench.kubectl(&["patch", "deploy", "culprit", "-p", &patch]);
         let (mut alone, mut beside) = (Vec::new(), Vec::new());
         for _ in 0..turns {
             bench.scale("culprit", 0);

@@ -165,8 +165,10 @@ impl Town {
 
     /// Runs a pod of one container; `spec` is in flow style.
     fn pod(&self, name: &str, spec: &str) {
-        let text =
-            format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{{spec}}}}}");
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n\
+             spec: {{terminationGracePeriodSeconds: 1, {spec}}}\n"
+        );
         let file = self.node.data_dir.with_extension(format!("{name}.yaml"));
         std::fs::write(&file, text).unwrap();
         succeed(&mut self.node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
@@ -222,18 +224,19 @@ fn hostile_guests_harm_nobody_but_themselves() {
     let mut town = Town::start(folder.path());
 
     // More of them than there are threads for guests.
-    let file = guest("bad-spinner").to_str().unwrap().to_owned();
-    succeed(&mut town.node.edgeorc(&[
-        "deploy",
-        &file,
-        "--name",
-        "spinner",
-        "--replicas",
-        "4",
-        "--wait",
-    ]));
-    town.watch("four spinners", |_| ());
-    succeed(&mut town.node.edgeorc(&["delete", "app", "spinner"]));
+    let image = town.push("spinner-image", &guest("bad-spinner"));
+    let spinners = ["spinner-1", "spinner-2", "spinner-3", "spinner-4"];
+    for name in spinners {
+        town.pod(name, &format!("containers: [{{name: app, image: {image}}}]"));
+    }
+    town.watch("four spinners", |town| {
+        for name in spinners {
+            town.until_told(name, PATIENCE, r#""running":"#);
+        }
+    });
+    for name in spinners {
+        town.delete("pod", name);
+    }
 
     let image = town.push("grower-image", &guest("bad-grower"));
     let grower = format!(
@@ -260,7 +263,9 @@ fn hostile_guests_harm_nobody_but_themselves() {
     town.delete("pod", "flood");
 
     let image = town.push("busybox-image", &guest("busybox"));
-    let fill = "seq 1 2000000 > /data/a; seq 1 2000000 > /data/b; seq 1 2000000 > /data/c; exit 1";
+    // Eight times as much each time: 110 KiB, 0.9 MiB, 7 MiB, 56 MiB.
+    let fill = "cd /data; seq 1 20000 > a; cat a a a a a a a a > b; cat b b b b b b b b > c; \
+                cat c c c c c c c c > d; exit 1";
     town.pod(
         "filler",
         &format!(
