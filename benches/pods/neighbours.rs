@@ -32,9 +32,10 @@ const CULPRITS: &[Culprit] = &[
     },
     Culprit {
         name: "a log flood",
-        guest: "ticker",
+        guest: "busybox",
         pods: 1,
-        special: r#","args":["--interval-ms","0"]"#,
+        special: r#","command":["sh","-c","cd /data; seq 1 20000 > a; cat a a a a a a a a > b; cat b b b b b b b b b b b b b b b b; exit 1"],
+            "volumeMounts":[{"name":"data","mountPath":"/data"}]"#,
     },
     Culprit {
         name: "a volume filler",

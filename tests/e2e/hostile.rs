@@ -246,14 +246,22 @@ fn hostile_guests_harm_nobody_but_themselves() {
     town.watch("a memory grower", |town| town.until_told("grower", PATIENCE, "OOMKilled"));
     town.delete("pod", "grower");
 
-    let image = town.push("flood-image", &guest("ticker"));
-    town.pod(
-        "flood",
-        &format!(r#"containers: [{{name: app, image: {image}, args: ["--interval-ms", "0"]}}]"#),
+    let image = town.push("busybox-image", &guest("busybox"));
+    let volume = "volumes: [{name: data, emptyDir: {sizeLimit: 16Mi}}]";
+    let container = format!(
+        "{{name: app, image: {image}, volumeMounts: [{{name: data, mountPath: /data}}], \
+         terminationMessagePolicy: FallbackToLogsOnError"
     );
+    // 160,000 lines of it at once, again and again.
+    let flood = format!(
+        "cd /data; seq 1 20000 > a; cat a a a a a a a a > b; {} sleep 600",
+        "cat b b b b b b b b; ".repeat(8)
+    );
+    let flood = format!(r#"{volume}, containers: [{container}, command: [sh, -c, "{flood}"]}}]"#);
+    town.pod("flood", &flood);
     town.watch("a log flood", |town| {
         eventually("the log says that lines were dropped", PATIENCE, || {
-            let log = town.node.kubectl(&["logs", "flood", "--tail=2000"]).output().unwrap();
+            let log = town.node.kubectl(&["logs", "flood"]).output().unwrap();
             let log = String::from_utf8_lossy(&log.stdout).into_owned();
             if log.contains("dropped") { Ok(()) } else { Err(log.len()) }
         });
@@ -262,18 +270,11 @@ fn hostile_guests_harm_nobody_but_themselves() {
     assert!(bytes_below(&logs, ".log") < 64 << 20, "the logs are bounded");
     town.delete("pod", "flood");
 
-    let image = town.push("busybox-image", &guest("busybox"));
     // Eight times as much each time: 110 KiB, 0.9 MiB, 7 MiB, 56 MiB.
     let fill = "cd /data; seq 1 20000 > a; cat a a a a a a a a > b; cat b b b b b b b b > c; \
                 cat c c c c c c c c > d; exit 1";
-    town.pod(
-        "filler",
-        &format!(
-            r#"volumes: [{{name: data, emptyDir: {{sizeLimit: 16Mi}}}}], containers: [{{name: app, image: {image},
-            command: [sh, -c, "{fill}"], terminationMessagePolicy: FallbackToLogsOnError,
-            volumeMounts: [{{name: data, mountPath: /data}}]}}]"#
-        ),
-    );
+    let fill = format!(r#"{volume}, containers: [{container}, command: [sh, -c, "{fill}"]}}]"#);
+    town.pod("filler", &fill);
     town.watch("a volume filler", |town| {
         town.until_told("filler", PATIENCE, "No space left on device");
     });
@@ -311,8 +312,8 @@ fn bytes_below(root: &Path, part: &str) -> u64 {
 /// A valid command whose one function makes an optimising compiler run out of time or memory: many
 /// loops, and in each of them all of many variables change.
 fn compile_bomb(folder: &Path) -> PathBuf {
-    const VARIABLES: u32 = 1_500;
-    const LOOPS: u32 = 450;
+    const VARIABLES: u32 = 4_000;
+    const LOOPS: u32 = 160;
     fn leb(mut value: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
         loop {
