@@ -34,7 +34,7 @@ const CULPRITS: &[Culprit] = &[
         name: "a log flood",
         guest: "busybox",
         pods: 1,
-        special: r#","command":["sh","-c","cd /data; seq 1 20000 > a; cat a a a a a a a a > b; cat b b b b b b b b b b b b b b b b; exit 1"],
+        special: r#","command":["sh","-c","x=0123456789; x=$x$x$x$x$x$x$x$x$x$x; x=$x$x$x$x$x$x$x$x$x$x; x=$x$x$x$x$x$x$x$x$x$x; cd /data; echo $x > a; cat a a a a a a a a > b; cat b b b b b b b b > c; cat c c c c c c c c; cat c c c c c c c c; exit 1"],
             "volumeMounts":[{"name":"data","mountPath":"/data"}]"#,
     },
     Culprit {

@@ -252,10 +252,11 @@ fn hostile_guests_harm_nobody_but_themselves() {
         "{{name: app, image: {image}, volumeMounts: [{{name: data, mountPath: /data}}], \
          terminationMessagePolicy: FallbackToLogsOnError"
     );
-    // 160,000 lines of it at once, again and again.
+    // Lines of 10 kB, 640 kB of them at once, again and again.
     let flood = format!(
-        "cd /data; seq 1 20000 > a; cat a a a a a a a a > b; {} sleep 600",
-        "cat b b b b b b b b; ".repeat(8)
+        "x=0123456789; x=$x$x$x$x$x$x$x$x$x$x; x=$x$x$x$x$x$x$x$x$x$x; x=$x$x$x$x$x$x$x$x$x$x; \
+         cd /data; echo $x > a; cat a a a a a a a a > b; cat b b b b b b b b > c; {} sleep 600",
+        "cat c c c c c c c c; ".repeat(8)
     );
     let flood = format!(r#"{volume}, containers: [{container}, command: [sh, -c, "{flood}"]}}]"#);
     town.pod("flood", &flood);
