@@ -152,6 +152,23 @@ impl Bench {
         parsed.filter_map(|line| Some(line["elapsed_us"].as_f64()? / 1e3)).collect()
     }
 
+    /// How many pods were told to end, by the node's log.
+    fn endings(&self) -> usize {
+        let log = std::fs::read_to_string(self.dir.join("log")).unwrap();
+        log.matches(r#""ending the pod""#).count()
+    }
+
+    /// Takes the pods of an app away, and waits until they know.
+    fn scale_down(&self, name: &str, pods: usize) {
+        let wanted = self.endings() + pods;
+        self.scale(name, 0);
+        let began = Instant::now();
+        while self.endings() < wanted {
+            assert!(began.elapsed() < PODS_PATIENCE, "{name}: its pods do not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn until_started(&self, count: usize) {
         let began = Instant::now();
         while self.starts().len() < count {
@@ -217,7 +234,7 @@ fn cold_starts(bench: &Bench, folder: &Path, count: usize) -> Vec<Row> {
         let file = folder.join(format!("{name}.wasm"));
         std::fs::write(&file, copy).unwrap();
         bench.edgeorc(&["deploy", file.to_str().unwrap(), "--name", name, "--wait"]);
-        bench.scale(name, 0);
+        bench.scale_down(name, 1);
     }
     let mut rows = Vec::new();
     let mapped = |of: &dyn Fn(usize) -> String| {
@@ -226,7 +243,7 @@ fn cold_starts(bench: &Bench, folder: &Path, count: usize) -> Vec<Row> {
             let name = of(turn);
             bench.scale(&name, 1);
             bench.until_started(before + turn + 1);
-            bench.scale(&name, 0);
+            bench.scale_down(&name, 1);
         }
         bench.starts()[before..].to_vec()
     };

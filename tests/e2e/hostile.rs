@@ -19,11 +19,12 @@ use crate::support::{Block, Node, PATIENCE, Process, eventually, get, guest, hel
 /// Requests per second at the neighbour.
 const RATE: u32 = 50;
 /// Longest answer of the neighbour in 99 of 100 requests, while a culprit is at it.
-const P99_MAX: Duration = Duration::from_millis(500);
+const P99_MAX: Duration = Duration::from_secs(2);
 /// No single answer takes longer.
 const WORST_MAX: Duration = Duration::from_secs(5);
-/// The most that may lie between two heartbeats: one interval of a second late.
-const HEARTBEAT_GAP_MAX: Duration = Duration::from_secs(2);
+/// The most that may lie between two heartbeats: one interval of a second late, as the watch sees it,
+/// and half a second for a machine that has other work.
+const HEARTBEAT_GAP_MAX: Duration = Duration::from_millis(2500);
 const DAY: f64 = 86_400.0;
 /// How long each culprit is watched at least.
 const WATCHED: Duration = Duration::from_secs(6);
