@@ -36,8 +36,12 @@ const COMPONENT_TYPE_SECTION: &str = "component-type";
 ///
 /// See [`CompileError`].
 pub fn compile(wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
+    compile_for(Machine::probe(), wasm)
+}
+
+fn compile_for(machine: Machine, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
     let failed = |error: wasmtime::Error| CompileError::Failed(bounded(&format!("{error:#}")));
-    let compiler = Plan::new(Machine::probe()).compiler().map_err(failed)?;
+    let compiler = Plan::new(machine).compiler().map_err(failed)?;
     // Whatever is wrong now is a fault of the module, or a proposal that is off.
     let invalid = |error: wasmtime::Error| CompileError::Invalid(bounded(&format!("{error:#}")));
     match Outline::read(wasm)? {
@@ -76,6 +80,15 @@ pub fn inspect(wasm: &[u8]) -> Result<World, CompileError> {
 ///
 /// See [`CompileError`]; trouble with a file is [`CompileError::Failed`].
 pub fn compile_file(input: &Path, output: &Path) -> Result<(), CompileError> {
+    compile_file_for(Machine::probe(), input, output)
+}
+
+/// As [`compile_file`], for the sandboxes of another `machine`.
+///
+/// # Errors
+///
+/// As [`compile_file`].
+pub fn compile_file_for(machine: Machine, input: &Path, output: &Path) -> Result<(), CompileError> {
     let file = |what: &'static str, path: &Path| {
         let path = path.display().to_string();
         move |error: std::io::Error| CompileError::Failed(format!("{what} {path}: {error}"))
@@ -85,7 +98,7 @@ pub fn compile_file(input: &Path, output: &Path) -> Result<(), CompileError> {
     File::open(input)
         .and_then(|file| file.take(limit).read_to_end(&mut wasm))
         .map_err(file("cannot read", input))?;
-    let compiled = compile(&wasm)?;
+    let compiled = compile_for(machine, &wasm)?;
     drop(wasm);
 
     let mut name = output.as_os_str().to_owned();

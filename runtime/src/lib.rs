@@ -36,7 +36,9 @@ mod types;
 mod volumes;
 mod wasm;
 
-pub use compile::{WASM_BYTES_MAX, compatibility_hash, compile, compile_file, inspect};
+pub use compile::{
+    WASM_BYTES_MAX, compatibility_hash, compile, compile_file, compile_file_for, inspect,
+};
 pub use engine::{Allocator, CodeClass, Plan};
 pub use keyvalue::{
     KEY_BYTES_MAX, MemoryKeyValue, NoKeyValue, VALUE_BYTES_MAX, incremented, is_bucket_name,

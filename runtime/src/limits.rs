@@ -1,4 +1,4 @@
-//! Counts linear memory and tables against the limits of a container and of its pod.
+//! Counts linear memory and tables against the limits of a container, of its pod, and of all pods.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,11 @@ const INSTANCES_MAX: usize = 64;
 
 /// What one element of a table takes, in bytes.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
+
+/// Bytes of a store that the limit of all pods does not see. Guests come with that much and hardly
+/// touch it: a stack of a MiB, and data that is shared until it is written. A thousand of them fit
+/// into a machine whose memory they would fill twice by their sizes.
+const STORE_BYTES_FREE: u64 = 20 << 16;
 
 /// Bytes in use, with a limit.
 #[derive(Debug)]
@@ -47,23 +52,34 @@ impl Gauge {
     }
 }
 
+/// What a store's memory counts against.
+#[derive(Debug, Clone)]
+pub(crate) struct Gauges {
+    pub(crate) container: Arc<Gauge>,
+    pub(crate) pod: Arc<Gauge>,
+    /// Of all pods: without it a guest that has no limit could take what the node itself needs, and
+    /// the kernel would end the node instead of the guest.
+    pub(crate) node: Arc<Gauge>,
+}
+
 /// The limiter of one store. Gives everything back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryLimiter {
-    container: Arc<Gauge>,
-    pod: Arc<Gauge>,
+    gauges: Gauges,
     /// What one memory can grow to on this engine, in bytes.
     memory_bytes_max: usize,
     /// Bytes this store holds; others may look.
     held: Arc<AtomicU64>,
+    /// The part of it that counts for the node.
+    node_held: u64,
     /// The growth that was refused, in bytes; 0 for none. If the guest dies now, memory was the
     /// reason. Smaller growth may still succeed: dying takes a little memory, too.
     refused: u64,
 }
 
 impl MemoryLimiter {
-    pub(crate) fn new(container: Arc<Gauge>, pod: Arc<Gauge>, memory_bytes_max: usize) -> Self {
-        Self { container, pod, memory_bytes_max, held: Arc::default(), refused: 0 }
+    pub(crate) fn new(gauges: Gauges, memory_bytes_max: usize) -> Self {
+        Self { gauges, memory_bytes_max, held: Arc::default(), node_held: 0, refused: 0 }
     }
 
     /// Whether growth was refused, and none as large was granted since.
@@ -82,10 +98,13 @@ impl MemoryLimiter {
             gauge.max().map_or_else(|| "none".to_owned(), |max| format!("{max} bytes"))
         };
         format!(
-            "out of memory: container limit {}, pod limit {}, in use {} bytes",
-            limit(&self.container),
-            limit(&self.pod),
-            self.pod.used()
+            "out of memory: container limit {}, pod limit {}, in use {} bytes; \
+             limit of all pods {}, in use {} bytes",
+            limit(&self.gauges.container),
+            limit(&self.gauges.pod),
+            self.gauges.pod.used(),
+            limit(&self.gauges.node),
+            self.gauges.node.used()
         )
     }
 
@@ -102,14 +121,23 @@ impl MemoryLimiter {
     }
 
     fn grow(&mut self, bytes: u64) -> bool {
-        if !self.container.try_add(bytes) {
+        let held = self.held.load(Ordering::Relaxed).saturating_add(bytes);
+        let for_node = held.saturating_sub(STORE_BYTES_FREE).saturating_sub(self.node_held);
+        let Gauges { container, pod, node } = &self.gauges;
+        if !container.try_add(bytes) {
             return false;
         }
-        if !self.pod.try_add(bytes) {
-            self.container.sub(bytes);
+        if !pod.try_add(bytes) {
+            container.sub(bytes);
             return false;
         }
-        self.held.fetch_add(bytes, Ordering::Relaxed);
+        if !node.try_add(for_node) {
+            container.sub(bytes);
+            pod.sub(bytes);
+            return false;
+        }
+        self.node_held = self.node_held.saturating_add(for_node);
+        self.held.store(held, Ordering::Relaxed);
         true
     }
 }
@@ -117,8 +145,9 @@ impl MemoryLimiter {
 impl Drop for MemoryLimiter {
     fn drop(&mut self) {
         let held = self.held.load(Ordering::Relaxed);
-        self.container.sub(held);
-        self.pod.sub(held);
+        self.gauges.container.sub(held);
+        self.gauges.pod.sub(held);
+        self.gauges.node.sub(self.node_held);
     }
 }
 
@@ -178,11 +207,37 @@ mod tests {
 
     const SLOT: usize = 1000;
 
+    fn limiter(container: Arc<Gauge>, pod: Arc<Gauge>) -> MemoryLimiter {
+        MemoryLimiter::new(Gauges { container, pod, node: Gauge::new(None) }, SLOT)
+    }
+
+    #[test]
+    fn all_pods_share_the_node_except_for_what_each_begins_with() {
+        const FREE: usize = STORE_BYTES_FREE as usize;
+        let node = Gauge::new(Some(100));
+        let store = || {
+            let (container, pod) = (Gauge::new(None), Gauge::new(None));
+            MemoryLimiter::new(Gauges { container, pod, node: Arc::clone(&node) }, usize::MAX)
+        };
+        let (mut one, mut two) = (store(), store());
+        assert!(one.memory_growing(0, FREE, None).unwrap());
+        assert!(two.memory_growing(0, FREE - 10, None).unwrap());
+        assert_eq!(node.used(), 0);
+        assert!(one.memory_growing(FREE, FREE + 60, None).unwrap());
+        assert!(!two.memory_growing(FREE - 10, FREE + 50, None).unwrap() && two.is_hit());
+        assert_eq!(two.gauges.container.used(), two.held.load(Ordering::Relaxed));
+        drop(one);
+        assert!(two.memory_growing(FREE - 10, FREE + 50, None).unwrap());
+        assert_eq!(node.used(), 50);
+        drop(two);
+        assert_eq!(node.used(), 0);
+    }
+
     #[test]
     fn siblings_share_the_limit_of_their_pod() {
         let pod = Gauge::new(Some(100));
-        let mut one = MemoryLimiter::new(Gauge::new(None), Arc::clone(&pod), SLOT);
-        let mut two = MemoryLimiter::new(Gauge::new(Some(80)), Arc::clone(&pod), SLOT);
+        let mut one = limiter(Gauge::new(None), Arc::clone(&pod));
+        let mut two = limiter(Gauge::new(Some(80)), Arc::clone(&pod));
         assert!(one.memory_growing(0, 60, None).unwrap());
         assert!(!two.memory_growing(0, 50, None).unwrap());
         assert!(two.is_hit() && !one.is_hit());
@@ -196,7 +251,7 @@ mod tests {
     #[test]
     fn a_failed_growth_does_not_shrink_the_count() {
         let pod = Gauge::new(None);
-        let mut one = MemoryLimiter::new(Gauge::new(None), Arc::clone(&pod), SLOT);
+        let mut one = limiter(Gauge::new(None), Arc::clone(&pod));
         assert!(one.memory_growing(0, 64, None).unwrap());
         one.memory_grow_failed(wasmtime::format_err!("beyond the type")).unwrap();
         assert_eq!(pod.used(), 64);
@@ -204,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_modules_own_maximum_is_not_a_memory_limit() {
-        let mut one = MemoryLimiter::new(Gauge::new(None), Gauge::new(None), SLOT);
+        let mut one = limiter(Gauge::new(None), Gauge::new(None));
         assert!(!one.memory_growing(0, 200, Some(100)).unwrap());
         assert!(!one.is_hit());
         assert!(!one.memory_growing(0, SLOT + 1, None).unwrap());
@@ -214,7 +269,7 @@ mod tests {
     #[test]
     fn tables_count_as_memory() {
         let pod = Gauge::new(Some(1000));
-        let mut one = MemoryLimiter::new(Gauge::new(None), Arc::clone(&pod), SLOT);
+        let mut one = limiter(Gauge::new(None), Arc::clone(&pod));
         assert!(one.table_growing(0, 100, None).unwrap());
         assert_eq!(pod.used(), 100 * TABLE_ELEMENT_BYTES);
         assert!(!one.table_growing(100, TABLE_ELEMENTS_MAX + 1, None).unwrap());

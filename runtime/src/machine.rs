@@ -49,6 +49,17 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// The same machine with addresses of at most `bits`: what is planned for it fits a smaller one.
+    #[must_use]
+    pub fn with_address_bits_max(self, bits: Option<u32>) -> Self {
+        Self {
+            address_bits: bits.map_or(self.address_bits, |bits| bits.min(self.address_bits)),
+            ..self
+        }
+    }
+}
+
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -86,6 +97,14 @@ mod tests {
         assert_eq!(address_bits(x86), Some(47));
         assert_eq!(address_bits(pi4), Some(39));
         assert_eq!(address_bits(""), None);
+    }
+
+    #[test]
+    fn addresses_can_be_cut_but_not_stretched() {
+        let machine = Machine { address_bits: 47, ..Machine::probe() };
+        assert_eq!(machine.with_address_bits_max(Some(39)).address_bits, 39);
+        assert_eq!(machine.with_address_bits_max(Some(64)), machine);
+        assert_eq!(machine.with_address_bits_max(None), machine);
     }
 
     #[test]

@@ -61,6 +61,7 @@ impl WasmPod {
             pulse: Arc::clone(self.core.ticker.pulse()),
             memory: Gauge::new(config.memory_bytes_max),
             pod_memory: Arc::clone(&self.memory),
+            node_memory: Arc::clone(&self.core.memory),
             memory_bytes_max: self.core.plan.memory_bytes_max,
             instances_max: self.core.plan.instances_per_container_max(),
             requests_per_instance_max: self.core.requests_per_instance_max,

@@ -4,11 +4,14 @@
 //! `insufficient-space`, as on a file system of that size.
 //!
 //! Growth is counted as it happens. Only when a volume seems full is it measured, because files may
-//! have been deleted meanwhile.
+//! been deleted meanwhile. A volume without a limit is as large as its file system, less what is kept
+//! for the node.
 //!
 //! # Invariants
 //!
 //! - Growth is granted before it happens: a volume is never beyond its limit by guests' writes.
+//! - Guests never fill a file system: the node writes there as well, and its store ends it when it
+//!   cannot.
 //! - A guest that writes to a full volume cannot keep the node busy with measuring it.
 
 use std::fs::File;
@@ -38,6 +41,25 @@ const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 const MEASURE_PAUSE: Duration = Duration::from_secs(1);
 /// Files and folders looked at in one measurement; a volume with more counts as full.
 const ENTRIES_MAX: usize = 20_000;
+
+/// What guests leave of every file system: this part of it, Kubernetes' mark for eviction, but at most
+/// so many bytes. More than the store wants, which takes no write below a twentieth or 64 MiB.
+const RESERVED_PART: u64 = 10;
+const RESERVED_BYTES_MAX: u64 = 512 << 20;
+
+/// Whether growth leaves enough of a file system of `total` bytes, of which `free` are.
+fn leaves_room(total: u64, free: u64, growth: u64) -> bool {
+    let reserved = (total / RESERVED_PART).min(RESERVED_BYTES_MAX);
+    growth == 0 || free >= growth.saturating_add(reserved)
+}
+
+/// Whether the file system of `file` has room for its growth. What cannot be asked has.
+fn has_room(file: &File, growth: u64) -> bool {
+    rustix::fs::fstatvfs(file).map_or(true, |space| {
+        let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+        leaves_room(bytes(space.f_blocks), bytes(space.f_bavail), growth)
+    })
+}
 
 /// A folder with a limit, shared by all containers of a pod.
 #[derive(Debug)]
@@ -113,9 +135,10 @@ impl Quotas {
 
     /// Asks for growth of a file that shall be written up to `end`.
     fn extend(&self, file: &File, end: u64) -> Result<(), ErrorCode> {
-        let Some(quota) = self.of(file) else { return Ok(()) };
         let growth = end.saturating_sub(length(file));
-        if quota.grow(growth) { Ok(()) } else { Err(ErrorCode::InsufficientSpace) }
+        let is_granted =
+            has_room(file, growth) && self.of(file).is_none_or(|quota| quota.grow(growth));
+        if is_granted { Ok(()) } else { Err(ErrorCode::InsufficientSpace) }
     }
 }
 
@@ -202,7 +225,7 @@ impl Guest {
         }
     }
 
-    /// Puts a counting stream into the place of `stream`, if its file is in a limited volume.
+    /// Puts a counting stream into the place of `stream`.
     fn counted(
         &mut self,
         stream: FsResult<Resource<DynOutputStream>>,
@@ -210,7 +233,7 @@ impl Guest {
         position: Option<u64>,
     ) -> wasmtime::Result<FsResult<Resource<DynOutputStream>>> {
         let (Ok(stream), Some(file)) = (&stream, file) else { return Ok(stream) };
-        let Some(quota) = self.quotas().of(&file) else { return Ok(Ok(same(stream))) };
+        let quota = self.quotas().of(&file);
         let place = self.table().get_mut(stream)?;
         let inner = std::mem::replace(place, Box::new(Closed));
         *place = Box::new(Counted { inner, quota, file, position, end: 0 });
@@ -222,10 +245,11 @@ fn same(stream: &Resource<DynOutputStream>) -> Resource<DynOutputStream> {
     Resource::new_own(stream.rep())
 }
 
-/// A stream to a file of a limited volume.
+/// A stream to a file.
 struct Counted {
     inner: DynOutputStream,
-    quota: Arc<Quota>,
+    /// `None` in a volume without a limit.
+    quota: Option<Arc<Quota>>,
     file: Arc<File>,
     /// Where the next write goes; `None` appends.
     position: Option<u64>,
@@ -246,7 +270,9 @@ impl OutputStream for Counted {
         let count = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let length = length(&self.file).max(self.end);
         let end = self.position.unwrap_or(length).saturating_add(count);
-        if !self.quota.grow(end.saturating_sub(length)) {
+        let growth = end.saturating_sub(length);
+        let quota = self.quota.as_ref();
+        if !has_room(&self.file, growth) || !quota.is_none_or(|quota| quota.grow(growth)) {
             let full = io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
             return Err(StreamError::LastOperationFailed(full.into()));
         }
@@ -311,6 +337,16 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_every_file_system_is_the_nodes() {
+        const MIB: u64 = 1 << 20;
+        assert!(leaves_room(100 * MIB, 30 * MIB, 20 * MIB));
+        assert!(!leaves_room(100 * MIB, 30 * MIB, 20 * MIB + 1));
+        assert!(!leaves_room(100 * MIB, 3 * MIB, 1), "it is too full already");
+        assert!(leaves_room(100 * MIB, 0, 0), "what is there can be written again");
+        assert!(leaves_room(1 << 40, 513 * MIB, MIB), "the part is bounded");
+    }
+
+    #[test]
     fn only_growth_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
@@ -322,6 +358,6 @@ mod tests {
         }
         assert!(quotas.extend(&file, 101).is_err());
         let elsewhere = tempfile::tempfile().unwrap();
-        assert!(quotas.extend(&elsewhere, 1 << 40).is_ok(), "no limited volume");
+        assert!(quotas.extend(&elsewhere, 1 << 10).is_ok(), "no limited volume");
     }
 }

@@ -11,6 +11,7 @@ use wasmtime::Engine;
 use crate::code::Code;
 use crate::engine::{self, Plan};
 use crate::keyvalue::{KeyValue, NoKeyValue};
+use crate::limits::Gauge;
 use crate::machine::Machine;
 use crate::meter::Ticker;
 use crate::network::{PodNet, VirtualNetwork};
@@ -28,6 +29,9 @@ const NICENESS_DEFAULT: i32 = 5;
 const REQUESTS_PER_INSTANCE_MAX: usize = 100_000;
 /// Time in which an HTTP instance must be made.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Memory kept from pods, for the node and the system, in bytes.
+const MEMORY_RESERVED_BYTES: u64 = 128 << 20;
 
 /// Settings of a [`WasmRuntime`].
 #[derive(Clone)]
@@ -47,6 +51,13 @@ pub struct RuntimeConfig {
     /// Time in which an HTTP instance must be made, its start functions included. Default 60 s:
     /// interpreters on small machines take their time.
     pub start_wait_max: Duration,
+    /// Address bits that the sandboxes are planned for, if fewer than the machine has. Default: all.
+    /// Compiled code must be made for the same: [`crate::compile_file_for`].
+    pub address_bits_max: Option<u32>,
+    /// Linear memory of all pods together, in bytes; a guest that wants more is out of memory,
+    /// whatever its own limit says. Default: what the machine has, less 128 MiB for the node and
+    /// the system, but at least half.
+    pub memory_bytes_max: Option<u64>,
 }
 
 impl RuntimeConfig {
@@ -60,6 +71,8 @@ impl RuntimeConfig {
             keyvalue: Arc::new(NoKeyValue),
             requests_per_instance_max: REQUESTS_PER_INSTANCE_MAX,
             start_wait_max: START_WAIT_MAX,
+            address_bits_max: None,
+            memory_bytes_max: None,
         }
     }
 }
@@ -73,6 +86,10 @@ impl std::fmt::Debug for RuntimeConfig {
     }
 }
 
+fn memory_of_pods(machine_bytes: u64) -> u64 {
+    machine_bytes.saturating_sub(MEMORY_RESERVED_BYTES).max(machine_bytes / 2)
+}
+
 /// What all pods share.
 pub(crate) struct Core {
     pub(crate) engine: Engine,
@@ -84,6 +101,8 @@ pub(crate) struct Core {
     pub(crate) keyvalue: Arc<dyn KeyValue>,
     pub(crate) traps: Arc<AtomicU64>,
     pub(crate) shares: Arc<Shares>,
+    /// What the memory of all pods counts against.
+    pub(crate) memory: Arc<Gauge>,
     pub(crate) requests_per_instance_max: usize,
     pub(crate) start_wait_max: Duration,
 }
@@ -114,7 +133,10 @@ impl WasmRuntime {
         network: Arc<VirtualNetwork>,
     ) -> Result<Self, StartError> {
         let host = |error: wasmtime::Error| StartError::Host(format!("{error:#}"));
-        let (engine, plan) = Plan::new(Machine::probe()).engine()?;
+        let machine = Machine::probe().with_address_bits_max(config.address_bits_max);
+        let (engine, plan) = Plan::new(machine).engine()?;
+        let memory_bytes_max =
+            config.memory_bytes_max.unwrap_or_else(|| memory_of_pods(machine.memory_bytes));
         let threads = config.guest_threads.unwrap_or(plan.machine.cores);
         let core = Core {
             code: Code::new(&engine).map_err(host)?,
@@ -124,6 +146,7 @@ impl WasmRuntime {
             keyvalue: config.keyvalue,
             traps: Arc::new(AtomicU64::new(0)),
             shares: Shares::new(threads),
+            memory: Gauge::new(Some(memory_bytes_max)),
             requests_per_instance_max: config.requests_per_instance_max,
             start_wait_max: config.start_wait_max,
             plan,

@@ -190,6 +190,18 @@ pub(super) struct NodeStart {
     /// Folder of the host that pods may mount; DIR:ro only to read
     #[arg(long, value_name = "DIR")]
     pub(super) allow_host_path: Vec<String>,
+    /// Range that all pods have addresses of; the same on all servers [default: 10.42.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub(super) cluster_cidr: Option<String>,
+    /// Prefix length of the part of it that each node gets [default: 24]
+    #[arg(long, value_name = "BITS")]
+    pub(super) node_cidr_mask_size: Option<u8>,
+    /// How many pods this node takes [default: 250]
+    #[arg(long, value_name = "N")]
+    pub(super) max_pods: Option<u32>,
+    /// Size the sandboxes for addresses of at most so many bits: for tests of small machines
+    #[arg(long, value_name = "BITS", hide = true, value_parser = clap::value_parser!(u32).range(32..=64))]
+    pub(super) address_bits_max: Option<u32>,
 }
 
 /// `edgeorc node token`.
@@ -352,6 +364,9 @@ pub(super) struct Compile {
     pub(super) input: PathBuf,
     /// File to write
     pub(super) output: PathBuf,
+    /// Compile for addresses of at most so many bits
+    #[arg(long, value_name = "BITS", hide = true)]
+    pub(super) address_bits_max: Option<u32>,
 }
 
 /// Formats of `-o`.

@@ -45,6 +45,10 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         image_gc_low: flags.image_gc_low,
         no_compile: flags.no_compile,
         host_paths: flags.allow_host_path,
+        cluster_cidr: flags.cluster_cidr,
+        node_cidr_mask_size: flags.node_cidr_mask_size,
+        max_pods: flags.max_pods,
+        address_bits_max: flags.address_bits_max,
     };
     let settings = NodeSettings::build(flags, environment)
         .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;
@@ -128,7 +132,8 @@ async fn create_token(
 
 /// Compiles one module; what a node runs as a child process.
 pub(super) fn compile(compile: &Compile) -> Result<(), Failure> {
-    roles::compile_module(&compile.input, &compile.output).map_err(|error| {
+    let Compile { input, output, address_bits_max } = compile;
+    roles::compile_module(input, output, *address_bits_max).map_err(|error| {
         // The node takes INPUT as final for these bytes; anything else it tries again.
         let code = if roles::is_module_at_fault(&error) { exit::INPUT } else { exit::FAILED };
         Failure::with(code, error.to_string())

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
-use crate::config::Environment;
+use crate::config::{Environment, PodCidrs};
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
 const API_PORT: u16 = 6443;
@@ -13,6 +13,8 @@ const INGRESS_PORT: u16 = 8080;
 /// Default marks of image garbage collection, in percent: kubelet's.
 const GC_HIGH_PERCENT: u8 = 85;
 const GC_LOW_PERCENT: u8 = 80;
+/// Default number of pods on a node: as many as a /24 has addresses for.
+const PODS_MAX: u32 = 250;
 /// Longest node name, in bytes: it becomes a DNS label and a certificate name.
 const NODE_NAME_BYTES_MAX: usize = 63;
 
@@ -47,6 +49,14 @@ pub struct NodeFlags {
     pub no_compile: bool,
     /// `--allow-host-path`, each `PATH` or `PATH:ro`.
     pub host_paths: Vec<String>,
+    /// `--cluster-cidr`.
+    pub cluster_cidr: Option<String>,
+    /// `--node-cidr-mask-size`.
+    pub node_cidr_mask_size: Option<u8>,
+    /// `--max-pods`.
+    pub max_pods: Option<u32>,
+    /// `--address-bits-max`.
+    pub address_bits_max: Option<u32>,
 }
 
 /// A folder of the host that pods may mount, with all that is in it.
@@ -125,6 +135,14 @@ pub struct NodeSettings {
     pub timing: Timing,
     /// What pods may mount of the host as hostPath or local volumes. Default: nothing.
     pub host_paths: Vec<HostPath>,
+    /// How pod addresses are given to nodes; only servers look at it. Default: a /24 of
+    /// `10.42.0.0/16` for each.
+    pub pod_cidrs: PodCidrs,
+    /// How many pods this node takes. Default 250.
+    pub max_pods: u32,
+    /// Address bits that the sandboxes are sized for, if fewer than the machine has: shows on a
+    /// large machine how a small one does. Default: all.
+    pub address_bits_max: Option<u32>,
 }
 
 /// Where images come from and when they go.
@@ -193,6 +211,24 @@ pub enum ConfigError {
         /// What was given.
         text: String,
     },
+    /// `--cluster-cidr` is no range, or not one for pods.
+    #[error(
+        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' 10.43.0.0/16"
+    )]
+    ClusterCidr {
+        /// What was given.
+        text: String,
+    },
+    /// `--node-cidr-mask-size` does not fit the cluster's range.
+    #[error(
+        "--node-cidr-mask-size {size} must be from the cluster's {prefix} to 29, and at most 16 more than that"
+    )]
+    NodeCidrMaskSize {
+        /// What was given.
+        size: u8,
+        /// Of the cluster's range.
+        prefix: u8,
+    },
     /// `--join` is no address.
     #[error(
         "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
@@ -259,6 +295,9 @@ impl NodeSettings {
                 .iter()
                 .map(|text| HostPath::parse(text))
                 .collect::<Result<_, _>>()?,
+            pod_cidrs: PodCidrs::build(flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size)?,
+            max_pods: flags.max_pods.unwrap_or(PODS_MAX),
+            address_bits_max: flags.address_bits_max,
         })
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::PodCidrs;
+
 /// How the controllers behave. The defaults suit a cluster of any size.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -16,8 +18,8 @@ pub struct Settings {
     pub orphaned_pod_after: Duration,
     /// Pods that ended are kept for their logs and status up to this number, then the oldest go.
     pub terminated_pods_max: usize,
-    /// The first two numbers of every pod CIDR, `A.B.N.0/24` with N by node.
-    pub pod_cidr_prefix: (u8, u8),
+    /// The range that each node gets its pod CIDR from.
+    pub pod_cidrs: PodCidrs,
 }
 
 impl Default for Settings {
@@ -28,7 +30,7 @@ impl Default for Settings {
             eviction_quiet_time: Duration::from_secs(5),
             orphaned_pod_after: Duration::from_secs(5),
             terminated_pods_max: 1_000,
-            pod_cidr_prefix: (10, 42),
+            pod_cidrs: PodCidrs::default(),
         }
     }
 }

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 
 use crate::agent::{CodeCompiler, CodeMetrics, CodeTrust, CompileFailure, Compiler};
 use crate::apiserver::{CodeMaker, CompiledConfig, MakeError};
+use crate::config::NodeSettings;
 use crate::net::Identity;
 use crate::roles::NodeError;
 use crate::roles::data_dir::DataDir;
@@ -16,16 +17,24 @@ use crate::telemetry::Metrics;
 
 /// The compiler of this node: this very program as a child. Without one, if it is not wanted, or if
 /// this machine has no code generator.
-pub(super) fn compiler(is_wanted: bool, metrics: &Metrics) -> Result<CodeCompiler, NodeError> {
+pub(super) fn compiler(
+    settings: &NodeSettings,
+    metrics: &Metrics,
+) -> Result<CodeCompiler, NodeError> {
     let program = std::env::current_exe()
         .map_err(|cause| NodeError::Failed(format!("cannot find this program's file: {cause}")))?;
     let counted = CodeMetrics::default();
     metrics.register(|registry| counted.register(registry));
-    let is_here = is_wanted && can_compile();
+    let is_here = settings.images.compiles && can_compile();
     if !is_here {
         tracing::info!("this node does not compile, it runs what servers compile");
     }
-    Ok(CodeCompiler::new(Compiler { is_here, ..Compiler::new(program) }, counted))
+    let mut compiler = Compiler { is_here, ..Compiler::new(program) };
+    if let Some(bits) = settings.address_bits_max {
+        // For sandboxes of the same layout as this node's.
+        compiler.args.extend(["--address-bits-max".to_owned(), bits.to_string()]);
+    }
+    Ok(CodeCompiler::new(compiler, counted))
 }
 
 fn can_compile() -> bool {

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
 use crate::client::Informers;
+use crate::config::PodCidrs;
 use crate::roles::roll::Roll;
 use crate::roles::{NodeError, api_service};
 use crate::rt::{Rng, TaskGroup, WallClock};
@@ -34,6 +35,7 @@ pub(super) struct Leader {
     pub(super) rng: Rng,
     pub(super) node_name: String,
     pub(super) ca_pem: String,
+    pub(super) pod_cidrs: PodCidrs,
 }
 
 impl Leader {
@@ -83,7 +85,10 @@ impl Leader {
             clock: self.clock.clone(),
             rng: self.rng.clone(),
             node_name: self.node_name.clone(),
-            settings: controllers::Settings::default(),
+            settings: controllers::Settings {
+                pod_cidrs: self.pod_cidrs,
+                ..controllers::Settings::default()
+            },
         };
         group.spawn("controllers", |cancel| controllers::run(context, cancel));
         let context = scheduler::Context {

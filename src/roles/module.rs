@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use edgeorc_runtime::CompileError;
+use edgeorc_runtime::{CompileError, Machine};
 
 /// Checks that `wasm` is a module or component a node can run. Does not compile it.
 ///
@@ -13,13 +13,19 @@ pub fn inspect_module(wasm: &[u8]) -> Result<(), CompileError> {
     edgeorc_runtime::inspect(wasm).map(|_| ())
 }
 
-/// Compiles the module or component `input` for this machine into `output`.
+/// Compiles the module or component `input` for this machine into `output`, for sandboxes in
+/// addresses of at most `address_bits_max`.
 ///
 /// # Errors
 ///
 /// [`CompileError`]; `output` is then not written.
-pub fn compile_module(input: &Path, output: &Path) -> Result<(), CompileError> {
-    edgeorc_runtime::compile_file(input, output)
+pub fn compile_module(
+    input: &Path,
+    output: &Path,
+    address_bits_max: Option<u32>,
+) -> Result<(), CompileError> {
+    let machine = Machine::probe().with_address_bits_max(address_bits_max);
+    edgeorc_runtime::compile_file_for(machine, input, output)
 }
 
 /// Whether the module itself was refused, so that the same bytes will be refused again.

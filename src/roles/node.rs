@@ -125,7 +125,7 @@ async fn assemble(
     peers.set_addresses(membership.servers());
     let node_api = NodeApi::new(clock.clone());
     let metrics = Metrics::new();
-    let compiler = compiled::compiler(settings.images.compiles, &metrics)?;
+    let compiler = compiled::compiler(&settings, &metrics)?;
     let base = Base {
         settings,
         dir,
@@ -202,6 +202,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         rng: base.rng.clone(),
         node_name: name,
         ca_pem: authority.cert_pem().to_owned(),
+        pod_cidrs: base.settings.pod_cidrs,
     };
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;
@@ -242,6 +243,7 @@ fn start_agent(
     let keyvalue = Arc::new(ClusterKeyValue::default());
     let mut config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
     config.keyvalue = keyvalue.clone();
+    config.address_bits_max = base.settings.address_bits_max;
     let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
@@ -331,7 +333,7 @@ fn agent_config(
         labels: std::collections::BTreeMap::new(),
         quic_address: Some(base.settings.quic_address()),
         ingress_address: Some(base.settings.ingress_address()),
-        capacity: Capacity::default(),
+        capacity: Capacity { pods: base.settings.max_pods, ..Capacity::default() },
         restart: crate::agent::RestartBackoff {
             min: base.settings.timing.restart_backoff_min,
             max: base.settings.timing.restart_backoff_max,

@@ -27,7 +27,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 pub(crate) use self::exit::{exit_of_code, exit_of_error, is_out_of_slots, killed};
 use self::outgoing::OutgoingHttp;
 use crate::keyvalue::{KeyValue, KeyValueView};
-use crate::limits::{Gauge, MemoryLimiter};
+use crate::limits::{Gauge, Gauges, MemoryLimiter};
 use crate::logs::{Channel, Log, LogStream};
 use crate::meter::{Burst, Meter, Pulse};
 use crate::network::PodNet;
@@ -145,6 +145,7 @@ pub(crate) struct Template {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) memory: Arc<Gauge>,
     pub(crate) pod_memory: Arc<Gauge>,
+    pub(crate) node_memory: Arc<Gauge>,
     /// Size that one memory can grow to on this engine, in bytes.
     pub(crate) memory_bytes_max: usize,
     /// Instances that an HTTP container may have at the same time.
@@ -202,8 +203,11 @@ impl Template {
             http,
             outgoing: OutgoingHttp::new(Arc::clone(&self.net)),
             limiter: MemoryLimiter::new(
-                Arc::clone(&self.memory),
-                Arc::clone(&self.pod_memory),
+                Gauges {
+                    container: Arc::clone(&self.memory),
+                    pod: Arc::clone(&self.pod_memory),
+                    node: Arc::clone(&self.node_memory),
+                },
                 self.memory_bytes_max,
             ),
             burst: Arc::clone(&burst),

@@ -37,6 +37,24 @@ async fn the_limit_of_the_pod_holds_for_its_containers_together() {
 }
 
 #[tokio::test]
+async fn guests_without_a_limit_leave_the_node_its_memory() {
+    let node = Node::start_with(|config| config.memory_bytes_max = Some(64 << 20));
+    let (large, small) = (node.pod("10.0.0.1").await, node.pod("10.0.0.2").await);
+    // Neither pod has a limit, and both try to take all there is at the same time.
+    let one = large.start(node.container("one", wat(GROWS))).await.unwrap();
+    let two = small.start(node.container("two", wat(GROWS))).await.unwrap();
+    for container in [&one, &two] {
+        let exit = exit(container).await;
+        assert_eq!((exit.code, exit.reason), (137, ExitReason::OomKilled), "{}", exit.message);
+        assert!(exit.message.contains("limit of all pods 67108864 bytes"), "{}", exit.message);
+    }
+    // What they had is free again.
+    let pod = node.pod("10.0.0.3").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    assert_eq!(node.get("10.0.0.3:8080", "/grow?mib=32").await.unwrap().0, 200);
+}
+
+#[tokio::test]
 async fn a_guest_that_begins_above_its_limit_is_oom_killed_at_once() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;

@@ -45,6 +45,7 @@ pub(super) struct Ending {
 impl Worker {
     /// Starts a container, unless the pod is deleted meanwhile: pulling, compiling and hooks take time.
     pub(super) async fn start(&mut self, at: usize, cancel: &CancellationToken) {
+        let asked = self.asked.take().unwrap_or_else(Instant::now);
         let pod = self.pod();
         let prepared = {
             let prepare = self.shared.prepare(&self.plan, at, &pod, &self.dir);
@@ -62,6 +63,7 @@ impl Worker {
             self.not_started(at, failure);
             return self.publish();
         }
+        self.tell_started(at, asked);
         if let Some(due) = self.due.get_mut(at) {
             *due = Due::Now;
         }
@@ -78,6 +80,18 @@ impl Worker {
             }
         }
         self.publish();
+    }
+
+    /// Logs a start, with the time since the pod was seen or the container was due again: pulling,
+    /// compiling, the waits for its configuration and for its address are all in it.
+    fn tell_started(&self, at: usize, asked: Instant) {
+        let Some(record) = self.state.containers.get(at) else { return };
+        info!(
+            k8s.container.name = record.name,
+            k8s.container.restart_count = record.restart_count,
+            elapsed_us = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "container started"
+        );
     }
 
     /// Ends when deletion is asked for.

@@ -60,6 +60,8 @@ pub(crate) struct Worker {
     number: u64,
     /// When the pod's start time was, on the clock that waits.
     started: Instant,
+    /// When the pod was first seen, until its first container is started.
+    pub(super) asked: Option<Instant>,
 }
 
 /// Why the main loop ended.
@@ -99,6 +101,7 @@ impl Worker {
         let (_, written) = watch::channel(0);
         let count = plan.containers.len();
         Self {
+            asked: Some(Instant::now()),
             started: Instant::now().checked_sub(age).unwrap_or_else(Instant::now),
             backoffs: vec![Backoff::new(shared.restart); count],
             running: (0..count).map(|_| None).collect(),

@@ -262,7 +262,7 @@ impl Controller {
                 has.insert(missing.clone(), pod_cidr(&node));
             }
         }
-        let allocation = allocate(&book, &has, self.context.settings.pod_cidr_prefix);
+        let allocation = allocate(&book, &has, self.context.settings.pod_cidrs);
         if allocation.book != book {
             write_book(&books, written, &allocation.book).await?;
         }

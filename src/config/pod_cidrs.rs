@@ -1,0 +1,152 @@
+//! How the cluster's pod addresses are cut into one range per node.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use crate::config::ConfigError;
+
+/// Most bits between the cluster's prefix and a node's: bounds the book of allocations.
+const NODE_BITS_MAX: u8 = 16;
+/// Longest prefix of a node's range: below it there is no address left for a pod.
+const NODE_PREFIX_MAX: u8 = 29;
+/// The Service range, `10.43.0.0/16`; pods must not have addresses in it.
+const SERVICE_BASE: u32 = u32::from_be_bytes([10, 43, 0, 0]);
+const SERVICE_PREFIX: u8 = 16;
+
+/// The cluster's range of pod addresses and the size of a node's part. All servers of a cluster must
+/// be given the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodCidrs {
+    base: u32,
+    prefix: u8,
+    node_prefix: u8,
+}
+
+impl Default for PodCidrs {
+    /// `10.42.0.0/16`, a /24 for each of 256 nodes.
+    fn default() -> Self {
+        Self { base: u32::from_be_bytes([10, 42, 0, 0]), prefix: 16, node_prefix: 24 }
+    }
+}
+
+impl PodCidrs {
+    /// Reads `--cluster-cidr` and `--node-cidr-mask-size`; what is missing is as by default.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::ClusterCidr`] and [`ConfigError::NodeCidrMaskSize`].
+    pub(crate) fn build(cidr: Option<&str>, node_prefix: Option<u8>) -> Result<Self, ConfigError> {
+        let default = Self::default();
+        let (base, prefix) = match cidr {
+            None => (default.base, default.prefix),
+            Some(text) => parse(text)
+                .filter(|range| !overlap(*range, (SERVICE_BASE, SERVICE_PREFIX)))
+                .ok_or_else(|| ConfigError::ClusterCidr { text: text.to_owned() })?,
+        };
+        let node_prefix = node_prefix.unwrap_or(default.node_prefix);
+        let bits = node_prefix.checked_sub(prefix);
+        if node_prefix > NODE_PREFIX_MAX || bits.is_none_or(|bits| bits > NODE_BITS_MAX) {
+            return Err(ConfigError::NodeCidrMaskSize { size: node_prefix, prefix });
+        }
+        Ok(Self { base, prefix, node_prefix })
+    }
+
+    /// For how many nodes there is a range.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        1 << (self.node_prefix - self.prefix)
+    }
+
+    /// The range with this number, as `10.42.3.0/24`.
+    #[must_use]
+    pub fn cidr(self, number: u32) -> String {
+        let base = self.base.wrapping_add(number.wrapping_mul(self.addresses()));
+        format!("{}/{}", Ipv4Addr::from(base), self.node_prefix)
+    }
+
+    /// Numbers of the ranges that share addresses with `cidr`: one, unless the size of the ranges
+    /// was another when `cidr` was given to its node. Empty for one outside the cluster's range.
+    #[must_use]
+    pub fn numbers(self, cidr: &str) -> RangeInclusive<u32> {
+        let none = RangeInclusive::new(1, 0);
+        let Some((base, prefix)) = parse(cidr) else { return none };
+        if !overlap((base, prefix), (self.base, self.prefix)) {
+            return none;
+        }
+        if prefix <= self.prefix {
+            return 0..=self.count() - 1;
+        }
+        let first = (base - self.base) / self.addresses();
+        let last = (base | !mask(prefix)) - self.base;
+        first..=last / self.addresses()
+    }
+
+    /// Addresses in a node's range.
+    fn addresses(self) -> u32 {
+        1 << (32 - self.node_prefix)
+    }
+}
+
+fn mask(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+}
+
+fn overlap((a, a_prefix): (u32, u8), (b, b_prefix): (u32, u8)) -> bool {
+    (a ^ b) & mask(a_prefix.min(b_prefix)) == 0
+}
+
+/// Reads a range whose address is its first.
+fn parse(text: &str) -> Option<(u32, u8)> {
+    let (base, prefix) = text.split_once('/')?;
+    let (base, prefix) = (u32::from(base.parse::<Ipv4Addr>().ok()?), prefix.parse::<u8>().ok()?);
+    (prefix <= 32 && base & !mask(prefix) == 0).then_some((base, prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_has_a_number_and_a_number_a_range() {
+        let default = PodCidrs::build(None, None).unwrap();
+        assert_eq!((default, default.count()), (PodCidrs::default(), 256));
+        assert_eq!(default.cidr(7), "10.42.7.0/24");
+        assert_eq!(default.numbers("10.42.7.0/24"), 7..=7);
+        let wide = PodCidrs::build(Some("10.64.0.0/10"), Some(21)).unwrap();
+        assert_eq!((wide.count(), wide.cidr(33).as_str()), (2048, "10.65.8.0/21"));
+        assert_eq!(wide.numbers("10.65.8.0/21"), 33..=33);
+        let one = PodCidrs::build(Some("192.168.0.0/22"), Some(22)).unwrap();
+        assert_eq!((one.count(), one.cidr(0).as_str()), (1, "192.168.0.0/22"));
+    }
+
+    #[test]
+    fn ranges_of_another_size_block_all_they_touch() {
+        let cidrs = PodCidrs::build(None, Some(22)).unwrap();
+        assert_eq!(cidrs.numbers("10.42.5.0/24"), 1..=1);
+        assert_eq!(cidrs.numbers("10.42.16.0/20"), 4..=7);
+        assert_eq!(cidrs.numbers("10.0.0.0/8"), 0..=63);
+        for foreign in ["10.44.0.0/24", "10.41.255.0/24", "x", "10.42.0.1/24", ""] {
+            assert!(cidrs.numbers(foreign).is_empty(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_serve_is_refused() {
+        for bad in [
+            "",
+            "10.42.0.0",
+            "10.42.1.0/16",
+            "10.42.0.0/33",
+            "fd00::/48",
+            "10.43.8.0/21",
+            "10.0.0.0/8",
+        ] {
+            let refused = PodCidrs::build(Some(bad), None);
+            assert!(matches!(refused, Err(ConfigError::ClusterCidr { .. })), "{bad}");
+        }
+        for (cidr, size) in [(None, 15), (None, 30), (Some("10.128.0.0/9"), 26)] {
+            let refused = PodCidrs::build(cidr, Some(size));
+            assert!(matches!(refused, Err(ConfigError::NodeCidrMaskSize { .. })), "{size}");
+        }
+    }
+}

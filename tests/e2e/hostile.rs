@@ -1,0 +1,360 @@
+//! Guests that mean harm, beside one that means well.
+//!
+//! Goal: the node stays `Ready`, its heartbeats are never late, the neighbour answers as before, and
+//! each culprit ends with the reason a user would look for. Method: one node with `hello` under a
+//! light load for the whole test; the culprits come one after another, and each is looked at while it
+//! does its worst. `just bench-pods` measures the neighbour's loss; the bounds here are wide, since
+//! this build is slow and its machine may be shared.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::support::{Block, Node, PATIENCE, Process, eventually, get, guest, hello, succeed};
+
+/// Requests per second at the neighbour.
+const RATE: u32 = 50;
+/// Longest answer of the neighbour in 99 of 100 requests, while a culprit is at it.
+const P99_MAX: Duration = Duration::from_secs(2);
+/// No single answer takes longer.
+const WORST_MAX: Duration = Duration::from_secs(5);
+/// The most that may lie between two heartbeats: one interval of a second late, as the watch sees it,
+/// and half a second for a machine that has other work.
+const HEARTBEAT_GAP_MAX: Duration = Duration::from_millis(2500);
+const DAY: f64 = 86_400.0;
+/// How long each culprit is watched at least.
+const WATCHED: Duration = Duration::from_secs(6);
+/// The compiler gives up after two minutes.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(200);
+
+/// A light load on `hello`, and every answer's time.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answers: Receiver<Result<Duration, String>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(to: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, answers) = channel();
+        let is_over = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || Self::run(to, &is_over, &sender));
+        Self { stop, answers, thread: Some(thread) }
+    }
+
+    fn run(to: SocketAddr, is_over: &AtomicBool, answers: &Sender<Result<Duration, String>>) {
+        let mut next = Instant::now();
+        while !is_over.load(Ordering::Relaxed) {
+            // Timed from when it was due: a stall counts for all requests that it held up.
+            let took = match get(to, "good.default.localhost", "/", WORST_MAX * 2) {
+                Ok(answer) if answer.code == 200 => Ok(next.elapsed()),
+                Ok(answer) => Err(format!("{answer:?}")),
+                Err(cause) => Err(cause.to_string()),
+            };
+            let _ = answers.send(took);
+            next += Duration::from_secs(1) / RATE;
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Forgets what was measured between two phases; a bad answer fails there as well.
+    fn forget(&self, phase: &str) {
+        let bad: Vec<_> = self.answers.try_iter().filter_map(Result::err).collect();
+        assert!(bad.is_empty(), "before {phase}: {bad:?}");
+    }
+
+    /// p50, p99 and the worst since the last call; fails on any bad answer.
+    fn measured(&self, phase: &str) -> [Duration; 3] {
+        let answers: Result<Vec<_>, _> = self.answers.try_iter().collect();
+        let mut took = answers.unwrap_or_else(|why| panic!("{phase}: hello failed: {why}"));
+        assert!(took.len() > 20, "{phase}: only {} answers", took.len());
+        took.sort();
+        let at = |percent: usize| took[(took.len() - 1) * percent / 100];
+        [at(50), at(99), at(100)]
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The node's heartbeats, as a watch of its Lease tells them.
+struct Heartbeats {
+    watch: Process,
+    /// When the last one was sent, in seconds of its day.
+    last: Option<f64>,
+}
+
+impl Heartbeats {
+    fn follow(node: &Node) -> Self {
+        let path = r#"jsonpath={.spec.renewTime}{"\n"}"#;
+        let mut command =
+            node.kubectl(&["get", "lease", &node.name, "-n", "kube-node-lease", "-w", "-o", path]);
+        let log = node.data_dir.with_extension("lease.log");
+        Self { watch: Process::spawn(&mut command, log), last: None }
+    }
+
+    /// The longest time without one since the last call, until now.
+    fn gap_max(&mut self) -> Duration {
+        let mut max = 0.0_f64;
+        // After midnight it begins again.
+        let since =
+            |last: Option<f64>, at: f64| last.map_or(0.0, |last| (at - last).rem_euclid(DAY));
+        for line in self.watch.rest() {
+            let at = seconds_of_day(line.trim());
+            max = max.max(since(self.last, at));
+            self.last = Some(at);
+        }
+        assert!(self.last.is_some(), "no heartbeat was ever seen: {}", self.watch.stderr());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64() % DAY;
+        max = max.max(since(self.last, now));
+        Duration::from_secs_f64(max)
+    }
+}
+
+/// Of `2026-11-21T09:26:01.123456Z`.
+fn seconds_of_day(stamp: &str) -> f64 {
+    let time = stamp.split_once('T').map_or("", |(_, time)| time).trim_end_matches('Z');
+    time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
+}
+
+/// A node with a neighbour, and what is watched of them.
+struct Town {
+    node: Node,
+    load: Load,
+    heartbeats: Heartbeats,
+    ready_since: String,
+}
+
+impl Town {
+    fn start(folder: &Path) -> Self {
+        let node = Node::start(folder, "one", Block::take().address(1), None);
+        node.wait_ready();
+        let file = hello().to_str().unwrap().to_owned();
+        succeed(&mut node.edgeorc(&["deploy", &file, "--name", "good", "--wait"]));
+        eventually("hello answers", PATIENCE, || {
+            match get(node.ingress(), "good.default.localhost", "/", Duration::from_secs(5)) {
+                Ok(answer) if answer.code == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        let load = Load::start(node.ingress());
+        let heartbeats = Heartbeats::follow(&node);
+        let ready_since = ready(&node);
+        let mut town = Self { node, load, heartbeats, ready_since };
+        town.watch("nobody", |_| ());
+        town
+    }
+
+    /// Pushes a guest; its image.
+    fn push(&self, name: &str, file: &Path) -> String {
+        let file = file.to_str().unwrap();
+        succeed(&mut self.node.edgeorc(&["deploy", file, "--name", name, "--replicas", "0"]));
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        succeed(&mut self.node.kubectl(&["get", "deploy", name, "-o", image]))
+    }
+
+    /// Runs a pod of one container; `spec` is in flow style.
+    fn pod(&self, name: &str, spec: &str) {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n\
+             spec: {{terminationGracePeriodSeconds: 1, {spec}}}\n"
+        );
+        let file = self.node.data_dir.with_extension(format!("{name}.yaml"));
+        std::fs::write(&file, text).unwrap();
+        succeed(&mut self.node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
+    }
+
+    fn of_pod(&self, name: &str, path: &str) -> String {
+        let path = format!("jsonpath={{{path}}}");
+        let output = self.node.kubectl(&["get", "pod", name, "-o", &path]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Waits until the status of a pod's container says a word, now or of its last run.
+    fn until_told(&self, name: &str, limit: Duration, word: &str) {
+        eventually(&format!("{name} ends with {word}"), limit, || {
+            let told = self.of_pod(name, ".status.containerStatuses[0]");
+            if told.contains(word) { Ok(()) } else { Err(told) }
+        });
+    }
+
+    /// Lets a culprit do its worst while `act` waits for its end, then judges the others.
+    fn watch(&mut self, phase: &str, act: impl FnOnce(&Self)) {
+        self.load.forget(phase);
+        let begin = Instant::now();
+        act(self);
+        std::thread::sleep(WATCHED.saturating_sub(begin.elapsed()));
+        let [p50, p99, worst] = self.load.measured(phase);
+        let gap = self.heartbeats.gap_max();
+        eprintln!(
+            "{phase}: hello p50 {p50:?}, p99 {p99:?}, worst {worst:?}; longest pause of the \
+             heartbeats {gap:?}"
+        );
+        assert!(p99 < P99_MAX && worst < WORST_MAX, "{phase}: hello p99 {p99:?}, worst {worst:?}");
+        assert!(gap < HEARTBEAT_GAP_MAX, "{phase}: a heartbeat came {gap:?} after the last");
+        assert_eq!(ready(&self.node), self.ready_since, "{phase}: the node was not Ready");
+    }
+
+    fn delete(&self, kind: &str, name: &str) {
+        succeed(&mut self.node.kubectl(&["delete", kind, name, "--timeout=60s"]));
+    }
+}
+
+/// Since when the node is Ready; anything else if it is not.
+fn ready(node: &Node) -> String {
+    let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].lastTransitionTime}"#;
+    let told = succeed(&mut node.kubectl(&["get", "node", &node.name, "-o", path]));
+    assert!(told.starts_with("True "), "the node is not Ready: {told}");
+    told
+}
+
+#[test]
+fn hostile_guests_harm_nobody_but_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut town = Town::start(folder.path());
+
+    // More of them than there are threads for guests.
+    let image = town.push("spinner-image", &guest("bad-spinner"));
+    let spinners = ["spinner-1", "spinner-2", "spinner-3", "spinner-4"];
+    for name in spinners {
+        town.pod(name, &format!("containers: [{{name: app, image: {image}}}]"));
+    }
+    town.watch("four spinners", |town| {
+        for name in spinners {
+            town.until_told(name, PATIENCE, r#""running":"#);
+        }
+    });
+    for name in spinners {
+        town.delete("pod", name);
+    }
+
+    let image = town.push("grower-image", &guest("bad-grower"));
+    let grower = format!(
+        "containers: [{{name: app, image: {image}, resources: {{limits: {{memory: 64Mi}}}}}}]"
+    );
+    town.pod("grower", &grower);
+    town.watch("a memory grower", |town| town.until_told("grower", PATIENCE, "OOMKilled"));
+    town.delete("pod", "grower");
+
+    let image = town.push("busybox-image", &guest("busybox"));
+    let volume = "volumes: [{name: data, emptyDir: {sizeLimit: 16Mi}}]";
+    let container = format!(
+        "{{name: app, image: {image}, volumeMounts: [{{name: data, mountPath: /data}}], \
+         terminationMessagePolicy: FallbackToLogsOnError"
+    );
+    // Lines of 10 kB, 640 kB of them at once, again and again.
+    let flood = format!(
+        "x=0123456789; x=$x$x$x$x$x$x$x$x$x$x; x=$x$x$x$x$x$x$x$x$x$x; x=$x$x$x$x$x$x$x$x$x$x; \
+         cd /data; echo $x > a; cat a a a a a a a a > b; cat b b b b b b b b > c; {} sleep 600",
+        "cat c c c c c c c c; ".repeat(8)
+    );
+    let flood = format!(r#"{volume}, containers: [{container}, command: [sh, -c, "{flood}"]}}]"#);
+    town.pod("flood", &flood);
+    town.watch("a log flood", |town| {
+        eventually("the log says that lines were dropped", PATIENCE, || {
+            let log = town.node.kubectl(&["logs", "flood"]).output().unwrap();
+            let log = String::from_utf8_lossy(&log.stdout).into_owned();
+            if log.contains("dropped") { Ok(()) } else { Err(log.len()) }
+        });
+    });
+    let logs = town.node.data_dir.join("agent");
+    assert!(bytes_below(&logs, ".log") < 64 << 20, "the logs are bounded");
+    town.delete("pod", "flood");
+
+    // Eight times as much each time: 110 KiB, 0.9 MiB, 7 MiB, 56 MiB.
+    let fill = "cd /data; seq 1 20000 > a; cat a a a a a a a a > b; cat b b b b b b b b > c; \
+                cat c c c c c c c c > d; exit 1";
+    let fill = format!(r#"{volume}, containers: [{container}, command: [sh, -c, "{fill}"]}}]"#);
+    town.pod("filler", &fill);
+    town.watch("a volume filler", |town| {
+        town.until_told("filler", PATIENCE, "No space left on device");
+    });
+    town.delete("pod", "filler");
+
+    let bomb = compile_bomb(folder.path());
+    let image = town.push("bomb-image", &bomb);
+    town.pod("bomb", &format!("containers: [{{name: app, image: {image}}}]"));
+    town.watch("a compile bomb", |town| {
+        town.until_told("bomb", COMPILE_PATIENCE, "CreateContainerError");
+    });
+    let why = town.of_pod("bomb", ".status.containerStatuses[0].state.waiting.message");
+    assert!(why.contains("ran out of memory") || why.contains("took longer than"), "{why}");
+    town.delete("pod", "bomb");
+    town.watch("nobody any more", |_| ());
+}
+
+/// Length of all files below `root` whose name has `part`.
+fn bytes_below(root: &Path, part: &str) -> u64 {
+    let (mut folders, mut bytes): (Vec<PathBuf>, u64) = (vec![root.to_owned()], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) if entry.file_name().to_string_lossy().contains(part) => {
+                    bytes += meta.len();
+                }
+                _ => {}
+            }
+        }
+    }
+    bytes
+}
+
+/// A valid command whose one function makes an optimising compiler run out of time or memory: many
+/// loops, and in each of them all of many variables change.
+fn compile_bomb(folder: &Path) -> PathBuf {
+    const VARIABLES: u32 = 4_000;
+    const LOOPS: u32 = 160;
+    fn leb(mut value: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            let low = u8::try_from(value & 0x7f).unwrap();
+            value >>= 7;
+            if value == 0 {
+                bytes.push(low);
+                return bytes;
+            }
+            bytes.push(low | 0x80);
+        }
+    }
+    fn sized(bytes: &[u8]) -> Vec<u8> {
+        [leb(u32::try_from(bytes.len()).unwrap()), bytes.to_vec()].concat()
+    }
+    let section = |id: u8, bytes: &[u8]| [vec![id], sized(bytes)].concat();
+    // One group of i32 locals.
+    let mut body = [vec![1], leb(VARIABLES), vec![0x7f]].concat();
+    for _ in 0..LOOPS {
+        body.extend([0x03, 0x40]); // loop
+        for at in 0..VARIABLES {
+            let (this, next) = (leb(at), leb((at + 1) % VARIABLES));
+            // local = local + next
+            body.extend([&[0x20][..], &this, &[0x20], &next, &[0x6a, 0x21], &this].concat());
+        }
+        body.extend([0x20, 0x00, 0x0d, 0x00, 0x0b]); // local.get 0, br_if 0, end
+    }
+    body.push(0x0b);
+    let exports = [&[2][..], &sized(b"memory"), &[2, 0], &sized(b"_start"), &[0, 0]].concat();
+    let module = [
+        b"\0asm\x01\0\0\0".to_vec(),
+        section(1, &[1, 0x60, 0, 0]),
+        section(3, &[1, 0]),
+        section(5, &[1, 0, 1]),
+        section(7, &exports),
+        section(10, &[vec![1], sized(&body)].concat()),
+    ]
+    .concat();
+    let path = folder.join("bomb.wasm");
+    std::fs::write(&path, module).unwrap();
+    path
+}
