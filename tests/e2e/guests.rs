@@ -259,6 +259,7 @@ fn httpd_serves_the_files_of_a_config_map_and_greets_without_any() {
 }
 
 #[test]
+#[ignore = "needs node, npm, python3 and clang, and a minute for each large guest: just samples"]
 fn samples_in_other_languages_serve_and_log() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::start(folder.path(), "one", Block::take().address(1), None);
