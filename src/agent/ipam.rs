@@ -72,8 +72,12 @@ impl Ipam {
             let found = found.map_err(|_| "the agent is stopping".to_owned())?;
             (*found).ok_or_else(|| "the node has no pod range".to_owned())?
         };
-        let ip = self.choose(range, uid, dir.read_address())?;
-        dir.write_address(ip).map_err(|cause| format!("cannot keep the pod's address: {cause}"))?;
+        let before = dir.read_address();
+        let ip = self.choose(range, uid, before)?;
+        if before != Some(ip) {
+            dir.write_address(ip)
+                .map_err(|cause| format!("cannot keep the pod's address: {cause}"))?;
+        }
         Ok(ip)
     }
 

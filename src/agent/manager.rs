@@ -95,7 +95,7 @@ impl Manager {
             statics.into_iter().map(|pod| (uid(&pod), pod)).collect();
         let shown = self.tidy_mirrors(&mirrors, &own);
         let wanted: BTreeMap<String, Arc<Pod>> =
-            pods.into_iter().map(|pod| (uid(&pod), pod)).chain(own).collect();
+            pods.into_iter().map(|pod| (uid(&pod), mirror::from_api(pod))).chain(own).collect();
         for (uid, sender) in &self.pods {
             if !wanted.contains_key(uid) && mirror::is_static(&sender.borrow()) {
                 sender.send_modify(|pod| *pod = Arc::new(deleted(pod, self.shared.clock.now())));

@@ -117,9 +117,15 @@ pub(super) fn check_path(user: &UserInfo, method: &Method, path: &str) -> Result
     Ok(())
 }
 
-/// Whether `user` may use the registry: everybody the cluster knows.
-pub(super) fn may_use_registry(user: &UserInfo) -> bool {
+/// Whether `user` may pull from the registry: everybody the cluster knows.
+pub(super) fn may_pull(user: &UserInfo) -> bool {
     user.name != ANONYMOUS
+}
+
+/// Whether `user` may push to it: administrators, and servers for each other. A pod that could would
+/// choose what other namespaces run.
+pub(super) fn may_push(user: &UserInfo) -> bool {
+    [SERVERS, MASTERS].iter().any(|group| has_group(user, group))
 }
 
 /// Whether `user` may have compiled code: nodes, and who may do everything.
@@ -153,6 +159,18 @@ mod tests {
 
     fn info(path: &str) -> RequestInfo {
         RequestInfo::parse(path).unwrap()
+    }
+
+    #[test]
+    fn pods_and_nodes_pull_and_only_administrators_and_servers_push() {
+        let user = UserInfo::new;
+        let pod = user("system:serviceaccount:shop:default", &["system:serviceaccounts"]);
+        let node = user("system:node:one", &[NODES]);
+        for puller in [&pod, &node] {
+            assert!(may_pull(puller) && !may_push(puller), "{puller:?}");
+        }
+        assert!(may_push(&user("admin", &[MASTERS])) && may_push(&user("one", &[NODES, SERVERS])));
+        assert!(!may_pull(&user(ANONYMOUS, &[])));
     }
 
     #[test]

@@ -126,9 +126,10 @@ impl Source {
         let url = format!("{}/{}/{path}", self.endpoint.base, self.endpoint.repository);
         let mut tried = 0;
         loop {
-            let answer = self.follow(&url, accept, offset).await?;
+            let (answer, is_own) = self.follow(&url, accept, offset).await?;
             let challenge = match answer.status() {
-                StatusCode::UNAUTHORIZED => Challenge::read(answer.headers()),
+                // A host that was redirected to has no claim on the endpoint's credentials.
+                StatusCode::UNAUTHORIZED if is_own => Challenge::read(answer.headers()),
                 status if status.is_success() => return Ok(answer),
                 StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => return Ok(answer),
                 _ => None,
@@ -160,13 +161,14 @@ impl Source {
         Err(last)
     }
 
-    /// Sends one request and follows redirects. Only the endpoint's own host sees the credential.
+    /// Sends one request and follows redirects. Only the endpoint's own host sees the credential;
+    /// whether it was that one that answered comes with the answer.
     async fn follow(
         &self,
         url: &str,
         accept: Option<&str>,
         offset: u64,
-    ) -> Result<Response<Body>, Fault> {
+    ) -> Result<(Response<Body>, bool), Fault> {
         let mut uri: Uri = url.parse().map_err(|_| Fault::Refused(format!("{url:?} is no URL")))?;
         let own = uri.authority().cloned();
         for _ in 0..=REDIRECTS_MAX {
@@ -186,7 +188,8 @@ impl Source {
                 .map_err(|cause| Fault::Refused(cause.to_string()))?;
             let answer = self.transport.send(request).await.map_err(Fault::unavailable)?;
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(answer);
+                let is_own = uri.authority() == own.as_ref();
+                return Ok((answer, is_own));
             }
             uri = redirected(&uri, answer.headers())
                 .ok_or_else(|| Fault::Refused("it redirects to nowhere safe".to_owned()))?;

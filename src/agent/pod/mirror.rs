@@ -1,6 +1,8 @@
 //! Mirrors: what the API shows of the pods that are in a folder of this node. They are no wish but
 //! a picture; one that is deleted is painted again.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -29,6 +31,18 @@ pub(crate) fn mirrored(pod: &Pod) -> Option<&str> {
 /// Whether the pod is one from a folder of this node, not its mirror.
 pub(crate) fn is_static(pod: &Pod) -> bool {
     annotation(pod, SOURCE_ANNOTATION) == Some(SOURCE_FILE) && mirrored(pod).is_none()
+}
+
+/// The pod as the API gave it. Only the folder makes a pod static, whatever it says of itself.
+pub(crate) fn from_api(pod: Arc<Pod>) -> Arc<Pod> {
+    if !is_static(&pod) {
+        return pod;
+    }
+    let mut pod = Arc::unwrap_or_clone(pod);
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.remove(SOURCE_ANNOTATION);
+    }
+    Arc::new(pod)
 }
 
 /// The mirror of a static pod, as it is created.
@@ -78,5 +92,21 @@ pub(super) async fn remove(api: &Api<Pod>, mirror: &Pod) -> Result<(), PodApiErr
     match call(api.delete(name, &params)).await {
         Ok(_) | Err(PodApiError::Gone) => Ok(()),
         Err(err) => Err(err),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_of_the_api_that_calls_itself_static_is_not() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "a",
+            "annotations": {SOURCE_ANNOTATION: SOURCE_FILE, "other": "kept"}}}))
+        .unwrap();
+        assert!(is_static(&pod));
+        let pod = from_api(Arc::new(pod));
+        assert!(!is_static(&pod));
+        assert_eq!(annotation(&pod, "other"), Some("kept"));
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use edgeorc_runtime::{Exit, Mount, VolumeLimit};
 use k8s_openapi::api::core::v1::Container;
+use rustix::fs::{Mode, OFlags};
 
 use crate::agent::dirs::{PodDir, make_private};
 
@@ -38,10 +39,7 @@ pub(super) fn mount(dir: &PodDir, spec: &Container) -> io::Result<Option<Mount>>
 /// What the container `spec` said last; otherwise what the runtime says of its end.
 pub(super) fn read(dir: &PodDir, spec: &Container, run: u32, exit: &Exit) -> String {
     let written = split(spec).and_then(|(_, file)| {
-        let path = dir.termination(&spec.name).join(file);
-        // A link would lead out of the folder.
-        let is_file = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
-        let text = is_file.then(|| head(&path, FILE_BYTES_MAX).ok())??;
+        let text = head(&dir.termination(&spec.name).join(file), FILE_BYTES_MAX).ok()?;
         (!text.is_empty()).then_some(text)
     });
     let falls_back = spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
@@ -69,9 +67,16 @@ fn split(spec: &Container) -> Option<(&str, &str)> {
     (is_plain && !has_volume).then_some((folder, file))
 }
 
+/// The beginning of a file that a guest wrote. A link would lead out of its folder, and a FIFO would
+/// never end: neither is opened.
 fn head(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC) | OFlags::RDONLY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
+    file.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

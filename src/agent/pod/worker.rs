@@ -152,6 +152,8 @@ impl Worker {
             is_back: self.dir.has_pod(),
         };
         let over = if is_terminal(&self.pod()) {
+            // Nobody must wait for what it would write.
+            drop(writer);
             self.until_deleted(&cancel).await
         } else {
             self.tasks.spawn("pod-status", |cancel| writer.run(cancel));

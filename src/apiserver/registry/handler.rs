@@ -1,6 +1,7 @@
 //! The endpoints of the distribution specification.
 
 use std::io::SeekFrom;
+use std::time::Duration;
 
 use axum::body::Body;
 use base64::Engine as _;
@@ -32,6 +33,9 @@ const AFTER_DIGESTS: &str = "sha256;";
 /// Repository under which servers exchange blobs; no client can name it.
 const REPLICA: &str = "_replica";
 
+/// How long another server may take to answer, before its body.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// A manifest in the store.
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
@@ -44,12 +48,16 @@ type Answer = Result<Response<Body>, OciError>;
 
 /// Answers by path and method.
 pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request<Body>) -> Answer {
-    if !access::may_use_registry(user) {
+    if !access::may_pull(user) {
         return Err(OciError::new(
             StatusCode::UNAUTHORIZED,
             "UNAUTHORIZED",
             "authentication required",
         ));
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) && !access::may_push(user) {
+        let text = "only administrators push to the cluster's registry";
+        return Err(OciError::new(StatusCode::FORBIDDEN, "DENIED", text));
     }
     let path = request.uri().path().trim_start_matches("/v2").trim_matches('/').to_owned();
     if path.is_empty() {
@@ -237,7 +245,8 @@ async fn replicate(context: &Context, digest: &str) -> Result<(), OciError> {
 pub(super) async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError> {
     for server in context.store.other_servers(&context.node_name) {
         let request = forward::get(&format!("/v2/{REPLICA}/blobs/sha256:{hex}"));
-        let Ok(answer) = context.forward.server(&server, request).await else { continue };
+        let asked = context.forward.server(&server, request);
+        let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_TIMEOUT, asked).await else { continue };
         if !forward::is_ok(&answer) {
             continue;
         }
