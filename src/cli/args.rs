@@ -138,7 +138,7 @@ pub(super) enum Node {
     /// Start this machine's node: the first of a new cluster, or one more with --join
     #[command(after_help = "Examples:\n  edgeorc node start\n  \
         edgeorc node start --join https://192.168.1.10:6443 --token eo1...")]
-    Start(NodeStart),
+    Start(Box<NodeStart>),
     /// Let nodes join
     #[command(subcommand)]
     Token(Token),

@@ -21,7 +21,7 @@ pub(super) async fn run(
     environment: &Environment,
 ) -> Result<(), Failure> {
     match node {
-        Node::Start(flags) => start_and_run(flags, environment).await,
+        Node::Start(flags) => start_and_run(*flags, environment).await,
         Node::Token(Token::Create { ttl_minutes }) => {
             let ttl = Duration::from_secs(u64::from(ttl_minutes) * 60);
             create_token(ttl, global, environment).await
