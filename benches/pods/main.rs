@@ -360,8 +360,8 @@ fn idle_pods(bench: &Bench, pods: usize) -> Vec<Row> {
     rows
 }
 
-/// Resident linear memory of all guests, in KiB: pages of the images that memories start as copies of,
-/// and what lies in the same memory before and behind them.
+/// Resident linear memory of all guests, in KiB: pages of the compiled files that memories start as
+/// copies of (code is mapped read-only), and what lies in the same memory before and behind them.
 fn guests_kib(pid: u32) -> f64 {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let mut areas: Vec<Area> = Vec::new();
@@ -373,7 +373,7 @@ fn guests_kib(pid: u32) -> f64 {
             areas.push(Area {
                 start: start.to_owned(),
                 end: end.to_owned(),
-                is_image: line.contains("wasm-memory-image"),
+                is_image: is_writable && line.ends_with(".cwasm"),
                 is_anonymous: is_writable && words.count() <= 3,
                 kib: 0.0,
             });

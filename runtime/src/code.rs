@@ -109,6 +109,9 @@ pub(crate) struct Code {
     engine: Engine,
     linker: Linker<Guest>,
     cache: Mutex<Cache>,
+    /// Held while a file is loaded: pods of one image that start together share what the first of
+    /// them loads, instead of each keeping a copy for as long as it lives.
+    loading: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -134,7 +137,12 @@ impl std::fmt::Debug for Code {
 impl Code {
     pub(crate) fn new(engine: &Engine) -> wasmtime::Result<Self> {
         let linker = linker::linker(engine)?;
-        Ok(Self { engine: engine.clone(), linker, cache: Mutex::default() })
+        Ok(Self {
+            engine: engine.clone(),
+            linker,
+            cache: Mutex::default(),
+            loading: Mutex::new(()),
+        })
     }
 
     /// Components in use or kept.
@@ -156,7 +164,10 @@ impl Code {
         if let Some(loaded) = self.cache.lock().get(&key) {
             return Ok(loaded);
         }
-        // Two that load the same file at the same time load it twice; the later one is kept.
+        let _turn = self.loading.lock();
+        if let Some(loaded) = self.cache.lock().get(&key) {
+            return Ok(loaded);
+        }
         let component = deserialize(&self.engine, path)
             .map_err(|error| StartError::Unsupported { reason: format!("{error:#}") })?;
         let pre = linker::link(&self.linker, &component)?;
@@ -210,6 +221,28 @@ fn deserialize(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_that_start_together_share_the_code() {
+        let plan = crate::engine::Plan::new(crate::machine::Machine::probe());
+        let code = Code::new(&plan.compiler().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.cwasm");
+        let module =
+            wat::parse_str(r#"(module (memory (export "memory") 1) (func (export "_start")))"#);
+        std::fs::write(&path, crate::compile(&module.unwrap()).unwrap()).unwrap();
+        let together = std::sync::Barrier::new(8);
+        let load = || {
+            together.wait();
+            code.load(&path).unwrap()
+        };
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let start = || scope.spawn(load);
+            let threads: Vec<_> = (0..8).map(|_| start()).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(all.iter().all(|loaded| Arc::ptr_eq(loaded, &all[0])));
+    }
 
     #[test]
     fn the_world_is_read_from_the_exports() {

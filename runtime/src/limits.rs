@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn all_pods_share_the_node_except_for_what_each_begins_with() {
-        const FREE: usize = STORE_BYTES_FREE as usize;
+        const FREE: usize = 20 << 16;
         let node = Gauge::new(Some(100));
         let store = || {
             let (container, pod) = (Gauge::new(None), Gauge::new(None));

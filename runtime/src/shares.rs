@@ -9,6 +9,8 @@
 //! - A thread is never idle while a guest waits here: who waits has at least as many guests ahead
 //!   of it as there are threads, and looks again every [`WAIT_STEP`].
 //! - Idle time earns nothing: who comes back begins where the slowest of the others is.
+//! - What was used while nobody else wanted it is no debt, or a server of many days would wait as
+//!   long for a newcomer: who comes back is at most [`DEBT_NANOS_MAX`] ahead of the slowest.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -18,6 +20,9 @@ use parking_lot::Mutex;
 
 /// Weight of a container that requests no CPU time, and the lowest: in thousandths of a core.
 const WEIGHT_MIN: u64 = 10;
+/// CPU time that a container may owe the others when it comes back, in nanoseconds: two ticks. None
+/// at all would let a guest that naps after each turn have more than its part.
+const DEBT_NANOS_MAX: u64 = 20_000_000;
 /// How long a guest that waits for others sleeps before it looks again.
 pub(crate) const WAIT_STEP: Duration = Duration::from_millis(2);
 
@@ -81,6 +86,14 @@ impl Share {
         self.clock.fetch_add(nanos.saturating_mul(1000) / self.weight, Ordering::Relaxed);
     }
 
+    /// Sets the clock to where a container begins that competes again, the slowest of the others
+    /// being at `floor`.
+    fn come_back(&self, floor: u64) {
+        let ceiling = floor.saturating_add(DEBT_NANOS_MAX.saturating_mul(1000) / self.weight);
+        let begin = |clock: u64| Some(clock.clamp(floor, ceiling));
+        let _ = self.clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, begin);
+    }
+
     fn clock(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
     }
@@ -116,7 +129,7 @@ impl Shares {
         if !share.is_contender.swap(true, Ordering::Relaxed) {
             contenders.push(Arc::downgrade(share));
             if floor != u64::MAX {
-                share.clock.fetch_max(floor, Ordering::Relaxed);
+                share.come_back(floor);
             }
         }
         ahead >= self.threads
@@ -126,6 +139,24 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_used_while_nobody_waited_is_no_debt() {
+        const SLICE: u64 = 10_000_000;
+        let shares = Shares::new(1);
+        let (old, new) = (Share::new(None), Share::new(None));
+        // An hour of work, in which it never had to share.
+        old.spend(3_600_000_000_000);
+        new.enter();
+        assert!(!shares.must_wait(&new));
+        old.enter();
+        let mut turns = 0;
+        while shares.must_wait(&old) {
+            new.spend(SLICE);
+            turns += 1;
+            assert!(turns < 5, "the newcomer has it all");
+        }
+    }
 
     /// Plays `slices` turns of 10 ms on one thread and tells how many each got.
     fn play(shares: &Shares, all: &[Arc<Share>], slices: usize) -> Vec<usize> {
