@@ -210,6 +210,7 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
     // Take it back: it becomes ready and gets pods again.
     nodes[lost].restart();
     nodes[lost].wait_ready();
+    ready_and_untainted(&nodes[survivor], &nodes[lost].name, "True");
     succeed(&mut nodes[survivor].edgeorc(&["scale", "deploy/hello", "--replicas", "9"]));
     eventually("the node that came back is used", PATIENCE, || {
         let pods = ready_pods(&nodes[survivor])?;
@@ -222,6 +223,19 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
     for node in &mut nodes {
         assert_eq!(node.process.end(Duration::from_secs(20)), Some(0), "{}", node.process.stderr());
     }
+}
+
+/// Waits until a node is ready, and free of the taints that go a moment later; or lost, and tainted.
+fn ready_and_untainted(asked: &Node, name: &str, wanted: &str) {
+    eventually(&format!("the Ready condition of {name} is {wanted}"), PATIENCE, || {
+        let template = "jsonpath={.status.conditions[?(@.type=='Ready')].status}\
+            {range .spec.taints[*]} {.key}{end}";
+        let output = asked.kubectl(&["get", "node", name, "-o", template]).output();
+        let text = both(&output.unwrap());
+        let is_tainted = text.contains("node.kubernetes.io/");
+        let is_so = text.starts_with(wanted) && is_tainted == (wanted != "True");
+        if is_so { Ok(()) } else { Err(text) }
+    });
 }
 
 /// The value of a line of `/metrics` on this very node; labels included in `name`.
@@ -290,18 +304,7 @@ fn a_fourth_node_joins_as_an_agent_and_is_used() {
     let block: Vec<_> = address.rsplitn(2, '.').collect();
     let address = format!("{}.4", block[1]).parse().unwrap();
     let mut agent = Node::start(folder.path(), "four", address, Some((&nodes[1], token.trim())));
-    // Ready, and free of the taints that go a moment later; or lost, and tainted.
-    let readiness = |wanted: &'static str| {
-        eventually(&format!("the agent's Ready condition is {wanted}"), PATIENCE, || {
-            let template = "jsonpath={.status.conditions[?(@.type=='Ready')].status}\
-                {range .spec.taints[*]} {.key}{end}";
-            let output = nodes[0].kubectl(&["get", "node", "four", "-o", template]).output();
-            let text = both(&output.unwrap());
-            let is_tainted = text.contains("node.kubernetes.io/");
-            let is_so = text.starts_with(wanted) && is_tainted == (wanted != "True");
-            if is_so { Ok(()) } else { Err(text) }
-        });
-    };
+    let readiness = |wanted: &str| ready_and_untainted(&nodes[0], "four", wanted);
     readiness("True");
     let metrics = succeed(&mut nodes[0].kubectl(&["get", "--raw", "/metrics"]));
     assert!(metrics.lines().any(|line| line == "edgeorc_store_voters 3"), "{metrics}");

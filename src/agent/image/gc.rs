@@ -112,7 +112,12 @@ impl Disk {
     fn of(folder: &Path) -> std::io::Result<Self> {
         let stat = rustix::fs::statvfs(folder)?;
         Ok(Self {
-            capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
+            // As df counts: what is reserved for root is nobody's to use.
+            capacity: stat
+                .f_blocks
+                .saturating_sub(stat.f_bfree)
+                .saturating_add(stat.f_bavail)
+                .saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
         })
     }
