@@ -208,14 +208,8 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     kubeconfig::write(&base.dir, &authority, &url)?;
     // Only a server that is alone elects itself. Others need the connections that are accepted
     // further down, so nobody may wait for them here.
-    let is_alone = replica.status().borrow().members.len() <= 1 && id == FIRST_RAFT_ID;
-    if is_alone {
-        let mut status = replica.status();
-        let led = status.wait_for(|status| status.role == Role::Leader);
-        let _ = tokio::time::timeout(LEADER_WAIT, led).await;
-        if replica.status().borrow().role == Role::Leader {
-            leader.bootstrap().await;
-        }
+    if id == FIRST_RAFT_ID && replica.status().borrow().members.len() <= 1 {
+        lead_alone(&replica, &leader).await;
     }
     let group = base.tasks.clone();
     base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
@@ -227,6 +221,16 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
     Ok(Server { replica, router, client })
+}
+
+/// Waits until this server leads, and does what a new cluster needs first.
+async fn lead_alone(replica: &Replica, leader: &Leader) {
+    let mut status = replica.status();
+    let led = status.wait_for(|status| status.role == Role::Leader);
+    let _ = tokio::time::timeout(LEADER_WAIT, led).await;
+    if replica.status().borrow().role == Role::Leader {
+        leader.bootstrap().await;
+    }
 }
 
 /// The network, the sandboxes and the agent; then connections are accepted.
