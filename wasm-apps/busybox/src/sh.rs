@@ -1,4 +1,5 @@
-//! `sh`: lists, pipelines, variables, redirections. No functions and no loops.
+//! `sh`: lists, pipelines, variables, redirections. What it does not know (`if`, loops, functions,
+//! subshells, arithmetic, backquotes) is a syntax error before anything of the text runs.
 //!
 //! ```text
 //! list     = pipeline { ("&&" | "||" | ";" | newline) pipeline }
@@ -93,6 +94,35 @@ enum Part {
 
 const OPERATORS: &[&str] = &["2>&1", "2>>", "&&", "||", ">>", "2>", "|", ";", "\n", ">", "<"];
 
+/// Words that begin, go on with or end what this shell does not have.
+const RESERVED: &[&str] = &[
+    "if", "then", "elif", "else", "fi", "for", "while", "until", "do", "done", "case", "esac",
+    "select", "function", "{", "}", "[[",
+];
+
+/// Refuses a text that uses what this shell does not have: run as far as it goes, its commands would
+/// do what nobody asked for.
+fn check(tokens: &[Token]) -> Result<(), String> {
+    let mut begins = true;
+    for token in tokens {
+        match token {
+            Token::Operator(operator) => {
+                begins = matches!(*operator, ";" | "&&" | "||" | "|" | "!");
+            }
+            Token::Word(parts) => {
+                if let [Part::Text(text, false)] = parts.as_slice()
+                    && begins
+                    && RESERVED.contains(&text.as_str())
+                {
+                    return Err(format!("{text:?} is not supported by this shell"));
+                }
+                begins = false;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn tokens(text: &str) -> Result<Vec<Token>, String> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -154,6 +184,10 @@ fn word(text: &str) -> Result<(Vec<Part>, &str), String> {
                 rest = after;
             }
             ' ' | '\t' | '\r' | '\n' | ';' | '|' | '&' | '<' | '>' if !is_quoted => break,
+            '`' => return Err("backquotes are not supported, write $(..)".to_owned()),
+            '(' | ')' if !is_quoted => {
+                return Err("subshells and functions are not supported by this shell".to_owned());
+            }
             other => {
                 if let Some(Part::Text(text, quoted)) = parts.last_mut()
                     && *quoted == is_quoted
@@ -177,6 +211,9 @@ fn word(text: &str) -> Result<(Vec<Part>, &str), String> {
 
 /// What a `$` stands for; `text` follows it.
 fn dollar(text: &str, is_quoted: bool) -> Result<(Part, &str), String> {
+    if text.starts_with("((") {
+        return Err("arithmetic is not supported by this shell".to_owned());
+    }
     if let Some(inner) = text.strip_prefix('(') {
         let mut depth = 1;
         for (at, c) in inner.char_indices() {
@@ -247,7 +284,7 @@ impl Shell {
 
     /// Runs a text and says the code of its last command.
     fn run(&mut self, cx: &mut Cx, text: &str) -> i32 {
-        let tokens = match tokens(text) {
+        let tokens = match tokens(text).and_then(|tokens| check(&tokens).map(|()| tokens)) {
             Ok(tokens) => tokens,
             Err(why) => {
                 cx.say(&format!("sh: syntax error: {why}"));
@@ -617,9 +654,27 @@ mod tests {
             ("echo a 2>&1 >/dev/null; echo b", "b\n", 0),
             ("echo 'open", "", 2),
             ("# nothing\necho a # b\n", "a\n", 0),
+            ("echo if then done '(x)' \"(y)\"", "if then done (x) (y)\n", 0),
         ];
         for (text, wanted, code) in cases {
             assert_eq!(sh(text, "a\nb\n"), (wanted.to_owned(), code), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_with_what_the_shell_does_not_have_runs_nothing_of_it() {
+        for text in [
+            "echo ran; if false; then echo body; fi",
+            "echo ran\nfor f in a b\ndo\necho $f\ndone\n",
+            "while true; do echo ran; sleep 1; done",
+            "echo ran && { echo body; }",
+            "(echo ran)",
+            "ran() { echo ran; }; ran",
+            "echo ran `echo body`",
+            "echo ran $((1 + 1))",
+            "case x in x) echo ran;; esac",
+        ] {
+            assert_eq!(sh(text, ""), (String::new(), SYNTAX), "{text}");
         }
     }
 
