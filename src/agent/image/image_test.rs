@@ -110,7 +110,7 @@ impl Node {
             events: events_to,
             clock: clock.clone(),
             rng,
-            registries: Registries::open(Some(file)).unwrap(),
+            registries: Registries::open(Some(file)),
         };
         let images = Images::new(tools, &ImageSettings::default());
         let pod = serde_json::from_value(json!({

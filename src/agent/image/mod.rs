@@ -85,7 +85,6 @@ pub use gc::ImageGcSettings;
 pub use metrics::CodeMetrics;
 pub use process::{CodeCompiler, CompileFailure};
 pub(crate) use registries::Registries;
-pub use registries::RegistriesError;
 
 /// Layers fetched at a time.
 const DOWNLOADS_MAX: usize = 3;

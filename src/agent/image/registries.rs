@@ -20,10 +20,10 @@ const DOCKER_ENDPOINT: &str = "https://registry-1.docker.io";
 /// Key of the mirrors and settings for registries that have none of their own.
 const ANY: &str = "*";
 
-/// Why `registries.yaml` cannot be used. Give up: a person must mend it.
+/// Why `registries.yaml` cannot be used. Go on with what was known: a person must mend it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RegistriesError {
+enum RegistriesError {
     /// It cannot be read.
     #[error("cannot read {path}: {cause}")]
     Read {
@@ -269,15 +269,15 @@ type Stamp = Option<(SystemTime, u64)>;
 impl Registries {
     /// Reads the file; there may be none.
     ///
-    /// # Errors
-    ///
-    /// [`RegistriesError`].
-    pub(crate) fn open(path: Option<PathBuf>) -> Result<Self, RegistriesError> {
-        let known = match &path {
-            Some(path) => (stamp(path), Arc::new(read(path)?)),
-            None => (None, Arc::default()),
-        };
-        Ok(Self { path, known: Mutex::new(known) })
+    /// A broken file does not keep a node from starting: what is on its disk must run, above all
+    /// after a power cut. It is named in the log, and read again once it changes.
+    pub(crate) fn open(path: Option<PathBuf>) -> Self {
+        let settings = path.as_deref().map(read).transpose().unwrap_or_else(|err| {
+            tracing::error!(%err, "registries.yaml is broken, going on without it until it is mended");
+            None
+        });
+        let stamp = path.as_deref().and_then(stamp);
+        Self { known: Mutex::new((stamp, Arc::new(settings.unwrap_or_default()))), path }
     }
 
     /// What the file says now; what it said before if it is broken.
@@ -421,12 +421,16 @@ images:
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("registries.yaml");
-        let registries = Registries::open(Some(path.clone())).unwrap();
+        let registries = Registries::open(Some(path.clone()));
         assert_eq!(registries.settings().stand_in("busybox"), "busybox");
         std::fs::write(&path, EXAMPLE).unwrap();
         assert_ne!(registries.settings().stand_in("busybox"), "busybox");
         std::fs::write(&path, "mirors: {}").unwrap();
         assert_ne!(registries.settings().stand_in("busybox"), "busybox");
-        assert!(Registries::open(Some(path)).is_err());
+        // The next start goes on without it, and takes it once it is mended.
+        let registries = Registries::open(Some(path.clone()));
+        assert_eq!(registries.settings().stand_in("busybox"), "busybox");
+        std::fs::write(&path, EXAMPLE).unwrap();
+        assert_ne!(registries.settings().stand_in("busybox"), "busybox");
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc_runtime::{Container, Exit, ExitReason};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,6 +17,7 @@ use crate::agent::pod::plan::{ContainerPlan, RestartPolicy, Role, deletion_grace
 use crate::agent::pod::probe::{ProbeEvent, Verdict};
 use crate::agent::pod::start::StartFailure;
 use crate::agent::pod::state::{CONTAINER_CREATING, CRASH_LOOP_BACK_OFF};
+use crate::agent::pod::terminate::GONE_GRACE;
 use crate::agent::pod::termination_message;
 use crate::agent::pod::worker::Worker;
 use crate::client::EventType;
@@ -293,7 +296,8 @@ impl Worker {
     }
 
     /// Runs the preStop hook of a container, then stops it: not before `not_before`, within
-    /// `ends_at`, but never with less than [`STOP_GRACE_MIN`]. `None` if it does not run.
+    /// `ends_at`, but never with less than [`STOP_GRACE_MIN`], and sooner if somebody shortens the
+    /// grace of the pod's deletion meanwhile. `None` if it does not run.
     pub(super) fn stopping(
         &self,
         at: usize,
@@ -305,16 +309,23 @@ impl Worker {
         let hook = self.hook(at, |lifecycle| lifecycle.pre_stop.clone());
         let (api, pod) = (Arc::clone(&self.shared.api), self.pod());
         let name = self.plan.containers.get(at)?.name.clone();
+        let shortened = shortened(self.seen.clone(), ends_at);
         Some(async move {
-            if let Some(hook) = hook
-                && let Err(why) = hooks::within(ends_at, hook).await
-            {
-                warn!(k8s.container.name = name, reason = why, "preStop hook failed");
-                api.event(&pod, Some(&name), (EventType::Warning, "FailedPreStopHook", why));
+            let stopping = async {
+                if let Some(hook) = hook
+                    && let Err(why) = hooks::within(ends_at, hook).await
+                {
+                    warn!(k8s.container.name = name, reason = why, "preStop hook failed");
+                    api.event(&pod, Some(&name), (EventType::Warning, "FailedPreStopHook", why));
+                }
+                tokio::time::sleep_until(not_before.min(ends_at)).await;
+                let left = ends_at.saturating_duration_since(Instant::now());
+                container.stop(left.max(STOP_GRACE_MIN)).await;
+            };
+            tokio::select! {
+                () = stopping => {}
+                grace = shortened => container.stop(grace).await,
             }
-            tokio::time::sleep_until(not_before.min(ends_at)).await;
-            let left = ends_at.saturating_duration_since(Instant::now());
-            container.stop(left.max(STOP_GRACE_MIN)).await;
         })
     }
 
@@ -373,6 +384,25 @@ impl Worker {
     pub(super) fn event_of(&self, at: usize, kind: EventType, reason: &'static str, what: String) {
         let name = self.plan.containers.get(at).map(|plan| plan.name.as_str());
         self.shared.api.event(&self.pod(), name, (kind, reason, what));
+    }
+}
+
+/// Waits until the pod's deletion has to be over before `ends_at`, and says in what time. A pod that
+/// vanishes from the API meanwhile was deleted by force.
+async fn shortened(mut seen: watch::Receiver<Arc<Pod>>, ends_at: Instant) -> Duration {
+    if seen.has_changed().is_err() {
+        return std::future::pending().await;
+    }
+    loop {
+        let grace = deletion_grace(&seen.borrow_and_update());
+        if let Some(grace) = grace
+            && Instant::now() + grace < ends_at
+        {
+            return grace;
+        }
+        if seen.changed().await.is_err() {
+            return GONE_GRACE;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ const DRAIN: Duration = Duration::from_millis(300);
 /// Longest wait for the API to take "not ready".
 const UNREADY_WRITE_MAX: Duration = Duration::from_secs(1);
 /// Grace of a pod that has vanished from the API.
-const GONE_GRACE: Duration = Duration::from_secs(2);
+pub(super) const GONE_GRACE: Duration = Duration::from_secs(2);
 /// First and longest pause between two tries to remove the pod from the API.
 const DELETE_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 

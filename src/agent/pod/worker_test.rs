@@ -695,6 +695,27 @@ async fn hooks_and_containers_share_one_grace_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grace_that_is_shortened_while_the_pod_ends_counts() {
+    let spec = json!({"spec": {"containers": [{"name": "stubborn",
+        "lifecycle": {"preStop": {"sleep": {"seconds": 600}}}}]}});
+    for is_forced in [false, true] {
+        let root = root();
+        let world = World::start(&root, spec.clone());
+        world.ready().await;
+        world.delete(3600);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let since = Instant::now();
+        if is_forced {
+            world.api.seen.lock().take();
+        } else {
+            world.delete(1);
+        }
+        world.journal.until("worker ended", 1).await;
+        assert!(since.elapsed() < Duration::from_secs(6), "{is_forced}: {:?}", since.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_is_gone_from_the_api_is_stopped_and_forgotten() {
     let root = root();
     let world = World::start(&root, json!({"spec": {"containers": [{"name": "app"}]}}));
