@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1;
+use serde_json::json;
 
 use crate::api::quantity::parse_bytes;
+use crate::api::selector::{LabelSelector, node_term_matches};
 
 /// `provisioner` of the storage classes whose volumes are folders of a node.
 pub const PROVISIONER: &str = "edgeorc.io/local-path";
@@ -67,24 +67,7 @@ pub fn is_usable_on(
     labels: &BTreeMap<String, String>,
 ) -> bool {
     let terms = node_terms(volume);
-    let meets = |wanted: &NodeSelectorRequirement, found: Option<&str>| {
-        let values = wanted.values.as_deref().unwrap_or_default();
-        let is_listed = found.is_some_and(|found| values.iter().any(|value| value == found));
-        match wanted.operator.as_str() {
-            "In" => is_listed,
-            "NotIn" => !is_listed,
-            "Exists" => found.is_some(),
-            "DoesNotExist" => found.is_none(),
-            _ => false,
-        }
-    };
-    terms.is_empty()
-        || terms.iter().any(|term| {
-            let label = |key: &str| labels.get(key).map(String::as_str);
-            let field = |key: &str| (key == "metadata.name").then_some(name);
-            term.match_expressions.iter().flatten().all(|one| meets(one, label(&one.key)))
-                && term.match_fields.iter().flatten().all(|one| meets(one, field(&one.key)))
-        })
+    terms.is_empty() || terms.iter().any(|term| node_term_matches(term, name, labels))
 }
 
 /// Whether the volume is free, or kept for this claim, and is what the claim asks for.
@@ -113,23 +96,13 @@ pub fn is_match(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> boo
         && is_selected(volume, wanted.selector.as_ref())
 }
 
-fn is_selected(volume: &PersistentVolume, selector: Option<&LabelSelector>) -> bool {
+fn is_selected(volume: &PersistentVolume, selector: Option<&v1::LabelSelector>) -> bool {
     let Some(selector) = selector else { return true };
-    let labels = volume.metadata.labels.clone().unwrap_or_default();
-    let equal = selector.match_labels.iter().flatten();
-    let meets = |wanted: &LabelSelectorRequirement| {
-        let found = labels.get(&wanted.key);
-        let is_listed = found.is_some_and(|v| wanted.values.iter().flatten().any(|w| w == v));
-        match wanted.operator.as_str() {
-            "In" => is_listed,
-            "NotIn" => !is_listed,
-            "Exists" => found.is_some(),
-            "DoesNotExist" => found.is_none(),
-            _ => false,
-        }
-    };
-    equal.into_iter().all(|(key, value)| labels.get(key) == Some(value))
-        && selector.match_expressions.iter().flatten().all(meets)
+    // Validation lets no selector in that cannot be read; one that is there selects nothing.
+    let selector =
+        LabelSelector::from_json(&json!(selector)).unwrap_or_else(|_| LabelSelector::nothing());
+    let label = |key: &str| volume.metadata.labels.as_ref()?.get(key).map(String::as_str);
+    selector.matches_with(label)
 }
 
 /// Bytes that the volume has.

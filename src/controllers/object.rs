@@ -1,12 +1,17 @@
 //! What every controller asks of objects: who owns them, whether pods serve.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use kube::api::{DeleteParams, Preconditions};
 use kube::core::Selector;
-use kube::{Resource, ResourceExt as _};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use crate::client::is_not_found;
 
 /// Namespace and name of an object, as the key of a queue.
 pub(crate) type Key = (String, String);
@@ -22,6 +27,24 @@ pub(crate) fn full_name(meta: &ObjectMeta) -> String {
     match meta.namespace.as_deref() {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
+    }
+}
+
+/// Deletes the object if it is still the version that was read. One that is gone is no error.
+///
+/// # Errors
+///
+/// A conflict if it has changed, or what the API answers otherwise.
+pub(crate) async fn delete_as_read<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let preconditions =
+        Preconditions { uid: object.uid(), resource_version: object.resource_version() };
+    let params = DeleteParams::default().preconditions(preconditions);
+    match api.delete(&object.name_any(), &params).await {
+        Err(err) if !is_not_found(&err) => Err(err),
+        _ => Ok(()),
     }
 }
 

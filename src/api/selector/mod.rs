@@ -1,4 +1,4 @@
-//! Label and field selectors.
+//! Label, field and node selectors.
 //!
 //! # Invariants
 //!
@@ -6,9 +6,11 @@
 
 mod field;
 mod label;
+mod node;
 
 pub use field::FieldSelector;
 pub use label::{LabelSelector, Operator, Requirement};
+pub use node::{is_empty_term, node_term_matches};
 
 /// Terms that one selector may have.
 pub const TERMS_MAX: usize = 256;

@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Change, Store, is_not_found, revision_of};
+use crate::client::{Change, Store, revision_of};
 use crate::controllers::Context;
 use crate::controllers::endpoint_slice::plan::{
     MANAGED_BY, MANAGER, SERVICE_NAME, View, is_backend, plan,
 };
-use crate::controllers::object::{Key, is_deleting, key};
+use crate::controllers::object::{Key, delete_as_read, is_deleting, key};
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod plan;
@@ -76,17 +76,22 @@ fn keys_of_pod(services: &Store<Service>, pod: &Pod, keys: &mut Vec<Key>) {
     keys.extend(all.iter().filter(|one| is_backend(one, &ended)).map(|one| key(one.as_ref())));
 }
 
+/// Whether the service's endpoints are pods that these controllers find: others are their users'.
+pub(super) fn takes_pods(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    let has_selector =
+        spec.and_then(|spec| spec.selector.as_ref()).is_some_and(|selector| !selector.is_empty());
+    let is_external = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
+    has_selector && !is_external && !is_deleting(&service.metadata)
+}
+
 async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, kube::Error> {
     let informers = &context.informers;
     let Some(service) = informers.services.store.named(&namespace, &name) else {
         // Its slices go by their owner reference.
         return Ok(Next::Wait);
     };
-    let spec = service.spec.as_ref();
-    let has_selector =
-        spec.and_then(|spec| spec.selector.as_ref()).is_some_and(|selector| !selector.is_empty());
-    let is_external = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
-    if !has_selector || is_external || is_deleting(&service.metadata) {
+    if !takes_pods(&service) {
         return Ok(Next::Wait);
     }
     let mut slices = informers.endpoint_slices.store.in_namespace(&namespace);
@@ -104,17 +109,7 @@ async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, ku
         revision = revision.max(revision_of(&written).unwrap_or(0));
     }
     for slice in &plan.delete {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: slice.uid(),
-                resource_version: slice.resource_version(),
-            }),
-            ..DeleteParams::default()
-        };
-        match api.delete(&slice.name_any(), &params).await {
-            Err(err) if !is_not_found(&err) => return Err(err),
-            _ => {}
-        }
+        delete_as_read(&api, slice.as_ref()).await?;
     }
     informers.endpoint_slices.catch_up(revision, CATCH_UP_MAX).await;
     let is_settled = |store: &Store<EndpointSlice>| {

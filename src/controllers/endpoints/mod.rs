@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Change, Store, is_not_found, revision_of};
+use crate::client::{Change, Store, revision_of};
 use crate::controllers::Context;
-use crate::controllers::endpoint_slice::{is_kept_for, service_of};
+use crate::controllers::endpoint_slice::{is_kept_for, service_of, takes_pods};
 use crate::controllers::endpoints::plan::{MANAGED_BY, MANAGER, is_same, plan};
-use crate::controllers::object::{Key, is_deleting, key};
+use crate::controllers::object::{Key, delete_as_read, key};
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod plan;
@@ -59,11 +59,7 @@ async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, ku
         }
         return Ok(Next::Wait);
     };
-    let spec = service.spec.as_ref();
-    let has_selector =
-        spec.and_then(|spec| spec.selector.as_ref()).is_some_and(|selector| !selector.is_empty());
-    let is_external = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
-    if !has_selector || is_external || is_deleting(&service.metadata) {
+    if !takes_pods(&service) {
         return Ok(Next::Wait);
     }
     let mut slices = informers.endpoint_slices.store.in_namespace(&namespace);
@@ -88,17 +84,7 @@ async fn remove(
     api: &Api<Endpoints>,
     stored: &Endpoints,
 ) -> Result<(), kube::Error> {
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: stored.uid(),
-            resource_version: stored.resource_version(),
-        }),
-        ..DeleteParams::default()
-    };
-    match api.delete(&stored.name_any(), &params).await {
-        Err(err) if !is_not_found(&err) => return Err(err),
-        _ => {}
-    }
+    delete_as_read(api, stored).await?;
     let namespace = stored.namespace().unwrap_or_default();
     let is_gone = |store: &Store<Endpoints>| {
         let found = store.named(&namespace, &stored.name_any());
