@@ -71,7 +71,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn("ingress-stream", |cancel| async move {
+        self.0.spawn_hot("ingress-stream", |cancel| async move {
             let drained = async {
                 cancel.cancelled().await;
                 tokio::time::sleep(DRAIN_TIMEOUT).await;
@@ -103,7 +103,7 @@ impl Mesh {
                     }
                 };
                 let (mesh, server) = (self.clone(), Arc::clone(&server));
-                self.0.tasks.spawn("ingress-connection", move |cancel| async move {
+                self.0.tasks.spawn_hot("ingress-connection", move |cancel| async move {
                     mesh.serve_client(client, from, &server, &cancel).await;
                     drop(permit);
                 });
@@ -201,6 +201,8 @@ fn server(tasks: &TaskGroup) -> auto::Builder<Executor> {
     let mut server = auto::Builder::new(Executor(tasks.clone()));
     server
         .http1()
+        // One write of one piece: gathering costs the kernel more than copying small bodies costs us.
+        .writev(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(HEADERS_MAX)
@@ -252,6 +254,10 @@ fn prepare(request: &mut Request<Body>, from: Option<HeaderValue>) {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none: one look at the few names there are is cheaper than a search for each.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     if let Some(named) = headers.get(header::CONNECTION).cloned() {
         // The field names further fields that mean this connection only.
         for name in named.to_str().unwrap_or_default().split(',') {

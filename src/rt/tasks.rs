@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::instrument::Instrumented;
-use tracing::{Instrument, info_span, warn};
+use tracing::{Instrument, debug_span, info_span, warn};
 
 /// Owns tasks that start and end while their owner runs. Cheap to clone; all clones are one group.
 ///
@@ -55,6 +55,17 @@ impl TaskGroup {
         Fut: Future<Output = ()> + Send + 'static,
     {
         self.tracker.spawn_on(self.named(name, task), threads);
+    }
+
+    /// As [`Self::spawn`], for tasks that are woken for every request: entering the span of a task
+    /// takes longer than what some of them do. It is only there when the log level is debug.
+    pub fn spawn_hot<F, Fut>(&self, name: &'static str, task: F)
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let task = task(self.cancel.child_token());
+        self.tracker.spawn(task.instrument(debug_span!("task", task.name = name)));
     }
 
     fn named<F, Fut>(&self, name: &'static str, task: F) -> Instrumented<Fut>

@@ -2,23 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use edgeorc_raft::{Entry, Event};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::store::StoreError;
 use crate::store::object::{Change, Shown, Stored};
 
 /// Most changes kept; the oldest goes first. A watcher that is further behind parses for itself.
-const CHANGES_MAX: usize = 1024;
-/// Most bytes of JSON behind them; parsed they take several times that.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+const CHANGES_MAX: usize = 512;
+/// Most bytes of JSON behind them; parsed they take about six times that.
+const BYTES_MAX: usize = 512 * 1024;
+/// How long a change is kept: watchers are woken together, so those that share it come soon.
+const KEPT_MAX: Duration = Duration::from_secs(1);
 
 /// Revision and key of a change.
 type Place = (u64, Bytes);
 
-/// Changes of one tier that were read lately.
+/// Changes of either tier that were read lately; no key is in both.
 #[derive(Debug, Default)]
 pub(super) struct Changes(Mutex<Kept>);
 
@@ -26,6 +30,16 @@ pub(super) struct Changes(Mutex<Kept>);
 struct Kept {
     changes: BTreeMap<Place, (Slot, usize)>,
     bytes: usize,
+    /// When the newest came.
+    latest: Option<Instant>,
+}
+
+impl Kept {
+    fn forget_if_old(&mut self) {
+        if self.latest.is_some_and(|latest| latest.elapsed() >= KEPT_MAX) {
+            *self = Self::default();
+        }
+    }
 }
 
 /// Filled by whoever comes first; the others wait for it instead of parsing too.
@@ -45,6 +59,8 @@ impl Changes {
         if let Some((slot, _)) = kept.changes.get(&place) {
             return Arc::clone(slot);
         }
+        kept.forget_if_old();
+        kept.latest = Some(Instant::now());
         let slot = Slot::default();
         let size = bytes(event.entry.as_ref()).saturating_add(bytes(event.previous.as_ref()));
         kept.bytes = kept.bytes.saturating_add(size);
@@ -113,6 +129,18 @@ mod tests {
         changes.read(&event(u64::MAX, &large)).unwrap();
         let kept = changes.0.lock();
         assert_eq!((kept.changes.len(), kept.bytes), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_is_let_go() {
+        let changes = Changes::default();
+        changes.read(&event(1, "{}")).unwrap();
+        changes.read(&event(2, "{}")).unwrap();
+        assert_eq!(changes.0.lock().changes.len(), 2, "somebody may still ask for the first");
+        tokio::time::advance(KEPT_MAX).await;
+        changes.read(&event(3, "{}")).unwrap();
+        let kept = changes.0.lock();
+        assert_eq!((kept.changes.len(), kept.bytes), (1, 2));
     }
 
     #[test]

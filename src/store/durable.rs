@@ -22,8 +22,8 @@ pub(super) struct Durable {
 }
 
 impl Durable {
-    pub(super) fn new(replica: Replica) -> Self {
-        Self { replica, rng: Rng::from_os(), changes: Arc::default() }
+    pub(super) fn new(replica: Replica, changes: Arc<Changes>) -> Self {
+        Self { replica, rng: Rng::from_os(), changes }
     }
 
     async fn catch_up(&self, freshness: Freshness) -> Result<(), StoreError> {

@@ -34,9 +34,10 @@ pub(super) struct Volatile {
     changes: Arc<Changes>,
 }
 
+#[cfg(test)]
 impl Default for Volatile {
     fn default() -> Self {
-        Self { inner: Mutex::default(), revision: watch::Sender::new(0), changes: Arc::default() }
+        Self::new(Arc::default())
     }
 }
 
@@ -53,6 +54,11 @@ struct Inner {
 }
 
 impl Volatile {
+    /// An empty tier whose watches share what they parse through `changes`.
+    pub(super) fn new(changes: Arc<Changes>) -> Self {
+        Self { inner: Mutex::default(), revision: watch::Sender::new(0), changes }
+    }
+
     /// This server leads from now on: starts empty, above every earlier revision.
     pub(super) fn begin(&self, term: u64) {
         let base = (term << TERM_SHIFT) | 1;

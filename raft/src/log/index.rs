@@ -14,7 +14,7 @@ use crate::log::wal::{Placed, Recovered, Written};
 use crate::type_config::{LogEntry, LogId, Payload, Vote, log_id};
 
 /// Bytes of entries kept in memory; those not yet on disk are kept beyond it.
-const CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
+const CACHE_BYTES_MAX: usize = 1024 * 1024;
 /// Counted for each cached entry beside its command.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
