@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// How long a node stays under pressure after the last sign of it: kubelet's.
 const TRANSITION_PERIOD: Duration = Duration::from_secs(300);
+/// Pause between two looks: kubelet's.
+const INTERVAL: Duration = Duration::from_secs(10);
 
 const MIB: u64 = 1 << 20;
 
@@ -89,6 +91,8 @@ pub struct EvictionSettings {
     pub thresholds: Vec<Threshold>,
     /// How long pressure lasts after its last sign. Default 5 min: kubelet's.
     pub transition_period: Duration,
+    /// Pause between two looks at the machine. Default 10 s: kubelet's.
+    pub interval: Duration,
 }
 
 impl Default for EvictionSettings {
@@ -106,6 +110,7 @@ impl Default for EvictionSettings {
                 part(Signal::PidAvailable, 5, Some(1000)),
             ],
             transition_period: TRANSITION_PERIOD,
+            interval: INTERVAL,
         }
     }
 }

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent::residents::Resident;
-use crate::agent::usage::{Figures, LOOK_INTERVAL, PodUse, Usage};
+use crate::agent::usage::{Figures, PodUse, Usage};
 use crate::client::EventType;
 use crate::config::{EvictionSettings, Signal};
 use pressure::{Conditions, Shortage, shortages};
@@ -71,7 +71,7 @@ impl Evictor {
 
     /// Looks from time to time until `cancel`.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
-        let mut looks = interval(LOOK_INTERVAL);
+        let mut looks = interval(self.settings.interval);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while cancel.run_until_cancelled(looks.tick()).await.is_some() {
             // A look may wait for a pod's end: that must not hold up the node's.

@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //!
-//! - Counting is cheap: every [`LOOK_INTERVAL`] some numbers are read from memory; folders are
+//! - Counting is cheap: at every look, 10 s apart, some numbers are read from memory; folders are
 //!   walked only when somebody asks or a limit is to be kept, each at most every
 //!   [`WALK_INTERVAL`] and so seldom that it takes less than a part in [`WALK_SHARE`] of a core.
 //! - Nothing here writes to a disk.
@@ -19,7 +19,7 @@ mod routes;
 mod summary;
 mod track;
 #[cfg(test)]
-mod usage_test;
+pub(crate) mod usage_test;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -40,8 +40,6 @@ pub use machine::{Disk, Figures, Machine, ThisMachine};
 pub(crate) use routes::router;
 pub(crate) use track::Cpu;
 
-/// Pause between two looks at the counts: kubelet's.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Shortest pause between two walks through one pod's folder: kubelet's.
 const WALK_INTERVAL: Duration = Duration::from_secs(60);
 /// A walk that took long is not repeated before so many times its length.
@@ -50,6 +48,8 @@ const WALK_SHARE: u32 = 500;
 const LOAD_SHARE: f64 = 0.25;
 /// The load is told in so many steps from idle to full.
 const LOAD_STEPS: u64 = 20;
+/// Memory is told in whole MiB.
+const MEMORY_GRAIN: u64 = 1 << 20;
 
 /// Measures the node and its pods. Exists before the agent. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -190,7 +190,7 @@ impl Usage {
         self.0.node.get().map(|node| node.machine.read()).unwrap_or_default()
     }
 
-    /// Takes the look of each [`LOOK_INTERVAL`].
+    /// Takes one look at all counts.
     pub(crate) fn look(&self, figures: Figures) {
         let (now, clock) = (Instant::now(), self.0.clock.now());
         let residents = self.0.residents.all();
@@ -301,8 +301,8 @@ impl Usage {
         )]
         let cpu_millis = state.load_millis.round() as u64;
         (memory > 0).then(|| Load {
-            cpu_millis: in_steps(cpu_millis, node.cpu_millis),
-            memory_bytes: in_steps(state.figures.memory_used_bytes(), memory),
+            cpu_millis: in_steps(cpu_millis, node.cpu_millis, 1),
+            memory_bytes: in_steps(state.figures.memory_used_bytes(), memory, MEMORY_GRAIN),
         })
     }
 }
@@ -340,9 +340,9 @@ fn instant_of(time: Timestamp, clock: Timestamp, now: Instant) -> Instant {
     now.checked_sub(age).unwrap_or(now)
 }
 
-/// The nearest of [`LOAD_STEPS`] steps to `whole`.
-fn in_steps(amount: u64, whole: u64) -> u64 {
-    let step = (whole / LOAD_STEPS).max(1);
+/// The nearest of [`LOAD_STEPS`] steps to `whole`, each so many times `grain`.
+fn in_steps(amount: u64, whole: u64, grain: u64) -> u64 {
+    let step = (whole / LOAD_STEPS / grain * grain).max(grain);
     amount.saturating_add(step / 2) / step * step
 }
 
