@@ -55,9 +55,8 @@ const fn resource(
 /// The resource that a URL names.
 #[must_use]
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    let is_it = |found: &&Resource| {
-        (found.group, found.version, found.plural) == (group, version, plural)
-    };
+    let is_it =
+        |found: &&Resource| (found.group, found.version, found.plural) == (group, version, plural);
     RESOURCES.iter().find(is_it)
 }
 

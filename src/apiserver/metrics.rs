@@ -116,7 +116,11 @@ fn uid_on_node(pod: &Value) -> &str {
 }
 
 /// What every answer says, of `object`.
-fn metrics_of(call: &Call, object: &Value, measured: &Value) -> Option<serde_json::Map<String, Value>> {
+fn metrics_of(
+    call: &Call,
+    object: &Value,
+    measured: &Value,
+) -> Option<serde_json::Map<String, Value>> {
     let resource = call.info.resource;
     let mut about = json!({
         "name": meta::name(object),

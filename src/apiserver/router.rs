@@ -17,8 +17,8 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, metrics, node_proxy, read, registry, service_account, streaming,
-    subresource, update, watch,
+    access, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
+    service_account, streaming, subresource, update, watch,
 };
 use crate::store::Store;
 

@@ -4,9 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
-use crate::config::{
-    Environment, EvictionSettings, PodCidrs, ThresholdError, parse_thresholds,
-};
+use crate::config::{Environment, EvictionSettings, PodCidrs, ThresholdError, parse_thresholds};
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
 const API_PORT: u16 = 6443;

@@ -370,7 +370,10 @@ async fn a_pod_evicted_from_a_short_node_is_replaced_on_another() {
     assert!(message.starts_with("The node was low on resource: memory."), "{message}");
     let conditions = failed["status"]["conditions"].as_array().unwrap();
     let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget").unwrap();
-    assert_eq!((&target["status"], &target["reason"]), (&json!("True"), &json!("TerminationByKubelet")));
+    assert_eq!(
+        (&target["status"], &target["reason"]),
+        (&json!("True"), &json!("TerminationByKubelet"))
+    );
 
     cluster.is_short("one", false);
     let is_well = async || {
@@ -408,7 +411,10 @@ async fn measured_use_reaches_kubernetes_metrics_api_and_the_heartbeat() {
     assert_eq!(nodes["items"][0]["usage"]["memory"], "2097152Ki");
     let (code, missing) =
         cluster.send(Method::GET, &format!("{group}/nodes/two"), "", Vec::new()).await;
-    assert_eq!((code, &missing["message"]), (404, &json!("nodes.metrics.k8s.io \"two\" not found")));
+    assert_eq!(
+        (code, &missing["message"]),
+        (404, &json!("nodes.metrics.k8s.io \"two\" not found"))
+    );
     let (code, _) =
         cluster.send(Method::DELETE, &format!("{group}/nodes/one"), "", Vec::new()).await;
     assert_eq!(code, 405);

@@ -99,7 +99,8 @@ fn a_node_short_of_memory_says_so_and_takes_only_pods_that_said_what_they_need()
     };
     let is_tainted = || {
         let shown = succeed(&mut node.kubectl(&["describe", "node", "one"]));
-        let words = ["node.kubernetes.io/memory-pressure:NoSchedule", "KubeletHasInsufficientMemory"];
+        let words =
+            ["node.kubernetes.io/memory-pressure:NoSchedule", "KubeletHasInsufficientMemory"];
         if words.iter().all(|word| shown.contains(word)) { Ok(()) } else { Err(shown) }
     };
     eventually("memory pressure", PATIENCE, is_tainted);
@@ -138,7 +139,8 @@ fn a_pod_beyond_its_ephemeral_storage_is_evicted() {
     );
     let shown = succeed(&mut node.kubectl(&["describe", "pod", "greedy"]));
     assert!(shown.contains("Evicted"), "{shown}");
-    let uid = succeed(&mut node.kubectl(&["get", "pod", "greedy", "-o", "jsonpath={.metadata.uid}"]));
+    let uid =
+        succeed(&mut node.kubectl(&["get", "pod", "greedy", "-o", "jsonpath={.metadata.uid}"]));
     let volume = node.data_dir.join("agent/pods").join(uid).join("volumes");
     eventually("the space is given back", PATIENCE, || {
         if volume.exists() { Err("still there") } else { Ok(()) }

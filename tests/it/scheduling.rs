@@ -35,7 +35,8 @@ fn annotations(cpu: &str, memory: &str) -> Value {
 
 /// Makes a pod without requests; the node it is bound to.
 async fn place(api: &Api, name: &str) -> String {
-    let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+    let pod =
+        json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
     let made = api.post(PODS, &pod).await;
     assert_eq!(made.code, 201, "{made:?}");
     for _ in 0..1000 {

@@ -13,7 +13,7 @@ use crate::agent::pod::state::{EVICTED, Outcome};
 use crate::agent::residents::Residents;
 use crate::agent::usage::usage_test::{Guest, Scripted, guest};
 use crate::agent::usage::{Disk, Machine as _};
-use crate::rt::WallClock;
+use crate::rt::{TaskGroup, WallClock};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -52,6 +52,7 @@ struct World {
     dirs: Dirs,
     evictor: Evictor,
     pressure: watch::Receiver<Pressure>,
+    tasks: TaskGroup,
     _root: tempfile::TempDir,
 }
 
@@ -84,7 +85,8 @@ impl World {
         let (evictor, pressure) =
             Evictor::new(usage.clone(), journal.clone(), EvictionSettings::default());
         let dirs = Dirs::create(root.path().to_owned()).unwrap();
-        Self { usage, machine, journal, dirs, evictor, pressure, _root: root }
+        let tasks = TaskGroup::new(&CancellationToken::new());
+        Self { usage, machine, journal, dirs, evictor, pressure, tasks, _root: root }
     }
 
     /// A pod that ends when it is told to, as its worker would have it.
@@ -92,7 +94,7 @@ impl World {
         let guest = guest(&self.usage, &self.dirs, name, changes);
         guest.counter.0.lock().memory_bytes = memory_bytes;
         let (mut verdict, states) = (guest.verdict.clone(), guest.states.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn_until_cancelled("worker", async move {
             let Ok(message) = verdict.wait_for(Option::is_some).await else { return };
             let message = message.clone().unwrap();
             end(&states, Outcome::Failed { reason: Some(EVICTED), message });

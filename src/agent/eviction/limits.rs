@@ -19,9 +19,8 @@ pub(super) fn has_limits(pod: &Pod) -> bool {
 /// The limit that is broken, in the words of the pod's status.
 pub(super) fn broken(pod: &Pod, disk: &PodDisk) -> Option<String> {
     // By length, as the sandbox counts: what it granted is not held against the pod.
-    let volume = sizes(pod).find(|(name, most, _)| {
-        disk.volumes.get(*name).is_some_and(|tally| tally.length > *most)
-    });
+    let volume = sizes(pod)
+        .find(|(name, most, _)| disk.volumes.get(*name).is_some_and(|tally| tally.length > *most));
     if let Some((name, _, shown)) = volume {
         return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {shown:?}."));
     }

@@ -17,12 +17,12 @@
 //! - At most one pod per look, and none whose end would free next to nothing.
 //! - A pod is evicted once nothing more is scheduled to the node, as far as that can be waited for.
 
+#[cfg(test)]
+mod eviction_test;
 mod limits;
 mod pressure;
 mod rank;
 mod surroundings;
-#[cfg(test)]
-mod eviction_test;
 
 use std::sync::Arc;
 use std::time::Duration;

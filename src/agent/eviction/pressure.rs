@@ -173,8 +173,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pressure_lasts_for_a_while_after_its_last_sign() {
         let mut conditions = Conditions::new(Duration::from_secs(300));
-        let short =
-            Shortage { signal: Signal::NodeFsInodesFree, available: 1, least: 2 };
+        let short = Shortage { signal: Signal::NodeFsInodesFree, available: 1, least: 2 };
         assert_eq!(conditions.note(&[], Instant::now()), Pressure::default());
         let disk = Pressure { disk: true, ..Pressure::default() };
         assert_eq!(conditions.note(&[short], Instant::now()), disk);

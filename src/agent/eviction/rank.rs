@@ -24,7 +24,9 @@ const WORTH_INODES: u64 = 1000;
 pub(super) fn is_critical(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
     let class = spec.and_then(|spec| spec.priority_class_name.as_deref()).unwrap_or_default();
-    mirror::is_static(pod) || priority(pod) >= CRITICAL_PRIORITY || CRITICAL_CLASSES.contains(&class)
+    mirror::is_static(pod)
+        || priority(pod) >= CRITICAL_PRIORITY
+        || CRITICAL_CLASSES.contains(&class)
 }
 
 fn priority(pod: &Pod) -> i32 {

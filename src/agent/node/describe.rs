@@ -146,11 +146,7 @@ fn pid_condition(is_short: bool) -> Condition {
     }
 }
 
-fn condition(
-    had: &Value,
-    (kind, status, reason, message): Condition,
-    now: &str,
-) -> Value {
+fn condition(had: &Value, (kind, status, reason, message): Condition, now: &str) -> Value {
     let before = had
         .pointer("/conditions")
         .and_then(Value::as_array)

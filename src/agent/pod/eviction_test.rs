@@ -45,10 +45,8 @@ async fn an_evicted_pod_fails_soon_with_the_reason_and_leaves_no_files() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_waits_for_its_image_is_evicted_as_well() {
     let root = root();
-    let world = World::start(
-        &root,
-        json!({"spec": {"containers": [{"name": "app", "image": "missing"}]}}),
-    );
+    let world =
+        World::start(&root, json!({"spec": {"containers": [{"name": "app", "image": "missing"}]}}));
     world.status(|s| s.container_statuses.is_some()).await;
     world.verdict.send_replace(Some("no room".to_owned()));
     assert_eq!(world.phase("Failed").await.reason.as_deref(), Some("Evicted"));

@@ -21,7 +21,7 @@ mod track;
 #[cfg(test)]
 pub(crate) mod usage_test;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -203,10 +203,10 @@ impl Usage {
         }
         state.figures = figures;
         let state = &mut *state;
-        let uids: BTreeMap<&str, ()> = residents.iter().map(|(uid, _)| (uid.as_str(), ())).collect();
-        state.pods.retain(|uid, _| uids.contains_key(uid.as_str()));
-        state.containers.retain(|(uid, _), _| uids.contains_key(uid.as_str()));
-        state.disks.retain(|uid, _| uids.contains_key(uid.as_str()));
+        let uids: BTreeSet<&str> = residents.iter().map(|(uid, _)| uid.as_str()).collect();
+        state.pods.retain(|uid, _| uids.contains(uid.as_str()));
+        state.containers.retain(|(uid, _), _| uids.contains(uid.as_str()));
+        state.disks.retain(|uid, _| uids.contains(uid.as_str()));
         for (uid, resident) in &residents {
             let Some(sandbox) = resident.live.sandbox() else { continue };
             let runs = runs(resident);

@@ -25,7 +25,8 @@ pub(super) fn text(node: &NodeUse) -> String {
     };
     let pods = || {
         let running = node.pods.iter().filter(|pod| !pod.containers.is_empty());
-        running.map(|pod| (format!("namespace=\"{}\",pod=\"{}\"", pod.namespace(), pod.name()), pod))
+        running
+            .map(|pod| (format!("namespace=\"{}\",pod=\"{}\"", pod.namespace(), pod.name()), pod))
     };
     family(
         &mut out,
