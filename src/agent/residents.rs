@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::agent::dirs::PodDir;
+use crate::agent::pod::plan::is_terminal;
 use crate::agent::pod::writer::Numbered;
 use crate::agent::sessions::Live;
 
@@ -34,14 +35,15 @@ impl Resident {
         Arc::clone(&self.seen.borrow())
     }
 
-    /// Whether it has ended for good.
+    /// Whether it has ended for good, in this life of the agent or before.
     pub(crate) fn has_ended(&self) -> bool {
-        self.states.borrow().1.outcome.is_some()
+        let has_ended_before = || is_terminal(&self.seen.borrow()) && self.live.sandbox().is_none();
+        self.states.borrow().1.outcome.is_some() || has_ended_before()
     }
 
     /// Whether it has ended, or is about to.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.states.borrow().1.is_over() || self.verdict.borrow().is_some()
+        self.has_ended() || self.states.borrow().1.is_over() || self.verdict.borrow().is_some()
     }
 }
 

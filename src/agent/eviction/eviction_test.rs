@@ -198,7 +198,10 @@ async fn short_of_disk_what_nobody_uses_goes_before_pods() {
     let mut world = World::new();
     let web = world.guest("web", 0, &json!({}));
     let done = world.guest("done", 0, &json!({}));
-    for pod in [&web, &done] {
+    // It had ended when the agent was started.
+    let before = world.guest("before", 0, &json!({"status": {"phase": "Succeeded"}}));
+    before.live.clear();
+    for pod in [&web, &done, &before] {
         let folder = pod.dir.volume("data");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("file"), vec![1; 8 << 20]).unwrap();
@@ -220,7 +223,9 @@ async fn short_of_disk_what_nobody_uses_goes_before_pods() {
         ]
     );
     assert!(!is_evicted(&web), "that was enough");
-    assert!(!done.dir.volume("data").exists() && done.dir.has_pod());
+    for pod in [&done, &before] {
+        assert!(!pod.dir.volume("data").exists() && pod.dir.has_pod());
+    }
     // No images are left, and the disk fills again.
     world.machine.0.lock().node_disk.available_bytes = GIB / 2;
     assert_eq!(world.look().await, ["images", "wait for node.kubernetes.io/disk-pressure"]);
@@ -231,7 +236,7 @@ async fn short_of_disk_what_nobody_uses_goes_before_pods() {
         ),
         "{why}"
     );
-    assert!(!is_evicted(&done));
+    assert!(!is_evicted(&done) && !is_evicted(&before));
 }
 
 #[tokio::test(start_paused = true)]

@@ -207,7 +207,9 @@ impl Evictor {
         });
         let _ = swept.await;
         let bytes = self.surroundings.reclaim_images().await;
-        info!(bytes, "unused images deleted, the disk is short");
+        if bytes > 0 {
+            info!(bytes, "unused images deleted, the disk is short");
+        }
     }
 
     async fn victim(&self, shortage: Shortage, has_disk: bool) -> Option<(Resident, PodUse)> {

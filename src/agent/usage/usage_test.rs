@@ -68,6 +68,7 @@ impl Container for Counter {
 /// A pod that runs, without a worker.
 pub(crate) struct Guest {
     pub(crate) counter: Counter,
+    pub(crate) live: Live,
     pub(crate) states: watch::Sender<Numbered>,
     pub(crate) verdict: watch::Receiver<Verdict>,
     pub(crate) dir: crate::agent::dirs::PodDir,
@@ -100,9 +101,10 @@ pub(crate) fn guest(usage: &Usage, dirs: &Dirs, name: &str, changes: &Value) -> 
     let (seen_sender, seen) = watch::channel(Arc::new(pod));
     let (states, known) = watch::channel((0, Arc::new(state)));
     let (verdict, verdicts) = watch::channel(None);
-    let resident = Resident { seen, states: known, live, dir: dir.clone(), verdict };
+    let (live, shown) = (live.clone(), live);
+    let resident = Resident { seen, states: known, live: shown, dir: dir.clone(), verdict };
     usage.residents().insert(name, resident);
-    Guest { counter, states, verdict: verdicts, dir, _seen: seen_sender }
+    Guest { counter, live, states, verdict: verdicts, dir, _seen: seen_sender }
 }
 
 fn config(name: &str) -> ContainerConfig {
