@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -19,7 +21,7 @@ use crate::logs::{Log, LogSize};
 use crate::meter::Meter;
 use crate::network::{PodNet, UNKNOWN_PEER, VirtualNetwork};
 use crate::stdio::{Input, Pipes, Stdio};
-use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError};
+use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError, Usage};
 use crate::volumes::{Quota, Quotas};
 use crate::wasm::Core;
 
@@ -32,6 +34,8 @@ pub(crate) struct WasmPod {
     /// Ends all containers and connections.
     over: CancellationToken,
     containers: Mutex<Vec<Arc<WasmContainer>>>,
+    /// CPU time of containers that are in the list no more, in nanoseconds.
+    past_nanos: AtomicU64,
     /// Limits of the pod's volumes, by their folder.
     quotas: Arc<Mutex<BTreeMap<PathBuf, Arc<Quota>>>>,
 }
@@ -46,7 +50,8 @@ impl WasmPod {
     ) -> Self {
         let containers = Mutex::new(Vec::new());
         let memory = Gauge::new(memory_bytes_max);
-        Self { core, net, network, memory, over, containers, quotas: Arc::default() }
+        let past_nanos = AtomicU64::new(0);
+        Self { core, net, network, memory, over, containers, past_nanos, quotas: Arc::default() }
     }
 
     fn template(&self, config: ContainerConfig, prepared: Prepared, pipes: Pipes) -> Template {
@@ -127,10 +132,20 @@ impl WasmPod {
         let container = WasmContainer::start(template, loaded).await?;
         let mut containers = self.containers.lock();
         // Restarts go through here: the ended ones need no further care.
-        containers.retain(|container| !container.has_ended());
+        containers.retain(|container| {
+            let has_ended = container.has_ended();
+            if has_ended {
+                self.past_nanos.fetch_add(nanos(container.usage().cpu), Ordering::Relaxed);
+            }
+            !has_ended
+        });
         containers.push(Arc::clone(&container));
         Ok(container)
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a container needs before it can start.
@@ -194,6 +209,13 @@ impl Pod for WasmPod {
             }
         }
         Err(last)
+    }
+
+    fn usage(&self) -> Usage {
+        let containers = self.containers.lock();
+        let present: Duration = containers.iter().map(|container| container.usage().cpu).sum();
+        let past = Duration::from_nanos(self.past_nanos.load(Ordering::Relaxed));
+        Usage { cpu: past.saturating_add(present), memory_bytes: self.memory.used() }
     }
 
     async fn destroy(&self) {

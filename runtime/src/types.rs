@@ -269,6 +269,12 @@ pub trait Pod: Send + Sync + 'static {
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }
 
+    /// What all its containers and commands have used so far, those that have ended as well, and
+    /// the memory that they have now.
+    fn usage(&self) -> Usage {
+        Usage::default()
+    }
+
     /// Stops what still runs and takes the pod's addresses off the network. Idempotent.
     async fn destroy(&self);
 }

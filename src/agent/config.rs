@@ -9,9 +9,9 @@ use std::time::Duration;
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, NodeApi};
+use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, Machine, NodeApi};
 use crate::client::Informer;
-use crate::config::HostPath;
+use crate::config::{EvictionSettings, HostPath};
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -61,6 +61,10 @@ pub struct AgentConfig {
     pub node_api: NodeApi,
     /// What pods may mount of the host. Default: nothing.
     pub host_paths: Vec<HostPath>,
+    /// Where figures of memory and disks come from; in production [`crate::agent::ThisMachine`].
+    pub machine: Arc<dyn Machine>,
+    /// When the node is short of them.
+    pub eviction: EvictionSettings,
 }
 
 /// What the machine offers to pods. Zero means: ask the machine.

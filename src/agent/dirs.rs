@@ -110,6 +110,22 @@ impl PodDir {
         self.0.join("pod.json").exists()
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Removes what takes space and what a pod that has ended needs no more: its volumes, its logs.
+    /// What tells that it has ended stays.
+    pub(crate) fn shed(&self) -> io::Result<()> {
+        for part in ["volumes", "files", "logs", "termination", "roots"] {
+            match std::fs::remove_dir_all(self.0.join(part)) {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the pod's files for good.
     pub(crate) fn remove(&self) -> io::Result<()> {
         match std::fs::remove_dir_all(&self.0) {

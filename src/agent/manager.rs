@@ -13,6 +13,7 @@ use crate::agent::logs::{LogSource, LogSources};
 use crate::agent::pod::mirror;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
+use crate::agent::residents::{Resident, Residents};
 use crate::agent::sessions::{SessionPod, Sessions};
 use crate::client::Informer;
 use crate::rt::TaskGroup;
@@ -23,6 +24,7 @@ pub(crate) struct Manager {
     pub(crate) dirs: Dirs,
     pub(crate) logs: LogSources,
     pub(crate) sessions: Sessions,
+    pub(crate) residents: Residents,
     pub(crate) tasks: TaskGroup,
     /// Pods from a folder of this node.
     pub(crate) statics: watch::Receiver<Vec<Arc<Pod>>>,
@@ -168,18 +170,28 @@ impl Manager {
         let name = pod.metadata.name.clone().unwrap_or_default();
         let (sender, seen) = watch::channel(pod);
         let dir = self.dirs.pod(uid);
-        let worker = Worker::new(Arc::clone(&self.shared), &self.tasks, seen, dir.clone());
+        let worker = Worker::new(Arc::clone(&self.shared), &self.tasks, seen.clone(), dir.clone());
         let states = worker.states();
         let live = worker.live();
+        let resident = Resident {
+            seen,
+            states: states.clone(),
+            live: live.clone(),
+            dir: dir.clone(),
+            verdict: worker.verdict(),
+        };
+        self.residents.insert(uid, resident);
         let session_pod = SessionPod { dir: dir.clone(), live: live.clone() };
         self.sessions.insert(&namespace, &name, session_pod);
         self.logs.insert(&namespace, &name, LogSource { dir, states: states.clone() });
         self.pods.insert(uid.to_owned(), sender);
         let (logs, sessions) = (self.logs.clone(), self.sessions.clone());
+        let (residents, uid) = (self.residents.clone(), uid.to_owned());
         let span = info_span!("pod", k8s.namespace.name = namespace, k8s.pod.name = name);
         self.tasks.spawn("pod", |cancel| {
             async move {
                 worker.run(cancel).await;
+                residents.remove(&uid);
                 logs.remove(&namespace, &name, &states);
                 sessions.remove(&namespace, &name, &live);
             }

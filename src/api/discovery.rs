@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::api::metrics;
 use crate::api::resource::{Resource, resources};
 
 /// Verbs of `/status` and `/scale`.
@@ -57,7 +58,7 @@ fn parts(res: &Resource) -> Vec<Part> {
 /// Group and version of every group but the core one, in the order of the table.
 fn groups() -> Vec<(&'static str, &'static str)> {
     let mut found: Vec<(&str, &str)> = Vec::new();
-    for res in resources().iter().filter(|res| !res.group.is_empty()) {
+    for res in served().filter(|res| !res.group.is_empty()) {
         if !found.contains(&(res.group, res.version)) {
             found.push((res.group, res.version));
         }
@@ -65,8 +66,13 @@ fn groups() -> Vec<(&'static str, &'static str)> {
     found
 }
 
+/// What is stored, and what is measured: the core's pods and nodes come first.
+fn served() -> impl Iterator<Item = &'static Resource> {
+    resources().iter().chain(&metrics::RESOURCES)
+}
+
 fn of_version(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    resources().iter().filter(move |res| res.group == group && res.version == version)
+    served().filter(move |res| res.group == group && res.version == version)
 }
 
 /// `/api` for clients that ask for an `APIGroupDiscoveryList`.
@@ -237,15 +243,15 @@ mod tests {
     fn every_resource_is_in_all_forms_of_discovery() {
         for version in [AggregatedVersion::V2, AggregatedVersion::V2beta1] {
             let rows = aggregated_rows(version);
-            for res in resources() {
+            for res in served() {
                 let found = |(group, row): &(String, Value)| {
                     group == res.group && row["resource"] == res.plural
                 };
                 assert_eq!(rows.iter().filter(|row| found(row)).count(), 1, "{}", res.plural);
             }
-            assert_eq!(rows.len(), resources().len());
+            assert_eq!(rows.len(), served().count());
         }
-        for res in resources() {
+        for res in served() {
             assert_eq!(entry(res.group, res.version, res.plural)["kind"], res.kind);
             assert_eq!(api_group(res.group).is_some(), !res.group.is_empty(), "{}", res.group);
         }

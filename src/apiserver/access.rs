@@ -96,7 +96,7 @@ pub(super) fn check(user: &UserInfo, verb: &str, info: &RequestInfo) -> Result<(
         && info.namespace.as_deref().is_none_or(|namespace| namespace == "kube-system");
     // Agents serve sessions; they never ask for one.
     let sub = info.subresource.as_deref();
-    let is_session = matches!(sub, Some("exec" | "attach" | "portforward"));
+    let is_session = matches!(sub, Some("exec" | "attach" | "portforward" | "proxy"));
     if has_group(user, NODES) && !is_token && !is_session {
         return Ok(());
     }

@@ -13,6 +13,9 @@ const TOLERATION_SECONDS: i64 = 2;
 /// Taints every pod tolerates for that long.
 const NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
+/// Taint of a node that is short of memory.
+const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
+
 /// NamespaceLifecycle: objects are made only in namespaces that exist and are not ending.
 pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiError> {
     let (Some(name), Some(resource)) = (&call.info.namespace, api::find("", "v1", "namespaces"))
@@ -41,10 +44,13 @@ pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiEr
     Err(Status::not_found(resource, name).into())
 }
 
-/// DefaultTolerationSeconds, and the finalizer and label of a Namespace.
+/// DefaultTolerationSeconds, what PodTolerationRestriction adds, and the finalizer and label of a Namespace.
 pub(super) fn default(resource: &Resource, object: &mut Value) {
     match resource.plural {
-        "pods" => tolerate_lost_nodes(object),
+        "pods" => {
+            tolerate_lost_nodes(object);
+            tolerate_memory_pressure(object);
+        }
         "namespaces" => complete_namespace(object),
         _ => {}
     }
@@ -68,6 +74,24 @@ fn tolerate_lost_nodes(pod: &mut Value) {
                 "tolerationSeconds": TOLERATION_SECONDS,
             }));
         }
+    }
+}
+
+/// A pod that has said how much it needs may go where memory is short: it is not the first to leave.
+fn tolerate_memory_pressure(pod: &mut Value) {
+    let class = pod.pointer("/status/qosClass").and_then(Value::as_str);
+    if !matches!(class, Some("Burstable" | "Guaranteed")) {
+        return;
+    }
+    let list = pod.pointer_mut("/spec/tolerations").and_then(Value::as_array_mut);
+    let Some(list) = list else { return };
+    let is_tolerated = list.iter().any(|toleration| {
+        let text = |key: &str| toleration.get(key).and_then(Value::as_str).unwrap_or_default();
+        let is_key = text("key") == MEMORY_PRESSURE || text("key").is_empty();
+        is_key && text("operator") == "Exists" && matches!(text("effect"), "NoSchedule" | "")
+    });
+    if !is_tolerated {
+        list.push(json!({"key": MEMORY_PRESSURE, "operator": "Exists", "effect": "NoSchedule"}));
     }
 }
 
@@ -99,5 +123,24 @@ mod tests {
         let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array).unwrap();
         let seconds: Vec<_> = tolerations.iter().map(|t| t["tolerationSeconds"].as_i64()).collect();
         assert_eq!(seconds, [Some(300), Some(TOLERATION_SECONDS)]);
+    }
+
+    #[test]
+    fn only_a_pod_with_requests_tolerates_memory_pressure() {
+        let pods = api::find("", "v1", "pods").unwrap();
+        let keys = |class: &str, had: Value| {
+            let mut pod = json!({"spec": {"tolerations": had}, "status": {"qosClass": class}});
+            default(pods, &mut pod);
+            let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array).unwrap();
+            let is_it = |t: &&Value| t["key"] == MEMORY_PRESSURE && t["effect"] == "NoSchedule";
+            tolerations.iter().filter(is_it).count()
+        };
+        assert_eq!(keys("BestEffort", json!([])), 0);
+        assert_eq!(keys("Burstable", json!([])), 1);
+        assert_eq!(keys("Guaranteed", json!([{"operator": "Exists"}])), 0);
+        let own = json!([
+            {"key": MEMORY_PRESSURE, "operator": "Exists", "effect": "NoSchedule"}
+        ]);
+        assert_eq!(keys("Guaranteed", own), 1);
     }
 }

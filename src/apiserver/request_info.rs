@@ -16,6 +16,8 @@ pub(super) struct RequestInfo {
     pub(super) name: Option<String>,
     /// `status`, `scale`, `log`, ...
     pub(super) subresource: Option<String>,
+    /// What follows `nodes/NAME/proxy/`.
+    pub(super) rest: String,
 }
 
 impl RequestInfo {
@@ -27,10 +29,13 @@ impl RequestInfo {
             ["apis", group, version, rest @ ..] => (*group, *version, rest),
             _ => return None,
         };
-        let find = |plural: &str| api::find(group, version, plural);
+        let find = |plural: &str| {
+            let stored = api::find(group, version, plural);
+            stored.or_else(|| api::metrics::find(group, version, plural))
+        };
         let owned = |text: &str| Some(text.to_owned());
         let info = |resource, namespace, name, subresource| {
-            Some(Self { resource, namespace, name, subresource })
+            Some(Self { resource, namespace, name, subresource, rest: String::new() })
         };
         match rest {
             // `namespaces/x` and its subresources are the Namespace itself.
@@ -53,6 +58,10 @@ impl RequestInfo {
                 let resource = find(plural).filter(|r| !r.is_namespaced)?;
                 info(resource, None, owned(name), None)
             }
+            ["nodes", name, sub @ "proxy", rest @ ..] if group.is_empty() => Some(Self {
+                rest: rest.join("/"),
+                ..info(find("nodes")?, None, owned(name), owned(sub))?
+            }),
             [plural, name, sub] => {
                 let resource = find(plural).filter(|r| !r.is_namespaced)?;
                 info(resource, None, owned(name), owned(sub))
@@ -115,6 +124,11 @@ mod tests {
             ("/api/v1/namespaces/a/pods/x/log", Some("pods a x log")),
             ("/apis/apps/v1/namespaces/a/deployments/x/scale", Some("deployments a x scale")),
             ("/api/v1/nodes/n/status", Some("nodes - n status")),
+            ("/api/v1/nodes/n/proxy/stats/summary", Some("nodes - n proxy")),
+            ("/api/v1/pods/n/proxy/stats/summary", None),
+            ("/apis/metrics.k8s.io/v1beta1/nodes/n", Some("nodes - n -")),
+            ("/apis/metrics.k8s.io/v1beta1/namespaces/a/pods", Some("pods a - -")),
+            ("/apis/metrics.k8s.io/v1beta1/secrets", None),
             ("/api/v1/namespaces/a/nodes", None),
             ("/api/v1/pods/x", None),
             ("/api/v1/nonsense", None),

@@ -9,6 +9,7 @@ use http::{Method, Request, Response};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
+use crate::api;
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
@@ -16,8 +17,8 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, read, registry, service_account, streaming,
-    subresource, update, watch,
+    access, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
+    service_account, streaming, subresource, update, watch,
 };
 use crate::store::Store;
 
@@ -104,7 +105,13 @@ async fn dispatch(
 /// A request for a resource, by verb and subresource.
 async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Body>, ApiError> {
     let has_name = call.info.name.is_some();
+    if call.info.resource.group == api::metrics::GROUP {
+        return metrics::respond(call, method).await;
+    }
     if let Some(sub) = call.info.subresource.clone() {
+        if sub == "proxy" && call.info.resource.plural == "nodes" {
+            return node_proxy::respond(call, method).await;
+        }
         if sub == "log" && call.info.resource.plural == "pods" {
             return logs::respond(call).await;
         }

@@ -199,6 +199,14 @@ pub(super) struct NodeStart {
     /// How many pods this node takes [default: 250]
     #[arg(long, value_name = "N")]
     pub(super) max_pods: Option<u32>,
+    /// When the node is short of something: like memory.available<100Mi,nodefs.available<10%; or
+    /// none [default: kubelet's parts, with bounds]
+    #[arg(long, value_name = "LIST")]
+    pub(super) eviction_hard: Option<String>,
+    /// How long that lasts after its last sign [default: 5m]
+    #[arg(long = "eviction-transition", value_name = "TIME", value_parser = duration,
+        alias = "eviction-pressure-transition-period")]
+    pub(super) eviction_pressure_transition_period: Option<Duration>,
     /// Size the sandboxes for addresses of at most so many bits: for tests of small machines
     #[arg(long, value_name = "BITS", hide = true, value_parser = clap::value_parser!(u32).range(32..=64))]
     pub(super) address_bits_max: Option<u32>,

@@ -49,6 +49,8 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         node_cidr_mask_size: flags.node_cidr_mask_size,
         max_pods: flags.max_pods,
         address_bits_max: flags.address_bits_max,
+        eviction_hard: flags.eviction_hard,
+        eviction_transition_period: flags.eviction_pressure_transition_period,
     };
     let settings = NodeSettings::build(flags, environment)
         .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
-use crate::config::{Environment, PodCidrs};
+use crate::config::{Environment, EvictionSettings, PodCidrs, ThresholdError, parse_thresholds};
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
 const API_PORT: u16 = 6443;
@@ -57,6 +57,10 @@ pub struct NodeFlags {
     pub max_pods: Option<u32>,
     /// `--address-bits-max`.
     pub address_bits_max: Option<u32>,
+    /// `--eviction-hard`.
+    pub eviction_hard: Option<String>,
+    /// `--eviction-transition`.
+    pub eviction_transition_period: Option<Duration>,
 }
 
 /// A folder of the host that pods may mount, with all that is in it.
@@ -143,6 +147,8 @@ pub struct NodeSettings {
     /// Address bits that the sandboxes are sized for, if fewer than the machine has: shows on a
     /// large machine how a small one does. Default: all.
     pub address_bits_max: Option<u32>,
+    /// When this node counts as short of memory or disk.
+    pub eviction: EvictionSettings,
 }
 
 /// Where images come from and when they go.
@@ -197,6 +203,9 @@ pub enum ConfigError {
         /// The upper mark, in percent.
         high: u8,
     },
+    /// `--eviction-hard` is no list of thresholds.
+    #[error(transparent)]
+    EvictionHard(#[from] ThresholdError),
     /// `--registries-file` names no file.
     #[error("--registries-file {path:?} is no file")]
     RegistriesFile {
@@ -298,6 +307,7 @@ impl NodeSettings {
             pod_cidrs: PodCidrs::build(flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
             address_bits_max: flags.address_bits_max,
+            eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
         })
     }
 
@@ -312,6 +322,20 @@ impl NodeSettings {
     pub fn ingress_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise_address, self.ingress_port)
     }
+}
+
+fn eviction(
+    thresholds: Option<&str>,
+    transition_period: Option<Duration>,
+) -> Result<EvictionSettings, ConfigError> {
+    let mut settings = EvictionSettings::default();
+    if let Some(text) = thresholds {
+        settings.thresholds = parse_thresholds(text)?;
+    }
+    if let Some(period) = transition_period {
+        settings.transition_period = period;
+    }
+    Ok(settings)
 }
 
 /// `host:port` of `url`, which may carry `https://`; the port defaults to the API's.

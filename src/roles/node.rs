@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{
     Agent, AgentConfig, Capacity, ClusterKeyValue, CodeCompiler, GuestUplink, ImageGcSettings,
-    ImageSettings, LocalPods, NodeApi,
+    ImageSettings, LocalPods, NodeApi, ThisMachine,
 };
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
@@ -319,10 +319,13 @@ fn agent_config(
     runtime: WasmRuntime,
     network: Arc<VirtualNetwork>,
 ) -> AgentConfig {
+    let data_dir = base.dir.join("agent");
     AgentConfig {
+        machine: Arc::new(ThisMachine::new(&data_dir)),
+        eviction: base.settings.eviction.clone(),
         node_name: base.settings.node_name.clone(),
         node_ips: vec![base.settings.advertise_address],
-        data_dir: base.dir.join("agent"),
+        data_dir,
         static_pods: base.dir.join("pod-manifests"),
         client: doors.client,
         nodes: doors.nodes,

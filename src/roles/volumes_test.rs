@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::agent::{
-    Agent, AgentConfig, Capacity, CodeCompiler, CodeMetrics, Compiler, ImageSettings, LocalPods,
-    NodeApi, RestartBackoff,
+    Agent, AgentConfig, Capacity, CodeCompiler, CodeMetrics, Compiler, Figures, ImageSettings,
+    LocalPods, Machine, NodeApi, RestartBackoff,
 };
 use crate::api::user::UserInfo;
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
@@ -51,6 +51,15 @@ struct Nobody;
 impl Transport for Nobody {
     async fn call(&self, peer: &Member, _: Bytes, _: Duration) -> Result<Bytes, TransportError> {
         Err(TransportError::Unreachable { peer: peer.name.clone(), reason: "alone".to_owned() })
+    }
+}
+
+/// A machine that nobody knows anything of: it is never short of anything.
+struct Nowhere;
+
+impl Machine for Nowhere {
+    fn read(&self) -> Figures {
+        Figures::default()
     }
 }
 
@@ -213,6 +222,8 @@ impl Cluster {
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(1),
             host_paths: Vec::new(),
+            machine: Arc::new(Nowhere),
+            eviction: crate::config::EvictionSettings::default(),
         });
         let agent = agent.unwrap();
         self.tasks.spawn("agent", |cancel| agent.run(mesh, cancel));

@@ -207,8 +207,10 @@ fn balanced_score(node: &NodeInfo, facts: &Facts, need: &Need) -> i64 {
     SCORE_MAX - (cpu - memory).abs()
 }
 
+/// Measured use counts here and not in [`lacking`]: a busy node is the worse choice, but one that is
+/// left to the last pod that asks for nothing.
 fn free_shares(node: &NodeInfo, facts: &Facts, need: &Need) -> (i64, i64) {
-    let left = facts.allocatable.minus(node.used).minus(need.resources);
+    let left = facts.allocatable.minus(node.load()).minus(need.resources);
     (
         share(left.cpu_millis.max(0), facts.allocatable.cpu_millis),
         share(left.memory_bytes.max(0), facts.allocatable.memory_bytes),

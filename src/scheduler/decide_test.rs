@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::scheduler::decide::decide;
-use crate::scheduler::need::Need;
+use crate::scheduler::need::{Need, Resources};
 use crate::scheduler::view::{ClusterView, Facts};
 
 /// A node of 4 cores, 4 GiB and 110 pods, with `changes` merged in.
@@ -81,6 +81,49 @@ fn a_pod_without_requests_is_spread_too() {
         *counts.entry(schedule(&mut view, &pod, at).unwrap()).or_insert(0) += 1;
     }
     assert_eq!(counts.into_values().collect::<Vec<_>>(), [10, 10, 10]);
+}
+
+fn measured(cpu_millis: i64, memory_bytes: i64) -> Option<Resources> {
+    Some(Resources { cpu_millis, memory_bytes, pods: 0 })
+}
+
+#[test]
+fn pods_without_requests_go_away_from_a_busy_node() {
+    let mut view = view(&["busy", "idle"].map(|name| node(name, &json!({}))));
+    view.set_measured("busy", measured(3600, 1 << 30));
+    view.set_measured("idle", measured(200, 1 << 30));
+    for at in 0..20 {
+        assert_eq!(schedule(&mut view, &pod(&json!({})), at).unwrap(), "idle");
+    }
+    // Full of memory is busy as well.
+    view.set_measured("busy", measured(200, 4 << 30));
+    view.set_measured("idle", measured(200, 1 << 30));
+    assert_eq!(schedule(&mut view, &pod(&json!({})), 20).unwrap(), "idle");
+}
+
+#[test]
+fn the_least_busy_node_does_not_get_all_pods_of_a_burst() {
+    let mut view = view(&["a", "b", "c"].map(|name| node(name, &json!({}))));
+    for (name, cpu) in [("a", 0), ("b", 200), ("c", 400)] {
+        view.set_measured(name, measured(cpu, 0));
+    }
+    let mut counts = BTreeMap::new();
+    for at in 0..90 {
+        *counts.entry(schedule(&mut view, &pod(&json!({})), at).unwrap()).or_insert(0) += 1;
+    }
+    assert!(counts["a"] > counts["c"], "{counts:?}");
+    assert!(counts.values().all(|count| *count >= 15), "{counts:?}");
+}
+
+#[test]
+fn a_busy_node_still_takes_what_fits_nowhere_else() {
+    let mut view = view(&[
+        node("busy", &json!({})),
+        node("small", &json!({ "status": { "allocatable": { "cpu": "100m" } } })),
+    ]);
+    view.set_measured("busy", measured(4000, 4 << 30));
+    view.set_measured("small", measured(0, 0));
+    assert_eq!(schedule(&mut view, &owned("web", "1", "1Gi"), 0).unwrap(), "busy");
 }
 
 #[test]

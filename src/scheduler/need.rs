@@ -61,7 +61,9 @@ impl Resources {
         }
     }
 
-    fn max(self, other: Self) -> Self {
+    /// The larger of two amounts, each kind by itself.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
         Self {
             cpu_millis: self.cpu_millis.max(other.cpu_millis),
             memory_bytes: self.memory_bytes.max(other.memory_bytes),

@@ -1,6 +1,6 @@
 //! The scheduler's one task: it owns view and queue, and everything that wakes it is in one loop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt as _};
 use parking_lot::Mutex;
@@ -16,17 +17,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::client::{EventRecorder, EventType, Handler, Informer, Regarding};
+use crate::api::node_load;
+use crate::client::{Change, EventRecorder, EventType, Handler, Informer, Regarding};
 use crate::scheduler::Context;
 use crate::scheduler::bind::{Bound, bind, say_unschedulable};
 use crate::scheduler::decide::decide_with;
-use crate::scheduler::need::Need;
+use crate::scheduler::need::{Need, Resources};
 use crate::scheduler::queue::Queue;
 use crate::scheduler::storage::Storage;
 use crate::scheduler::view::{ClusterView, Facts, PodKey};
 
 /// The scheduler pods ask for when they name none.
 const SCHEDULER_NAME: &str = "default-scheduler";
+/// Namespace of the nodes' heartbeats.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Requests under way at once; beyond it, pods wait in the queue.
 const REQUESTS_MAX: usize = 128;
 /// Pods tried before changes are looked at again.
@@ -63,6 +67,35 @@ fn watch<K: Resource + Debug + 'static>(
     informer.subscribe(handler);
 }
 
+/// Hears of every heartbeat, and passes on those that tell of another load: `nodes` is looked at
+/// again then.
+fn watch_loads(leases: &Informer<Lease>, dirty: &Arc<Dirty>) {
+    let dirty = Arc::downgrade(dirty);
+    let mut known: BTreeMap<String, Option<Resources>> = BTreeMap::new();
+    let handler: Handler<Lease> = Box::new(move |change| {
+        let Some(dirty) = dirty.upgrade() else {
+            return false;
+        };
+        let lease = change.object();
+        let (name, load) = (lease.name_any(), load_of(lease));
+        if let Change::Removed(_) = change {
+            known.remove(&name);
+        } else if known.get(&name) != Some(&load) {
+            known.insert(name.clone(), load);
+            dirty.nodes.lock().insert((String::new(), name));
+            dirty.wake.notify_one();
+        }
+        true
+    });
+    leases.subscribe(handler);
+}
+
+/// What a node's heartbeat says is in use there.
+fn load_of(lease: &Lease) -> Option<Resources> {
+    let (cpu_millis, memory_bytes) = node_load::read(lease.metadata.annotations.as_ref()?)?;
+    Some(Resources { cpu_millis, memory_bytes, pods: 0 })
+}
+
 /// What a request under way came to.
 enum Done {
     Bound { pod: Arc<Pod>, node: String, outcome: Bound },
@@ -84,6 +117,7 @@ impl Scheduler {
         let dirty = Arc::new(Dirty::default());
         watch(&context.informers.nodes, &dirty, |dirty| &dirty.nodes);
         watch(&context.informers.pods, &dirty, |dirty| &dirty.pods);
+        watch_loads(&context.informers.leases, &dirty);
         watch(&context.informers.claims, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.volumes, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.storage_classes, &dirty, |dirty| &dirty.storage);
@@ -122,6 +156,8 @@ impl Scheduler {
         for (_, name) in nodes {
             let node = self.context.informers.nodes.store.named("", &name);
             has_room |= self.view.set_node(&name, node.as_deref().map(Facts::of));
+            let lease = self.context.informers.leases.store.named(LEASE_NAMESPACE, &name);
+            self.view.set_measured(&name, lease.as_deref().and_then(load_of));
         }
         for key in pods {
             let pod = self.context.informers.pods.store.named(&key.0, &key.1);

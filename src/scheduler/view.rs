@@ -9,6 +9,9 @@ use crate::scheduler::need::{HostPort, Need, Resources};
 /// Namespace and name.
 pub type PodKey = (String, String);
 
+/// What a pod is expected to use at least, until its node has been measured with it.
+const EXPECTED: Resources = Resources { cpu_millis: 20, memory_bytes: 16 << 20, pods: 0 };
+
 /// A node and what is taken of it.
 #[derive(Debug, Clone, Default)]
 pub struct NodeInfo {
@@ -24,6 +27,12 @@ pub struct NodeInfo {
     pub groups: BTreeMap<String, u32>,
     /// How many pods of each claim of storage it has.
     pub claims: BTreeMap<PodKey, u32>,
+    /// What is in use on the machine, as its heartbeat tells; `None` if it does not.
+    pub measured: Option<Resources>,
+    /// What pods take or are expected to use that came after that was measured.
+    pub recent: Resources,
+    /// Counts what was measured: tells which pods came after.
+    measurements: u64,
 }
 
 /// What a node says of itself, as far as it matters to a choice.
@@ -61,6 +70,14 @@ struct Placed {
     need: Need,
     /// Chosen by us, not yet seen in the API.
     is_assumed: bool,
+    /// The last measurement of the node when the pod came.
+    measurement: u64,
+}
+
+impl Placed {
+    fn new(uid: &str, node: &str, need: Need, is_assumed: bool) -> Self {
+        Self { uid: uid.into(), node: node.into(), need, is_assumed, measurement: 0 }
+    }
 }
 
 /// All nodes and placements. What is assumed counts as taken, so that nothing is given twice.
@@ -125,14 +142,27 @@ impl ClusterView {
         differs && is_known
     }
 
+    /// Takes note of what is in use on a node. No pod fits for it that did not: it only makes one
+    /// node better than another.
+    pub fn set_measured(&mut self, name: &str, measured: Option<Resources>) {
+        let Some(node) = self.by_name.get(name).and_then(|&at| self.nodes.get_mut(at)) else {
+            return;
+        };
+        if node.measured != measured {
+            node.measured = measured;
+            node.recent = Resources::default();
+            node.measurements += 1;
+        }
+    }
+
     /// Takes note that the API shows the pod on `node`.
     pub fn place(&mut self, key: &PodKey, uid: &str, node: &str, need: Need) {
-        self.put(key, Placed { uid: uid.into(), node: node.into(), need, is_assumed: false });
+        self.put(key, Placed::new(uid, node, need, false));
     }
 
     /// Counts the pod as on `node` before the API shows it.
     pub fn assume(&mut self, key: &PodKey, uid: &str, node: &str, need: Need) {
-        self.put(key, Placed { uid: uid.into(), node: node.into(), need, is_assumed: true });
+        self.put(key, Placed::new(uid, node, need, true));
     }
 
     /// Whether a choice for this very pod is made but not yet shown by the API.
@@ -157,12 +187,15 @@ impl ClusterView {
             && let Some(node) = self.nodes.get_mut(at)
         {
             node.release(&placed.need);
+            if node.measurements == placed.measurement {
+                node.recent = node.recent.minus(placed.need.resources.max(EXPECTED));
+            }
         }
         self.drop_if_empty(&placed.node);
         true
     }
 
-    fn put(&mut self, key: &PodKey, placed: Placed) {
+    fn put(&mut self, key: &PodKey, mut placed: Placed) {
         if let Some(known) = self.pods.get_mut(key)
             && known.uid == placed.uid
             && known.node == placed.node
@@ -174,6 +207,8 @@ impl ClusterView {
         self.remove(key);
         if let Some(node) = self.entry(&placed.node) {
             node.take(&placed.need);
+            placed.measurement = node.measurements;
+            node.recent = node.recent.plus(placed.need.resources.max(EXPECTED));
         }
         self.pods.insert(key.clone(), placed);
     }
@@ -203,6 +238,16 @@ impl ClusterView {
 }
 
 impl NodeInfo {
+    /// What counts as taken when nodes are compared: what pods asked for, or what is in use if that
+    /// is more.
+    #[must_use]
+    pub fn load(&self) -> Resources {
+        match self.measured {
+            Some(measured) => self.used.max(measured.plus(self.recent)),
+            None => self.used,
+        }
+    }
+
     fn take(&mut self, need: &Need) {
         self.used = self.used.plus(need.resources);
         self.ports.extend(need.ports.iter().cloned());
@@ -283,6 +328,28 @@ mod tests {
         assert_eq!(view.nodes().len(), 2);
         assert_eq!(view.node("c").unwrap().name, "c");
         assert!(view.node("a").is_none());
+    }
+
+    #[test]
+    fn a_measured_node_counts_the_larger_of_asked_and_used_and_what_came_since() {
+        let measured = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 0, pods: 0 });
+        let load = |view: &ClusterView| view.node("a").unwrap().load().cpu_millis;
+        let mut view = ClusterView::new();
+        view.set_measured("a", measured(5));
+        view.set_node("a", Some(Facts::default()));
+        view.place(&key("p"), "1", "a", need(1));
+        assert_eq!(load(&view), 100, "nobody has measured");
+        view.set_measured("a", measured(30));
+        assert_eq!(load(&view), 100);
+        view.set_measured("a", measured(700));
+        assert_eq!(load(&view), 700);
+        view.assume(&key("q"), "2", "a", Need::default());
+        assert_eq!(load(&view), 720, "it will use something");
+        view.set_measured("a", measured(700));
+        assert_eq!(load(&view), 720, "that was measured before");
+        view.remove(&key("q"));
+        view.remove(&key("p"));
+        assert_eq!(load(&view), 700);
     }
 
     #[test]

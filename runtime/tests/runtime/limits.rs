@@ -29,6 +29,25 @@ async fn a_guest_that_dies_at_its_memory_limit_was_oom_killed() {
 }
 
 #[tokio::test]
+async fn a_pods_cpu_time_goes_on_over_the_runs_of_its_containers() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut last = Duration::ZERO;
+    for _ in 0..3 {
+        let container = pod.start(node.container("spinner", wat(SPINS))).await.unwrap();
+        assert!(pod.usage().cpu >= last && pod.usage().memory_bytes >= 64 << 10);
+        while container.usage().cpu < Duration::from_millis(20) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        container.stop(Duration::ZERO).await;
+        let used = pod.usage().cpu;
+        assert!(used >= last + Duration::from_millis(20), "{used:?} after {last:?}");
+        last = used;
+    }
+    assert_eq!(pod.usage().memory_bytes, 0);
+}
+
+#[tokio::test]
 async fn the_limit_of_the_pod_holds_for_its_containers_together() {
     let node = Node::start();
     let pod = node.pod_with_memory("10.0.0.1", Some(4 << 20)).await;

@@ -202,8 +202,27 @@ impl Images {
         }
     }
 
+    /// Deletes all images that no pod uses, but for those of the minimum age; gives the bytes that
+    /// this freed. For a node that is short of disk, whatever the marks say.
+    pub(crate) async fn reclaim(self: &Arc<Self>) -> u64 {
+        let images = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || images.free(u64::MAX)).await {
+            Ok(Ok(collected)) => collected.freed_bytes,
+            Ok(Err(err)) => {
+                tracing::warn!(%err, "cannot look for unused images");
+                0
+            }
+            Err(_) => 0,
+        }
+    }
+
     /// One look: forgets pods that are gone, removes what is stale, and frees what the disk needs.
     pub(super) fn pass(&self, disk: Disk) -> std::io::Result<Collected> {
+        self.free(disk.excess(&self.gc))
+    }
+
+    /// As [`Self::pass`], with so many bytes to free.
+    fn free(&self, wanted_bytes: u64) -> std::io::Result<Collected> {
         let now = self.clock.now().as_second();
         let pods: BTreeSet<String> =
             self.dirs.all_pods()?.into_iter().map(|(uid, _)| uid).collect();
@@ -216,7 +235,6 @@ impl Images {
             write_json(&self.dirs.images().join(USED_FILE), &last_used)?;
         }
         self.sweep(now);
-        let wanted_bytes = disk.excess(&self.gc);
         let mut collected = Collected { wanted_bytes, ..Collected::default() };
         if wanted_bytes == 0 {
             return Ok(collected);

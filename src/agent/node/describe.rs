@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::agent::config::AgentConfig;
+use crate::agent::eviction::Pressure;
 use crate::api::local_volume::VOLUMES_PATH;
 
 /// Version of the kubelet's part, as clients read it.
@@ -83,7 +84,7 @@ pub(super) fn annotations(config: &AgentConfig) -> BTreeMap<String, String> {
 }
 
 /// The Node's status, but for the conditions that others own. `had` keeps transition times.
-pub(super) fn status(config: &AgentConfig, had: &Value, now: &str) -> Value {
+pub(super) fn status(config: &AgentConfig, pressure: Pressure, had: &Value, now: &str) -> Value {
     let ((cpu, memory), (cpu_free, memory_free)) = (capacity(config), allocatable(config));
     let resources = |cpu: u64, memory: u64| {
         json!({
@@ -99,14 +100,9 @@ pub(super) fn status(config: &AgentConfig, had: &Value, now: &str) -> Value {
         .collect();
     addresses.push(json!({"type": "Hostname", "address": config.node_name}));
     let conditions = [
-        (
-            "MemoryPressure",
-            "False",
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available",
-        ),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        memory_condition(pressure.memory),
+        disk_condition(pressure.disk),
+        pid_condition(pressure.pid),
         ("Ready", "True", "KubeletReady", "edgeorc is posting ready status"),
     ]
     .map(|condition| self::condition(had, condition, now));
@@ -119,11 +115,38 @@ pub(super) fn status(config: &AgentConfig, had: &Value, now: &str) -> Value {
     })
 }
 
-fn condition(
-    had: &Value,
-    (kind, status, reason, message): (&str, &str, &str, &str),
-    now: &str,
-) -> Value {
+/// Type, status, reason and message.
+type Condition = (&'static str, &'static str, &'static str, &'static str);
+
+fn memory_condition(is_short: bool) -> Condition {
+    if is_short {
+        let message = "kubelet has insufficient memory available";
+        ("MemoryPressure", "True", "KubeletHasInsufficientMemory", message)
+    } else {
+        let message = "kubelet has sufficient memory available";
+        ("MemoryPressure", "False", "KubeletHasSufficientMemory", message)
+    }
+}
+
+fn disk_condition(is_short: bool) -> Condition {
+    if is_short {
+        ("DiskPressure", "True", "KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+    }
+}
+
+fn pid_condition(is_short: bool) -> Condition {
+    if is_short {
+        let message = "kubelet has insufficient PID available";
+        ("PIDPressure", "True", "KubeletHasInsufficientPID", message)
+    } else {
+        let message = "kubelet has sufficient PID available";
+        ("PIDPressure", "False", "KubeletHasSufficientPID", message)
+    }
+}
+
+fn condition(had: &Value, (kind, status, reason, message): Condition, now: &str) -> Value {
     let before = had
         .pointer("/conditions")
         .and_then(Value::as_array)

@@ -13,6 +13,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::agent::usage::{Load, Usage};
+use crate::api::node_load;
 use crate::client::is_not_found;
 use crate::rt::WallClock;
 
@@ -42,6 +44,7 @@ pub(crate) async fn renew(
     client: kube::Client,
     node: String,
     clock: WallClock,
+    usage: Usage,
     heard: Arc<Notify>,
     cancel: CancellationToken,
 ) {
@@ -50,7 +53,7 @@ pub(crate) async fn renew(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut line = Line::Untried;
     while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
-        let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock)).await;
+        let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock, usage.load())).await;
         let err = match beat {
             Ok(Ok(())) => {
                 if line == Line::Down {
@@ -74,17 +77,32 @@ pub(crate) async fn renew(
     }
 }
 
-async fn once(api: &Api<Lease>, node: &str, clock: &WallClock) -> kube::Result<()> {
+/// Renews the Lease. What the node uses goes with it: the one thing that is sent anyway, and is not
+/// stored.
+async fn once(
+    api: &Api<Lease>,
+    node: &str,
+    clock: &WallClock,
+    load: Option<Load>,
+) -> kube::Result<()> {
     let spec = LeaseSpec {
         holder_identity: Some(node.to_owned()),
         lease_duration_seconds: Some(DURATION_SECONDS),
         renew_time: Some(MicroTime(clock.now())),
         ..LeaseSpec::default()
     };
-    let patch = Patch::Merge(json!({"spec": &spec}));
+    let annotations = load.map(|load| node_load::annotations(load.cpu_millis, load.memory_bytes));
+    let patch = match &annotations {
+        Some(annotations) => {
+            json!({"metadata": {"annotations": annotations}, "spec": &spec})
+        }
+        None => json!({"spec": &spec}),
+    };
+    let patch = Patch::Merge(patch);
     match api.patch(node, &PatchParams::default(), &patch).await {
         Err(err) if is_not_found(&err) => {
-            let metadata = ObjectMeta { name: Some(node.to_owned()), ..ObjectMeta::default() };
+            let name = Some(node.to_owned());
+            let metadata = ObjectMeta { name, annotations, ..ObjectMeta::default() };
             let lease = Lease { metadata, spec: Some(spec) };
             api.create(&PostParams::default(), &lease).await.map(drop)
         }

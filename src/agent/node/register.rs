@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::agent::config::AgentConfig;
 use crate::agent::dirs::{Dirs, read_json, write_json};
+use crate::agent::eviction::Pressure;
 use crate::agent::ipam::Range;
 use crate::agent::node::describe;
 use crate::client::{is_not_found, revision_of};
@@ -31,6 +32,8 @@ pub(crate) struct Registration {
     pub(crate) range: watch::Sender<Option<Range>>,
     /// Wakes the next check: the heartbeats are answered (again).
     pub(crate) heard: Arc<Notify>,
+    /// What the node is short of.
+    pub(crate) pressure: watch::Receiver<Pressure>,
     /// The pod range that is on disk.
     pub(crate) on_disk: Option<String>,
     /// Revision of the Node when last it was as it should be: the cache may show an older one.
@@ -76,6 +79,7 @@ impl Registration {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = self.heard.notified() => source = Source::Api,
+                Ok(()) = self.pressure.changed() => source = Source::Api,
                 Ok(()) = changed.changed() => {}
                 () = again => {}
             }
@@ -163,7 +167,8 @@ impl Registration {
         }
         let status = had.get("status").cloned().unwrap_or(Value::Null);
         let now = self.config.clock.now_rfc3339();
-        let wanted = describe::status(&self.config, &status, &now);
+        let pressure = *self.pressure.borrow();
+        let wanted = describe::status(&self.config, pressure, &status, &now);
         if !is_within(&wanted, &status) {
             let patch = Patch::Strategic(status_patch(wanted));
             node = Arc::new(api.patch_status(name, &params, &patch).await?);

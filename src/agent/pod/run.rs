@@ -97,14 +97,20 @@ impl Worker {
         );
     }
 
-    /// Ends when deletion is asked for.
+    /// Ends when deletion is asked for, or the pod is evicted.
     fn deletion(&self) -> impl Future<Output = ()> + 'static {
-        let mut seen = self.seen.clone();
+        let (mut seen, mut verdict) = (self.seen.clone(), self.verdict.1.clone());
         async move {
-            while deletion_grace(&seen.borrow_and_update()).is_none() {
-                if seen.changed().await.is_err() {
-                    return;
+            let deleted = async {
+                while deletion_grace(&seen.borrow_and_update()).is_none() {
+                    if seen.changed().await.is_err() {
+                        return;
+                    }
                 }
+            };
+            tokio::select! {
+                () = deleted => {}
+                _ = verdict.wait_for(Option::is_some) => {}
             }
         }
     }

@@ -21,6 +21,9 @@ pub(crate) const CREATE_CONTAINER_CONFIG_ERROR: &str = "CreateContainerConfigErr
 /// The image is no component this node can run.
 pub(crate) const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
 
+/// Reason of a pod that had to leave its node.
+pub(crate) const EVICTED: &str = "Evicted";
+
 /// Exit code of a container that never came to run.
 const CANNOT_RUN_CODE: i32 = 128;
 /// Exit code of a container whose end nobody saw.
@@ -168,6 +171,13 @@ fn ended(state: &ContainerState, now: Timestamp) -> Option<Ended> {
 pub(crate) enum Outcome {
     Succeeded,
     Failed { reason: Option<&'static str>, message: String },
+}
+
+impl Outcome {
+    /// Whether its node made it go.
+    pub(crate) fn is_evicted(&self) -> bool {
+        matches!(self, Self::Failed { reason: Some(EVICTED), .. })
+    }
 }
 
 /// Everything the status says about the pod.

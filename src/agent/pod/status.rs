@@ -10,6 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::agent::pod::plan::Role;
 use crate::agent::pod::state::{ContainerRecord, Ended, Outcome, PodState, RunState};
 
+/// Condition of a pod that ends for its node's sake.
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
 /// What `base.status` becomes. Conditions and fields that others own stay as they are in `base`.
 pub(crate) fn pod_status(base: &Pod, state: &PodState, now: Timestamp) -> PodStatus {
     let mut status = base.status.clone().unwrap_or_default();
@@ -22,8 +25,14 @@ pub(crate) fn pod_status(base: &Pod, state: &PodState, now: Timestamp) -> PodSta
     };
     let phase = phase(state);
     let wanted = conditions(base, state, phase);
-    status.conditions =
-        Some(merge_conditions(status.conditions.unwrap_or_default(), wanted, generation, now));
+    let had = status.conditions.unwrap_or_default();
+    let disruption = disruption(&had, state, now);
+    let mut merged = merge_conditions(had, wanted, generation, now);
+    if let Some(disruption) = disruption {
+        merged.retain(|condition| condition.type_ != disruption.type_);
+        merged.push(PodCondition { observed_generation: generation, ..disruption });
+    }
+    status.conditions = Some(merged);
     let statuses = |roles: &[Role]| {
         let records = state.containers.iter().filter(|c| roles.contains(&c.role));
         let list: Vec<_> = records.map(container_status).collect();
@@ -129,6 +138,24 @@ fn closed_gate(base: &Pod) -> Option<&str> {
     let conditions = base.status.as_ref().and_then(|s| s.conditions.as_ref());
     gates.iter().map(|g| g.condition_type.as_str()).find(|gate| {
         !conditions.into_iter().flatten().any(|c| c.type_ == *gate && c.status == "True")
+    })
+}
+
+/// What an evicted pod says beside its reason: others count such an end as nobody's failure.
+fn disruption(had: &[PodCondition], state: &PodState, now: Timestamp) -> Option<PodCondition> {
+    let Some(outcome @ Outcome::Failed { message, .. }) = &state.outcome else { return None };
+    if !outcome.is_evicted() {
+        return None;
+    }
+    let before = had.iter().find(|c| c.type_ == DISRUPTION_TARGET && c.status == "True");
+    let since = before.and_then(|c| c.last_transition_time.clone());
+    Some(PodCondition {
+        type_: DISRUPTION_TARGET.to_owned(),
+        status: "True".to_owned(),
+        reason: Some("TerminationByKubelet".to_owned()),
+        message: Some(message.clone()),
+        last_transition_time: Some(since.unwrap_or_else(|| time(now))),
+        ..PodCondition::default()
     })
 }
 

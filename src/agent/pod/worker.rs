@@ -18,15 +18,18 @@ use crate::agent::pod::plan::{PodPlan, deletion_grace, is_terminal, seconds};
 use crate::agent::pod::probe::{ProbeEvent, Prober};
 use crate::agent::pod::run::{Ending, Running};
 use crate::agent::pod::start::Shared;
-use crate::agent::pod::state::{Outcome, PodState, RunState};
+use crate::agent::pod::state::{EVICTED, Outcome, PodState, RunState};
 use crate::agent::pod::status::pod_status;
 use crate::agent::pod::writer::{Numbered, StatusWriter};
+use crate::agent::residents::Verdict;
 use crate::agent::sessions::Live;
 use crate::client::EventType;
 use crate::rt::TaskGroup;
 
 /// Ends and verdicts of containers waiting for the worker.
 const EVENTS_MAX: usize = 64;
+/// Time an evicted pod gets to end: the node needs back what it has.
+const EVICTION_GRACE: Duration = Duration::from_secs(2);
 /// Time the worker's own tasks get to end.
 const TASKS_GRACE: Duration = Duration::from_secs(2);
 
@@ -56,6 +59,8 @@ pub(crate) struct Worker {
     pub(super) runs: u64,
     pub(super) endings: (mpsc::Sender<Ending>, mpsc::Receiver<Ending>),
     pub(super) prober: Prober,
+    /// Why the pod is evicted, once it is.
+    pub(super) verdict: (watch::Sender<Verdict>, watch::Receiver<Verdict>),
     verdicts: mpsc::Receiver<ProbeEvent>,
     number: u64,
     /// When the pod's start time was, on the clock that waits.
@@ -125,12 +130,18 @@ impl Worker {
             written,
             verdicts,
             prober,
+            verdict: watch::channel(None),
         }
     }
 
     /// Where the pod is, for logs and the writer.
     pub(crate) fn states(&self) -> watch::Receiver<Numbered> {
         self.states.subscribe()
+    }
+
+    /// Where the pod is told that it is evicted.
+    pub(crate) fn verdict(&self) -> watch::Sender<Verdict> {
+        self.verdict.0.clone()
     }
 
     /// What of the pod runs, for `exec`, `attach` and `port-forward`.
@@ -180,6 +191,11 @@ impl Worker {
                 self.stop_all(self.plan.grace, Instant::now()).await;
                 return self.until_deleted(cancel).await;
             }
+            let verdict = self.verdict.1.borrow_and_update().clone();
+            if let Some(message) = verdict {
+                let reason = Some(EVICTED);
+                return self.finish(Outcome::Failed { reason, message }, cancel).await;
+            }
             self.take_changes();
             let now = Instant::now();
             let deadline = self.deadline();
@@ -209,13 +225,19 @@ impl Worker {
     /// The pod has ended: nothing of it runs any more, and what it held is free.
     async fn finish(&mut self, outcome: Outcome, cancel: &CancellationToken) -> Over {
         info!(pod.outcome = ?outcome, "the pod has ended");
+        let is_evicted = outcome.is_evicted();
         if let Outcome::Failed { reason: Some(reason), message } = &outcome {
-            self.event(EventType::Normal, reason, message.clone());
+            let kind = if is_evicted { EventType::Warning } else { EventType::Normal };
+            self.event(kind, reason, message.clone());
         }
-        self.stop_all(self.plan.grace, Instant::now()).await;
+        let grace = if is_evicted { EVICTION_GRACE.min(self.plan.grace) } else { self.plan.grace };
+        self.stop_all(grace, Instant::now()).await;
         self.state.outcome = Some(outcome);
         self.publish();
         self.save();
+        if is_evicted && let Err(err) = self.dir.shed() {
+            warn!(%err, "cannot remove what the evicted pod has left");
+        }
         self.shared.ipam.release(&self.plan.uid);
         self.until_deleted(cancel).await
     }
@@ -273,6 +295,7 @@ impl Worker {
             () = cancel.cancelled() => {}
             _ = self.seen.changed() => {}
             () = timer => {}
+            Ok(()) = self.verdict.1.changed() => {}
             Some(ending) = self.endings.1.recv() => self.ended(&ending),
             Some(event) = self.verdicts.recv() => self.judged(event),
             Some(arrival) = self.arrivals.1.recv() => self.arrived(arrival).await,

@@ -32,6 +32,7 @@ use crate::agent::pod::objects::{NodeSources, Written};
 use crate::agent::pod::probe::PodNetwork;
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::worker::Worker;
+use crate::agent::residents::Verdict;
 use crate::agent::sessions::Live;
 use crate::client::informer;
 use crate::rt::{Rng, TaskGroup, WallClock};
@@ -40,6 +41,8 @@ use crate::rt::{Rng, TaskGroup, WallClock};
 mod changes_test;
 #[path = "command_test.rs"]
 mod command_test;
+#[path = "eviction_test.rs"]
+mod eviction_test;
 
 /// Longest wait, in the test's own time, for something that must come.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -303,6 +306,7 @@ struct World {
     running: Arc<Mutex<BTreeMap<String, watch::Sender<Option<Exit>>>>>,
     commands: Commands,
     live: Live,
+    verdict: watch::Sender<Verdict>,
     dir: PodDir,
     tasks: TaskGroup,
     cancel: CancellationToken,
@@ -353,7 +357,7 @@ impl World {
         let cancel = CancellationToken::new();
         let tasks = TaskGroup::new(&CancellationToken::new());
         let worker = Worker::new(Arc::clone(&shared), &tasks, seen, dir.clone());
-        let live = worker.live();
+        let (live, verdict) = (worker.live(), worker.verdict());
         let (told, end) = (journal.clone(), cancel.clone());
         tasks.spawn("pod", |_| async move {
             worker.run(end).await;
@@ -367,6 +371,7 @@ impl World {
             running,
             commands,
             live,
+            verdict,
             dir,
             tasks,
             cancel,

@@ -61,6 +61,13 @@ impl Live {
         self.0.lock().sandbox.clone()
     }
 
+    /// The containers that run.
+    pub(crate) fn containers(&self) -> Vec<(String, Arc<dyn Container>)> {
+        let state = self.0.lock();
+        let running = state.containers.iter();
+        running.map(|(name, one)| (name.clone(), Arc::clone(&one.container))).collect()
+    }
+
     pub(crate) fn container(&self, name: &str) -> Option<LiveContainer> {
         self.0.lock().containers.get(name).cloned()
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::json::{is_true, items_at, text_at};
 use crate::api::meta;
-use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
 use crate::api::table::age;
 
 pub(super) const RESOURCE: Resource = Resource {
@@ -26,7 +26,13 @@ pub(super) const RESOURCE: Resource = Resource {
     has_status: true,
     has_scale: false,
     has_generation: false,
-    subresources: &[],
+    subresources: &[Subresource {
+        name: "proxy",
+        kind: "NodeProxyOptions",
+        group: "",
+        version: "",
+        verbs: &["get"],
+    }],
     columns: &[
         Column::NAME,
         Column::text("Status"),

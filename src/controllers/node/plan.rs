@@ -17,6 +17,12 @@ pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 /// The node says nothing.
 pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const EFFECTS: [&str; 2] = ["NoSchedule", "NoExecute"];
+/// Conditions that keep pods from being scheduled while they are true, and their taints.
+const PRESSURES: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
 /// With this many nodes, a leader that hears only its own is taken for the one cut off.
 const NODES_TO_DOUBT_ONESELF: usize = 3;
 
@@ -107,21 +113,21 @@ enum Health {
 }
 
 fn health(node: &Node) -> Health {
-    match condition(node).map(|condition| condition.status.as_str()) {
+    match condition(node, "Ready").map(|condition| condition.status.as_str()) {
         Some("True") => Health::Ready,
         Some("Unknown") => Health::Unknown,
         Some(_) | None => Health::NotReady,
     }
 }
 
-fn condition(node: &Node) -> Option<&NodeCondition> {
+fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().find(|condition| condition.type_ == "Ready")
+    conditions.iter().find(|condition| condition.type_ == kind)
 }
 
 /// The conditions of a silent node; `None` when they say so already.
 fn unknown(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
-    if condition(node).is_some_and(|condition| condition.status == "Unknown") {
+    if condition(node, "Ready").is_some_and(|condition| condition.status == "Unknown") {
         return None;
     }
     let status = node.status.as_ref();
@@ -150,21 +156,25 @@ fn unknown(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
 /// The node's taints with those of its health; `None` when they are so already.
 fn taints(node: &Node, health: Health, now: Timestamp) -> Option<Vec<Taint>> {
     let has = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-    let wanted = match health {
+    let of_health = match health {
         Health::Ready => None,
         Health::NotReady => Some(NOT_READY),
         Health::Unknown => Some(UNREACHABLE),
     };
-    let is_of_health = |taint: &Taint| {
-        (taint.key == NOT_READY || taint.key == UNREACHABLE)
-            && EFFECTS.contains(&taint.effect.as_str())
+    let mut wanted: Vec<(&str, &str)> =
+        of_health.into_iter().flat_map(|key| EFFECTS.map(|effect| (key, effect))).collect();
+    let is_true = |kind: &str| condition(node, kind).is_some_and(|found| found.status == "True");
+    let pressures = PRESSURES.iter().filter(|(kind, _)| is_true(kind));
+    wanted.extend(pressures.map(|(_, key)| (*key, "NoSchedule")));
+    let is_wanted = |taint: &Taint| wanted.contains(&(taint.key.as_str(), taint.effect.as_str()));
+    let is_ours = |taint: &Taint| {
+        let (key, effect) = (taint.key.as_str(), taint.effect.as_str());
+        ([NOT_READY, UNREACHABLE].contains(&key) && EFFECTS.contains(&effect))
+            || PRESSURES.iter().any(|(_, of)| *of == key && effect == "NoSchedule")
     };
-    let mut taints: Vec<_> = has
-        .iter()
-        .filter(|taint| !is_of_health(taint) || wanted == Some(taint.key.as_str()))
-        .cloned()
-        .collect();
-    for (key, effect) in wanted.into_iter().flat_map(|key| EFFECTS.map(|effect| (key, effect))) {
+    let mut taints: Vec<_> =
+        has.iter().filter(|taint| !is_ours(taint) || is_wanted(taint)).cloned().collect();
+    for (key, effect) in wanted {
         if !taints.iter().any(|taint| taint.key == key && taint.effect == effect) {
             taints.push(Taint {
                 key: key.to_owned(),

@@ -142,6 +142,37 @@ fn a_node_that_says_it_is_not_ready_is_tainted_as_such() {
 }
 
 #[test]
+fn pressure_keeps_new_pods_away_for_as_long_as_it_lasts() {
+    let with = |pressed: &str, taints: Value| {
+        let mut value = serde_json::to_value(&*node("b", "True", None)).unwrap();
+        value["spec"]["taints"] = taints;
+        for kind in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+            let status = if kind == pressed { "True" } else { "False" };
+            let condition = json!({ "type": kind, "status": status });
+            value["status"]["conditions"].as_array_mut().unwrap().push(condition);
+        }
+        let node = Arc::new(serde_json::from_value(value).unwrap());
+        plan_for(&[ready("a"), Heard { node, silent_for: Duration::ZERO }], &[], 0)
+    };
+    let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
+    let own = json!({ "key": "gpu", "effect": "NoSchedule" });
+    for (kind, key) in [
+        ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+        ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+        ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+    ] {
+        let steps = with(kind, json!([own]));
+        let [Step::SetTaints { taints, .. }] = steps.as_slice() else { panic!("{steps:?}") };
+        let told: Vec<_> = taints.iter().map(|t| (t.key.as_str(), t.effect.as_str())).collect();
+        assert_eq!(told, [("gpu", "NoSchedule"), (key, "NoSchedule")]);
+        assert_eq!(with(kind, json!([own, taint(key)])), [], "it is so already");
+        let over = with("", json!([own, taint(key)]));
+        let [Step::SetTaints { taints, .. }] = over.as_slice() else { panic!("{over:?}") };
+        assert_eq!(taints.len(), 1);
+    }
+}
+
+#[test]
 fn pods_of_a_silent_node_are_evicted_when_their_toleration_is_over() {
     let for_seconds = |seconds: Value| {
         json!({ "spec": { "tolerations": [{
