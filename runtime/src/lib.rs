@@ -38,7 +38,8 @@ mod volumes;
 mod wasm;
 
 pub use compile::{
-    WASM_BYTES_MAX, compatibility_hash, compatibility_hash_for, compile, compile_file, compile_file_for, inspect,
+    WASM_BYTES_MAX, compatibility_hash, compatibility_hash_for, compile, compile_file,
+    compile_file_for, inspect,
 };
 pub use engine::{Allocator, CodeClass, Plan};
 pub use keyvalue::{

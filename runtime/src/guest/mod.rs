@@ -236,11 +236,7 @@ impl Template {
             buckets: self.buckets.clone(),
             keyvalue: Arc::clone(&self.keyvalue),
             quotas: self.quotas.clone(),
-            tls: Tls::new(
-                Arc::clone(&self.net),
-                Arc::clone(&self.trust),
-                Arc::clone(&self.meter),
-            ),
+            tls: Tls::new(Arc::clone(&self.net), Arc::clone(&self.trust), Arc::clone(&self.meter)),
         };
         let mut store = Store::new(&self.engine, guest);
         store.set_hostcall_fuel(CALL_BYTES_MAX);

@@ -39,8 +39,7 @@ impl Reuse {
 
     /// Whether it is still to be found out.
     pub(super) fn is_unknown(&self) -> bool {
-        !self.works.load(Ordering::Relaxed)
-            && self.failures.load(Ordering::Relaxed) < FAILURES_MAX
+        !self.works.load(Ordering::Relaxed) && self.failures.load(Ordering::Relaxed) < FAILURES_MAX
     }
 
     /// A request was answered; `turn` says which one of its instance.
@@ -165,7 +164,10 @@ mod tests {
         assert_eq!((sent.uri().path(), sent.body().size_hint().exact()), ("/b", Some(4)));
         drop(sent);
         let again = spare.into_request().unwrap();
-        assert_eq!((again.method().as_str(), &again.headers()["c"]), ("POST", &"d".parse().unwrap()));
+        assert_eq!(
+            (again.method().as_str(), &again.headers()["c"]),
+            ("POST", &"d".parse().unwrap())
+        );
         assert_eq!(again.into_body().collect().await.unwrap().to_bytes(), "body");
         let (spare, mut sent) = Spare::of(request());
         sent.body_mut().frame().await.unwrap().unwrap();

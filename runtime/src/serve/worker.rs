@@ -335,8 +335,7 @@ impl WorkerState for Worker {
     type RequestData = Turn;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        let is_used_up =
-            total >= self.requests_max || (total > 0 && self.template.reuse.is_off());
+        let is_used_up = total >= self.requests_max || (total > 0 && self.template.reuse.is_off());
         let is_full = self.held.load(Ordering::Relaxed) > self.memory_mark;
         if is_used_up || is_full {
             ShouldAccept::Never

@@ -218,7 +218,8 @@ mod tests {
         let read = |path: &str| open(&mounts, path).and_then(io::read_to_string);
         assert_eq!(read("/data/certs/ca.pem").unwrap(), "inner");
         assert_eq!(read("data/./certs/ca.pem").unwrap(), "inner");
-        for path in ["/data/certs/out.pem", "/data/certs/../x", "/etc/passwd", "/data", "/data/certs"]
+        for path in
+            ["/data/certs/out.pem", "/data/certs/../x", "/etc/passwd", "/data", "/data/certs"]
         {
             assert!(read(path).is_err(), "{path}");
         }

@@ -116,8 +116,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     )?;
     types.func_wrap_async(
         "[method]descriptor.rename-at",
-        |mut store: StoreContextMut<'_, Guest>,
-         (fd, path, to, name): (Fd, String, Fd, String)| {
+        |mut store: StoreContextMut<'_, Guest>, (fd, path, to, name): (Fd, String, Fd, String)| {
             Box::new(async move {
                 let guest = store.data_mut();
                 if !is_one(guest, &fd, &to) {

@@ -44,8 +44,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     let mut types = linker.instance(INTERFACE)?;
     types.func_wrap(
         "[method]descriptor.write-via-stream",
-        |store: StoreContextMut<'_, Guest>,
-         (fd, data, offset): (Fd, StreamReader<u8>, u64)| {
+        |store: StoreContextMut<'_, Guest>, (fd, data, offset): (Fd, StreamReader<u8>, u64)| {
             Ok((write_via_stream(store, &fd, data, Some(offset))?,))
         },
     )?;
@@ -100,8 +99,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                     return Ok((Err(ErrorCode::CrossDevice),));
                 }
                 let Ok(entry) = make(store, &to) else { return Ok((Err(Full.into()),)) };
-                let made =
-                    WasiFilesystem::link_at(&wasi(store), fd, follow, path, to, name).await;
+                let made = WasiFilesystem::link_at(&wasi(store), fd, follow, path, to, name).await;
                 Ok((kept(entry, told(made)?),))
             })
         },
@@ -134,10 +132,7 @@ fn told<T>(result: FilesystemResult<T>) -> Answer<T> {
 }
 
 /// The container's quotas, and the file and the folder behind a descriptor.
-fn look(
-    store: &Accessor<Guest>,
-    fd: &Fd,
-) -> (Quotas, Option<Arc<File>>, Option<Arc<File>>) {
+fn look(store: &Accessor<Guest>, fd: &Fd) -> (Quotas, Option<Arc<File>>, Option<Arc<File>>) {
     store.with(|mut access| {
         let guest = access.data_mut();
         let quotas = guest.quotas().clone();
@@ -172,8 +167,7 @@ async fn open_at(store: &Accessor<Guest>, fd: Fd, what: Open) -> Answer<Fd> {
     let (makes, cuts) = (how.contains(OpenFlags::CREATE), how.contains(OpenFlags::TRUNCATE));
     let (quotas, _, folder) = look(store, &fd);
     let opening = if makes || cuts {
-        let found =
-            WasiFilesystem::stat_at(&wasi(store), again(&fd), follow, path.clone()).await;
+        let found = WasiFilesystem::stat_at(&wasi(store), again(&fd), follow, path.clone()).await;
         let length = found.ok().map(|found| found.size);
         match Opening::ask(&quotas, folder.as_deref(), length, makes, cuts) {
             Ok(opening) => Some(opening),
@@ -224,9 +218,7 @@ fn write_via_stream(
     let (ended, end) = oneshot::channel();
     let guest = store.data_mut();
     let file = match guest.table().get(fd)? {
-        Descriptor::File(file) if file.perms.write_not_permitted() => {
-            Err(ErrorCode::NotPermitted)
-        }
+        Descriptor::File(file) if file.perms.write_not_permitted() => Err(ErrorCode::NotPermitted),
         Descriptor::File(file) => Ok(Arc::clone(&file.file)),
         Descriptor::Dir(_) => Err(ErrorCode::BadDescriptor),
     };

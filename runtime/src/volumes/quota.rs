@@ -165,8 +165,7 @@ impl State {
         let start = Instant::now();
         self.used = measure(root, &self.open);
         let pause = start.elapsed().saturating_mul(MEASURE_PAUSE_FACTOR);
-        self.measurable =
-            Instant::now() + pause.clamp(MEASURE_PAUSE_MIN, MEASURE_PAUSE_MAX);
+        self.measurable = Instant::now() + pause.clamp(MEASURE_PAUSE_MIN, MEASURE_PAUSE_MAX);
     }
 
     fn forget_closed(&mut self) {

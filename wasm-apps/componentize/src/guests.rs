@@ -56,7 +56,9 @@ impl Guest {
         let bytes = match self.kind {
             Kind::Command => adapted(&module, true)?,
             // Programs of ours that are linked as libraries keep their exit code as well.
-            Kind::Reactor if self.world.starts_with("wasi:cli/run@0.2.") => adapted(&module, false)?,
+            Kind::Reactor if self.world.starts_with("wasi:cli/run@0.2.") => {
+                adapted(&module, false)?
+            }
             Kind::Reactor => for_any_runtime(&module)?,
             Kind::CoreModule => {
                 // The runtime will adapt it; see now that this can succeed.

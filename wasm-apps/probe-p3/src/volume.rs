@@ -1,9 +1,7 @@
 //! What a volume takes.
 
 use wasip3::filesystem::preopens::get_directories;
-use wasip3::filesystem::types::{
-    Descriptor, DescriptorFlags, ErrorCode, OpenFlags, PathFlags,
-};
+use wasip3::filesystem::types::{Descriptor, DescriptorFlags, ErrorCode, OpenFlags, PathFlags};
 use wasip3::{spawn_local, wit_stream};
 
 /// Names that are tried.
