@@ -304,7 +304,7 @@ fn hello_is_served_by_a_node_that_interprets() {
     node.wait_ready();
     let file = crate::support::hello();
     succeed(&mut node.edgeorc(&["deploy", file.to_str().unwrap(), "--name", "hello"]));
-    let answer = answered(node.ingress(), "hello", "/");
+    let answer = answered(node.ingress(), "hello.default.localhost", "/");
     assert!(answer.starts_with("Hello from pod hello-"), "{answer}");
     assert!(node.process.stderr().contains("interpreted by Pulley"));
 }

@@ -373,8 +373,8 @@ mod tests {
         assert_eq!(measure(dir.path(), &[]), Size { bytes: 60, entries: 2 });
     }
 
-    #[test]
-    fn the_number_of_files_is_bounded_and_a_failure_costs_none() {
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_files_is_bounded_and_a_failure_costs_none() {
         let dir = tempfile::tempdir().unwrap();
         let quotas = Quotas(vec![Quota::new(dir.path(), 1)]);
         let folder = File::open(dir.path()).unwrap();
