@@ -130,14 +130,14 @@ async fn a_limit_holds_for_wasi_0_3_in_every_way_to_take_space() {
         lines,
         [
             "write: ErrorCode::InsufficientSpace after 20000",
-            &format!("append: {full}"),
+            format!("append: {full}").as_str(),
             "again: Ok(())",
-            &format!("longer: {full}"),
+            format!("longer: {full}").as_str(),
             "shorter: Ok(())",
-            &format!("far: {full}"),
+            format!("far: {full}").as_str(),
             "append: Ok(())",
             // Sixteen at the least, one of which is the file.
-            &format!("names: {full} after 15"),
+            format!("names: {full} after 15").as_str(),
             "known: Ok(())",
             "move: Err(ErrorCode::CrossDevice)",
         ]
