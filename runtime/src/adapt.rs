@@ -3,6 +3,9 @@
 //! The adapter that does it comes with wasmtime. One thing it loses: its `proc_exit` tells only
 //! success from failure. Exit codes matter to Kubernetes, so that one import is moved to a small
 //! adapter of our own, which calls `exit-with-code`.
+//!
+//! Also part of `wasm-apps/componentize`, so that commands of ours that are built as components keep
+//! their codes.
 
 use std::borrow::Cow;
 
@@ -34,13 +37,13 @@ const EXIT_WIT: &str = "
 /// Wraps a module. The command adapter adds `wasi:cli/run`; a module with a component type of its
 /// own brings its exports, whatever they are, and the reactor adapter offers it all of preview 1
 /// (the proxy adapter offers less, for hosts that do).
-pub(crate) fn to_component(wasm: &[u8], is_command: bool) -> wasmtime::Result<Vec<u8>> {
+pub(crate) fn to_component(wasm: &[u8], is_command: bool) -> Result<Vec<u8>, String> {
     let adapter = if is_command {
         WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER
     } else {
         WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER
     };
-    let module = rename_exit(wasm)?;
+    let module = rename_exit(wasm).map_err(in_words)?;
     let mut encoder = ComponentEncoder::default()
         .validate(true)
         .module(&module)
@@ -53,8 +56,8 @@ pub(crate) fn to_component(wasm: &[u8], is_command: bool) -> wasmtime::Result<Ve
 }
 
 /// The tools' own error type, without a dependency on it.
-fn in_words(error: impl std::fmt::Display) -> wasmtime::Error {
-    wasmtime::format_err!("{error:#}")
+fn in_words(error: impl std::fmt::Display) -> String {
+    format!("{error:#}")
 }
 
 /// Moves `proc_exit` to our adapter, if the module imports it.
@@ -83,7 +86,7 @@ fn rename_exit(wasm: &[u8]) -> wasmparser::Result<Cow<'_, [u8]>> {
 }
 
 /// `proc_exit(code) { exit-with-code(code); unreachable }`, with its component type.
-fn exit_adapter() -> wasmtime::Result<Vec<u8>> {
+fn exit_adapter() -> Result<Vec<u8>, String> {
     let mut resolve = Resolve::default();
     let package = resolve.push_source("exit.wit", EXIT_WIT).map_err(in_words)?;
     let world = resolve.select_world(&[package], None).map_err(in_words)?;

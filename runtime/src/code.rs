@@ -11,6 +11,7 @@ use wasmtime::component::{Component, InstancePre, Linker};
 use crate::guest::Guest;
 use crate::imports::{self, MissingImport};
 use crate::linker;
+use crate::serve::Reuse;
 use crate::types::{StartError, World};
 
 /// Components kept although no container runs them, for the next start of a pod that restarts.
@@ -102,6 +103,8 @@ pub(crate) struct Loaded {
     pub(crate) entry: Entry,
     /// Its imports that a pod must be granted.
     pub(crate) gated: Vec<MissingImport>,
+    /// Whether instances of an HTTP component answer more than one request.
+    pub(crate) reuse: Arc<Reuse>,
 }
 
 /// All loaded components.
@@ -180,7 +183,7 @@ impl Code {
             Err(error) => return Err(StartError::Unsupported { reason: error.to_string() }),
         };
         let gated = imports::gated(ty.imports(&self.engine).map(|(name, _)| name));
-        let loaded = Arc::new(Loaded { pre, entry, gated });
+        let loaded = Arc::new(Loaded { pre, entry, gated, reuse: Arc::default() });
         self.cache.lock().put(key, &loaded);
         Ok(loaded)
     }

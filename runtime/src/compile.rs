@@ -129,7 +129,13 @@ fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// there can be no engine on this machine.
 #[must_use]
 pub fn compatibility_hash() -> String {
-    Plan::new(Machine::probe())
+    compatibility_hash_for(Machine::probe())
+}
+
+/// As [`compatibility_hash`], for the sandboxes of another `machine`.
+#[must_use]
+pub fn compatibility_hash_for(machine: Machine) -> String {
+    Plan::new(machine)
         .compiler()
         .map_or_else(|_| String::new(), |compiler| engine::compatibility_hash(&compiler))
 }
@@ -269,6 +275,6 @@ impl Module {
     fn adapt(&self, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
         self.check()?;
         adapt::to_component(wasm, self.is_command)
-            .map_err(|error| CompileError::Invalid(bounded(&format!("{error:#}"))))
+            .map_err(|error| CompileError::Invalid(bounded(&error)))
     }
 }

@@ -10,11 +10,11 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    Config, Engine, InstanceAllocationStrategy, Module, OptLevel, PoolingAllocationConfig,
     WasmBacktraceDetails,
 };
 
-use crate::machine::Machine;
+use crate::machine::{Executor, Machine};
 use crate::types::StartError;
 
 /// Address bits from which each memory may reserve all that a 32-bit guest can address, so that
@@ -150,6 +150,23 @@ impl Plan {
         self.engine().map(|(_, plan)| plan)
     }
 
+    /// Whether this program can run code in the way that was planned: an interpreter is left out of
+    /// programs for machines that run native code.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Host`] with what the engine says.
+    pub fn try_executor(&self) -> Result<(), StartError> {
+        if self.machine.executor == Executor::Native {
+            return Ok(());
+        }
+        let tried =
+            self.compiler().and_then(|engine| Module::new(&engine, EMPTY_MODULE).map(|_| ()));
+        tried.map_err(|error| {
+            StartError::Host(format!("this program was built without that interpreter: {error:#}"))
+        })
+    }
+
     /// Compiles the smallest module: whether this machine can make code for itself.
     ///
     /// # Errors
@@ -170,7 +187,8 @@ impl Plan {
     /// Address space behind each memory that is never mapped, in bytes.
     #[must_use]
     pub fn guard_bytes(&self) -> u64 {
-        self.class.guard_bytes()
+        // The interpreter checks every access itself.
+        if self.machine.executor == Executor::Native { self.class.guard_bytes() } else { 0 }
     }
 
     /// Call stacks in a pool of `slots` memories.
@@ -196,9 +214,10 @@ impl Plan {
         let bits = self.machine.address_bits;
         let memory_mib = self.machine.memory_bytes >> 20;
         let mut reasons = vec![match self.class {
-            CodeClass::Wide => {
+            CodeClass::Wide if self.machine.executor == Executor::Native => {
                 format!("{bits}-bit addresses: 4 GiB for each memory, so no bounds checks")
             }
+            CodeClass::Wide => format!("{bits}-bit addresses: 4 GiB for each memory"),
             CodeClass::Dense => format!(
                 "{bits}-bit addresses: 256 MiB for each memory, with bounds checks, so that many fit"
             ),
@@ -220,6 +239,9 @@ impl Plan {
                 format!("pool of {slots} memories: {limit}")
             }
         });
+        if self.machine.executor != Executor::Native {
+            reasons.push("Pulley: code is interpreted, not run by the processor".to_owned());
+        }
         if self.memory_bytes_max >> 20 == usize::try_from(memory_mib).unwrap_or(usize::MAX) {
             reasons.push(format!("one memory can grow to {memory_mib} MiB: all there is"));
         } else {
@@ -236,7 +258,8 @@ impl Plan {
     /// [`StartError::Host`] when even an engine without a pool cannot be made.
     pub(crate) fn engine(mut self) -> Result<(Engine, Self), StartError> {
         loop {
-            let error = match Engine::new(&self.config(self.allocator)) {
+            let made = self.config(self.allocator).and_then(|config| Engine::new(&config));
+            let error = match made {
                 Ok(engine) => return Ok((engine, self)),
                 Err(error) => error,
             };
@@ -263,13 +286,16 @@ impl Plan {
     ///
     /// Whatever wasmtime says about the settings.
     pub(crate) fn compiler(&self) -> wasmtime::Result<Engine> {
-        Engine::new(&self.config(Allocator::OnDemand { reason: "this engine only compiles" }))
+        Engine::new(&self.config(Allocator::OnDemand { reason: "this engine only compiles" })?)
     }
 
     /// Compiling is never parallel: the crate is built without that feature, so that one compile
     /// takes one core.
-    fn config(&self, allocator: Allocator) -> Config {
+    fn config(&self, allocator: Allocator) -> wasmtime::Result<Config> {
         let mut config = Config::new();
+        if let Some(target) = self.machine.executor.target() {
+            config.target(target)?;
+        }
         config
             .cranelift_opt_level(OptLevel::Speed)
             .epoch_interruption(true)
@@ -279,13 +305,13 @@ impl Plan {
             .max_wasm_stack(WASM_STACK_BYTES)
             .async_stack_size(STACK_BYTES)
             .memory_reservation(self.class.reservation_bytes())
-            .memory_guard_size(self.class.guard_bytes())
+            .memory_guard_size(self.guard_bytes())
             .memory_reservation_for_growth(self.class.guard_bytes())
             .memory_may_move(self.class == CodeClass::Tiny);
         if let Allocator::Pooling { slots } = allocator {
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(self.pool(slots)));
         }
-        config
+        Ok(config)
     }
 
     fn pool(&self, slots: u32) -> PoolingAllocationConfig {
@@ -315,6 +341,9 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.machine)?;
+        if self.machine.executor != Executor::Native {
+            f.write_str("interpreted by Pulley, ")?;
+        }
         match self.allocator {
             Allocator::Pooling { slots } => {
                 write!(f, "pool of {slots} memories")?;
@@ -378,135 +407,5 @@ pub(crate) fn compatibility_hash(engine: &Engine) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn machine(address_bits: u32, memory_mib: u64) -> Machine {
-        Machine {
-            address_bits,
-            address_bytes_max: None,
-            page_bytes: 4096,
-            memory_bytes: memory_mib << 20,
-            cores: 4,
-        }
-    }
-
-    #[test]
-    fn a_raspberry_pi_kernel_with_39_bits_still_gets_a_pool() {
-        let plan = Plan::new(machine(39, 1024));
-        assert_eq!(plan.class, CodeClass::Dense);
-        assert_eq!(plan.allocator, Allocator::Pooling { slots: 1023 });
-        assert_eq!(plan.memory_bytes_max, 256 << 20);
-    }
-
-    /// Address bits, MiB of memory, expected slots, MiB that one memory can grow to.
-    const SIZES: [(u32, u64, u32, usize); 12] = [
-        (39, 512, 1023, 256),
-        (39, 1 << 10, 1023, 256),
-        (39, 4 << 10, 1023, 256),
-        (39, 24 << 10, 1023, 256),
-        (47, 512, 1024, 512),
-        (47, 1 << 10, 2048, 1 << 10),
-        (47, 4 << 10, 4096, 4 << 10),
-        (47, 24 << 10, 4096, 4 << 10),
-        (48, 512, 1024, 512),
-        (48, 1 << 10, 2048, 1 << 10),
-        (48, 4 << 10, 4096, 4 << 10),
-        (48, 24 << 10, 4096, 4 << 10),
-    ];
-
-    #[test]
-    fn every_machine_gets_a_pool_that_fits_and_hears_why() {
-        for (bits, memory_mib, slots, grows_to_mib) in SIZES {
-            for page_bytes in [4 << 10, 16 << 10] {
-                let plan = Plan::new(Machine { page_bytes, ..machine(bits, memory_mib) });
-                assert_eq!(plan.allocator, Allocator::Pooling { slots }, "{plan}");
-                assert_eq!(plan.memory_bytes_max >> 20, grows_to_mib, "{plan}");
-                let each = plan.class.reservation_bytes() + plan.class.guard_bytes();
-                assert!(u64::from(slots) * each <= 1 << (bits - 1), "{plan}");
-                let page = u64::try_from(page_bytes).unwrap();
-                assert_eq!(each % page, 0, "slots begin at pages");
-                assert_eq!(plan.memory_bytes_max % page_bytes, 0, "{plan}");
-                let reasons = plan.reasons().join("\n");
-                let has_checks = bits < WIDE_BITS_MIN;
-                assert_eq!(reasons.contains("with bounds checks"), has_checks, "{reasons}");
-                let why = if bits == 39 { "half of the addresses" } else { "two for each MiB" };
-                assert!(reasons.contains(why), "{reasons}");
-            }
-        }
-    }
-
-    /// Addresses that this process has reserved, in bytes.
-    fn reserved_bytes() -> u64 {
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-        let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
-        pages * u64::try_from(rustix::param::page_size()).unwrap()
-    }
-
-    /// Engines with pools reserve terabytes: one at a time, so that they can be measured.
-    static ONE_POOL: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
-
-    #[test]
-    fn a_pool_really_fits_a_short_address_space() {
-        let _one = ONE_POOL.lock();
-        let before = reserved_bytes();
-        let (_engine, plan) = Plan::new(machine(39, 4 << 10)).engine().unwrap();
-        let reserved = reserved_bytes() - before;
-        assert!(matches!(plan.allocator, Allocator::Pooling { slots: 1023 }), "{plan}");
-        assert!(reserved < 3 << 37, "{} GiB of 512 GiB", reserved >> 30);
-    }
-
-    #[test]
-    fn a_pool_that_the_kernel_cut_down_says_so() {
-        let plan = Plan { slots_wanted: Some(4096), ..Plan::new(machine(47, 512)) };
-        let text = plan.to_string();
-        assert!(text.contains("(instead of 4096: the kernel refused"), "{text}");
-        assert!(plan.reasons().join("\n").contains("refused a larger"), "{:?}", plan.reasons());
-        assert_eq!(Plan::new(machine(47, 512)).instances_per_container_max(), 256);
-    }
-
-    #[test]
-    fn compiled_code_does_not_depend_on_memory_or_page_size() {
-        for bits in [39, 47, 48] {
-            let hash = |memory_mib, page_bytes| {
-                let plan = Plan::new(Machine { page_bytes, ..machine(bits, memory_mib) });
-                compatibility_hash(&plan.compiler().unwrap())
-            };
-            assert_eq!(hash(512, 4 << 10), hash(24 << 10, 16 << 10), "{bits}");
-        }
-    }
-
-    #[test]
-    fn a_large_machine_needs_no_bounds_checks() {
-        let plan = Plan::new(machine(47, 1024));
-        assert_eq!(plan.class, CodeClass::Wide);
-        assert_eq!(plan.allocator, Allocator::Pooling { slots: 2048 });
-        assert_eq!(plan.memory_bytes_max, 1024 << 20);
-    }
-
-    #[test]
-    fn a_limited_address_space_falls_back_and_says_why() {
-        let mut small = machine(47, 1024);
-        small.address_bytes_max = Some(8 << 30);
-        let plan = Plan::new(small);
-        assert!(matches!(plan.allocator, Allocator::OnDemand { .. }));
-        assert!(plan.to_string().contains("no pool (the limit of the address space"), "{plan}");
-    }
-
-    #[test]
-    fn this_machine_gets_an_engine_and_a_compiler() {
-        let plan = Plan::new(Machine::probe()).tried().unwrap();
-        plan.try_compiler().unwrap();
-        assert!(plan.reservation_bytes() > plan.guard_bytes());
-    }
-
-    #[test]
-    fn compiling_and_running_agree_on_the_hash() {
-        let plan = Plan::new(Machine::probe());
-        let compiler = plan.compiler().unwrap();
-        let _one = ONE_POOL.lock();
-        let (engine, _) = plan.engine().unwrap();
-        assert_eq!(compatibility_hash(&compiler), compatibility_hash(&engine));
-        assert_eq!(compatibility_hash(&engine).len(), 64);
-    }
-}
+#[path = "engine_test.rs"]
+mod tests;

@@ -24,7 +24,8 @@ const NAME_BYTES_MAX: usize = 128;
 
 /// What there is, for a person whose component wants something else.
 const PROVIDED: &str = "wasi:cli, wasi:clocks, wasi:filesystem, wasi:http, wasi:random and \
-     wasi:sockets 0.2 and 0.3, wasi:io 0.2, wasi:config 0.2.0-rc.1, wasi:keyvalue 0.2.0-draft";
+     wasi:sockets 0.2 and 0.3, wasi:io 0.2, wasi:tls 0.2.0-draft and 0.3.0-draft (clients), wasi:config 0.2.0-rc.1, \
+     wasi:keyvalue 0.2.0-draft";
 
 /// Something that guests get only if their pod was granted it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

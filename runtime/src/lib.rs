@@ -32,18 +32,20 @@ mod shares;
 mod sockets;
 mod stdio;
 mod tasks;
+mod tls;
 mod types;
 mod volumes;
 mod wasm;
 
 pub use compile::{
-    WASM_BYTES_MAX, compatibility_hash, compile, compile_file, compile_file_for, inspect,
+    WASM_BYTES_MAX, compatibility_hash, compatibility_hash_for, compile, compile_file,
+    compile_file_for, inspect,
 };
 pub use engine::{Allocator, CodeClass, Plan};
 pub use keyvalue::{
     KEY_BYTES_MAX, MemoryKeyValue, NoKeyValue, VALUE_BYTES_MAX, incremented, is_bucket_name,
 };
-pub use machine::Machine;
+pub use machine::{Executor, Machine};
 pub use network::{HttpError, Unsent, VirtualNetwork};
 pub use stdio::{Input, Stdio};
 pub use tasks::GuestThreads;

@@ -17,7 +17,7 @@ use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 use crate::guest::Guest;
 use crate::sockets::GuestSockets;
 use crate::types::StartError;
-use crate::{imports, keyvalue, volumes};
+use crate::{imports, keyvalue, tls, volumes};
 
 struct GuestIo;
 
@@ -36,6 +36,7 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, Guest::config)?;
     keyvalue::add_to_linker(&mut linker)?;
+    tls::add_to_linker(&mut linker)?;
     volumes::add_to_linker(&mut linker)?;
     Ok(linker)
 }

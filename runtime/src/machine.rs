@@ -10,6 +10,45 @@ const MAPS: &str = "/proc/self/maps";
 /// Memory limit of the control group this process is in, if its hierarchy is mounted here.
 const CGROUP_MEMORY_MAX: &str = "/sys/fs/cgroup/memory.max";
 
+/// What runs compiled code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Executor {
+    /// The processor.
+    Native,
+    /// Pulley, wasmtime's interpreter, on a machine whose pointers have 32 bits.
+    Pulley32,
+    /// The same with 64 bits.
+    Pulley64,
+}
+
+impl Executor {
+    /// The interpreter for this machine.
+    #[must_use]
+    pub fn pulley() -> Self {
+        if cfg!(target_pointer_width = "32") { Self::Pulley32 } else { Self::Pulley64 }
+    }
+
+    /// Native code, where wasmtime can make it.
+    fn of_this_machine() -> Self {
+        let has_code_generator = cfg!(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            target_arch = "riscv64",
+            target_arch = "s390x"
+        ));
+        if has_code_generator { Self::Native } else { Self::pulley() }
+    }
+
+    /// What wasmtime calls it; `None` for native code, which is what it makes by itself.
+    pub(crate) fn target(self) -> Option<&'static str> {
+        match self {
+            Self::Native => None,
+            Self::Pulley32 => Some("pulley32"),
+            Self::Pulley64 => Some("pulley64"),
+        }
+    }
+}
+
 /// Facts about the machine that size the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
@@ -23,6 +62,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// Cores this process may use.
     pub cores: usize,
+    /// What runs compiled code here.
+    pub executor: Executor,
 }
 
 impl Machine {
@@ -45,6 +86,7 @@ impl Machine {
             page_bytes: rustix::param::page_size(),
             memory_bytes: group.map_or(total, |group| group.min(total)),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            executor: Executor::of_this_machine(),
         }
     }
 }
@@ -57,6 +99,12 @@ impl Machine {
             address_bits: bits.map_or(self.address_bits, |bits| bits.min(self.address_bits)),
             ..self
         }
+    }
+
+    /// The same machine as if no native code could be made for it.
+    #[must_use]
+    pub fn interpreted(self) -> Self {
+        Self { executor: Executor::pulley(), ..self }
     }
 }
 

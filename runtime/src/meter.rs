@@ -162,6 +162,11 @@ impl Meter {
         }
     }
 
+    /// Counts work that the host did for the container beside it.
+    pub(crate) fn charge(&self, time: Duration) {
+        self.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     /// How long the container must pause to stay within its share.
     fn pause(&self) -> Option<Duration> {
         self.budget.as_ref().and_then(Budget::pause)

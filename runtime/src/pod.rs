@@ -21,6 +21,7 @@ use crate::logs::{Log, LogSize};
 use crate::meter::Meter;
 use crate::network::{PodNet, UNKNOWN_PEER, VirtualNetwork};
 use crate::stdio::{Input, Pipes, Stdio};
+use crate::tls::Trust;
 use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError, Usage};
 use crate::volumes::{Quota, Quotas};
 use crate::wasm::Core;
@@ -55,7 +56,7 @@ impl WasmPod {
     }
 
     fn template(&self, config: ContainerConfig, prepared: Prepared, pipes: Pipes) -> Template {
-        let Prepared { log, quotas, .. } = prepared;
+        let Prepared { log, quotas, loaded } = prepared;
         Template {
             engine: self.core.engine.clone(),
             net: Arc::clone(&self.net),
@@ -76,6 +77,13 @@ impl WasmPod {
             values: Arc::new(config.config.clone().unwrap_or_default().into_iter().collect()),
             buckets: config.buckets.clone().map(Arc::new),
             quotas,
+            reuse: Arc::clone(&loaded.reuse),
+            trust: Trust::new(
+                Arc::clone(&self.core.trust),
+                Arc::clone(&self.core.guests),
+                Arc::clone(&self.core.clock),
+                &config,
+            ),
             kill: self.over.child_token(),
             traps: Arc::clone(&self.core.traps),
             config,

@@ -18,6 +18,7 @@ use crate::network::{PodNet, VirtualNetwork};
 use crate::pod::WasmPod;
 use crate::shares::Shares;
 use crate::tasks::{GuestThreads, Guests};
+use crate::tls::NodeTrust;
 use crate::types::{Counters, Pod, PodConfig, PodRuntime, StartError, Uplink};
 
 /// Tells the time for people: log stamps and the guests' wall clock.
@@ -54,6 +55,9 @@ pub struct RuntimeConfig {
     /// Address bits that the sandboxes are planned for, if fewer than the machine has. Default: all.
     /// Compiled code must be made for the same: [`crate::compile_file_for`].
     pub address_bits_max: Option<u32>,
+    /// Whether guests are interpreted although this machine could run native code, as they are on
+    /// machines that cannot. Default: no. Compiled code must be made for the same.
+    pub is_interpreted: bool,
     /// Linear memory of all pods together, in bytes; a guest that wants more is out of memory,
     /// whatever its own limit says. Default: what the machine has, less 128 MiB for the node and
     /// the system, but at least half.
@@ -72,6 +76,7 @@ impl RuntimeConfig {
             requests_per_instance_max: REQUESTS_PER_INSTANCE_MAX,
             start_wait_max: START_WAIT_MAX,
             address_bits_max: None,
+            is_interpreted: false,
             memory_bytes_max: None,
         }
     }
@@ -103,6 +108,8 @@ pub(crate) struct Core {
     pub(crate) shares: Arc<Shares>,
     /// What the memory of all pods counts against.
     pub(crate) memory: Arc<Gauge>,
+    /// Whom containers trust that do not say themselves.
+    pub(crate) trust: Arc<NodeTrust>,
     pub(crate) requests_per_instance_max: usize,
     pub(crate) start_wait_max: Duration,
 }
@@ -134,7 +141,10 @@ impl WasmRuntime {
     ) -> Result<Self, StartError> {
         let host = |error: wasmtime::Error| StartError::Host(format!("{error:#}"));
         let machine = Machine::probe().with_address_bits_max(config.address_bits_max);
-        let (engine, plan) = Plan::new(machine).engine()?;
+        let machine = if config.is_interpreted { machine.interpreted() } else { machine };
+        let plan = Plan::new(machine);
+        plan.try_executor()?;
+        let (engine, plan) = plan.engine()?;
         let memory_bytes_max =
             config.memory_bytes_max.unwrap_or_else(|| memory_of_pods(machine.memory_bytes));
         let threads = config.guest_threads.unwrap_or(plan.machine.cores);
@@ -147,6 +157,7 @@ impl WasmRuntime {
             traps: Arc::new(AtomicU64::new(0)),
             shares: Shares::new(threads),
             memory: Gauge::new(Some(memory_bytes_max)),
+            trust: Arc::default(),
             requests_per_instance_max: config.requests_per_instance_max,
             start_wait_max: config.start_wait_max,
             plan,

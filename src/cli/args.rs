@@ -210,6 +210,9 @@ pub(super) struct NodeStart {
     /// Size the sandboxes for addresses of at most so many bits: for tests of small machines
     #[arg(long, value_name = "BITS", hide = true, value_parser = clap::value_parser!(u32).range(32..=64))]
     pub(super) address_bits_max: Option<u32>,
+    /// Interpret guests, as on machines for which there is no code generator: for tests of those
+    #[arg(long, hide = true)]
+    pub(super) pulley: bool,
 }
 
 /// `edgeorc node token`.
@@ -375,6 +378,9 @@ pub(super) struct Compile {
     /// Compile for addresses of at most so many bits
     #[arg(long, value_name = "BITS", hide = true)]
     pub(super) address_bits_max: Option<u32>,
+    /// Compile for the interpreter
+    #[arg(long, hide = true)]
+    pub(super) pulley: bool,
 }
 
 /// Formats of `-o`.

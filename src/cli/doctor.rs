@@ -31,6 +31,9 @@ pub(super) struct Doctor {
     /// Port at which apps would be served [default: 8080]
     #[arg(long, value_name = "PORT")]
     ingress_port: Option<u16>,
+    /// Examine the machine as if guests were interpreted
+    #[arg(long, hide = true)]
+    pulley: bool,
     /// Format of the output: json or yaml
     #[arg(short, long, value_enum)]
     output: Option<OutputFormat>,
@@ -45,6 +48,7 @@ pub(super) fn run(doctor: Doctor, environment: &Environment) -> Result<(), Failu
         data_dir: doctor.data_dir,
         api_port: doctor.api_port,
         ingress_port: doctor.ingress_port,
+        pulley: doctor.pulley,
         ..NodeFlags::default()
     };
     let settings = NodeSettings::build(flags, environment)

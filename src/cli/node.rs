@@ -11,7 +11,7 @@ use super::api::{ACCEPT_JSON, Session};
 use super::args::{Compile, Global, Node, NodeStart, Token};
 use super::exit::{self, Failure};
 use super::output;
-use crate::config::{Environment, NodeFlags, NodeSettings};
+use crate::config::{Environment, NodeFlags, NodeSettings, Sandboxes};
 use crate::roles::{self, NodeError, RunningNode};
 
 /// Runs one of the node verbs.
@@ -51,6 +51,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         address_bits_max: flags.address_bits_max,
         eviction_hard: flags.eviction_hard,
         eviction_transition_period: flags.eviction_pressure_transition_period,
+        pulley: flags.pulley,
     };
     let settings = NodeSettings::build(flags, environment)
         .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;
@@ -134,8 +135,9 @@ async fn create_token(
 
 /// Compiles one module; what a node runs as a child process.
 pub(super) fn compile(compile: &Compile) -> Result<(), Failure> {
-    let Compile { input, output, address_bits_max } = compile;
-    roles::compile_module(input, output, *address_bits_max).map_err(|error| {
+    let Compile { input, output, address_bits_max, pulley } = compile;
+    let sandboxes = Sandboxes { address_bits_max: *address_bits_max, are_interpreted: *pulley };
+    roles::compile_module(input, output, sandboxes).map_err(|error| {
         // The node takes INPUT as final for these bytes; anything else it tries again.
         let code = if roles::is_module_at_fault(&error) { exit::INPUT } else { exit::FAILED };
         Failure::with(code, error.to_string())

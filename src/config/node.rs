@@ -61,6 +61,8 @@ pub struct NodeFlags {
     pub eviction_hard: Option<String>,
     /// `--eviction-transition`.
     pub eviction_transition_period: Option<Duration>,
+    /// `--pulley`.
+    pub pulley: bool,
 }
 
 /// A folder of the host that pods may mount, with all that is in it.
@@ -144,11 +146,20 @@ pub struct NodeSettings {
     pub pod_cidrs: PodCidrs,
     /// How many pods this node takes. Default 250.
     pub max_pods: u32,
-    /// Address bits that the sandboxes are sized for, if fewer than the machine has: shows on a
-    /// large machine how a small one does. Default: all.
-    pub address_bits_max: Option<u32>,
+    /// What the sandboxes are planned for.
+    pub sandboxes: Sandboxes,
     /// When this node counts as short of memory or disk.
     pub eviction: EvictionSettings,
+}
+
+/// What the sandboxes are planned for, if not for this machine: shows on a large machine how a small
+/// one does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sandboxes {
+    /// Address bits that they are sized for, if fewer than the machine has. Default: all.
+    pub address_bits_max: Option<u32>,
+    /// Whether guests are interpreted, as on machines for which there is no code generator.
+    pub are_interpreted: bool,
 }
 
 /// Where images come from and when they go.
@@ -306,8 +317,11 @@ impl NodeSettings {
                 .collect::<Result<_, _>>()?,
             pod_cidrs: PodCidrs::build(flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
-            address_bits_max: flags.address_bits_max,
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
+            sandboxes: Sandboxes {
+                address_bits_max: flags.address_bits_max,
+                are_interpreted: flags.pulley,
+            },
         })
     }
 

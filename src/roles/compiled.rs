@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use edgeorc_runtime::{Machine, Plan};
+use edgeorc_runtime::Plan;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
@@ -13,6 +13,7 @@ use crate::config::NodeSettings;
 use crate::net::Identity;
 use crate::roles::NodeError;
 use crate::roles::data_dir::DataDir;
+use crate::roles::module::machine;
 use crate::telemetry::Metrics;
 
 /// The compiler of this node: this very program as a child. Without one, if it is not wanted, or if
@@ -25,20 +26,23 @@ pub(super) fn compiler(
         .map_err(|cause| NodeError::Failed(format!("cannot find this program's file: {cause}")))?;
     let counted = CodeMetrics::default();
     metrics.register(|registry| counted.register(registry));
-    let is_here = settings.images.compiles && can_compile();
+    let is_here = settings.images.compiles && can_compile(settings);
     if !is_here {
         tracing::info!("this node does not compile, it runs what servers compile");
     }
     let mut compiler = Compiler { is_here, ..Compiler::new(program) };
-    if let Some(bits) = settings.address_bits_max {
-        // For sandboxes of the same layout as this node's.
+    // For sandboxes of the same kind as this node's.
+    if let Some(bits) = settings.sandboxes.address_bits_max {
         compiler.args.extend(["--address-bits-max".to_owned(), bits.to_string()]);
+    }
+    if settings.sandboxes.are_interpreted {
+        compiler.args.push("--pulley".to_owned());
     }
     Ok(CodeCompiler::new(compiler, counted))
 }
 
-fn can_compile() -> bool {
-    let tried = Plan::new(Machine::probe()).try_compiler();
+fn can_compile(settings: &NodeSettings) -> bool {
+    let tried = Plan::new(machine(settings.sandboxes)).try_compiler();
     if let Err(err) = &tried {
         tracing::warn!(%err, "there is no compiler for this machine");
     }
@@ -50,8 +54,10 @@ pub(super) fn sharing(
     dir: &DataDir,
     identity: &Identity,
     compiler: &CodeCompiler,
+    settings: &NodeSettings,
 ) -> CompiledConfig {
-    let engine = compiler.is_here().then(edgeorc_runtime::compatibility_hash);
+    let its = || edgeorc_runtime::compatibility_hash_for(machine(settings.sandboxes));
+    let engine = compiler.is_here().then(its);
     let maker = Arc::new(Maker { engine, compiler: compiler.clone() });
     let components: Vec<PathBuf> = vec![dir.join("agent").join("images").join("sha256")];
     let config = CompiledConfig::new(identity.clone(), maker, dir.join("compiled"));

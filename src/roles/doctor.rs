@@ -3,13 +3,14 @@
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
-use edgeorc_runtime::{Allocator, CodeClass, Machine, Plan};
+use edgeorc_runtime::{Allocator, CodeClass, Executor, Machine, Plan};
 use jiff::Timestamp;
 use rustix::fs::{Access, access, statfs, statvfs};
 use serde::Serialize;
 
 use crate::config::NodeSettings;
 use crate::roles::data_dir::FREE_BYTES_MIN;
+use crate::roles::module;
 use crate::rt::WallClock;
 
 /// RAM below which only a few small apps fit beside the node, in bytes.
@@ -84,7 +85,7 @@ impl Finding {
 /// Looks at everything that a node with these settings depends on.
 #[must_use]
 pub fn examine(settings: &NodeSettings, clock: &WallClock) -> Vec<Finding> {
-    let mut findings = machine();
+    let mut findings = examine_machine(module::machine(settings.sandboxes));
     findings.extend(disk(&settings.data_dir));
     findings.extend(ports(settings));
     findings.push(judge_clock(clock.now()));
@@ -92,8 +93,7 @@ pub fn examine(settings: &NodeSettings, clock: &WallClock) -> Vec<Finding> {
 }
 
 /// The machine, and the engine that was made for it.
-fn machine() -> Vec<Finding> {
-    let machine = Machine::probe();
+fn examine_machine(machine: Machine) -> Vec<Finding> {
     let mut findings = judge_machine(&machine);
     let plan = Plan::new(machine);
     match plan.tried() {
@@ -105,11 +105,16 @@ fn machine() -> Vec<Finding> {
             "no guest can run without it",
         )),
     }
+    findings.push(judge_executor(&plan));
     findings.push(match plan.try_compiler() {
         Ok(()) => Finding::new(
             "compiler",
             Verdict::Ok,
-            format!("Cranelift for {}", std::env::consts::ARCH),
+            match machine.executor {
+                Executor::Native => format!("Cranelift for {}", std::env::consts::ARCH),
+                Executor::Pulley32 => "Cranelift for Pulley with 32 bits".to_owned(),
+                Executor::Pulley64 => "Cranelift for Pulley with 64 bits".to_owned(),
+            },
             "apps that no server has compiled are compiled here, in a child process of their own",
         ),
         Err(error) => {
@@ -118,6 +123,20 @@ fn machine() -> Vec<Finding> {
         }
     });
     findings
+}
+
+/// What runs the guests' code.
+fn judge_executor(plan: &Plan) -> Finding {
+    let arch = std::env::consts::ARCH;
+    if plan.machine.executor == Executor::Native {
+        return Finding::new("executor", Verdict::Ok, arch, "guests are run by the processor");
+    }
+    let value = "Pulley";
+    if let Err(error) = plan.try_executor() {
+        return Finding::new("executor", Verdict::Fail, value, error.to_string());
+    }
+    let why = format!("guests are interpreted, many times slower than native code for {arch}");
+    Finding::new("executor", Verdict::Warn, value, why)
 }
 
 fn judge_machine(machine: &Machine) -> Vec<Finding> {
@@ -162,6 +181,9 @@ fn judge_machine(machine: &Machine) -> Vec<Finding> {
 
 fn judge_plan(wish: &Plan, plan: &Plan) -> Vec<Finding> {
     let class = match plan.class {
+        CodeClass::Wide if plan.machine.executor != Executor::Native => {
+            "each memory reserves all that it can address"
+        }
         CodeClass::Wide => "no bounds checks: each memory reserves all that it can address",
         CodeClass::Dense => "bounds checks: addresses are short, so that reservations are small",
         CodeClass::Tiny => "32 bits: memories are small and move when they grow",
@@ -309,6 +331,15 @@ mod tests {
     }
 
     #[test]
+    fn an_interpreted_machine_is_told_so() {
+        let found = examine_machine(Machine::probe().interpreted());
+        let named = |name: &str| found.iter().find(|finding| finding.name == name).unwrap();
+        let executor = named("executor");
+        assert_eq!((executor.verdict, executor.value.as_str()), (Verdict::Warn, "Pulley"));
+        assert!(named("compiler").value.contains("Pulley"), "{found:?}");
+    }
+
+    #[test]
     fn a_raspberry_pi_with_short_addresses_is_told_what_it_gets() {
         let machine = Machine {
             address_bits: 39,
@@ -316,6 +347,7 @@ mod tests {
             page_bytes: 4096,
             memory_bytes: 128 << 20,
             cores: 4,
+            executor: Executor::Native,
         };
         let found = judge_machine(&machine);
         let memory = found.iter().find(|finding| finding.name == "memory").unwrap();

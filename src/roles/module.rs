@@ -4,6 +4,8 @@ use std::path::Path;
 
 use edgeorc_runtime::{CompileError, Machine};
 
+use crate::config::Sandboxes;
+
 /// Checks that `wasm` is a module or component a node can run. Does not compile it.
 ///
 /// # Errors
@@ -13,8 +15,13 @@ pub fn inspect_module(wasm: &[u8]) -> Result<(), CompileError> {
     edgeorc_runtime::inspect(wasm).map(|_| ())
 }
 
-/// Compiles the module or component `input` for this machine into `output`, for sandboxes in
-/// addresses of at most `address_bits_max`.
+/// This machine, as the sandboxes are planned for it.
+pub(super) fn machine(sandboxes: Sandboxes) -> Machine {
+    let machine = Machine::probe().with_address_bits_max(sandboxes.address_bits_max);
+    if sandboxes.are_interpreted { machine.interpreted() } else { machine }
+}
+
+/// Compiles the module or component `input` for this machine into `output`.
 ///
 /// # Errors
 ///
@@ -22,10 +29,9 @@ pub fn inspect_module(wasm: &[u8]) -> Result<(), CompileError> {
 pub fn compile_module(
     input: &Path,
     output: &Path,
-    address_bits_max: Option<u32>,
+    sandboxes: Sandboxes,
 ) -> Result<(), CompileError> {
-    let machine = Machine::probe().with_address_bits_max(address_bits_max);
-    edgeorc_runtime::compile_file_for(machine, input, output)
+    edgeorc_runtime::compile_file_for(machine(sandboxes), input, output)
 }
 
 /// Whether the module itself was refused, so that the same bytes will be refused again.

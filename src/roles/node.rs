@@ -186,7 +186,8 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         bookmark_interval: BOOKMARKS,
         cancel: base.tasks.token().clone(),
     });
-    let sharing = compiled::sharing(&base.dir, &base.membership.identity, &base.compiler);
+    let sharing =
+        compiled::sharing(&base.dir, &base.membership.identity, &base.compiler, &base.settings);
     let router = api.router().merge(api.compiled(sharing));
     let as_user = |user: &str| client::in_process(router.clone(), user, &["system:masters"]);
     let authority = base
@@ -247,7 +248,8 @@ fn start_agent(
     let keyvalue = Arc::new(ClusterKeyValue::default());
     let mut config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
     config.keyvalue = keyvalue.clone();
-    config.address_bits_max = base.settings.address_bits_max;
+    config.address_bits_max = base.settings.sandboxes.address_bits_max;
+    config.is_interpreted = base.settings.sandboxes.are_interpreted;
     let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");

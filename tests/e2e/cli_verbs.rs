@@ -126,6 +126,8 @@ fn doctor_and_version_need_no_node_and_a_bad_log_filter_is_named() {
         succeed(command.args(args))
     };
     assert!(doctor(&[]).contains("addressBits"));
+    assert!(doctor(&[]).contains("guests are run by the processor"));
+    assert!(doctor(&["--pulley"]).contains("guests are interpreted"));
     let found: Value = serde_json::from_str(&doctor(&["-o", "json"])).unwrap();
     assert!(found["findings"].as_array().unwrap().len() > 10, "{found}");
     let version = succeed(edgeorc().args(["version", "--client", "-o", "json"]));

@@ -294,3 +294,17 @@ fn samples_in_other_languages_serve_and_log() {
         if words.iter().all(|word| log.contains(word)) { Ok(()) } else { Err(log) }
     });
 }
+
+#[test]
+fn hello_is_served_by_a_node_that_interprets() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = Block::take().address(1);
+    let flags = ["--pulley", "--address-bits-max", "32"];
+    let node = Node::start_with(folder.path(), "one", address, None, &flags);
+    node.wait_ready();
+    let file = crate::support::hello();
+    succeed(&mut node.edgeorc(&["deploy", file.to_str().unwrap(), "--name", "hello"]));
+    let answer = answered(node.ingress(), "hello.default.localhost", "/");
+    assert!(answer.starts_with("Hello from pod hello-"), "{answer}");
+    assert!(node.process.stderr().contains("interpreted by Pulley"));
+}

@@ -176,12 +176,24 @@ impl Node {
         address: IpAddr,
         join: Option<(&Node, &str)>,
     ) -> Self {
+        Self::start_with(folder, name, address, join, &[])
+    }
+
+    /// The same with further flags.
+    pub(crate) fn start_with(
+        folder: &Path,
+        name: &str,
+        address: IpAddr,
+        join: Option<(&Node, &str)>,
+        flags: &[&str],
+    ) -> Self {
         let data_dir = folder.join(name);
         let mut command = edgeorc();
         command
             .args(["node", "start", "--node-name", name, "--bind-address", &address.to_string()])
             .arg("--data-dir")
-            .arg(&data_dir);
+            .arg(&data_dir)
+            .args(flags);
         if let Some((server, token)) = join {
             command.args(["--join", &format!("https://{}:{API_PORT}", server.address)]);
             command.args(["--token", token]);

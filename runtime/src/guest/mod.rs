@@ -31,7 +31,10 @@ use crate::limits::{Gauge, Gauges, MemoryLimiter};
 use crate::logs::{Channel, Log, LogStream};
 use crate::meter::{Burst, Meter, Pulse};
 use crate::network::PodNet;
+use crate::serve::Reuse;
 use crate::stdio::Pipes;
+use crate::tasks::Guests;
+use crate::tls::{Tls, Trust};
 use crate::types::{ContainerConfig, Exit, ExitReason};
 use crate::volumes::Quotas;
 use crate::wasm::WallClock;
@@ -59,6 +62,7 @@ pub(crate) struct Guest {
     buckets: Option<Arc<BTreeSet<String>>>,
     keyvalue: Arc<dyn KeyValue>,
     quotas: Quotas,
+    tls: Tls,
 }
 
 impl Guest {
@@ -75,6 +79,11 @@ impl Guest {
         self.burst.touch();
         let Self { table, net, taken, .. } = self;
         crate::sockets::SocketsView { table, net, taken }
+    }
+
+    /// Where it may block on files.
+    pub(crate) fn threads(&self) -> &Arc<Guests> {
+        self.net.guests()
     }
 
     /// Limits of the volumes that it sees.
@@ -96,6 +105,12 @@ impl Guest {
             granted: self.buckets.as_deref(),
             store: &self.keyvalue,
         }
+    }
+
+    /// What the host functions for TLS work on.
+    pub(crate) fn tls_and_table(&mut self) -> (&mut Tls, &mut ResourceTable) {
+        self.burst.touch();
+        (&mut self.tls, &mut self.table)
     }
 
     /// What the host functions for streams and pollables work on.
@@ -160,6 +175,10 @@ pub(crate) struct Template {
     pub(crate) values: Arc<WasiConfigVariables>,
     pub(crate) buckets: Option<Arc<BTreeSet<String>>>,
     pub(crate) quotas: Quotas,
+    /// Whom its TLS sessions trust.
+    pub(crate) trust: Arc<Trust>,
+    /// What is known of the component's instances.
+    pub(crate) reuse: Arc<Reuse>,
     /// Ends the container at once.
     pub(crate) kill: CancellationToken,
     /// Counts traps for the metrics.
@@ -217,6 +236,7 @@ impl Template {
             buckets: self.buckets.clone(),
             keyvalue: Arc::clone(&self.keyvalue),
             quotas: self.quotas.clone(),
+            tls: Tls::new(Arc::clone(&self.net), Arc::clone(&self.trust), Arc::clone(&self.meter)),
         };
         let mut store = Store::new(&self.engine, guest);
         store.set_hostcall_fuel(CALL_BYTES_MAX);

@@ -9,9 +9,12 @@
 //!   when nothing is in flight.
 //! - A trap drops its instance and fails its request. The container goes on, unless
 //!   [`TRAPS_IN_A_ROW_MAX`] instances in a row trap within [`TRAPS_WINDOW`].
+//! - A request runs twice only as [`reuse`] has it: its first try was the second request of an
+//!   instance of a component that has never answered a second one, and used nothing of its body.
 
 mod body;
 mod pipe;
+mod reuse;
 mod worker;
 
 use std::pin::Pin;
@@ -27,11 +30,14 @@ use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
 
 use self::body::Tracked;
 pub(crate) use self::body::{from_wasi, to_hyper, to_wasi};
 pub(crate) use self::pipe::serve_pipe;
+pub(crate) use self::reuse::Reuse;
+use self::reuse::{Spare, Turn};
 use self::worker::Workers;
 pub(crate) use self::worker::{Seed, instantiate};
 use crate::guest::{Template, exit_of_code};
@@ -162,26 +168,50 @@ impl HttpService {
             // HTTP/1.0 need not say it, WASI wants it.
             request.headers_mut().insert(HOST, http::HeaderValue::from_static("localhost"));
         }
-        let mut request = request.map(to_wasi);
+        let response = self.answer(request.map(to_wasi)).await?;
+        Ok(response.map(|body| Tracked::new(body, ticket).boxed_unsync()))
+    }
+
+    /// Finds an instance that answers.
+    async fn answer(
+        &self,
+        mut request: http::Request<WasiBody>,
+    ) -> Result<http::Response<WasiBody>, HttpError> {
+        let workers = self.handler.state();
+        let mut spare = None;
+        let mut retry = None;
+        if workers.may_be_single_use() {
+            let (kept, sent) = Spare::of(request);
+            (spare, request) = (Some(kept), sent);
+        }
         for _ in 0..INSTANCE_RETRIES_MAX {
-            let handled =
-                Entered { handle: &self.guests, future: self.handler.handle((), request) };
-            let error = match handled.await {
+            let turn = Turn::default();
+            let future = self.handler.handle(turn.clone(), request);
+            let error = match (Entered { handle: &self.guests, future }).await {
                 Ok(response) => {
-                    self.handler.state().answered();
-                    return Ok(response.map(|body| Tracked::new(body, ticket).boxed_unsync()));
+                    workers.answered(&turn, retry.as_ref());
+                    return Ok(response);
                 }
                 Err(error) => error,
             };
-            let back = error.downcast::<InstantiationError<()>>();
-            request = match back {
-                // No room for another instance: wait for one of the others.
-                Ok(refused) if self.handler.state().has_instances() => {
-                    refused.request.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+            let refused = match error.downcast::<InstantiationError<Turn>>() {
+                Ok(refused) => refused,
+                Err(error) => {
+                    let again = spare.take().filter(|_| turn.get() == 2);
+                    let Some(again) = again.and_then(Spare::into_request) else {
+                        return Err(HttpError::Guest(first_line(&error)));
+                    };
+                    retry = Some(workers.reuse().retry());
+                    request = again;
+                    continue;
                 }
-                Ok(refused) => return Err(HttpError::Guest(format!("{:#}", refused.error))),
-                Err(error) => return Err(HttpError::Guest(first_line(&error))),
             };
+            if !workers.has_instances() {
+                return Err(HttpError::Guest(format!("{:#}", refused.error)));
+            }
+            // No room for another instance: wait for one of the others.
+            request =
+                refused.request.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
             tokio::time::sleep(INSTANCE_RETRY_PAUSE).await;
         }
         Err(HttpError::Busy(Unsent::new(request.map(from_wasi))))

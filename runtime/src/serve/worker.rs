@@ -19,6 +19,7 @@ use wasmtime_wasi_http::handler::{
     WorkerStatus,
 };
 
+use super::reuse::{Retry, Reuse, Turn};
 use super::{TRAPS_IN_A_ROW_MAX, TRAPS_WINDOW};
 use crate::guest::{Guest, Template};
 use crate::meter::Burst;
@@ -32,6 +33,10 @@ const LAST_IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A request that took longer is given up together with its instance.
 const REQUEST_MAX: Duration = Duration::from_secs(600);
+
+/// What the log is told of a component whose instances answer one request.
+const ONE_REQUEST: &str = "the instances of this component answer one request each: from now on \
+    every request gets a fresh one, as with the annotation edgeorc.io/instances: fresh";
 
 /// The first instance, made when the container started.
 pub(crate) struct Seed {
@@ -100,8 +105,23 @@ impl Workers {
         self.shared.traps.lock().verdict.get_or_insert(exit);
     }
 
+    /// What is known of instances with a request behind them.
+    pub(super) fn reuse(&self) -> &Arc<Reuse> {
+        &self.template.reuse
+    }
+
+    /// Whether instances may turn out to answer one request each. Those of WASI 0.3, which answer
+    /// several at the same time, do not.
+    pub(super) fn may_be_single_use(&self) -> bool {
+        matches!(self.pre, ProxyPre::P2(_)) && self.reuse().is_unknown()
+    }
+
     /// A response was given: traps before it are not in a row with those after it.
-    pub(super) fn answered(&self) {
+    pub(super) fn answered(&self, turn: &Turn, retry: Option<&Retry>) {
+        self.reuse().answered(turn);
+        if retry.is_some_and(Retry::helped) {
+            self.template.log.say(ONE_REQUEST);
+        }
         if self.shared.is_trapping.load(Ordering::Relaxed) {
             self.shared.is_trapping.store(false, Ordering::Relaxed);
             let mut traps = self.shared.traps.lock();
@@ -207,6 +227,7 @@ impl HandlerState for Workers {
                     Proxy::P2(_) => 1,
                     Proxy::P3(_) => P3_CONCURRENCY_MAX,
                 },
+                requests: AtomicUsize::new(0),
                 requests_max: if self.template.config().fresh_instance_per_request {
                     1
                 } else {
@@ -298,6 +319,8 @@ impl WorkerExpiration for Expiration {
 pub(super) struct Worker {
     template: Arc<Template>,
     concurrency: usize,
+    /// Requests that it has taken.
+    requests: AtomicUsize,
     /// Requests that it takes in its life.
     requests_max: usize,
     burst: Arc<Burst>,
@@ -309,10 +332,10 @@ pub(super) struct Worker {
 
 impl WorkerState for Worker {
     type StoreData = Guest;
-    type RequestData = ();
+    type RequestData = Turn;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        let is_used_up = total >= self.requests_max;
+        let is_used_up = total >= self.requests_max || (total > 0 && self.template.reuse.is_off());
         let is_full = self.held.load(Ordering::Relaxed) > self.memory_mark;
         if is_used_up || is_full {
             ShouldAccept::Never
@@ -326,9 +349,10 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _store: StoreContextMut<'_, Guest>,
-        (): (),
+        turn: Turn,
         _task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        turn.set(self.requests.fetch_add(1, Ordering::Relaxed) + 1);
         self.burst.touch();
         Box::pin(RequestMark { burst: Arc::clone(&self.burst) })
     }
@@ -341,8 +365,13 @@ impl WorkerState for Worker {
         {
             let exit = crate::guest::exit_of_error(&store, &error);
             self.template.trapped(&exit);
-            let is_last_straw =
-                exit.reason != ExitReason::Completed && self.member.shared.trapped(exit);
+            // It may be one of those that answer one request: then another instance will answer.
+            let is_second = self.requests.load(Ordering::Relaxed) == 2
+                && self.concurrency == 1
+                && self.template.reuse.is_unknown();
+            let is_last_straw = exit.reason != ExitReason::Completed
+                && !is_second
+                && self.member.shared.trapped(exit);
             if is_last_straw {
                 self.template.kill().cancel();
             }

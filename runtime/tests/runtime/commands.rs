@@ -37,6 +37,25 @@ async fn a_core_module_prints_and_exits_with_its_code() {
 }
 
 #[tokio::test]
+async fn a_component_exits_with_its_code() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    for (app_name, verb, code, reason) in [
+        ("probe", "exit", 3, ExitReason::Error),
+        ("probe", "exit-with-code", 250, ExitReason::Error),
+        ("probe", "exit-with-code", 0, ExitReason::Completed),
+        ("probe-p3", "exit-with-code", 4, ExitReason::Error),
+    ] {
+        let mut config = node.container("exits", app(app_name));
+        config.args.extend([verb.to_owned(), code.to_string()]);
+        let container = pod.start(config).await.unwrap();
+        let exit = exit(&container).await;
+        assert_eq!((exit.code, exit.reason), (code, reason), "{app_name} {verb}");
+        assert_eq!(exit.message, "");
+    }
+}
+
+#[tokio::test]
 async fn a_command_of_a_real_toolchain_sees_its_arguments() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;

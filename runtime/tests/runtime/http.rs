@@ -259,3 +259,53 @@ async fn nobody_at_an_address_is_a_refusal_with_the_request_inside() {
         }
     }
 }
+
+#[tokio::test]
+async fn components_whose_instances_answer_one_request_lose_none() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("once", app("once"))).await.unwrap();
+    for _ in 0..20 {
+        let (status, text) = node.get(HELLO, "/").await.unwrap();
+        assert_eq!((status, text.as_str()), (200, "Hello, once\n"));
+    }
+    // The body goes to the instance that answers.
+    for _ in 0..5 {
+        assert_eq!(node.send(HELLO, "/echo", "some body").await.unwrap().1, "some body");
+    }
+    node.logged("once", "answer one request each").await;
+    assert_eq!(node.log("once").matches("answer one request each").count(), 1);
+    container.stop(Duration::from_secs(1)).await;
+    // It is known by now: another container of it has no traps.
+    let pod = node.pod("10.0.0.2").await;
+    pod.start(node.container("again", app("once"))).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(node.get("10.0.0.2:8080", "/").await.unwrap().0, 200);
+    }
+    assert_eq!(node.log("again"), "");
+}
+
+#[tokio::test]
+async fn many_requests_at_once_lose_none_either() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("once", app("once"))).await.unwrap();
+    for _ in 0..5 {
+        let requests = (0..20).map(|_| node.send(HELLO, "/echo", "some body"));
+        for response in futures_util::future::join_all(requests).await {
+            assert_eq!(response.unwrap(), (200, "some body".to_owned()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_traps_anywhere_is_not_taken_for_a_second_one() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    pod.start(node.container("hello", app("hello"))).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(node.get(HELLO, "/").await.unwrap().0, 200);
+        assert!(matches!(node.get(HELLO, "/trap").await, Err(HttpError::Guest(_))));
+    }
+    assert!(!node.log("hello").contains("answer one request each"));
+}

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use edgeorc_runtime::{
-    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, MemoryKeyValue, Mount, Pod,
-    PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime, compile_file,
+    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, Machine, MemoryKeyValue, Mount,
+    Pod, PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime,
+    compatibility_hash_for, compile_file_for,
 };
 use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;
@@ -20,7 +21,10 @@ use tempfile::TempDir;
 /// Nothing here takes longer unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A mesh of one node: every address is a pod here.
+/// An address whose ports are those of this machine's loopback: what a guest finds outside.
+pub(crate) const OUTSIDE: &str = "192.0.2.1";
+
+/// A mesh of one node: every other address is a pod here.
 struct OneNode {
     network: Arc<VirtualNetwork>,
     names: BTreeMap<String, Vec<IpAddr>>,
@@ -29,6 +33,10 @@ struct OneNode {
 #[async_trait]
 impl Uplink for OneNode {
     async fn connect(&self, _from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
+        if to.ip() == ip(OUTSIDE) {
+            let host = SocketAddr::new(ip("127.0.0.1"), to.port());
+            return Ok(Box::new(tokio::net::TcpStream::connect(host).await?));
+        }
         self.network.connect(to).await
     }
 
@@ -190,15 +198,25 @@ pub(crate) async fn exit(container: &Arc<dyn Container>) -> edgeorc_runtime::Exi
 
 /// Compiles, or takes what another test of this build compiled.
 fn compiled(wasm: &[u8]) -> PathBuf {
+    compiled_for(Machine::probe(), wasm)
+}
+
+/// The same for the interpreter, in addresses of at most so many bits.
+pub(crate) fn interpreted(bits: Option<u32>, wasm: &[u8]) -> PathBuf {
+    compiled_for(Machine::probe().with_address_bits_max(bits).interpreted(), wasm)
+}
+
+fn compiled_for(machine: Machine, wasm: &[u8]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // Another build of this program may compile differently.
     static BUILD: LazyLock<String> = LazyLock::new(|| {
         let program = std::fs::metadata(std::env::current_exe().unwrap()).unwrap();
-        format!("{:?} {}", program.modified().unwrap(), edgeorc_runtime::compatibility_hash())
+        format!("{:?}", program.modified().unwrap())
     });
     let mut key = Sha256::new();
     key.update(wasm);
     key.update(BUILD.as_bytes());
+    key.update(compatibility_hash_for(machine));
     let name: String = key.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (input, output) =
@@ -206,7 +224,7 @@ fn compiled(wasm: &[u8]) -> PathBuf {
     let _one = ONE_AT_A_TIME.lock();
     if !output.exists() {
         std::fs::write(&input, wasm).unwrap();
-        compile_file(&input, &output).unwrap();
+        compile_file_for(machine, &input, &output).unwrap();
     }
     output
 }

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use wasi_preview1_component_adapter_provider::{
-    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
-    WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
 use wit_component::ComponentEncoder;
 
-use crate::check;
+use crate::{adapt, check};
 
 /// What becomes of a core module.
 #[derive(Clone, Copy)]
@@ -41,7 +40,10 @@ pub const GUESTS: &[Guest] = &[
     Guest { name: "sidecar", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
     Guest { name: "agnhost", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },
     Guest { name: "httpd", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
+    Guest { name: "once", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
     Guest { name: "pause", kind: Kind::Command, world: "wasi:cli/run@0.2." },
+    Guest { name: "probe", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },
+    Guest { name: "probe-p3", kind: Kind::Reactor, world: "wasi:cli/run@0.3." },
     Guest { name: "ticker", kind: Kind::CoreModule, world: "_start" },
 ];
 
@@ -52,11 +54,15 @@ impl Guest {
         let path = modules.join(format!("{}.wasm", self.name.replace('-', "_")));
         let module = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let bytes = match self.kind {
-            Kind::Command => adapt(&module, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)?,
-            Kind::Reactor => adapt(&module, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)?,
+            Kind::Command => adapted(&module, true)?,
+            // Programs of ours that are linked as libraries keep their exit code as well.
+            Kind::Reactor if self.world.starts_with("wasi:cli/run@0.2.") => {
+                adapted(&module, false)?
+            }
+            Kind::Reactor => for_any_runtime(&module)?,
             Kind::CoreModule => {
                 // The runtime will adapt it; see now that this can succeed.
-                adapt(&module, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)?;
+                adapted(&module, true)?;
                 module
             }
         };
@@ -76,11 +82,17 @@ impl Guest {
     }
 }
 
-fn adapt(module: &[u8], adapter: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// As the runtime does it with core modules: exit codes are kept, by what only WASI 0.2.12 has.
+fn adapted(module: &[u8], is_command: bool) -> anyhow::Result<Vec<u8>> {
+    adapt::to_component(module, is_command).map_err(anyhow::Error::msg)
+}
+
+/// With the adapter as it is.
+fn for_any_runtime(module: &[u8]) -> anyhow::Result<Vec<u8>> {
     ComponentEncoder::default()
         .validate(true)
         .module(module)?
-        .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter)?
+        .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)?
         .encode()
 }
 

@@ -9,6 +9,8 @@
 //!
 //! All are run with `wasm-apps` as the working folder. A file whose content stays is not written.
 
+#[path = "../../../runtime/src/adapt.rs"]
+mod adapt;
 mod check;
 mod embedded;
 mod guests;

@@ -5,7 +5,7 @@
 //   else      404
 //
 // It exports the handler itself. The other way, `addEventListener('fetch', …)`, makes components that
-// can answer one request only: their pods need the annotation `edgeorc.io/instances: fresh`.
+// whose instances answer one request each; the node finds that out, see docs/guests.md.
 
 import { getEnvironment } from 'wasi:cli/environment@0.2.12';
 import { Fields, OutgoingBody, OutgoingResponse, ResponseOutparam } from 'wasi:http/types@0.2.12';

@@ -1,0 +1,33 @@
+//! What a test asks of WASI 0.2, by the first argument:
+//!
+//! ```text
+//! tls HOST PORT NAME   a session with the server NAME: sends "hello", prints what comes back
+//! exit CODE            ends with this exit code, as programs in Rust do
+//! exit-with-code CODE  ends with it as WASI 0.2.12 has it
+//! ```
+
+mod tls;
+
+use wasip2::cli::environment::get_arguments;
+use wasip2::cli::exit;
+
+wasip2::cli::command::export!(Probe);
+
+struct Probe;
+
+impl wasip2::exports::cli::run::Guest for Probe {
+    fn run() -> Result<(), ()> {
+        let args = get_arguments();
+        let args: Vec<_> = args.iter().skip(1).map(String::as_str).collect();
+        let done = match args.as_slice() {
+            ["tls", host, port, name] => tls::session(host, port, name),
+            ["exit", code] => std::process::exit(code.parse().unwrap_or(255)),
+            ["exit-with-code", code] => {
+                exit::exit_with_code(code.parse().unwrap_or(255));
+                Ok(())
+            }
+            _ => Err("wrong arguments".to_owned()),
+        };
+        done.map_err(|words| eprintln!("probe: {words}"))
+    }
+}
