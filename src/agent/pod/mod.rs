@@ -23,6 +23,7 @@ pub(crate) mod env;
 mod env_test;
 mod grpc;
 mod hooks;
+mod http_get;
 pub(crate) mod mirror;
 pub(crate) mod names;
 pub(crate) mod objects;

@@ -273,6 +273,9 @@ impl Worker {
             Verdict::Unhealthy(why) => {
                 return self.event_of(at, EventType::Warning, "Unhealthy", why);
             }
+            Verdict::Suspicious(why) => {
+                return self.event_of(at, EventType::Warning, "ProbeWarning", why);
+            }
             Verdict::Kill { probe, grace } => {
                 record.is_ready = false;
                 let name = record.name.clone();

@@ -236,6 +236,9 @@ impl Worker {
         let log_path = self.dir.log_file(&plan.name, run);
         self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
+        for what in env::skipped(&pod, &plan.spec, &prepared.sources) {
+            self.event_of(at, EventType::Warning, "InvalidEnvironmentVariableNames", what);
+        }
         let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
         mounts
             .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);

@@ -210,6 +210,24 @@ impl PodState {
         self.outcome.is_some() || self.is_terminating
     }
 
+    /// How a pod ended that was deleted, once nothing of it runs any more; `None` if it never began.
+    pub(crate) fn outcome_of_deletion(&self) -> Option<Outcome> {
+        let mains = self.containers.iter().filter(|c| c.role == Role::Main);
+        let codes: Option<Vec<i32>> = mains
+            .map(|main| match &main.state {
+                RunState::Ended(ended) => Some(ended.code),
+                // It waits for its next run, which it will not have.
+                RunState::Waiting { .. } => main.last.as_ref().map(|last| last.code),
+                RunState::Running { .. } => None,
+            })
+            .collect();
+        Some(if codes?.into_iter().all(|code| code == 0) {
+            Outcome::Succeeded
+        } else {
+            Outcome::Failed { reason: None, message: String::new() }
+        })
+    }
+
     /// Whether every container that is to stay is ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.containers.iter().all(|c| !c.counts_for_readiness() || c.is_ready)

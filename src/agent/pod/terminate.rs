@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::agent::pod::api::PodApiError;
-use crate::agent::pod::plan::{Role, deletion_grace};
+use crate::agent::pod::plan::{Role, deletion_grace, is_terminal};
 use crate::agent::pod::worker::Worker;
 use crate::client::EventType;
 
@@ -42,6 +42,10 @@ impl Worker {
             drained_at = Instant::now() + DRAIN;
         }
         self.stop_all(ends_at.saturating_duration_since(Instant::now()), drained_at).await;
+        // As kubelet: whoever watches sees how it ended before it is gone.
+        if self.state.outcome.is_none() && !is_terminal(&pod) {
+            self.state.outcome = self.state.outcome_of_deletion();
+        }
         self.publish();
         if !is_gone {
             self.until_written(UNREADY_WRITE_MAX).await;

@@ -1,0 +1,2 @@
+//! What a pod's status says, from what its worker knows.
+use super::*;
