@@ -368,6 +368,7 @@ mod tests {
                 ran: Duration::ZERO,
                 is_started: false,
                 is_ready: false,
+                is_in_post_start: false,
             }],
             ips: Vec::new(),
             host_ips: Vec::new(),
@@ -418,9 +419,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_parameter_says_which_part_is_shown() {
-        let lines: String = (1..=4)
-            .map(|n| format!("2026-01-01T00:00:0{n}.5Z stderr F line {n}\n"))
-            .collect();
+        let lines: String =
+            (1..=4).map(|n| format!("2026-01-01T00:00:0{n}.5Z stderr F line {n}\n")).collect();
         for (query, wanted) in [
             ("", "line 1\nline 2\nline 3\nline 4\n"),
             ("tailLines=2", "line 3\nline 4\n"),

@@ -206,9 +206,17 @@ mod tests {
             assert_eq!(check(fine), (200, String::new()));
         }
         for (pairs, code, part) in [
-            (&[("tailLines", "-1")][..], 422, "tailLines: Invalid value: -1: must be greater than or equal to 0"),
+            (
+                &[("tailLines", "-1")][..],
+                422,
+                "tailLines: Invalid value: -1: must be greater than or equal to 0",
+            ),
             (&[("limitBytes", "0")], 422, "limitBytes: Invalid value: 0: must be greater than 0"),
-            (&[("sinceSeconds", "0")], 422, "sinceSeconds: Invalid value: 0: must be greater than 0"),
+            (
+                &[("sinceSeconds", "0")],
+                422,
+                "sinceSeconds: Invalid value: 0: must be greater than 0",
+            ),
             (
                 &[("sinceSeconds", "1"), ("sinceTime", "2026-01-01T00:00:00Z")],
                 422,

@@ -161,7 +161,9 @@ fn keys_of_secrets_are_skipped_too_and_missing_ones_are_not_told() {
     .unwrap();
     assert_eq!(
         skipped(&pod(), &container, &sources),
-        ["Keys [a=b] from the EnvFrom secret shop/s were skipped since they are considered invalid environment variable names."]
+        [
+            "Keys [a=b] from the EnvFrom secret shop/s were skipped since they are considered invalid environment variable names."
+        ]
     );
     let env = environment(&pod(), &container, &sources).unwrap();
     assert!(env.contains(&("c".to_owned(), "x".to_owned())), "{env:?}");

@@ -256,9 +256,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_redirect_is_followed_on_the_same_host_and_a_warning_on_another() {
-        for location in
-            ["/end", "http://10.0.0.1/end", "//10.0.0.1:80/end", "../end#top", "http://10.0.0.1:81/end"]
-        {
+        for location in [
+            "/end",
+            "http://10.0.0.1/end",
+            "//10.0.0.1:80/end",
+            "../end#top",
+            "http://10.0.0.1:81/end",
+        ] {
             for (status, wanted) in [(200, true), (500, false)] {
                 let site = site(&[
                     ("80/a/b", 302, location),
@@ -321,9 +325,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_supported_is_said() {
         let site = site(&[("80/a/b", 200, "")]);
-        for (more, word) in
-            [(json!({"scheme": "HTTPS"}), "scheme HTTPS"), (json!({"host": "example.org"}), "a host")]
-        {
+        for (more, word) in [
+            (json!({"scheme": "HTTPS"}), "scheme HTTPS"),
+            (json!({"host": "example.org"}), "a host"),
+        ] {
             let refused = ask(&site, more).await.unwrap_err();
             assert!(matches!(&refused, Miss::Failed(why) if why.contains(word)), "{refused:?}");
         }

@@ -15,6 +15,7 @@
 //! - The status is a function of the worker's state; the writer sends it only when it differs.
 
 pub(crate) mod api;
+mod arrive;
 pub(crate) mod backoff;
 mod changes;
 pub(crate) mod decide;

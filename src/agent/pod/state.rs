@@ -62,6 +62,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) is_started: bool,
     /// Its readiness probe passes, or it has none and runs.
     pub(crate) is_ready: bool,
+    /// Its postStart hook runs, or has failed.
+    pub(crate) is_in_post_start: bool,
 }
 
 impl ContainerRecord {
@@ -87,6 +89,7 @@ impl ContainerRecord {
             ran: Duration::ZERO,
             is_started: false,
             is_ready: false,
+            is_in_post_start: false,
         }
     }
 
@@ -97,6 +100,7 @@ impl ContainerRecord {
         }
         self.is_started = false;
         self.is_ready = false;
+        self.is_in_post_start = false;
         self.state = RunState::Waiting { reason, message: message.into() };
     }
 
@@ -110,6 +114,7 @@ impl ContainerRecord {
         };
         self.is_started = false;
         self.is_ready = false;
+        self.is_in_post_start = false;
         self.state = RunState::Ended(Ended {
             code,
             reason: reason.to_owned(),

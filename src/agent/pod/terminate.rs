@@ -16,6 +16,8 @@ use crate::client::EventType;
 const DRAIN: Duration = Duration::from_millis(300);
 /// Longest wait for the API to take "not ready".
 const UNREADY_WRITE_MAX: Duration = Duration::from_secs(1);
+/// Time that pulls get to let go: they end at their next wait.
+const FETCHES_GRACE: Duration = Duration::from_secs(1);
 /// Grace of a pod that has vanished from the API.
 pub(super) const GONE_GRACE: Duration = Duration::from_secs(2);
 /// First and longest pause between two tries to remove the pod from the API.
@@ -69,7 +71,10 @@ impl Worker {
     /// all within one grace time. No container is stopped before `not_before`.
     pub(super) async fn stop_all(&mut self, grace: Duration, not_before: Instant) {
         let ends_at = Instant::now() + grace;
-        self.fetches.shutdown(Duration::ZERO).await;
+        self.fetches.shutdown(FETCHES_GRACE).await;
+        for running in self.running.iter().flatten() {
+            running.probes.cancel();
+        }
         self.replaced.fill(false);
         let is_last = |role| matches!(role, Role::Main | Role::Ephemeral);
         let (mains, others): (Vec<usize>, Vec<usize>) = (0..self.plan.containers.len())

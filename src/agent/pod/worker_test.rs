@@ -25,4 +25,4 @@ mod restarts;
 #[path = "worker_test/starting.rs"]
 mod starting;
 
-use harness::{PATIENCE, World, of, root, waiting};
+use harness::{PATIENCE, World, is, of, root, waiting};

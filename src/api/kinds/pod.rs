@@ -184,9 +184,8 @@ impl Shown {
             restarts: counted.iter().filter_map(|s| int_at(s, "/restartCount")).sum(),
             last_restart: counted.iter().filter_map(finished).max(),
         };
-        let is_gated = |c: &Value| {
-            text_at(c, "/type") == "PodScheduled" && text_at(c, "/reason") == GATED.0
-        };
+        let is_gated =
+            |c: &Value| text_at(c, "/type") == "PodScheduled" && text_at(c, "/reason") == GATED.0;
         if items_at(pod, "/status/conditions").iter().any(is_gated) {
             GATED.0.clone_into(&mut shown.reason);
         }
@@ -328,7 +327,9 @@ mod tests {
         pod["spec"]["nodeName"] = json!("n");
         assert_eq!(
             texts(&pod),
-            ["spec.nodeName: Forbidden: nodeName cannot be set until all schedulingGates have been cleared"]
+            [
+                "spec.nodeName: Forbidden: nodeName cannot be set until all schedulingGates have been cleared"
+            ]
         );
         let mut plain = json!({"spec": {"containers": [{"name": "a", "image": "x"}]}});
         prepare_create(&mut plain);

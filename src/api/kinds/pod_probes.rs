@@ -65,8 +65,9 @@ pub(super) fn validate(container: &Value, grace: i64, field: &str, errors: &mut 
             && !(0..=grace).contains(&seconds)
         {
             let field = format!("{field}.sleep.seconds");
-            let detail =
-                format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+            let detail = format!(
+                "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
+            );
             errors.invalid(field, &json!(seconds), &detail);
         }
     }
@@ -128,7 +129,11 @@ fn validate_handler(handler: &Value, known: &[&str], field: &str, errors: &mut E
         errors.required(format!("{field}.exec.command"));
     }
     for key in ["httpGet", "tcpSocket", "grpc"].into_iter().filter(|key| named.contains(key)) {
-        validate_port(handler.pointer(&format!("/{key}/port")), &format!("{field}.{key}.port"), errors);
+        validate_port(
+            handler.pointer(&format!("/{key}/port")),
+            &format!("{field}.{key}.port"),
+            errors,
+        );
     }
     if named.contains(&"httpGet") {
         let scheme = handler.pointer("/httpGet/scheme").unwrap_or(&Value::Null);
@@ -221,7 +226,9 @@ mod tests {
         assert_eq!(readiness(json!({"successThreshold": 2})), Vec::<String>::new());
         assert_eq!(
             readiness(json!({"terminationGracePeriodSeconds": 5})),
-            ["c.readinessProbe.terminationGracePeriodSeconds: Invalid value: 5: must not be set for readinessProbes"]
+            [
+                "c.readinessProbe.terminationGracePeriodSeconds: Invalid value: 5: must not be set for readinessProbes"
+            ]
         );
     }
 
@@ -234,7 +241,10 @@ mod tests {
                 ".tcpSocket: Forbidden: may not specify more than 1 handler type",
             ),
             (json!({"exec": {}}), ".exec.command: Required value"),
-            (json!({"tcpSocket": {"port": 0}}), ".tcpSocket.port: Invalid value: 0: must be between 1 and 65535, inclusive"),
+            (
+                json!({"tcpSocket": {"port": 0}}),
+                ".tcpSocket.port: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ),
             (
                 json!({"httpGet": {"port": 1, "scheme": "GOPHER"}}),
                 ".httpGet.scheme: Unsupported value: \"GOPHER\": supported values: \"HTTP\", \"HTTPS\"",
@@ -250,18 +260,25 @@ mod tests {
         let header = json!({"httpGet": {"port": 1, "scheme": "HTTP", "httpHeaders": [
             {"name": "X-Fine", "value": ""}, {"name": "not one", "value": ""}]}});
         let found = texts(&json!({"readinessProbe": header}));
-        assert!(found[0].starts_with("c.readinessProbe.httpGet.httpHeaders[1].name: Invalid value"));
+        assert!(
+            found[0].starts_with("c.readinessProbe.httpGet.httpHeaders[1].name: Invalid value")
+        );
         assert_eq!(found.len(), 1, "{found:?}");
-        let found = texts(&json!({"readinessProbe": {"tcpSocket": {"port": 1}, "periodSeconds": -1}}));
+        let found =
+            texts(&json!({"readinessProbe": {"tcpSocket": {"port": 1}, "periodSeconds": -1}}));
         assert_eq!(
             found,
-            ["c.readinessProbe.periodSeconds: Invalid value: -1: must be greater than or equal to 0"]
+            [
+                "c.readinessProbe.periodSeconds: Invalid value: -1: must be greater than or equal to 0"
+            ]
         );
     }
 
     #[test]
     fn a_hook_does_not_sleep_longer_than_the_grace() {
-        let sleep = |seconds: i64| texts(&json!({"lifecycle": {"preStop": {"sleep": {"seconds": seconds}}}}));
+        let sleep = |seconds: i64| {
+            texts(&json!({"lifecycle": {"preStop": {"sleep": {"seconds": seconds}}}}))
+        };
         assert_eq!(sleep(30), Vec::<String>::new());
         for seconds in [-1, 31] {
             assert_eq!(

@@ -48,9 +48,7 @@ mod tests {
     #[test]
     fn the_class_follows_from_requests_and_limits_of_all_containers() {
         let full = |cpu: &str, memory: &str| json!({"cpu": cpu, "memory": memory});
-        let both = |requests: Value, limits: Value| {
-            json!({"resources": {"requests": requests, "limits": limits}})
-        };
+        let both = |requests: Value, limits: Value| json!({"resources": {"requests": requests, "limits": limits}});
         let equal = both(full("1", "1Gi"), full("1000m", "1024Mi"));
         let nothing = json!({});
         let cases = [

@@ -325,7 +325,9 @@ mod tests {
         let never = json!([{"name": "i", "image": "x", "restartPolicy": "Never"}]);
         assert_eq!(
             with(&json!({"initContainers": never})),
-            ["spec.initContainers[0].restartPolicy: Unsupported value: \"Never\": supported values: \"Always\""]
+            [
+                "spec.initContainers[0].restartPolicy: Unsupported value: \"Never\": supported values: \"Always\""
+            ]
         );
         let main = json!([{"name": "a", "image": "x", "restartPolicy": "Always"}]);
         assert_eq!(
@@ -338,7 +340,9 @@ mod tests {
     fn a_deadline_is_positive_and_requests_are_not_above_limits() {
         assert_eq!(
             with(&json!({"activeDeadlineSeconds": 0})),
-            ["spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive"]
+            [
+                "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive"
+            ]
         );
         let resources = |request: &str| {
             json!({"containers": [{"name": "a", "image": "x", "resources": {
@@ -347,7 +351,9 @@ mod tests {
         assert_eq!(with(&resources("65536Ki")), Vec::<String>::new());
         assert_eq!(
             with(&resources("65Mi")),
-            ["spec.containers[0].resources.requests: Invalid value: \"65Mi\": must be less than or equal to memory limit of 64Mi"]
+            [
+                "spec.containers[0].resources.requests: Invalid value: \"65Mi\": must be less than or equal to memory limit of 64Mi"
+            ]
         );
     }
 }

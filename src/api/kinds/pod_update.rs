@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::field_error::Errors;
 use crate::api::json::{copy_key, int_at, is_empty, items_at, remove, set, text_at};
+use crate::api::kinds::pod_spec;
 
 const GATES: &str = "/spec/schedulingGates";
 const REQUIRED_TERMS: &str =
@@ -12,6 +13,11 @@ const REQUIRED_TERMS: &str =
 /// Checks that nothing else changes than what may: images, a deadline that comes sooner, more
 /// tolerations, fewer gates, and while there are gates, fewer nodes.
 pub(super) fn validate(old: &Value, new: &Value, errors: &mut Errors) {
+    // One that was stored by an older server may lack what is filled in today.
+    let (mut old, mut new) = (old.clone(), new.clone());
+    pod_spec::default(&mut old);
+    pod_spec::default(&mut new);
+    let (old, new) = (&old, &new);
     validate_deadline(old, new, errors);
     validate_tolerations(old, new, errors);
     validate_gates(old, new, errors);
@@ -107,7 +113,8 @@ fn validate_gates(old: &Value, new: &Value, errors: &mut Errors) {
     let had: Vec<&str> = items_at(old, GATES).iter().map(|gate| text_at(gate, "/name")).collect();
     for gate in items_at(new, GATES).iter().map(|gate| text_at(gate, "/name")) {
         if !had.contains(&gate) {
-            let detail = format!("only deletion is allowed, but found new scheduling gate '{gate}'");
+            let detail =
+                format!("only deletion is allowed, but found new scheduling gate '{gate}'");
             errors.forbidden("spec.schedulingGates", &detail);
         }
     }
@@ -173,6 +180,7 @@ mod tests {
             json!({"containers": [{"name": "a", "image": "y"}]}),
             json!({"initContainers": [{"name": "i", "image": "y"}]}),
             json!({"volumes": []}),
+            json!({"dnsPolicy": "ClusterFirst"}),
         ];
         for change in allowed {
             assert_eq!(texts(&json!({}), &change), Vec::<String>::new(), "{change}");
@@ -223,7 +231,9 @@ mod tests {
         for change in [json!([]), json!([{"key": "b", "effect": "NoExecute"}])] {
             assert_eq!(
                 texts(&had, &of(change)),
-                ["spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds"]
+                [
+                    "spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds"
+                ]
             );
         }
     }
@@ -240,13 +250,16 @@ mod tests {
         }
         assert_eq!(
             texts(&had, &gates(&["x", "z"])),
-            ["spec.schedulingGates: Forbidden: only deletion is allowed, but found new scheduling gate 'z'"]
+            [
+                "spec.schedulingGates: Forbidden: only deletion is allowed, but found new scheduling gate 'z'"
+            ]
         );
         assert_eq!(texts(&had, &json!({"nodeSelector": {"c": "d"}})), Vec::<String>::new());
         let other = texts(&had, &json!({"nodeSelector": {"a": "c"}}));
         assert!(other[0].contains("only additions to spec.nodeSelector are allowed"), "{other:?}");
         let affinity = |names: &[&str]| {
-            let all: Vec<_> = names.iter().map(|n| json!({"key": n, "operator": "Exists"})).collect();
+            let all: Vec<_> =
+                names.iter().map(|n| json!({"key": n, "operator": "Exists"})).collect();
             json!({"schedulingGates": [{"name": "x"}], "affinity": {"nodeAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
                     {"matchExpressions": all}]}}}})

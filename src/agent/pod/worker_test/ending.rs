@@ -194,3 +194,38 @@ async fn a_pod_that_has_ended_gives_its_address_back() {
     let dir = Dirs::create(root.path().to_owned()).unwrap().pod("other");
     assert_eq!(world.shared.ipam.address("other", &dir).await.unwrap().to_string(), had);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_watches_a_deletion_sees_how_the_pod_ended() {
+    for (container, phase) in [("app", "Failed"), ("polite", "Succeeded")] {
+        let root = root();
+        let world = World::start(&root, json!({"spec": {"containers": [{"name": container}]}}));
+        world.ready().await;
+        world.delete(10);
+        world.journal.until("worker ended", 1).await;
+        let last = format!("status {phase} ready=false");
+        assert!(world.journal.position(&last) < world.journal.position("api delete"));
+        let status = world.api.statuses.borrow().clone();
+        let ended = of(&status, container).state.clone().unwrap().terminated.unwrap();
+        assert_eq!(ended.exit_code, if phase == "Failed" { 137 } else { 0 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_probed_any_more_once_the_pod_ends() {
+    let root = root();
+    let probe = |path: &str| json!({"httpGet": {"path": path, "port": 80}, "periodSeconds": 1});
+    let world = World::start(
+        &root,
+        json!({"spec": {"containers": [{"name": "stubborn",
+            "livenessProbe": probe("/live"), "readinessProbe": probe("/ready")}]}}),
+    );
+    world.ready().await;
+    world.delete(20);
+    world.journal.until("event Killing stubborn: Stopping container stubborn", 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = world.journal.count("GET /live") + world.journal.count("GET /ready");
+    world.journal.until("worker ended", 1).await;
+    let after = world.journal.count("GET /live") + world.journal.count("GET /ready");
+    assert_eq!(before, after);
+}

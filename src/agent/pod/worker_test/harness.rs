@@ -76,6 +76,7 @@ pub(super) struct OnePod {
     pub(super) journal: Journal,
     pub(super) seen: Mutex<Option<watch::Sender<Arc<Pod>>>>,
     pub(super) statuses: watch::Sender<PodStatus>,
+    pub(super) config_maps: Mutex<BTreeMap<String, ConfigMap>>,
 }
 
 impl OnePod {
@@ -125,8 +126,8 @@ impl PodApi for OnePod {
         self.journal.note(format!("event {reason} {}: {message}", container.unwrap_or("pod")));
     }
 
-    async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
-        Ok(None)
+    async fn config_map(&self, _: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError> {
+        Ok(self.config_maps.lock().get(name).cloned())
     }
 
     async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
@@ -227,9 +228,11 @@ impl Container for ScriptedContainer {
         // One that is called stubborn takes all the time it gets.
         let patience = if self.name.starts_with("stubborn") { grace } else { Duration::ZERO };
         let _ = tokio::time::timeout(patience, self.wait()).await;
+        // One that is called polite ends by itself when it is told to.
+        let code = if self.name.starts_with("polite") { 0 } else { 137 };
         self.exit.send_if_modified(|ended| {
             let is_first = ended.is_none();
-            ended.get_or_insert(exit(137));
+            ended.get_or_insert(exit(code));
             is_first
         });
         self.streams.lock().take();
@@ -339,6 +342,7 @@ impl World {
             journal: journal.clone(),
             seen: Mutex::new(Some(sender)),
             statuses: watch::channel(PodStatus::default()).0,
+            config_maps: Mutex::default(),
         });
         let net = Arc::new(Net {
             journal: journal.clone(),
@@ -459,6 +463,16 @@ pub(super) fn root() -> tempfile::TempDir {
 pub(super) fn of<'a>(status: &'a PodStatus, name: &str) -> &'a ContainerStatus {
     let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
     all.into_iter().find(|c| c.name == name).unwrap()
+}
+
+/// Whether the status tells of the container, and that it is as wanted.
+pub(super) fn is(
+    status: &PodStatus,
+    name: &str,
+    wanted: impl Fn(&ContainerStatus) -> bool,
+) -> bool {
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    all.into_iter().any(|c| c.name == name && wanted(c))
 }
 
 pub(super) fn waiting(container: &ContainerStatus) -> (String, String) {

@@ -100,3 +100,49 @@ async fn what_cannot_start_says_why_and_is_tried_again_if_that_can_help() {
     let ended = of(&status, "app").state.clone().unwrap().terminated.unwrap();
     assert_eq!((ended.exit_code, ended.reason.as_deref()), (128, Some("ContainerCannotRun")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_is_waited_for_and_keys_that_are_no_names_are_told() {
+    let root = root();
+    let world = World::start(
+        &root,
+        json!({"spec": {"containers": [{"name": "app",
+            "envFrom": [{"configMapRef": {"name": "settings"}}]}]}}),
+    );
+    let status = world
+        .status(|s| s.container_statuses.iter().flatten().any(|c| !waiting(c).1.is_empty()))
+        .await;
+    let (reason, message) = waiting(of(&status, "app"));
+    assert_eq!(reason, "CreateContainerConfigError");
+    assert_eq!(message, "configmap \"settings\" not found");
+    let map = serde_json::from_value(json!({"data": {"a=b": "1", "C": "2"}})).unwrap();
+    world.api.config_maps.lock().insert("settings".to_owned(), map);
+    world.ready().await;
+    let told = "event InvalidEnvironmentVariableNames app: Keys [a=b] from the EnvFrom configMap \
+                shop/settings were skipped since they are considered invalid environment variable \
+                names.";
+    assert_eq!(world.journal.count(told), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn mains_wait_as_pod_initializing_and_others_as_container_creating() {
+    for (inits, reason) in [
+        (json!([{"name": "init", "image": "endless"}]), "PodInitializing"),
+        (json!([]), "ContainerCreating"),
+    ] {
+        let root = root();
+        let world = World::start(
+            &root,
+            json!({"spec": {"initContainers": inits,
+                "containers": [{"name": "app", "image": "endless"}]}}),
+        );
+        let status = world.status(|s| s.container_statuses.is_some()).await;
+        assert_eq!(waiting(of(&status, "app")).0, reason);
+        assert_eq!(status.phase.as_deref(), Some("Pending"));
+        world.delete(30);
+        let since = Instant::now();
+        world.journal.until("worker ended", 1).await;
+        assert!(since.elapsed() < Duration::from_secs(5), "nothing runs that could take its time");
+        assert_eq!(world.journal.count("start app"), 0);
+    }
+}
