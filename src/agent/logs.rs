@@ -337,13 +337,24 @@ mod tests {
         runs: std::ops::Range<u32>,
         query: &str,
     ) -> (StatusCode, String) {
+        let lines = |run| format!("2026-01-01T00:00:30Z stdout F run {run}\n");
+        let logs = runs.map(|run| (run, lines(run))).collect();
+        answer_of(state, restart_count, logs, query).await
+    }
+
+    /// As [`answer`], with the text of each run's log.
+    async fn answer_of(
+        state: RunState,
+        restart_count: u32,
+        logs: Vec<(u32, String)>,
+        query: &str,
+    ) -> (StatusCode, String) {
         let folder = tempfile::tempdir().unwrap();
         let dirs = crate::agent::dirs::Dirs::create(folder.path().to_owned()).unwrap();
         let dir = dirs.pod("u1");
         std::fs::create_dir_all(dir.logs("main")).unwrap();
-        for run in runs {
-            let line = format!("2026-01-01T00:00:30Z stdout F run {run}\n");
-            std::fs::write(dir.log_file("main", run), line).unwrap();
+        for (run, text) in logs {
+            std::fs::write(dir.log_file("main", run), text).unwrap();
         }
         let pod = PodState {
             containers: vec![ContainerRecord {
@@ -357,6 +368,7 @@ mod tests {
                 ran: Duration::ZERO,
                 is_started: false,
                 is_ready: false,
+                is_in_post_start: false,
             }],
             ips: Vec::new(),
             host_ips: Vec::new(),
@@ -403,5 +415,31 @@ mod tests {
         assert_eq!(answer(running(), 0, 0..1, "previous=true").await.0, StatusCode::NOT_FOUND);
         // The file is gone: the disk was changed by hand, or the pod came from elsewhere.
         assert_eq!(answer(running(), 3, 3..4, "previous=true").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn every_parameter_says_which_part_is_shown() {
+        let lines: String =
+            (1..=4).map(|n| format!("2026-01-01T00:00:0{n}.5Z stderr F line {n}\n")).collect();
+        for (query, wanted) in [
+            ("", "line 1\nline 2\nline 3\nline 4\n"),
+            ("tailLines=2", "line 3\nline 4\n"),
+            ("tailLines=0", ""),
+            ("limitBytes=9", "line 1\nli"),
+            ("sinceTime=2026-01-01T00:00:03Z", "line 3\nline 4\n"),
+            ("sinceTime=2026-01-01T01:00:04%2B01:00", "line 4\n"),
+            ("tailLines=1&timestamps=true", "2026-01-01T00:00:04.5Z line 4\n"),
+            // The clock of this node is at the beginning of 1970.
+            ("sinceSeconds=1", "line 1\nline 2\nline 3\nline 4\n"),
+            ("insecureSkipTLSVerifyBackend=true&tailLines=1", "line 4\n"),
+        ] {
+            let logs = vec![(0, lines.clone())];
+            let got = answer_of(running(), 0, logs, query).await;
+            assert_eq!(got, (StatusCode::OK, wanted.to_owned()), "{query}");
+        }
+        // Who follows gets the end of a run that is over.
+        let ended = RunState::Waiting { reason: "CrashLoopBackOff", message: String::new() };
+        let got = answer_of(ended, 1, vec![(0, lines)], "follow=true&tailLines=1").await;
+        assert_eq!(got, (StatusCode::OK, "line 4\n".to_owned()));
     }
 }

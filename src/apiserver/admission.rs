@@ -56,6 +56,13 @@ pub(super) fn default(resource: &Resource, object: &mut Value) {
     }
 }
 
+/// DefaultTolerationSeconds of a change: a list that somebody replaced has them again.
+pub(super) fn default_change(resource: &Resource, object: &mut Value) {
+    if resource.plural == "pods" {
+        tolerate_lost_nodes(object);
+    }
+}
+
 fn tolerate_lost_nodes(pod: &mut Value) {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));

@@ -25,6 +25,7 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
         .object;
     let namespace = key.namespace.clone().unwrap_or_default();
     let container = container(&pod, &key.name, call.query.get("container"))?;
+    check_parameters(&key.name, |name| call.query.get(name).map(str::to_owned))?;
     let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
     if node.is_empty() {
         return Err(
@@ -36,7 +37,9 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     let mut path = format!("/containerLogs/{namespace}/{}/{container}?", key.name);
     for name in PARAMETERS {
         if let Some(value) = call.query.get(name) {
-            path.push_str(&format!("{name}={}&", value.replace(['&', ' ', '#', '+'], "")));
+            // The plus sign is that of a time's offset.
+            let value = value.replace(['&', ' ', '#'], "").replace('+', "%2B");
+            path.push_str(&format!("{name}={value}&"));
         }
     }
     let request = forward::get(path.trim_end_matches(['&', '?']));
@@ -89,6 +92,37 @@ pub(super) fn container(pod: &Value, name: &str, asked: Option<&str>) -> Result<
         ))
         .into()),
     }
+}
+
+/// What cannot be meant is refused as by Kubernetes' validation.
+fn check_parameters(pod: &str, get: impl Fn(&str) -> Option<String>) -> Result<(), ApiError> {
+    let mut wrong = Vec::new();
+    for (name, least) in [("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)] {
+        let Some(text) = get(name) else { continue };
+        let number: i64 = text.parse().map_err(|_| {
+            Status::bad_request(format!("parameter {name}: {text:?} is not a number"))
+        })?;
+        if number < least {
+            let detail = if least == 0 { "greater than or equal to 0" } else { "greater than 0" };
+            wrong.push(format!("{name}: Invalid value: {number}: must be {detail}"));
+        }
+    }
+    if let Some(text) = get("sinceTime") {
+        if text.parse::<jiff::Timestamp>().is_err() {
+            let what = format!("parameter sinceTime: {text:?} is not a time of RFC 3339");
+            return Err(Status::bad_request(what).into());
+        }
+        if get("sinceSeconds").is_some() {
+            let detail = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            wrong.push(format!("sinceSeconds: Forbidden: {detail}"));
+        }
+    }
+    let what = match wrong.as_slice() {
+        [] => return Ok(()),
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    };
+    Err(Status::unprocessable(format!("PodLogOptions {pod:?} is invalid: {what}")).into())
 }
 
 fn no_previous(container: &str, pod: &str) -> String {
@@ -152,5 +186,47 @@ mod tests {
         assert!(check_state(&crashed, "p", "a", true).is_ok());
         let refused = check_state(&waiting, "p", "a", true).unwrap_err().0.message;
         assert_eq!(refused, "previous terminated container \"a\" in pod \"p\" not found");
+    }
+
+    #[test]
+    fn parameters_that_cannot_be_meant_are_refused() {
+        let check = |pairs: &[(&str, &str)]| {
+            let get = |name: &str| {
+                pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            };
+            match check_parameters("p", get) {
+                Ok(()) => (200, String::new()),
+                Err(refused) => (refused.0.code, refused.0.message),
+            }
+        };
+        for fine in [
+            &[("tailLines", "0"), ("limitBytes", "1"), ("sinceSeconds", "1")][..],
+            &[("sinceTime", "2026-01-01T00:00:00Z"), ("follow", "true")],
+        ] {
+            assert_eq!(check(fine), (200, String::new()));
+        }
+        for (pairs, code, part) in [
+            (
+                &[("tailLines", "-1")][..],
+                422,
+                "tailLines: Invalid value: -1: must be greater than or equal to 0",
+            ),
+            (&[("limitBytes", "0")], 422, "limitBytes: Invalid value: 0: must be greater than 0"),
+            (
+                &[("sinceSeconds", "0")],
+                422,
+                "sinceSeconds: Invalid value: 0: must be greater than 0",
+            ),
+            (
+                &[("sinceSeconds", "1"), ("sinceTime", "2026-01-01T00:00:00Z")],
+                422,
+                "at most one of `sinceTime` or `sinceSeconds` may be specified",
+            ),
+            (&[("tailLines", "many")], 400, "\"many\" is not a number"),
+            (&[("sinceTime", "noon")], 400, "\"noon\" is not a time"),
+        ] {
+            let (got, message) = check(pairs);
+            assert!(got == code && message.contains(part), "{pairs:?}: {got} {message}");
+        }
     }
 }

@@ -118,6 +118,10 @@ async fn bind(call: Call, request_body: Body) -> Result<Response<Body>, ApiError
         if !bound.is_empty() {
             return Err(conflict(format!("pod {name} is already assigned to node {bound:?}")));
         }
+        let gates = pod.pointer("/spec/schedulingGates").and_then(Value::as_array);
+        if gates.is_some_and(|gates| !gates.is_empty()) {
+            return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
+        }
         let mut bound = pod.clone();
         if let Some(spec) = bound.get_mut("spec").and_then(Value::as_object_mut) {
             spec.insert("nodeName".to_owned(), json!(node));

@@ -10,7 +10,7 @@ use crate::api::{Resource, ephemeral, meta, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{allocate, body, response};
+use crate::apiserver::{admission, allocate, body, response};
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
 /// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
@@ -255,7 +255,10 @@ fn check_identity(key: &Key, old: &Value, new: &Value) -> Result<(), ApiError> {
 /// Defaults and checks the new object against the old.
 fn complete(resource: &Resource, part: Part, old: &Value, new: &mut Value) -> Result<(), ApiError> {
     match part {
-        Part::Main => strategy::prepare_update(resource, old, new),
+        Part::Main => {
+            admission::default_change(resource, new);
+            strategy::prepare_update(resource, old, new);
+        }
         Part::Status => strategy::prepare_status_update(resource, old, new),
         Part::EphemeralContainers => ephemeral::prepare_update(resource, old, new),
         Part::Internal => return Ok(()),

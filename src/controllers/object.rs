@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, ObjectMeta, OwnerReference, Time,
+};
 use kube::api::{DeleteParams, Preconditions};
 use kube::core::Selector;
 use kube::{Api, Resource, ResourceExt as _};
@@ -94,6 +96,32 @@ pub(crate) fn condition<'a>(pod: &'a Pod, condition_type: &str) -> Option<&'a Po
     conditions.iter().find(|condition| condition.type_ == condition_type)
 }
 
+/// The pod's conditions with `DisruptionTarget`: somebody ends the pod, not the pod itself. `None`
+/// when one says so already.
+pub(crate) fn disrupted(
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> Option<Vec<PodCondition>> {
+    const TYPE: &str = "DisruptionTarget";
+    if condition(pod, TYPE).is_some_and(|condition| condition.status == "True") {
+        return None;
+    }
+    let had = pod.status.as_ref().and_then(|status| status.conditions.clone());
+    let mut conditions = had.unwrap_or_default();
+    conditions.retain(|condition| condition.type_ != TYPE);
+    conditions.push(PodCondition {
+        type_: TYPE.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(Time(now)),
+        ..PodCondition::default()
+    });
+    Some(conditions)
+}
+
 /// Whether the pod's Ready condition is true.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
@@ -162,7 +190,6 @@ pub(crate) fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::PodStatus;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
 
@@ -186,6 +213,19 @@ mod tests {
         assert_eq!(availability(&pod, 10, at(110)), Availability::Available);
         assert_eq!(availability(&pod, 10, at(90)), Availability::In(Duration::from_secs(10)));
         assert_eq!(availability(&Pod::default(), 0, at(100)), Availability::No);
+    }
+
+    #[test]
+    fn a_pod_is_said_to_be_disrupted_once() {
+        let now = Timestamp::from_second(200).unwrap();
+        let mut pod = ready_pod(100);
+        let conditions = disrupted(&pod, "DeletionByPodGC", "gone", now).unwrap();
+        let types: Vec<_> =
+            conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
+        assert_eq!(types, [("Ready", "True"), ("DisruptionTarget", "True")]);
+        assert_eq!(conditions[1].reason.as_deref(), Some("DeletionByPodGC"));
+        pod.status.as_mut().unwrap().conditions = Some(conditions);
+        assert_eq!(disrupted(&pod, "DeletionByTaintManager", "other", now), None);
     }
 
     #[test]

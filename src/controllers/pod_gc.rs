@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::client::is_not_found;
 use crate::controllers::Context;
-use crate::controllers::object::{is_deleting, is_terminal, node_name};
+use crate::controllers::object::{disrupted, is_deleting, is_terminal, node_name};
 
 /// How often there is a look.
 const TICK: Duration = Duration::from_secs(1);
@@ -97,6 +99,22 @@ fn plan(
     doomed
 }
 
+/// What whoever watches sees of a pod that did not end by itself: it failed, and why.
+fn last_status(pod: &Pod, cause: Cause, now: Timestamp) -> Option<Value> {
+    if is_terminal(pod) {
+        return None;
+    }
+    let message = "PodGC: node no longer exists";
+    let conditions = (cause == Cause::NodeGone)
+        .then(|| disrupted(pod, "DeletionByPodGC", message, now))
+        .flatten();
+    let status = match conditions {
+        Some(conditions) => json!({ "phase": "Failed", "conditions": conditions }),
+        None => json!({ "phase": "Failed" }),
+    };
+    Some(json!({ "metadata": { "uid": pod.uid() }, "status": status }))
+}
+
 async fn remove(context: &Context, pod: &Pod, cause: Cause) -> Result<(), kube::Error> {
     if cause == Cause::NodeGone {
         let nodes: Api<Node> = Api::all(context.client.clone());
@@ -104,13 +122,20 @@ async fn remove(context: &Context, pod: &Pod, cause: Cause) -> Result<(), kube::
             return Ok(());
         }
     }
+    let namespace = pod.namespace().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    if let Some(patch) = last_status(pod, cause, context.clock.now()) {
+        match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await
+        {
+            Err(err) if !is_not_found(&err) => return Err(err),
+            _ => {}
+        }
+    }
     let params = DeleteParams {
         grace_period_seconds: Some(0),
         preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
         ..DeleteParams::default()
     };
-    let namespace = pod.namespace().unwrap_or_default();
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     match api.delete(&pod.name_any(), &params).await {
         Err(err) if !is_not_found(&err) => Err(err),
         _ => {
@@ -123,8 +148,6 @@ async fn remove(context: &Context, pod: &Pod, cause: Cause) -> Result<(), kube::
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     fn pod(name: &str, value: &Value) -> Arc<Pod> {
@@ -164,5 +187,31 @@ mod tests {
                 ("ended-early".to_owned(), Cause::Terminated),
             ]
         );
+    }
+
+    #[test]
+    fn a_pod_that_did_not_end_by_itself_is_said_to_have_failed() {
+        let now = Timestamp::UNIX_EPOCH;
+        let lost = pod(
+            "lost",
+            &json!({"spec": {"containers": [], "nodeName": "gone"},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}}),
+        );
+        let patch = last_status(&lost, Cause::NodeGone, now).unwrap();
+        assert_eq!(patch["status"]["phase"], "Failed");
+        let conditions = patch["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions[0]["type"], "Ready", "those of others stay");
+        for (key, wanted) in [
+            ("type", "DisruptionTarget"),
+            ("status", "True"),
+            ("reason", "DeletionByPodGC"),
+            ("message", "PodGC: node no longer exists"),
+        ] {
+            assert_eq!(conditions[1][key], wanted);
+        }
+        let never = last_status(&pod("n", &json!({})), Cause::NeverBound, now).unwrap();
+        assert_eq!(never["status"], json!({"phase": "Failed"}));
+        let ended = pod("e", &json!({"status": {"phase": "Succeeded"}}));
+        assert_eq!(last_status(&ended, Cause::Terminated, now), None);
     }
 }

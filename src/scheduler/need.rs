@@ -212,4 +212,16 @@ mod tests {
         assert!(!port(80, "10.0.0.2").clashes(&port(80, "10.0.0.1")));
         assert!(!port(80, "").clashes(&port(81, "")));
     }
+
+    #[test]
+    fn what_a_runtime_class_takes_is_added() {
+        let pod: Pod = serde_json::from_value(json!({ "spec": {
+            "overhead": { "cpu": "250m", "memory": "120Mi" },
+            "initContainers": [container("2", "1Mi", Value::Null)],
+            "containers": [container("500m", "64Mi", Value::Null)],
+        }}))
+        .unwrap();
+        let resources = Need::of(&pod).resources;
+        assert_eq!((resources.cpu_millis, resources.memory_bytes), (2_250, 184 << 20));
+    }
 }

@@ -299,3 +299,24 @@ fn is_ours(pod: &Pod) -> bool {
         && !is_gated
         && pod.metadata.deletion_timestamp.is_none()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_pod_behind_gates_or_of_another_scheduler_is_left_alone() {
+        let is_ours = |spec: Value, meta: Value| {
+            let mut pod = json!({"metadata": meta, "spec": {"containers": []}});
+            json_patch::merge(&mut pod["spec"], &spec);
+            is_ours(&serde_json::from_value(pod).unwrap())
+        };
+        let ours = json!({"schedulerName": "default-scheduler", "schedulingGates": []});
+        assert!(is_ours(ours.clone(), json!({})));
+        assert!(!is_ours(json!({"schedulingGates": [{"name": "wait"}]}), json!({})));
+        assert!(!is_ours(json!({"schedulerName": "other"}), json!({})));
+        assert!(!is_ours(ours, json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})));
+    }
+}

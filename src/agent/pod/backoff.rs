@@ -74,4 +74,16 @@ mod tests {
             assert_eq!(show(Duration::from_millis(ms)), text);
         }
     }
+
+    #[test]
+    fn with_kubernetes_waits_it_is_kubernetes_back_off() {
+        let seconds = Duration::from_secs;
+        let settings = RestartBackoff { min: seconds(10), max: seconds(300) };
+        let mut backoff = Backoff::new(settings);
+        let mut next = |ran: u64| backoff.next(seconds(ran)).as_secs();
+        let waits: Vec<_> = (0..7).map(|_| next(1)).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(next(599), 300);
+        assert_eq!(next(600), 10);
+    }
 }

@@ -1,7 +1,6 @@
 //! What may change in a pod that runs: images of its containers, and ephemeral containers that
 //! are added to it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc_runtime::Mount;
@@ -11,7 +10,7 @@ use crate::agent::command;
 use crate::agent::pod::backoff::Backoff;
 use crate::agent::pod::decide::Due;
 use crate::agent::pod::plan::{ContainerPlan, Role, ephemeral};
-use crate::agent::pod::start::{Prepared, StartFailure};
+use crate::agent::pod::start::StartFailure;
 use crate::agent::pod::state::{
     CONTAINER_CREATING, ContainerRecord, RUN_CONTAINER_ERROR, RunState,
 };
@@ -21,12 +20,6 @@ use crate::client::EventType;
 /// Where an ephemeral container finds what its target has mounted: as on Linux, where the target's
 /// first process is process 1.
 const TARGET_ROOT: &str = "/proc/1/root";
-
-/// An ephemeral container whose image is here, or that cannot be had now.
-pub(super) struct Arrival {
-    at: usize,
-    prepared: Result<Prepared, StartFailure>,
-}
 
 impl Worker {
     /// Takes over what has changed in the spec since it was read last.
@@ -102,7 +95,7 @@ impl Worker {
     }
 
     /// Has what an ephemeral container needs brought here, beside all else: the pod must not wait
-    /// for it. What comes of it is an [`Arrival`].
+    /// for it.
     fn fetch_ephemeral(&mut self, at: usize) {
         let is_waiting = self.state.containers.get(at).is_some_and(|record| {
             record.role == Role::Ephemeral && matches!(record.state, RunState::Waiting { .. })
@@ -111,29 +104,10 @@ impl Worker {
         let wait = match *due {
             Due::Now => Duration::ZERO,
             Due::At(then) => then.saturating_duration_since(Instant::now()),
-            // It is on its way.
-            Due::Never => return,
+            // It is on its way, or will never be.
+            Due::Coming | Due::Never => return,
         };
-        *due = Due::Never;
-        let (shared, plan, pod) = (Arc::clone(&self.shared), self.plan.clone(), self.pod());
-        let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
-        self.fetches.spawn_until_cancelled("ephemeral-container", async move {
-            tokio::time::sleep(wait).await;
-            let prepared = shared.prepare(&plan, at, &pod, &dir).await;
-            let _ = arrivals.send(Arrival { at, prepared }).await;
-        });
-    }
-
-    /// Starts an ephemeral container, or has it tried again.
-    pub(super) async fn arrived(&mut self, Arrival { at, prepared }: Arrival) {
-        let started = match prepared {
-            Ok(prepared) => self.launch(at, prepared).await,
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = started {
-            self.not_started(at, failure);
-        }
-        self.publish();
+        self.fetch(at, wait);
     }
 
     /// What an ephemeral container sees beside its own mounts: its target's, and a root folder to

@@ -10,6 +10,8 @@ use crate::agent::pod::state::{ContainerRecord, Outcome, RunState};
 pub(crate) enum Due {
     Now,
     At(Instant),
+    /// What it needs is on its way: what is behind it waits as well.
+    Coming,
     /// It cannot run at all; a new pod is needed.
     Never,
 }
@@ -69,13 +71,14 @@ pub(crate) fn decide(
                         return Step::Wait(wake);
                     }
                 }
+                Due::Coming => return Step::Wait(wake),
                 Due::Never if is_gate => return Step::Wait(wake),
                 Due::Never => {}
                 Due::Now | Due::At(_) => return Step::Start(at),
             },
             RunState::Running { .. } => {
                 let is_done = container.role == Role::Sidecar && container.is_started;
-                if is_gate && !is_done {
+                if (is_gate && !is_done) || container.is_in_post_start {
                     return Step::Wait(wake);
                 }
             }

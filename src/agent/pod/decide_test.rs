@@ -3,8 +3,8 @@ use tokio::time::{Duration, Instant};
 use super::*;
 use crate::agent::pod::state::Ended;
 
-/// `i`, `s`, `m` for init, sidecar, main; `w` waiting, `r` running, `R` running and started, a digit
-/// for ended with that code.
+/// `i`, `s`, `m` for init, sidecar, main; `w` waiting, `h` running with its postStart hook, `r`
+/// running, `R` running and started, a digit for ended with that code.
 fn containers(text: &str) -> Vec<ContainerRecord> {
     let of = |word: &str| {
         let mut letters = word.chars();
@@ -21,7 +21,9 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
             role,
             state: match state {
                 'w' => RunState::Waiting { reason: "", message: String::new() },
-                'r' | 'R' => RunState::Running { started_at: at, container_id: String::new() },
+                'h' | 'r' | 'R' => {
+                    RunState::Running { started_at: at, container_id: String::new() }
+                }
                 code => RunState::Ended(Ended {
                     code: i32::try_from(code.to_digit(10).unwrap()).unwrap(),
                     reason: String::new(),
@@ -37,6 +39,7 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
             ran: Duration::ZERO,
             is_started: state == 'R',
             is_ready: false,
+            is_in_post_start: state == 'h',
         }
     };
     text.split(' ').map(of).collect()
@@ -96,4 +99,20 @@ fn a_container_in_back_off_holds_those_behind_it_only_before_the_mains() {
     assert_eq!(step("mw mw", &[Due::At(later), Due::Now]), Step::Start(1));
     assert_eq!(step("mw mR", &[Due::Never, Due::Now]), Step::Wait(None));
     assert_eq!(step("sw mR", &[Due::At(now), Due::Now]), Step::Start(0));
+}
+
+#[test]
+fn what_is_behind_a_container_that_comes_or_is_in_its_hook_waits() {
+    let now = Instant::now();
+    let step = |text: &str, due: &[Due]| {
+        decide(RestartPolicy::Always, Fate::Pod, &containers(text), due, now)
+    };
+    assert_eq!(step("mw mw", &[Due::Coming, Due::Now]), Step::Wait(None));
+    assert_eq!(step("mR mw mw", &[Due::Now, Due::Coming, Due::Now]), Step::Wait(None));
+    assert_eq!(step("mh mw", &[Due::Now, Due::Now]), Step::Wait(None));
+    // An end is an end, whatever else is under way.
+    assert_eq!(step("m1 mw", &[Due::Now, Due::Coming]), Step::RestartTogether(0));
+    assert_eq!(step("m1 mh", &[Due::Now, Due::Now]), Step::RestartTogether(0));
+    let later = now + Duration::from_secs(1);
+    assert_eq!(step("mw mw", &[Due::At(later), Due::Coming]), Step::Wait(Some(later)));
 }

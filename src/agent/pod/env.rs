@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,
 };
 
+use crate::agent::pod::names;
 use crate::agent::pod::plan::{bytes, cpu_millis};
 use crate::agent::pod::volumes::TokenKey;
 use crate::agent::pod::volumes::claim::Claim;
@@ -66,7 +67,6 @@ pub(crate) fn environment(
     sources: &Sources,
 ) -> Result<Vec<(String, String)>, ConfigError> {
     let mut env = Env::default();
-    let spec = pod.spec.as_ref();
     for (name, value) in &sources.service_env {
         env.set(name, value.clone());
     }
@@ -78,8 +78,7 @@ pub(crate) fn environment(
     ] {
         env.set(name, field(pod, path, sources)?);
     }
-    let hostname = spec.and_then(|s| s.hostname.clone()).or_else(|| pod.metadata.name.clone());
-    env.set("HOSTNAME", hostname.unwrap_or_default());
+    env.set("HOSTNAME", names::shown_hostname(pod));
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or("");
         if let Some(wanted) = &from.config_map_ref {
@@ -131,14 +130,48 @@ impl Env {
         }
     }
 
-    /// Keys of a ConfigMap that cannot be names of variables are skipped, as in Kubernetes, which
-    /// takes every printable ASCII character but `=`.
+    /// Keys of a ConfigMap that cannot be names of variables are skipped, see [`skipped`].
     fn set_if_valid(&mut self, name: &str, value: String) {
-        let is_allowed = |c: char| matches!(c, ' '..='~') && c != '=';
-        if !name.is_empty() && name.chars().all(is_allowed) {
+        if is_env_name(name) {
             self.set(name, value);
         }
     }
+}
+
+/// Whether Kubernetes takes the name: every printable ASCII character but `=`.
+fn is_env_name(name: &str) -> bool {
+    let is_allowed = |c: char| matches!(c, ' '..='~') && c != '=';
+    !name.is_empty() && name.chars().all(is_allowed)
+}
+
+/// What is to be told of keys of `envFrom` that cannot be names of variables: kubelet's words.
+pub(crate) fn skipped(pod: &Pod, container: &Container, sources: &Sources) -> Vec<String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let mut told = Vec::new();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or("");
+        let map = from.config_map_ref.as_ref().map(|wanted| {
+            let map = sources.config_maps.get(&wanted.name).and_then(Option::as_ref);
+            let keys = map.and_then(|m| m.data.as_ref()).into_iter().flat_map(BTreeMap::keys);
+            ("configMap", &wanted.name, keys.collect::<Vec<_>>())
+        });
+        let secret = from.secret_ref.as_ref().map(|wanted| {
+            let secret = sources.secrets.get(&wanted.name).and_then(Option::as_ref);
+            let keys = secret.and_then(|s| s.data.as_ref()).into_iter().flat_map(BTreeMap::keys);
+            ("secret", &wanted.name, keys.collect())
+        });
+        for (kind, name, mut keys) in map.into_iter().chain(secret) {
+            keys.retain(|key| !is_env_name(&format!("{prefix}{key}")));
+            if !keys.is_empty() {
+                let keys = keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                told.push(format!(
+                    "Keys [{keys}] from the EnvFrom {kind} {namespace}/{name} were skipped since \
+                     they are considered invalid environment variable names."
+                ));
+            }
+        }
+    }
+    told
 }
 
 fn sourced(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod};
 use serde_json::json;
 
-use crate::agent::pod::env::{ConfigError, Sources, arguments, environment, expand};
+use crate::agent::pod::env::{ConfigError, Sources, arguments, environment, expand, skipped};
 
 fn pod() -> Pod {
     serde_json::from_value(json!({
@@ -142,6 +142,95 @@ fn env_from_keeps_its_order_and_skips_what_cannot_be_a_name() {
         assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
     }
     assert!(!env.keys().any(|name| name.contains('=') || name.contains('\u{fc}')));
+    let told = skipped(&pod(), &container, &sources);
+    let words = "were skipped since they are considered invalid environment variable names.";
+    let once = format!("Keys [b=d, \u{fc}] from the EnvFrom configMap shop/a {words}");
+    assert_eq!(told, [once.clone(), once]);
+}
+
+#[test]
+fn keys_of_secrets_are_skipped_too_and_missing_ones_are_not_told() {
+    let secret = serde_json::from_value(json!({"data": {"a=b": "eA==", "c": "eA=="}})).unwrap();
+    let sources = Sources {
+        config_maps: BTreeMap::from([("none".into(), None)]),
+        secrets: BTreeMap::from([("s".into(), Some(secret))]),
+        ..Sources::default()
+    };
+    let container = serde_json::from_value(json!({"name": "app", "envFrom": [
+        {"secretRef": {"name": "s"}}, {"configMapRef": {"name": "none", "optional": true}}]}))
+    .unwrap();
+    assert_eq!(
+        skipped(&pod(), &container, &sources),
+        [
+            "Keys [a=b] from the EnvFrom secret shop/s were skipped since they are considered invalid environment variable names."
+        ]
+    );
+    let env = environment(&pod(), &container, &sources).unwrap();
+    assert!(env.contains(&("c".to_owned(), "x".to_owned())), "{env:?}");
+}
+
+#[test]
+fn every_field_of_the_downward_api_is_told() {
+    for (path, value) in [
+        ("metadata.name", "web-1"),
+        ("metadata.namespace", "shop"),
+        ("metadata.uid", "u1"),
+        ("metadata.labels['app.kubernetes.io/name']", "web"),
+        ("metadata.labels['none']", ""),
+        ("metadata.annotations['a']", "b"),
+        ("spec.nodeName", "node-1"),
+        ("spec.serviceAccountName", "default"),
+        ("status.hostIP", "192.0.2.1"),
+        ("status.hostIPs", "192.0.2.1,2001:db8::1"),
+        ("status.podIP", "10.42.0.2"),
+        ("status.podIPs", "10.42.0.2,fd00::2"),
+    ] {
+        let container = json!({"name": "app", "env": [
+            {"name": "X", "valueFrom": {"fieldRef": {"fieldPath": path}}}]});
+        let container = serde_json::from_value(container).unwrap();
+        let sources = Sources {
+            ips: vec![[10, 42, 0, 2].into(), "fd00::2".parse().unwrap()],
+            host_ips: vec![[192, 0, 2, 1].into(), "2001:db8::1".parse().unwrap()],
+            ..sources()
+        };
+        let env = environment(&pod(), &container, &sources).unwrap();
+        assert!(env.contains(&("X".to_owned(), value.to_owned())), "{path}: {env:?}");
+    }
+}
+
+#[test]
+fn later_variables_take_the_place_of_earlier_ones() {
+    // Services, then the pod's own, then envFrom, then env.
+    let map = |data: serde_json::Value| serde_json::from_value(json!({"data": data})).unwrap();
+    let sources = Sources {
+        service_env: vec![
+            ("API_PORT".into(), "service".into()),
+            ("KEPT_PORT".into(), "service".into()),
+            ("POD_NAME".into(), "service".into()),
+        ],
+        config_maps: BTreeMap::from([(
+            "a".into(),
+            Some(map(json!({"API_PORT": "map", "BOTH": "map", "HOSTNAME": "map"}))),
+        )]),
+        ..Sources::default()
+    };
+    let container = serde_json::from_value(json!({"name": "app",
+        "envFrom": [{"configMapRef": {"name": "a"}}],
+        "env": [{"name": "BOTH", "value": "env"}, {"name": "SEEN", "value": "$(BOTH)-$$(BOTH)-$(LATER)"},
+            {"name": "LATER", "value": "x"}]}))
+    .unwrap();
+    let env: BTreeMap<_, _> =
+        environment(&pod(), &container, &sources).unwrap().into_iter().collect();
+    for (name, value) in [
+        ("API_PORT", "map"),
+        ("KEPT_PORT", "service"),
+        ("POD_NAME", "web-1"),
+        ("HOSTNAME", "map"),
+        ("BOTH", "env"),
+        ("SEEN", "env-$(BOTH)-$(LATER)"),
+    ] {
+        assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+    }
 }
 
 #[test]

@@ -150,7 +150,7 @@ mod tests {
             &self,
             _: SocketAddr,
             _: http::Request<Body>,
-        ) -> Result<http::StatusCode, String> {
+        ) -> Result<http::Response<Body>, String> {
             Err("not here".to_owned())
         }
     }

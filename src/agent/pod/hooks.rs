@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::{Container, ExecAction, LifecycleHandler};
 use tokio::time::Instant;
 
 use crate::agent::command::Commands;
+use crate::agent::pod::http_get::http_get;
 use crate::agent::pod::plan::seconds;
-use crate::agent::pod::probe::{PodNetwork, http_get, port_of};
+use crate::agent::pod::probe::{Miss, PodNetwork, port_of};
 
 /// One hook of one container, with all it needs to run.
 pub(super) struct Hook {
@@ -27,7 +28,10 @@ impl Hook {
             tokio::time::sleep(seconds(pause.seconds)).await;
             Ok(())
         } else if let Some(get) = &self.handler.http_get {
-            http_get(&*self.network, get, &self.spec, ip).await
+            match http_get(&*self.network, get, &self.spec, ip).await {
+                Ok(_) => Ok(()),
+                Err(Miss::Failed(why) | Miss::Errored(why)) => Err(why),
+            }
         } else if let Some(tcp) = &self.handler.tcp_socket {
             let to = SocketAddr::new(ip, port_of(&tcp.port, &self.spec)?);
             self.network.connect(to).await.map(drop).map_err(|err| format!("dial {to}: {err}"))

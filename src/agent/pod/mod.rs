@@ -15,6 +15,7 @@
 //! - The status is a function of the worker's state; the writer sends it only when it differs.
 
 pub(crate) mod api;
+mod arrive;
 pub(crate) mod backoff;
 mod changes;
 pub(crate) mod decide;
@@ -23,6 +24,7 @@ pub(crate) mod env;
 mod env_test;
 mod grpc;
 mod hooks;
+mod http_get;
 pub(crate) mod mirror;
 pub(crate) mod names;
 pub(crate) mod objects;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 
+use crate::agent::pod::names;
 use crate::api::quantity;
 
 /// Annotation that gives each container a fate of its own.
@@ -111,7 +112,7 @@ impl PodPlan {
         let mains = spec.containers.into_iter().map(|c| container(c, Role::Main));
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
-            hostname: spec.hostname.unwrap_or_else(|| name.clone()),
+            hostname: names::hostname(pod),
             name,
             uid: meta.uid.clone().unwrap_or_default(),
             restart_policy: match spec.restart_policy.as_deref() {

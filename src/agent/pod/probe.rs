@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use edgeorc_runtime::{Body, BoxIo, VirtualNetwork};
-use http_body_util::{BodyExt, Empty};
-use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, Probe};
+use k8s_openapi::api::core::v1::{Container, ExecAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::command::{Commands, NotStarted};
 use crate::agent::pod::env::expand;
 use crate::agent::pod::grpc;
+use crate::agent::pod::http_get::http_get;
 use crate::agent::pod::plan::seconds;
 use crate::rt::{Rng, TaskGroup};
 
@@ -23,8 +22,6 @@ use crate::rt::{Rng, TaskGroup};
 const PERIOD_DEFAULT: Duration = Duration::from_secs(10);
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 const FAILURE_THRESHOLD_DEFAULT: u32 = 3;
-/// What the agent calls itself in a probe's request.
-const USER_AGENT: &str = "kube-probe/1.36";
 /// The first tries of a readiness probe come faster than its period: a container that gets ready
 /// soon should not wait a whole period to be told so.
 const EARLY_INTERVAL: Duration = Duration::from_millis(250);
@@ -40,7 +37,7 @@ pub(crate) trait PodNetwork: Send + Sync + 'static {
         &self,
         to: SocketAddr,
         request: http::Request<Body>,
-    ) -> Result<http::StatusCode, String>;
+    ) -> Result<http::Response<Body>, String>;
 }
 
 #[async_trait]
@@ -53,8 +50,8 @@ impl PodNetwork for VirtualNetwork {
         &self,
         to: SocketAddr,
         request: http::Request<Body>,
-    ) -> Result<http::StatusCode, String> {
-        Self::http(self, to, request).await.map(|r| r.status()).map_err(|e| e.to_string())
+    ) -> Result<http::Response<Body>, String> {
+        Self::http(self, to, request).await.map_err(|e| e.to_string())
     }
 }
 
@@ -67,6 +64,8 @@ pub(crate) enum Verdict {
     Ready(bool),
     /// A try failed; the text is for people.
     Unhealthy(String),
+    /// A try succeeded in a way that people should look at.
+    Suspicious(String),
     /// The startup or liveness probe failed too often: the container has to be stopped.
     Kill {
         /// `startup` or `liveness`.
@@ -95,7 +94,7 @@ pub(crate) struct Prober {
 
 /// Why a try is no success.
 #[derive(Debug, PartialEq, Eq)]
-enum Miss {
+pub(super) enum Miss {
     /// The container is not well.
     Failed(String),
     /// The probe could not be made, which says nothing of the container.
@@ -209,7 +208,7 @@ impl Check {
         loop {
             let result = self.once().await;
             match &result {
-                Ok(()) => (successes, failures) = (successes.saturating_add(1), 0),
+                Ok(_) => (successes, failures) = (successes.saturating_add(1), 0),
                 Err(Miss::Failed(_)) => (successes, failures) = (0, failures.saturating_add(1)),
                 // As kubelet does: what says nothing does not count.
                 Err(Miss::Errored(_)) => {}
@@ -225,11 +224,15 @@ impl Check {
                 };
                 self.tell(Verdict::Unhealthy(text)).await;
             }
+            if let Ok(Some(warning)) = &result {
+                let text = format!("{} probe warning: {warning}", self.kind.title());
+                self.tell(Verdict::Suspicious(text)).await;
+            }
             match (self.kind, result) {
-                (Kind::Startup, Ok(())) if successes >= successes_min => {
+                (Kind::Startup, Ok(_)) if successes >= successes_min => {
                     return self.tell(Verdict::Started).await;
                 }
-                (Kind::Readiness, Ok(())) if successes >= successes_min && !is_ready => {
+                (Kind::Readiness, Ok(_)) if successes >= successes_min && !is_ready => {
                     is_ready = true;
                     self.tell(Verdict::Ready(true)).await;
                 }
@@ -257,29 +260,33 @@ impl Check {
         self.events.send(event).await.is_ok()
     }
 
-    async fn once(&self) -> Result<(), Miss> {
+    /// One try. The text is a warning.
+    async fn once(&self) -> Result<Option<String>, Miss> {
         let timeout = whole_seconds(self.probe.timeout_seconds, TIMEOUT_DEFAULT);
         if let Some(exec) = &self.probe.exec {
-            return self.run_command(exec, timeout).await;
+            return self.run_command(exec, timeout).await.map(|()| None);
         }
         let action = async {
             if let Some(get) = &self.probe.http_get {
                 http_get(&*self.network, get, &self.spec, self.ip).await
             } else if let Some(tcp) = &self.probe.tcp_socket {
-                let port = port_of(&tcp.port, &self.spec)?;
+                let port = port_of(&tcp.port, &self.spec).map_err(Miss::Errored)?;
                 let to = SocketAddr::new(self.ip, port);
-                self.network.connect(to).await.map(drop).map_err(|e| format!("dial {to}: {e}"))
+                let dialed = self.network.connect(to).await;
+                dialed.map(|_| None).map_err(|e| Miss::Failed(format!("dial {to}: {e}")))
             } else if let Some(call) = &self.probe.grpc {
-                let port = u16::try_from(call.port).map_err(|_| "no such port".to_owned())?;
+                let port = u16::try_from(call.port);
+                let port = port.map_err(|_| Miss::Errored("no such port".to_owned()))?;
                 let service = call.service.as_deref().unwrap_or_default();
-                grpc::check(&*self.network, SocketAddr::new(self.ip, port), service).await
+                let to = SocketAddr::new(self.ip, port);
+                Ok(grpc::check(&*self.network, to, service).await.map(|()| None)?)
             } else {
-                Err("the probe names nothing to do".to_owned())
+                Err(Miss::Errored("the probe names nothing to do".to_owned()))
             }
         };
         let done = tokio::time::timeout(timeout, action).await;
-        done.unwrap_or_else(|_| Err(format!("no answer within {} s", timeout.as_secs())))?;
-        Ok(())
+        let late = || Miss::Failed(format!("no answer within {} s", timeout.as_secs()));
+        done.unwrap_or_else(|_| Err(late()))
     }
 
     /// Exit code 0 is success. The time counts from the start of the command: finding it may take
@@ -298,41 +305,6 @@ impl Check {
             output if output.code == 0 => Ok(()),
             output => Err(Miss::Failed(output.text.trim_end().to_owned())),
         }
-    }
-}
-
-/// Sends the request of a probe or hook; 200 to 399 is success.
-pub(crate) async fn http_get(
-    network: &dyn PodNetwork,
-    get: &HTTPGetAction,
-    spec: &Container,
-    ip: IpAddr,
-) -> Result<(), String> {
-    if get.scheme.as_deref() == Some("HTTPS") {
-        return Err("httpGet with scheme HTTPS is not supported".to_owned());
-    }
-    let to = SocketAddr::new(ip, port_of(&get.port, spec)?);
-    let path = get.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    let mut request = http::Request::get(format!("http://{to}{slash}{path}"))
-        .header(http::header::USER_AGENT, USER_AGENT)
-        .header(http::header::ACCEPT, "*/*")
-        .header(http::header::CONNECTION, "close");
-    let mut has_host = false;
-    for header in get.http_headers.iter().flatten() {
-        has_host |= header.name.eq_ignore_ascii_case("host");
-        request = request.header(&header.name, &header.value);
-    }
-    if !has_host {
-        request = request.header(http::header::HOST, to.to_string());
-    }
-    let body = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
-    let request = request.body(body).map_err(|e| e.to_string())?;
-    let status = network.http(to, request).await?;
-    if (200..400).contains(&status.as_u16()) {
-        Ok(())
-    } else {
-        Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
     }
 }
 

@@ -34,103 +34,27 @@ pub(super) struct Running {
     since: Instant,
     /// Ends the waiter of this run.
     cancel: CancellationToken,
-    /// Ends its probes; cancelled before `cancel` when it is being stopped.
-    probes: CancellationToken,
+    /// Ends its probes and its postStart hook; cancelled before `cancel` when it is being stopped.
+    pub(super) probes: CancellationToken,
 }
 
-/// The end of a run.
-pub(super) struct Ending {
-    container: usize,
-    run: u64,
-    exit: Exit,
+/// What became of a run.
+pub(super) struct Event {
+    pub(super) container: usize,
+    pub(super) run: u64,
+    pub(super) what: What,
+}
+
+/// See [`Event`].
+pub(super) enum What {
+    /// The postStart hook is over.
+    PostStart(Result<(), String>),
+    /// The run is over.
+    Ended(Exit),
 }
 
 impl Worker {
-    /// Starts a container, unless the pod is deleted meanwhile: pulling, compiling and hooks take time.
-    pub(super) async fn start(&mut self, at: usize, cancel: &CancellationToken) {
-        let asked = self.asked.take().unwrap_or_else(Instant::now);
-        let pod = self.pod();
-        let prepared = {
-            let prepare = self.shared.prepare(&self.plan, at, &pod, &self.dir);
-            tokio::select! {
-                prepared = prepare => prepared,
-                () = cancel.cancelled() => return,
-                () = self.deletion() => return,
-            }
-        };
-        let started = match prepared {
-            Ok(prepared) => self.launch(at, prepared).await,
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = started {
-            self.not_started(at, failure);
-            return self.publish();
-        }
-        self.tell_started(at, asked);
-        if let Some(due) = self.due.get_mut(at) {
-            *due = Due::Now;
-        }
-        let hook = tokio::select! {
-            done = self.post_start(at) => done,
-            () = cancel.cancelled() => return,
-            () = self.deletion() => return,
-        };
-        match hook {
-            Ok(()) => self.begin(at),
-            Err(why) => {
-                self.event_of(at, EventType::Warning, "FailedPostStartHook", why);
-                self.stop(at, Instant::now() + self.plan.grace).await;
-            }
-        }
-        self.publish();
-    }
-
-    /// Logs a start, with the time since the pod was seen or the container was due again: pulling,
-    /// compiling, the waits for its configuration and for its address are all in it.
-    fn tell_started(&self, at: usize, asked: Instant) {
-        let Some(record) = self.state.containers.get(at) else { return };
-        info!(
-            k8s.container.name = record.name,
-            k8s.container.restart_count = record.restart_count,
-            elapsed_us = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX),
-            "container started"
-        );
-    }
-
-    /// Ends when deletion is asked for, or the pod is evicted.
-    fn deletion(&self) -> impl Future<Output = ()> + 'static {
-        let (mut seen, mut verdict) = (self.seen.clone(), self.verdict.1.clone());
-        async move {
-            let deleted = async {
-                while deletion_grace(&seen.borrow_and_update()).is_none() {
-                    if seen.changed().await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::select! {
-                () = deleted => {}
-                _ = verdict.wait_for(Option::is_some) => {}
-            }
-        }
-    }
-
-    /// Runs the postStart hook of a container that has just started, as long as that runs.
-    fn post_start(&self, at: usize) -> impl Future<Output = Result<(), String>> + 'static {
-        let hook = self.hook(at, |lifecycle| lifecycle.post_start.clone());
-        let running = self.running.get(at).and_then(Option::as_ref);
-        let container = running.map(|running| Arc::clone(&running.container));
-        async move {
-            let (Some(hook), Some(container)) = (hook, container) else { return Ok(()) };
-            tokio::select! {
-                done = hook.run() => done,
-                // Its end is handled as any other.
-                _ = container.wait() => Ok(()),
-            }
-        }
-    }
-
-    fn hook(
+    pub(super) fn hook(
         &self,
         at: usize,
         choose: impl Fn(
@@ -187,7 +111,7 @@ impl Worker {
         let run = self.runs;
         let cancel = self.tasks.token().child_token();
         let probes = cancel.child_token();
-        let (waiter, sender) = (Arc::clone(&container), self.endings.0.clone());
+        let (waiter, sender) = (Arc::clone(&container), self.events.0.clone());
         let ended = cancel.clone();
         self.tasks.spawn("container-wait", |group| async move {
             let exit = tokio::select! {
@@ -195,7 +119,7 @@ impl Worker {
                 () = ended.cancelled() => return,
                 () = group.cancelled() => return,
             };
-            let _ = sender.send(Ending { container: at, run, exit }).await;
+            let _ = sender.send(Event { container: at, run, what: What::Ended(exit) }).await;
         });
         if let Some(slot) = self.running.get_mut(at) {
             *slot = Some(Running { container, run, since: Instant::now(), cancel, probes });
@@ -203,7 +127,7 @@ impl Worker {
     }
 
     /// The container runs and its postStart hook is done: from here on it is probed.
-    fn begin(&mut self, at: usize) {
+    pub(super) fn begin(&mut self, at: usize) {
         let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
         let Some(plan) = self.plan.containers.get(at) else { return };
         if let Some(record) = self.state.containers.get_mut(at) {
@@ -219,10 +143,18 @@ impl Worker {
         self.running.get(at).and_then(Option::as_ref).is_some_and(|r| r.run == run)
     }
 
-    pub(super) fn ended(&mut self, ending: &Ending) {
-        if self.is_current(ending.container, ending.run) {
-            self.record_end(ending.container, &ending.exit);
-            self.publish();
+    /// Takes note of what became of a run, if that is the one that goes on.
+    pub(super) fn happened(&mut self, event: Event) {
+        let at = event.container;
+        if !self.is_current(at, event.run) {
+            return;
+        }
+        match event.what {
+            What::PostStart(done) => self.after_post_start(at, done),
+            What::Ended(exit) => {
+                self.record_end(at, &exit);
+                self.publish();
+            }
         }
     }
 
@@ -278,6 +210,9 @@ impl Worker {
             Verdict::Ready(is_ready) => record.is_ready = is_ready,
             Verdict::Unhealthy(why) => {
                 return self.event_of(at, EventType::Warning, "Unhealthy", why);
+            }
+            Verdict::Suspicious(why) => {
+                return self.event_of(at, EventType::Warning, "ProbeWarning", why);
             }
             Verdict::Kill { probe, grace } => {
                 record.is_ready = false;

@@ -236,6 +236,9 @@ impl Worker {
         let log_path = self.dir.log_file(&plan.name, run);
         self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
+        for what in env::skipped(&pod, &plan.spec, &prepared.sources) {
+            self.event_of(at, EventType::Warning, "InvalidEnvironmentVariableNames", what);
+        }
         let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
         mounts
             .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);
@@ -354,5 +357,75 @@ mod tests {
         assert!(buckets(&pod("a,b")).unwrap().is_some());
         assert!(matches!(buckets(&pod("a,B/c")), Err(ConfigError::Unsupported(_))));
         assert!(buckets(&pod("")).unwrap().is_none());
+    }
+
+    #[test]
+    fn every_failure_has_kubernetes_reason_and_a_wait_if_that_can_help() {
+        let text = || "why".to_owned();
+        let wait = Duration::from_secs(20);
+        let image = |error: ImageError| StartFailure::from(error);
+        let config = |error: ConfigError| StartFailure::from(error);
+        let start = |error: StartError| StartFailure::from(error);
+        for (failure, reason, is_final, delay) in [
+            (image(ImageError::Name(text())), "InvalidImageName", true, RETRY_MIN),
+            (
+                image(ImageError::NeverPulled(text())),
+                "ErrImageNeverPull",
+                false,
+                IMAGE_LOOK_INTERVAL,
+            ),
+            (
+                image(ImageError::Pull { message: text(), wait }),
+                "ErrImagePull",
+                false,
+                PULL_ERROR_SHOWN,
+            ),
+            (
+                image(ImageError::BackOff { image: text(), message: text(), wait }),
+                "ImagePullBackOff",
+                false,
+                wait,
+            ),
+            (
+                image(ImageError::Refused { message: text(), may_change: false }),
+                "CreateContainerError",
+                true,
+                RETRY_MIN,
+            ),
+            (
+                image(ImageError::Refused { message: text(), may_change: true }),
+                "CreateContainerError",
+                false,
+                IMAGE_LOOK_INTERVAL,
+            ),
+            (
+                image(ImageError::Compile { message: text(), wait }),
+                "CreateContainerError",
+                false,
+                wait,
+            ),
+            (image(ImageError::Vanished), "ErrImagePull", false, RETRY_MIN),
+            (
+                config(ConfigError::Unsupported(text())),
+                "CreateContainerConfigError",
+                true,
+                RETRY_MIN,
+            ),
+            (
+                config(ConfigError::NoObject { kind: "secret", name: text() }),
+                "CreateContainerConfigError",
+                false,
+                RETRY_MIN,
+            ),
+            (
+                start(StartError::Unsupported { reason: text() }),
+                "RunContainerError",
+                true,
+                RETRY_MIN,
+            ),
+        ] {
+            let got = (failure.reason, failure.is_final, failure.delay_min);
+            assert_eq!(got, (reason, is_final, delay), "{failure:?}");
+        }
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) is_started: bool,
     /// Its readiness probe passes, or it has none and runs.
     pub(crate) is_ready: bool,
+    /// Its postStart hook runs, or has failed.
+    pub(crate) is_in_post_start: bool,
 }
 
 impl ContainerRecord {
@@ -90,6 +92,7 @@ impl ContainerRecord {
             ran: Duration::ZERO,
             is_started: false,
             is_ready: false,
+            is_in_post_start: false,
         }
     }
 
@@ -100,6 +103,7 @@ impl ContainerRecord {
         }
         self.is_started = false;
         self.is_ready = false;
+        self.is_in_post_start = false;
         self.state = RunState::Waiting { reason, message: message.into() };
     }
 
@@ -113,6 +117,7 @@ impl ContainerRecord {
         };
         self.is_started = false;
         self.is_ready = false;
+        self.is_in_post_start = false;
         self.state = RunState::Ended(Ended {
             code,
             reason: reason.to_owned(),
@@ -218,6 +223,24 @@ impl PodState {
     /// Whether the pod has ended or is about to.
     pub(crate) fn is_over(&self) -> bool {
         self.outcome.is_some() || self.is_terminating
+    }
+
+    /// How a pod ended that was deleted, once nothing of it runs any more; `None` if it never began.
+    pub(crate) fn outcome_of_deletion(&self) -> Option<Outcome> {
+        let mains = self.containers.iter().filter(|c| c.role == Role::Main);
+        let codes: Option<Vec<i32>> = mains
+            .map(|main| match &main.state {
+                RunState::Ended(ended) => Some(ended.code),
+                // It waits for its next run, which it will not have.
+                RunState::Waiting { .. } => main.last.as_ref().map(|last| last.code),
+                RunState::Running { .. } => None,
+            })
+            .collect();
+        Some(if codes?.into_iter().all(|code| code == 0) {
+            Outcome::Succeeded
+        } else {
+            Outcome::Failed { reason: None, message: String::new() }
+        })
     }
 
     /// Whether every container that is to stay is ready.

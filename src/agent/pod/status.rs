@@ -12,6 +12,8 @@ use crate::agent::pod::state::{ContainerRecord, Ended, Outcome, PodState, RunSta
 
 /// Condition of a pod that ends for its node's sake.
 const DISRUPTION_TARGET: &str = "DisruptionTarget";
+/// Most bytes that the last words of all containers of a pod have together: kubelet's.
+const MESSAGES_BYTES_MAX: usize = 12 * 1024;
 
 /// What `base.status` becomes. Conditions and fields that others own stay as they are in `base`.
 pub(crate) fn pod_status(base: &Pod, state: &PodState, now: Timestamp) -> PodStatus {
@@ -33,9 +35,10 @@ pub(crate) fn pod_status(base: &Pod, state: &PodState, now: Timestamp) -> PodSta
         merged.push(PodCondition { observed_generation: generation, ..disruption });
     }
     status.conditions = Some(merged);
+    let message_bytes_max = MESSAGES_BYTES_MAX / state.containers.len().max(1);
     let statuses = |roles: &[Role]| {
         let records = state.containers.iter().filter(|c| roles.contains(&c.role));
-        let list: Vec<_> = records.map(container_status).collect();
+        let list: Vec<_> = records.map(|c| container_status(c, message_bytes_max)).collect();
         (!list.is_empty()).then_some(list)
     };
     status.init_container_statuses = statuses(&[Role::Init, Role::Sidecar]);
@@ -190,7 +193,8 @@ fn merge_conditions(
     merged
 }
 
-fn container_status(record: &ContainerRecord) -> ContainerStatus {
+fn container_status(record: &ContainerRecord, message_bytes_max: usize) -> ContainerStatus {
+    let terminated = |ended: &Ended| terminated(ended, message_bytes_max);
     let id_of = |e: &Ended| Some(e.container_id.clone());
     let container_id = match &record.state {
         RunState::Running { container_id, .. } => Some(container_id.clone()),
@@ -226,13 +230,13 @@ fn container_status(record: &ContainerRecord) -> ContainerStatus {
     }
 }
 
-fn terminated(ended: &Ended) -> ContainerState {
+fn terminated(ended: &Ended, message_bytes_max: usize) -> ContainerState {
     let text = |s: &String| (!s.is_empty()).then(|| s.clone());
     ContainerState {
         terminated: Some(ContainerStateTerminated {
             exit_code: ended.code,
             reason: text(&ended.reason),
-            message: text(&ended.message),
+            message: text(&head(&ended.message, message_bytes_max)),
             started_at: ended.started_at.map(time),
             finished_at: Some(time(ended.finished_at)),
             container_id: text(&ended.container_id),
@@ -242,7 +246,17 @@ fn terminated(ended: &Ended) -> ContainerState {
     }
 }
 
+/// The beginning of a text, whole characters of it.
+fn head(text: &str, bytes_max: usize) -> String {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
+}
+
 /// A time as the API keeps it: whole seconds, so that what was written compares equal to what is read.
 pub(crate) fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
+
+#[cfg(test)]
+#[path = "status_test.rs"]
+mod status_test;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::agent::pod::api::PodApiError;
-use crate::agent::pod::plan::{Role, deletion_grace};
+use crate::agent::pod::plan::{Role, deletion_grace, is_terminal};
 use crate::agent::pod::worker::Worker;
 use crate::client::EventType;
 
@@ -16,6 +16,8 @@ use crate::client::EventType;
 const DRAIN: Duration = Duration::from_millis(300);
 /// Longest wait for the API to take "not ready".
 const UNREADY_WRITE_MAX: Duration = Duration::from_secs(1);
+/// Time that pulls get to let go: they end at their next wait.
+const FETCHES_GRACE: Duration = Duration::from_secs(1);
 /// Grace of a pod that has vanished from the API.
 pub(super) const GONE_GRACE: Duration = Duration::from_secs(2);
 /// First and longest pause between two tries to remove the pod from the API.
@@ -42,6 +44,10 @@ impl Worker {
             drained_at = Instant::now() + DRAIN;
         }
         self.stop_all(ends_at.saturating_duration_since(Instant::now()), drained_at).await;
+        // As kubelet: whoever watches sees how it ended before it is gone.
+        if self.state.outcome.is_none() && !is_terminal(&pod) {
+            self.state.outcome = self.state.outcome_of_deletion();
+        }
         self.publish();
         if !is_gone {
             self.until_written(UNREADY_WRITE_MAX).await;
@@ -65,7 +71,10 @@ impl Worker {
     /// all within one grace time. No container is stopped before `not_before`.
     pub(super) async fn stop_all(&mut self, grace: Duration, not_before: Instant) {
         let ends_at = Instant::now() + grace;
-        self.fetches.shutdown(Duration::ZERO).await;
+        self.fetches.shutdown(FETCHES_GRACE).await;
+        for running in self.running.iter().flatten() {
+            running.probes.cancel();
+        }
         self.replaced.fill(false);
         let is_last = |role| matches!(role, Role::Main | Role::Ephemeral);
         let (mains, others): (Vec<usize>, Vec<usize>) = (0..self.plan.containers.len())

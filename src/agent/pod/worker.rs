@@ -11,12 +11,12 @@ use tracing::{info, warn};
 
 use crate::agent::command::Commands;
 use crate::agent::dirs::PodDir;
+use crate::agent::pod::arrive::Arrival;
 use crate::agent::pod::backoff::Backoff;
-use crate::agent::pod::changes::Arrival;
-use crate::agent::pod::decide::{Due, Step, decide, runs_again};
+use crate::agent::pod::decide::{Due, Step, runs_again};
 use crate::agent::pod::plan::{PodPlan, deletion_grace, is_terminal, seconds};
 use crate::agent::pod::probe::{ProbeEvent, Prober};
-use crate::agent::pod::run::{Ending, Running};
+use crate::agent::pod::run::{Event, Running};
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::state::{EVICTED, Outcome, PodState, RunState};
 use crate::agent::pod::status::pod_status;
@@ -54,10 +54,10 @@ pub(crate) struct Worker {
     /// Newest generation of the pod's spec that was taken over.
     pub(super) generation: i64,
     pub(super) arrivals: (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>),
-    /// What brings ephemeral containers here.
+    /// What brings images and configuration here.
     pub(super) fetches: TaskGroup,
     pub(super) runs: u64,
-    pub(super) endings: (mpsc::Sender<Ending>, mpsc::Receiver<Ending>),
+    pub(super) events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     pub(super) prober: Prober,
     /// Why the pod is evicted, once it is.
     pub(super) verdict: (watch::Sender<Verdict>, watch::Receiver<Verdict>),
@@ -115,7 +115,7 @@ impl Worker {
             generation: 0,
             arrivals: mpsc::channel(EVENTS_MAX),
             fetches: tasks.child(),
-            endings: mpsc::channel(EVENTS_MAX),
+            events: mpsc::channel(EVENTS_MAX),
             sandbox: None,
             live,
             runs: 0,
@@ -202,9 +202,8 @@ impl Worker {
             if deadline.is_some_and(|at| at <= now) {
                 return self.finish(past_deadline(), cancel).await;
             }
-            let (policy, fate) = (self.plan.restart_policy, self.plan.fate);
-            match decide(policy, fate, &self.state.containers, &self.due, now) {
-                Step::Start(at) => self.start(at, cancel).await,
+            match self.step(now) {
+                Step::Start(at) => self.fetch(at, Duration::ZERO),
                 Step::Restart(at) => self.back_off(at, &[at]),
                 Step::RestartTogether(at) => {
                     self.stop_siblings(at).await;
@@ -296,7 +295,7 @@ impl Worker {
             _ = self.seen.changed() => {}
             () = timer => {}
             Ok(()) = self.verdict.1.changed() => {}
-            Some(ending) = self.endings.1.recv() => self.ended(&ending),
+            Some(event) = self.events.1.recv() => self.happened(event),
             Some(event) = self.verdicts.recv() => self.judged(event),
             Some(arrival) = self.arrivals.1.recv() => self.arrived(arrival).await,
         }

@@ -7,16 +7,17 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::ephemeral;
 use crate::api::field_error::Errors;
-use crate::api::json::{copy_key, int_at, items_at, remove, set, str_at, text_at};
-use crate::api::kinds::pod_spec;
+use crate::api::json::{int_at, items_at, set, str_at, text_at};
+use crate::api::kinds::{pod_qos, pod_spec, pod_update};
 use crate::api::meta;
 use crate::api::names;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
 use crate::api::table::{age, since};
 
-/// Parts of the spec that may change after creation.
-const MUTABLE: [&str; 3] =
-    ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"];
+/// Said of a pod that nobody may put on a node yet.
+const GATED: (&str, &str) =
+    ("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates");
+const GATES: &str = "/spec/schedulingGates";
 /// Shown where there is nothing.
 const NONE: &str = "<none>";
 
@@ -77,8 +78,8 @@ pub(super) const RESOURCE: Resource = Resource {
         default: pod_spec::default,
         prepare_create,
         validate: |pod, errors| pod_spec::validate(pod, "spec", errors),
-        validate_create: ephemeral::validate_create,
-        validate_update,
+        validate_create,
+        validate_update: pod_update::validate,
         cells,
         check_name: names::check_dns1123_subdomain,
         ..Strategy::plain(typed::<Pod>)
@@ -87,34 +88,38 @@ pub(super) const RESOURCE: Resource = Resource {
 
 /// A new pod waits, on no node unless it names one.
 fn prepare_create(pod: &mut Value) {
-    let status = json!({ "phase": "Pending", "qosClass": pod_spec::qos_class(pod) });
+    // The class depends on requests that limits stand in for.
+    pod_spec::default(pod);
+    let mut status = json!({ "phase": "Pending", "qosClass": pod_qos::qos_class(pod) });
+    if !items_at(pod, GATES).is_empty() {
+        let (reason, message) = GATED;
+        let condition = json!({ "type": "PodScheduled", "status": "False", "reason": reason,
+            "message": message, "lastProbeTime": null, "lastTransitionTime": null });
+        set(&mut status, "conditions", json!([condition]));
+    }
     set(pod, "status", status);
 }
 
-/// Only images and a few times may change.
-fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
-    let mut comparable = new.get("spec").cloned().unwrap_or_default();
-    let before = old.get("spec").cloned().unwrap_or_default();
-    for key in MUTABLE {
-        copy_key(&before, &mut comparable, key);
+fn validate_create(pod: &Value, errors: &mut Errors) {
+    ephemeral::validate_create(pod, errors);
+    if !items_at(pod, GATES).is_empty() && !text_at(pod, "/spec/nodeName").is_empty() {
+        let detail = "nodeName cannot be set until all schedulingGates have been cleared";
+        errors.forbidden("spec.nodeName", detail);
     }
-    for list in ["containers", "initContainers"] {
-        let images: Vec<Option<Value>> = items_at(&before, &format!("/{list}"))
-            .iter()
-            .map(|c| c.get("image").cloned())
-            .collect();
-        let containers = comparable.get_mut(list).and_then(Value::as_array_mut);
-        for (container, image) in containers.into_iter().flatten().zip(images) {
-            match image {
-                Some(image) => set(container, "image", image),
-                None => drop(remove(container, "image")),
-            }
-        }
+}
+
+/// How many of the pod's readiness gates are open, of how many.
+fn readiness_gates(pod: &Value) -> String {
+    let gates = items_at(pod, "/spec/readinessGates");
+    if gates.is_empty() {
+        return NONE.to_owned();
     }
-    if comparable != before {
-        let detail = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-        errors.forbidden("spec", detail);
-    }
+    let conditions = items_at(pod, "/status/conditions");
+    let is_open = |gate: &&Value| {
+        let name = text_at(gate, "/conditionType");
+        conditions.iter().any(|c| text_at(c, "/type") == name && text_at(c, "/status") == "True")
+    };
+    format!("{}/{}", gates.iter().filter(is_open).count(), gates.len())
 }
 
 /// Whether an init container goes on beside the mains.
@@ -145,7 +150,7 @@ fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
         json!(or_none("/status/podIP")),
         json!(or_none("/spec/nodeName")),
         json!(or_none("/status/nominatedNodeName")),
-        json!(NONE),
+        json!(readiness_gates(pod)),
     ]
 }
 
@@ -179,6 +184,11 @@ impl Shown {
             restarts: counted.iter().filter_map(|s| int_at(s, "/restartCount")).sum(),
             last_restart: counted.iter().filter_map(finished).max(),
         };
+        let is_gated =
+            |c: &Value| text_at(c, "/type") == "PodScheduled" && text_at(c, "/reason") == GATED.0;
+        if items_at(pod, "/status/conditions").iter().any(is_gated) {
+            GATED.0.clone_into(&mut shown.reason);
+        }
         let is_initializing = shown.init_reason(pod, inits);
         if !is_initializing {
             shown.main_reason(mains);
@@ -291,20 +301,53 @@ mod tests {
     }
 
     #[test]
-    fn only_the_image_may_change() {
-        let old = json!({"spec": {"containers": [{"name": "a", "image": "x"}], "nodeName": "n"}});
-        let count = |new: &Value| {
+    fn a_new_pod_has_its_class_and_waits_behind_its_gates() {
+        let mut pod = json!({"metadata": {}, "spec": {"schedulingGates": [{"name": "g"}],
+            "containers": [{"name": "a", "image": "x",
+                "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}]}});
+        prepare_create(&mut pod);
+        assert_eq!(pod.pointer("/status/qosClass"), Some(&json!("Guaranteed")));
+        assert_eq!(pod.pointer("/status/phase"), Some(&json!("Pending")));
+        let condition = &pod["status"]["conditions"][0];
+        for (key, wanted) in [
+            ("type", "PodScheduled"),
+            ("status", "False"),
+            ("reason", "SchedulingGated"),
+            ("message", "Scheduling is blocked due to non-empty scheduling gates"),
+        ] {
+            assert_eq!(condition[key], wanted, "{key}");
+        }
+        assert_eq!(line(&pod), "0/1 SchedulingGated 0");
+        let texts = |pod: &Value| {
             let mut errors = Errors::default();
-            validate_update(&old, new, &mut errors);
-            errors.into_vec().len()
+            validate_create(pod, &mut errors);
+            errors.into_vec().iter().map(ToString::to_string).collect::<Vec<_>>()
         };
+        assert_eq!(texts(&pod), Vec::<String>::new());
+        pod["spec"]["nodeName"] = json!("n");
         assert_eq!(
-            count(&json!({"spec": {"containers": [{"name": "a", "image": "y"}], "nodeName": "n"}})),
-            0
+            texts(&pod),
+            [
+                "spec.nodeName: Forbidden: nodeName cannot be set until all schedulingGates have been cleared"
+            ]
         );
+        let mut plain = json!({"spec": {"containers": [{"name": "a", "image": "x"}]}});
+        prepare_create(&mut plain);
+        assert_eq!(plain["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+    }
+
+    #[test]
+    fn open_readiness_gates_are_counted() {
+        let gates = |conditions: Value| {
+            readiness_gates(&json!({"spec": {"readinessGates": [
+                {"conditionType": "a/b"}, {"conditionType": "c"}]},
+                "status": {"conditions": conditions}}))
+        };
+        assert_eq!(gates(json!([])), "0/2");
         assert_eq!(
-            count(&json!({"spec": {"containers": [{"name": "a", "image": "x"}], "nodeName": "m"}})),
-            1
+            gates(json!([{"type": "c", "status": "True"}, {"type": "a/b", "status": "False"}])),
+            "1/2"
         );
+        assert_eq!(readiness_gates(&json!({})), NONE);
     }
 }

@@ -6,14 +6,12 @@ use serde_json::{Value, json};
 
 use crate::api::ephemeral;
 use crate::api::field_error::{Errors, FieldError};
-use crate::api::json::{child, is_true, items_at, set_default, set_default_text, text_at};
-use crate::api::kinds::pod_volumes;
+use crate::api::json::{child, int_at, is_true, items_at, set_default, set_default_text, text_at};
+use crate::api::kinds::{pod_probes, pod_volumes};
 use crate::api::{names, quantity};
 
 /// Kubernetes' grace of a pod that names none, in seconds.
 const GRACE_SECONDS: i64 = 30;
-/// Probes of a container.
-const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 
 /// Fills in what a pod's spec may leave out. `holder` is the Pod or the template.
 pub(super) fn default(holder: &mut Value) {
@@ -57,30 +55,11 @@ fn default_container(container: &mut Value) {
             set_default(requests, &name, limit);
         }
     }
-    for probe in PROBES {
-        if let Some(probe) = container.get_mut(probe).filter(|probe| probe.is_object()) {
-            default_probe(probe);
-        }
-    }
+    pod_probes::default(container);
     for variable in items_of(container, "env") {
         if let Some(field) = variable.pointer_mut("/valueFrom/fieldRef") {
             set_default_text(field, "apiVersion", "v1");
         }
-    }
-}
-
-fn default_probe(probe: &mut Value) {
-    for (key, value) in [
-        ("timeoutSeconds", 1),
-        ("periodSeconds", 10),
-        ("successThreshold", 1),
-        ("failureThreshold", 3),
-    ] {
-        set_default(probe, key, value);
-    }
-    if let Some(get) = probe.get_mut("httpGet") {
-        set_default_text(get, "path", "/");
-        set_default_text(get, "scheme", "HTTP");
     }
 }
 
@@ -96,38 +75,13 @@ fn pull_policy(image: &str) -> &'static str {
     }
 }
 
-/// Kubernetes' class of service: Guaranteed, Burstable or BestEffort.
-pub(super) fn qos_class(pod: &Value) -> &'static str {
-    let containers: Vec<&Value> = items_at(pod, "/spec/containers")
-        .iter()
-        .chain(items_at(pod, "/spec/initContainers"))
-        .collect();
-    let get = |c: &Value, list: &str, name: &str| {
-        c.pointer(&format!("/resources/{list}/{name}")).cloned()
-    };
-    let mut is_guaranteed = true;
-    let mut is_best_effort = true;
-    for container in containers {
-        for name in ["cpu", "memory"] {
-            let (request, limit) =
-                (get(container, "requests", name), get(container, "limits", name));
-            is_best_effort &= request.is_none() && limit.is_none();
-            is_guaranteed &= limit.is_some() && request == limit;
-        }
-    }
-    match (is_best_effort, is_guaranteed) {
-        (true, _) => "BestEffort",
-        (_, true) => "Guaranteed",
-        _ => "Burstable",
-    }
-}
-
 /// Checks a pod's spec; `path` is `spec` or `spec.template.spec`.
 pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
     let containers = items_at(holder, "/spec/containers");
     if containers.is_empty() {
         errors.required(format!("{path}.containers"));
     }
+    let grace = int_at(holder, "/spec/terminationGracePeriodSeconds").unwrap_or(GRACE_SECONDS);
     let mut seen = BTreeSet::new();
     for (list, pointer) in
         [("initContainers", "/spec/initContainers"), ("containers", "/spec/containers")]
@@ -139,6 +93,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
                 errors.duplicate(format!("{field}.name"), &json!(name));
             }
             validate_container(container, &field, errors);
+            validate_role(container, list, grace, &field, errors);
         }
     }
     if path == "spec" {
@@ -157,6 +112,13 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
             );
         }
     }
+    let deadline = holder.pointer("/spec/activeDeadlineSeconds").filter(|d| !d.is_null());
+    if let Some(deadline) = deadline
+        && !deadline.as_i64().is_some_and(|seconds| (1..=i64::from(i32::MAX)).contains(&seconds))
+    {
+        let detail = "must be between 1 and 2147483647, inclusive";
+        errors.invalid(format!("{path}.activeDeadlineSeconds"), deadline, detail);
+    }
     if let Some(grace) = holder.pointer("/spec/terminationGracePeriodSeconds")
         && grace.as_i64().is_some_and(|seconds| seconds < 0)
     {
@@ -167,6 +129,23 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
         );
     }
     pod_volumes::validate(holder, path, errors);
+}
+
+/// What depends on whether a container is a main, a sidecar or a regular init container.
+fn validate_role(container: &Value, list: &str, grace: i64, field: &str, errors: &mut Errors) {
+    let policy = container.get("restartPolicy").filter(|policy| !policy.is_null());
+    let policy_field = format!("{field}.restartPolicy");
+    match policy {
+        Some(_) if list == "containers" => {
+            errors.forbidden(policy_field, "may not be set for non-init containers");
+        }
+        Some(policy) => errors.one_of(policy_field, policy, &["Always"]),
+        None if list == "initContainers" => {
+            return pod_probes::validate_none(container, field, errors);
+        }
+        None => {}
+    }
+    pod_probes::validate(container, grace, field, errors);
 }
 
 pub(in crate::api) fn validate_container(container: &Value, field: &str, errors: &mut Errors) {
@@ -222,6 +201,21 @@ fn validate_resources(container: &Value, field: &str, errors: &mut Errors) {
             }
         }
     }
+    for (name, limit) in crate::api::json::entries_at(container, "/resources/limits") {
+        let request = container.pointer("/resources/requests").and_then(|all| all.get(name));
+        let Some(request) = request else { continue };
+        let nanos = |amount: &Value| {
+            let text = amount.as_str().map_or_else(|| amount.to_string(), str::to_owned);
+            text.parse::<quantity::Quantity>().map(quantity::Quantity::nanos)
+        };
+        if let (Ok(request_nanos), Ok(limit_nanos)) = (nanos(request), nanos(limit))
+            && request_nanos > limit_nanos
+        {
+            let text = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
+            let detail = format!("must be less than or equal to {name} limit of {text}");
+            errors.invalid(format!("{field}.resources.requests"), request, &detail);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -239,12 +233,22 @@ mod tests {
         let mut pod = json!({"spec": {
             "containers": [{"name": "a", "image": "x:v1", "ports": [{"containerPort": 80}],
                 "resources": {"limits": {"cpu": "1"}}, "readinessProbe": {"httpGet": {"port": 80}}}],
-            "volumes": [{"name": "v"}],
+            "initContainers": [{"name": "i", "image": "x"}],
+            "volumes": [{"name": "v"}, {"name": "w", "configMap": {"name": "c"}}],
         }});
         default(&mut pod);
         for (path, wanted) in [
             ("/spec/restartPolicy", json!("Always")),
+            ("/spec/dnsPolicy", json!("ClusterFirst")),
+            ("/spec/schedulerName", json!("default-scheduler")),
+            ("/spec/enableServiceLinks", json!(true)),
+            ("/spec/securityContext", json!({})),
             ("/spec/terminationGracePeriodSeconds", json!(30)),
+            ("/spec/initContainers/0/imagePullPolicy", json!("Always")),
+            ("/spec/initContainers/0/terminationMessagePath", json!("/dev/termination-log")),
+            ("/spec/containers/0/terminationMessagePath", json!("/dev/termination-log")),
+            ("/spec/containers/0/terminationMessagePolicy", json!("File")),
+            ("/spec/volumes/1/configMap/defaultMode", json!(0o644)),
             ("/spec/containers/0/imagePullPolicy", json!("IfNotPresent")),
             ("/spec/containers/0/ports/0/protocol", json!("TCP")),
             ("/spec/containers/0/resources/requests/cpu", json!("1")),
@@ -255,7 +259,6 @@ mod tests {
             assert_eq!(pod.pointer(path), Some(&wanted), "{path}");
         }
         assert!(errors(&pod).is_empty());
-        assert_eq!(qos_class(&pod), "Burstable");
     }
 
     #[test]
@@ -294,5 +297,63 @@ mod tests {
         ] {
             assert!(found.contains(part), "{part} in {found}");
         }
+    }
+
+    fn with(more: &Value) -> Vec<String> {
+        let mut spec = json!({"containers": [{"name": "a", "image": "x"}]});
+        json_patch::merge(&mut spec, more);
+        let mut pod = json!({ "spec": spec });
+        default(&mut pod);
+        errors(&pod)
+    }
+
+    #[test]
+    fn only_sidecars_and_mains_have_probes_and_hooks_and_only_inits_a_policy() {
+        let probe = json!({"tcpSocket": {"port": 80}});
+        let sidecar = json!([{"name": "i", "image": "x", "restartPolicy": "Always",
+            "startupProbe": probe, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]);
+        assert_eq!(with(&json!({"initContainers": sidecar})), Vec::<String>::new());
+        for key in ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
+            let init = json!([{"name": "i", "image": "x", key: probe}]);
+            assert_eq!(
+                with(&json!({"initContainers": init})),
+                [format!(
+                    "spec.initContainers[0].{key}: Forbidden: may not be set for init containers without restartPolicy=Always"
+                )]
+            );
+        }
+        let never = json!([{"name": "i", "image": "x", "restartPolicy": "Never"}]);
+        assert_eq!(
+            with(&json!({"initContainers": never})),
+            [
+                "spec.initContainers[0].restartPolicy: Unsupported value: \"Never\": supported values: \"Always\""
+            ]
+        );
+        let main = json!([{"name": "a", "image": "x", "restartPolicy": "Always"}]);
+        assert_eq!(
+            with(&json!({"containers": main})),
+            ["spec.containers[0].restartPolicy: Forbidden: may not be set for non-init containers"]
+        );
+    }
+
+    #[test]
+    fn a_deadline_is_positive_and_requests_are_not_above_limits() {
+        assert_eq!(
+            with(&json!({"activeDeadlineSeconds": 0})),
+            [
+                "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive"
+            ]
+        );
+        let resources = |request: &str| {
+            json!({"containers": [{"name": "a", "image": "x", "resources": {
+                "requests": {"memory": request}, "limits": {"memory": "64Mi"}}}]})
+        };
+        assert_eq!(with(&resources("65536Ki")), Vec::<String>::new());
+        assert_eq!(
+            with(&resources("65Mi")),
+            [
+                "spec.containers[0].resources.requests: Invalid value: \"65Mi\": must be less than or equal to memory limit of 64Mi"
+            ]
+        );
     }
 }

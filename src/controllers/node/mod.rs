@@ -28,7 +28,7 @@ use crate::controllers::Context;
 use crate::controllers::node::health::Hearing;
 use crate::controllers::node::ipam::{Book, allocate};
 use crate::controllers::node::plan::{Heard, Step, View, plan, troubled};
-use crate::controllers::object::node_name;
+use crate::controllers::object::{disrupted, node_name};
 
 mod health;
 mod ipam;
@@ -222,6 +222,20 @@ impl Controller {
     }
 
     async fn evict(&self, pod: &Pod, is_forced: bool) -> Result<(), kube::Error> {
+        let message = "Taint manager: deleting due to NoExecute taint";
+        let now = self.context.clock.now();
+        if let Some(conditions) = disrupted(pod, "DeletionByTaintManager", message, now) {
+            let patch = json!({
+                "metadata": { "uid": pod.uid(), "resourceVersion": pod.resource_version() },
+                "status": { "conditions": conditions },
+            });
+            let (name, params) = (pod.name_any(), PatchParams::default());
+            let told = self.pods_of(pod).patch_status(&name, &params, &Patch::Merge(patch)).await;
+            if let Err(err) = told {
+                // That it goes matters more than that this is told.
+                debug!(%err, "condition of an eviction not written");
+            }
+        }
         let params = DeleteParams {
             grace_period_seconds: is_forced.then_some(0),
             preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
