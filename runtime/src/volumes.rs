@@ -14,11 +14,13 @@
 //!   cannot.
 //! - A guest that writes to a full volume cannot keep the node busy with measuring it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,7 +63,10 @@ fn has_room(file: &File, growth: u64) -> bool {
     })
 }
 
-/// A folder with a limit, shared by all containers of a pod.
+/// The limited volumes that are mounted now, by their folder.
+pub(crate) type Volumes = BTreeMap<PathBuf, Weak<Quota>>;
+
+/// A folder with a limit, shared by all who have it mounted.
 #[derive(Debug)]
 pub(crate) struct Quota {
     root: PathBuf,
@@ -73,21 +78,48 @@ pub(crate) struct Quota {
 struct State {
     used: u64,
     measured: Instant,
+    /// Folders elsewhere with other names of the volume's files; what is written there counts.
+    others: Vec<PathBuf>,
 }
 
 impl Quota {
     /// Measures what is there. Blocks on the file system.
     pub(crate) fn new(root: &Path, bytes_max: u64) -> Arc<Self> {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-        let state = State { used: measure(&root), measured: Instant::now() };
+        let used = measure(std::iter::once(&root));
+        let state = State { used, measured: Instant::now(), others: Vec::new() };
         Arc::new(Self { root, bytes_max, state: Mutex::new(state) })
+    }
+
+    /// Whether a mount with this limit shares its bytes.
+    pub(crate) fn is_of(&self, bytes_max: u64) -> bool {
+        self.bytes_max == bytes_max
+    }
+
+    /// Counts what is below the folder of a mount, if it is not the volume's own. Blocks on the file
+    /// system.
+    pub(crate) fn include(&self, folder: &Path) {
+        let Ok(folder) = folder.canonicalize() else { return };
+        let mut state = self.state.lock();
+        if !folder.starts_with(&self.root) && !state.others.contains(&folder) {
+            // Folders of runs that are over are gone.
+            state.others.retain(|other| other.exists());
+            state.others.push(folder);
+            state.used = measure(state.others.iter().chain([&self.root]));
+        }
+    }
+
+    fn holds(&self, path: &Path) -> bool {
+        path.starts_with(&self.root)
+            || self.state.lock().others.iter().any(|other| path.starts_with(other))
     }
 
     fn grow(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
         let has_room = |used: u64| used.saturating_add(bytes) <= self.bytes_max;
         if !has_room(state.used) && state.measured.elapsed() >= MEASURE_PAUSE {
-            *state = State { used: measure(&self.root), measured: Instant::now() };
+            state.used = measure(state.others.iter().chain([&self.root]));
+            state.measured = Instant::now();
         }
         let is_granted = has_room(state.used);
         if is_granted {
@@ -97,9 +129,11 @@ impl Quota {
     }
 }
 
-/// Length of all files below `root`, in bytes. What cannot be read counts nothing.
-fn measure(root: &Path) -> u64 {
-    let (mut folders, mut bytes, mut entries) = (vec![root.to_owned()], 0_u64, 0);
+/// Length of all files below `roots`, in bytes; one with several names counts once. What cannot be
+/// read counts nothing.
+fn measure<'a>(roots: impl Iterator<Item = &'a PathBuf>) -> u64 {
+    let (mut folders, mut bytes, mut entries) = (roots.cloned().collect::<Vec<_>>(), 0_u64, 0);
+    let mut linked = BTreeSet::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             entries += 1;
@@ -108,6 +142,7 @@ fn measure(root: &Path) -> u64 {
             }
             match entry.metadata() {
                 Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) if meta.nlink() > 1 && !linked.insert((meta.dev(), meta.ino())) => {}
                 Ok(meta) => bytes = bytes.saturating_add(meta.len()),
                 Err(_) => {}
             }
@@ -127,7 +162,7 @@ impl Quotas {
             return None;
         }
         match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
-            Ok(path) => self.0.iter().find(|quota| path.starts_with(&quota.root)).cloned(),
+            Ok(path) => self.0.iter().find(|quota| quota.holds(&path)).cloned(),
             // Better a wrong limit than none.
             Err(_) => self.0.first().cloned(),
         }
@@ -334,6 +369,25 @@ mod tests {
         assert!(!quota.grow(1), "it was measured a moment ago");
         tokio::time::advance(MEASURE_PAUSE).await;
         assert!(quota.grow(100) && !quota.grow(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_mounted_alone_counts_for_its_volume() {
+        let (volume, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(volume.path().join("f"), [0; 60]).unwrap();
+        std::fs::hard_link(volume.path().join("f"), alone.path().join("f")).unwrap();
+        let quotas = Quotas(vec![Quota::new(volume.path(), 100)]);
+        quotas.0[0].include(volume.path());
+        quotas.0[0].include(alone.path());
+        let open = |path: PathBuf| File::options().create(true).append(true).open(path).unwrap();
+        let file = open(alone.path().join("f"));
+        assert!(quotas.extend(&file, 80).is_ok(), "it counts once");
+        assert!(quotas.extend(&file, 101).is_err());
+        tokio::time::advance(MEASURE_PAUSE).await;
+        // What is made beside it is of the volume as well.
+        std::fs::write(alone.path().join("more"), [0; 40]).unwrap();
+        let inside = open(volume.path().join("g"));
+        assert!(quotas.extend(&inside, 41).is_err() && quotas.extend(&inside, 1).is_err());
     }
 
     #[test]

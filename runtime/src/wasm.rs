@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use wasmtime::Engine;
 
@@ -19,6 +20,7 @@ use crate::pod::WasmPod;
 use crate::shares::Shares;
 use crate::tasks::{GuestThreads, Guests};
 use crate::types::{Counters, Pod, PodConfig, PodRuntime, StartError, Uplink};
+use crate::volumes::Volumes;
 
 /// Tells the time for people: log stamps and the guests' wall clock.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -103,6 +105,7 @@ pub(crate) struct Core {
     pub(crate) shares: Arc<Shares>,
     /// What the memory of all pods counts against.
     pub(crate) memory: Arc<Gauge>,
+    pub(crate) quotas: Arc<Mutex<Volumes>>,
     pub(crate) requests_per_instance_max: usize,
     pub(crate) start_wait_max: Duration,
 }
@@ -147,6 +150,7 @@ impl WasmRuntime {
             traps: Arc::new(AtomicU64::new(0)),
             shares: Shares::new(threads),
             memory: Gauge::new(Some(memory_bytes_max)),
+            quotas: Arc::default(),
             requests_per_instance_max: config.requests_per_instance_max,
             start_wait_max: config.start_wait_max,
             plan,
