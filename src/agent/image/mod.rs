@@ -4,12 +4,16 @@
 //! images/sha256/<hex>            layers, by digest
 //! images/sha256/<hex>.part       a layer that is being fetched; the next try goes on with it
 //! images/refs/<reference>.json   what a reference was resolved to last
+//! images/trees/<hex>/            the files of an image that is a volume, by its manifest's digest
+//! images/trees/<hex>.tmp/        the same while it is unpacked
+//! images/volumes/<reference>.json  what a volume's reference was resolved to last
 //! images/used.json               when images that nobody uses now were used last
 //! compiled/<hex>-<engine>.cwasm  compiled code
 //! ```
 //!
-//! Data in: image names of containers, `registries.yaml`, pull secrets, registries. Data out:
-//! compiled code, `status.imageID`, kubelet's events about pulling.
+//! Data in: image names of containers and volumes, `registries.yaml`, pull secrets, registries. Data
+//! out: compiled code, folders with the files of volumes, `status.imageID`, kubelet's events about
+//! pulling.
 //!
 //! ```text
 //! name ─ stand-in ─► reference ─ registry ─► manifest ─► layer ─ a server, or the compiler ─► code
@@ -25,6 +29,7 @@
 //! - What is cached needs no server.
 //! - A layer is fetched once at a time, and a module compiled once at a time, however many want it.
 //! - A file under `compiled/` was made here, or a server signed its digest.
+//! - A folder under `trees/` without an ending holds all files of its image, and is never changed.
 //! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
 //! - A credential is sent only to the host it is meant for.
@@ -45,8 +50,11 @@ mod process;
 mod reference;
 mod registries;
 mod report;
+mod tar;
 mod transport;
+mod tree;
 mod unpack;
+mod volume;
 
 #[cfg(test)]
 mod fleet_test;
@@ -54,6 +62,8 @@ mod fleet_test;
 mod image_test;
 #[cfg(test)]
 mod pull_test;
+#[cfg(test)]
+mod volume_test;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,6 +82,7 @@ use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::pod::plan::PullPolicy;
 use crate::client::EventRecorder;
 use crate::rt::{Rng, WallClock};
+use adopt::Adopted;
 use backoff::Backoffs;
 use credentials::Keyring;
 use distribution::Fault;
@@ -157,7 +168,7 @@ pub(crate) struct ReadyImage {
 pub(crate) struct Wanted<'a> {
     /// Its events and pull secrets.
     pub(crate) pod: &'a Pod,
-    /// The container in the pod, for its events: `spec.containers{name}`.
+    /// The container in the pod, for its events: `spec.containers{name}`; empty is the pod itself.
     pub(crate) field_path: String,
     /// As the container names it.
     pub(crate) image: &'a str,
@@ -175,14 +186,35 @@ impl Wanted<'_> {
     }
 }
 
+/// An image that can be mounted; a pod keeps it for its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadyVolume {
+    /// Names its folder, [`Dirs::image_tree`].
+    pub(crate) hex: String,
+    /// `volumeStatus.image.imageRef`: the name with the digest of the manifest.
+    pub(crate) id: String,
+}
+
+/// What is wanted of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// The one component in it.
+    Component,
+    /// All its files.
+    Tree,
+}
+
 /// What a reference was resolved to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Resolved {
-    /// Hex of the layer's SHA-256.
+    /// Hex of the layer's SHA-256; of a volume, of the manifest that has its layers.
     layer: String,
     /// Hex of the manifest's; files of the first version have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     manifest: Option<String>,
+    /// Bytes of a volume's layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
 }
 
 /// How images are pulled and kept. The defaults are kubelet's unless they say otherwise.
@@ -238,6 +270,19 @@ pub(crate) trait ImageSource: Send + Sync + 'static {
     fn ready<'a>(&'a self, wanted: &'a Wanted<'a>)
     -> BoxFuture<'a, Result<ReadyImage, ImageError>>;
 
+    /// Pulls and unpacks an image as far as that has not happened yet, and notes that the pod uses
+    /// it. What the pod `had` of it before is good for as long as it is here. Tells the pod's events
+    /// what kubelet would.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what was fetched so far is there for the next call, and unpacking ends.
+    fn volume<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        had: Option<ReadyVolume>,
+    ) -> BoxFuture<'a, Result<ReadyVolume, ImageError>>;
+
     /// Compiles a component that lies in a file; gives its compiled code.
     fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>>;
 }
@@ -255,6 +300,8 @@ pub(crate) struct Images {
     registries: Registries,
     pull_backoffs: Backoffs,
     compile_backoffs: Backoffs,
+    /// What was found in files lately.
+    adopted: Mutex<Adopted>,
     /// Layers that are no components, with the compiler's words.
     refused: Mutex<BTreeMap<String, String>>,
     /// By hex of a layer, and by file name of a reference.
@@ -284,6 +331,7 @@ impl Images {
             registries,
             pull_backoffs: Backoffs::new(settings.pull_backoff),
             compile_backoffs: Backoffs::new(settings.compile_backoff),
+            adopted: Mutex::default(),
             refused: Mutex::default(),
             locks: Locks::default(),
             downloads: Semaphore::new(DOWNLOADS_MAX),
@@ -296,7 +344,7 @@ impl Images {
         let settings = self.registries.settings();
         let reference = Reference::parse(settings.stand_in(wanted.image))?;
         for _ in 0..ROUNDS_MAX {
-            let resolved = self.resolve(wanted, &reference).await?;
+            let resolved = self.resolve(wanted, &reference, Content::Component).await?;
             self.ledger.lock().begin(wanted.uid(), &resolved.layer);
             let compiled = match self.compiled(&resolved.layer).await {
                 Err(ImageError::Vanished) => continue,
@@ -314,14 +362,15 @@ impl Images {
         Err(ImageError::Vanished)
     }
 
-    /// Which layer the reference means now; the layer is here afterwards.
+    /// What the reference means now; that is here afterwards.
     async fn resolve(
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,
+        content: Content,
     ) -> Result<Resolved, ImageError> {
         let may_use_known = wanted.pull != PullPolicy::Always;
-        if let Some(known) = self.known(reference).filter(|_| may_use_known) {
+        if let Some(known) = self.known(reference, content).filter(|_| may_use_known) {
             self.tell_present(wanted, &known.layer);
             return Ok(known);
         }
@@ -338,22 +387,22 @@ impl Images {
         // Replicas that start together ask the registry once.
         let turn =
             if may_use_known { Some(self.locks.lock(&reference.file_name()).await) } else { None };
-        if let Some(known) = self.known(reference).filter(|_| may_use_known) {
+        if let Some(known) = self.known(reference, content).filter(|_| may_use_known) {
             self.tell_present(wanted, &known.layer);
             return Ok(known);
         }
         self.tell_pulling(wanted);
         let began = Instant::now();
-        let pulled = self.pull_with_secrets(wanted, reference).await;
+        let pulled = self.pull_with_secrets(wanted, reference, content).await;
         drop(turn);
         match pulled {
             Ok(resolved) => {
-                self.remember(reference, &resolved)?;
+                self.remember(reference, content, &resolved)?;
                 self.pull_backoffs.worked(&name);
                 self.tell_pulled(wanted, &resolved, began, waiting_since);
                 Ok(resolved)
             }
-            Err(fault) => self.not_pulled(wanted, reference, fault),
+            Err(fault) => self.not_pulled(wanted, reference, content, fault),
         }
     }
 
@@ -361,6 +410,7 @@ impl Images {
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,
+        content: Content,
     ) -> Result<Resolved, Fault> {
         let keyring = if reference.is_own() {
             Keyring::default()
@@ -369,7 +419,7 @@ impl Images {
             self.tell_missing_secrets(wanted, &missing);
             keyring
         };
-        self.pull(reference, &keyring).await
+        self.pull(reference, &keyring, content).await
     }
 
     /// What becomes of a pull that failed: the image that is here, or a back-off.
@@ -377,11 +427,12 @@ impl Images {
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,
+        content: Content,
         fault: Fault,
     ) -> Result<Resolved, ImageError> {
         // A node without a server runs what it has; a registry that answers has the last word.
         if matches!(fault, Fault::Unavailable { .. })
-            && let Some(known) = self.known(reference)
+            && let Some(known) = self.known(reference, content)
         {
             tracing::warn!(err = %fault, image = wanted.image, "cannot pull, using the image on this node");
             return Ok(known);
@@ -401,13 +452,21 @@ impl Images {
     }
 
     /// What the reference was resolved to last, if that is here.
-    fn known(&self, reference: &Reference) -> Option<Resolved> {
-        let known: Option<Resolved> = read_json(&self.reference_file(reference));
-        known.filter(|resolved| self.blob(&resolved.layer).exists())
+    fn known(&self, reference: &Reference, content: Content) -> Option<Resolved> {
+        let known: Option<Resolved> = read_json(&self.reference_file(reference, content));
+        known.filter(|resolved| match content {
+            Content::Component => self.blob(&resolved.layer).exists(),
+            Content::Tree => self.dirs.image_tree(&resolved.layer).exists(),
+        })
     }
 
-    fn remember(&self, reference: &Reference, resolved: &Resolved) -> std::io::Result<()> {
-        let file = self.reference_file(reference);
+    fn remember(
+        &self,
+        reference: &Reference,
+        content: Content,
+        resolved: &Resolved,
+    ) -> std::io::Result<()> {
+        let file = self.reference_file(reference, content);
         // The same answer again costs the disk nothing.
         if read_json::<Resolved>(&file).as_ref() == Some(resolved) {
             return Ok(());
@@ -415,12 +474,20 @@ impl Images {
         write_json(&file, resolved)
     }
 
-    fn reference_file(&self, reference: &Reference) -> PathBuf {
-        self.references().join(format!("{}.json", reference.file_name()))
+    fn reference_file(&self, reference: &Reference, content: Content) -> PathBuf {
+        let folder = match content {
+            Content::Component => self.references(),
+            Content::Tree => self.volume_references(),
+        };
+        folder.join(format!("{}.json", reference.file_name()))
     }
 
     fn references(&self) -> PathBuf {
         self.dirs.images().join("refs")
+    }
+
+    fn volume_references(&self) -> PathBuf {
+        self.dirs.images().join("volumes")
     }
 
     fn blobs(&self) -> PathBuf {
@@ -440,6 +507,21 @@ impl ImageSource for Images {
         // Boxed: a pull is large, and seldom.
         async move {
             let ready = self.ready_quietly(wanted).await;
+            if let Err(error) = &ready {
+                self.tell_failure(wanted, error);
+            }
+            ready
+        }
+        .boxed()
+    }
+
+    fn volume<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        had: Option<ReadyVolume>,
+    ) -> BoxFuture<'a, Result<ReadyVolume, ImageError>> {
+        async move {
+            let ready = self.volume_quietly(wanted, had).await;
             if let Err(error) = &ready {
                 self.tell_failure(wanted, error);
             }

@@ -30,7 +30,7 @@ pub(super) struct Arrival {
 
 impl Worker {
     /// Takes over what has changed in the spec since it was read last.
-    pub(super) fn take_changes(&mut self) {
+    pub(super) async fn take_changes(&mut self) {
         let pod = self.pod();
         let generation = pod.metadata.generation.unwrap_or_default();
         if generation < self.generation {
@@ -55,7 +55,7 @@ impl Worker {
             self.fetch_ephemeral(at);
         }
         if has_news {
-            self.save();
+            self.save().await;
             self.publish();
         }
     }
@@ -117,9 +117,10 @@ impl Worker {
         *due = Due::Never;
         let (shared, plan, pod) = (Arc::clone(&self.shared), self.plan.clone(), self.pod());
         let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
+        let tasks = self.tasks.clone();
         self.fetches.spawn_until_cancelled("ephemeral-container", async move {
             tokio::time::sleep(wait).await;
-            let prepared = shared.prepare(&plan, at, &pod, &dir).await;
+            let prepared = shared.prepare(&plan, at, &pod, &dir, &tasks).await;
             let _ = arrivals.send(Arrival { at, prepared }).await;
         });
     }

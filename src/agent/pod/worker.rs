@@ -157,7 +157,7 @@ impl Worker {
             self.until_deleted(&cancel).await
         } else {
             self.tasks.spawn("pod-status", |cancel| writer.run(cancel));
-            self.save();
+            self.save().await;
             self.drive(&cancel).await
         };
         match over {
@@ -180,7 +180,7 @@ impl Worker {
                 self.stop_all(self.plan.grace, Instant::now()).await;
                 return self.until_deleted(cancel).await;
             }
-            self.take_changes();
+            self.take_changes().await;
             let now = Instant::now();
             let deadline = self.deadline();
             if deadline.is_some_and(|at| at <= now) {
@@ -214,9 +214,10 @@ impl Worker {
         }
         self.stop_all(self.plan.grace, Instant::now()).await;
         self.state.outcome = Some(outcome);
-        self.publish();
-        self.save();
+        // Whoever hears of it may count on it.
+        self.save().await;
         self.shared.ipam.release(&self.plan.uid);
+        self.publish();
         self.until_deleted(cancel).await
     }
 
@@ -273,7 +274,7 @@ impl Worker {
             () = cancel.cancelled() => {}
             _ = self.seen.changed() => {}
             () = timer => {}
-            Some(ending) = self.endings.1.recv() => self.ended(&ending),
+            Some(ending) = self.endings.1.recv() => self.ended(&ending).await,
             Some(event) = self.verdicts.recv() => self.judged(event),
             Some(arrival) = self.arrivals.1.recv() => self.arrived(arrival).await,
         }
@@ -294,10 +295,15 @@ impl Worker {
 
     /// Keeps the pod and where it is on disk, for an agent that starts without the API. Called when
     /// something ended for good, not at every restart: that the logs tell.
-    pub(super) fn save(&self) {
-        let mut pod = self.pod().as_ref().clone();
-        pod.status = Some(pod_status(&pod, &self.state, self.shared.clock.now()));
-        if let Err(err) = self.dir.create().and_then(|()| self.dir.write_pod(&pod)) {
+    pub(super) async fn save(&self) {
+        let (pod, state, now) = (self.pod(), self.state.clone(), self.shared.clock.now());
+        let dir = self.dir.clone();
+        let write = move || {
+            let mut pod = pod.as_ref().clone();
+            pod.status = Some(pod_status(&pod, &state, now));
+            dir.create().and_then(|()| dir.write_pod(&pod))
+        };
+        if let Some(Err(err)) = self.tasks.block("pod-save", write).await {
             warn!(%err, "cannot keep the pod on disk");
         }
     }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::{Dirs, PodDir, make_private};
-use crate::agent::image::{ImageError, ImageSource, ReadyImage, Wanted};
+use crate::agent::image::{ImageError, ImageSource, ReadyImage, ReadyVolume, Wanted};
 use crate::agent::ipam::{Ipam, Range};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
 use crate::agent::pod::objects::{NodeSources, Written};
@@ -285,6 +285,23 @@ impl ImageSource for Pictures {
                 wait: Duration::from_secs(5),
             }),
             _ => Ok(ReadyImage { compiled: PathBuf::from(&image), id: image }),
+        })
+        .boxed()
+    }
+
+    fn volume<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        had: Option<ReadyVolume>,
+    ) -> BoxFuture<'a, Result<ReadyVolume, ImageError>> {
+        let fresh =
+            || ReadyVolume { hex: "00".to_owned(), id: format!("{}@sha256:00", wanted.image) };
+        std::future::ready(match wanted.image {
+            "missing" => Err(ImageError::Pull {
+                message: "no such image".to_owned(),
+                wait: Duration::from_secs(5),
+            }),
+            _ => Ok(had.unwrap_or_else(fresh)),
         })
         .boxed()
     }
@@ -946,4 +963,33 @@ async fn an_agent_that_stops_ends_its_containers_and_keeps_the_pod() {
     assert_eq!(world.journal.count("stop app within 10s"), 1);
     assert_eq!(world.journal.count("api delete"), 0);
     assert!(world.dir.has_pod());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_volume_is_shown_in_the_status_and_one_that_cannot_be_had_holds_the_pod() {
+    let pod = |image: &str| {
+        json!({"spec": {
+            "containers": [{"name": "app", "image": "app",
+                "volumeMounts": [{"name": "v", "mountPath": "/m", "readOnly": true}]}],
+            "volumes": [{"name": "v", "image": {"reference": image}}]}})
+    };
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("images/trees/00")).unwrap();
+    let world = World::start(&root, pod("data:v1"));
+    let status = world.ready().await;
+    let shown = serde_json::to_value(&status.container_statuses.unwrap()[0].volume_mounts).unwrap();
+    assert_eq!(
+        shown,
+        json!([{"name": "v", "mountPath": "/m", "readOnly": true, "recursiveReadOnly": "Enabled",
+            "volumeStatus": {"image": {"imageRef": "data:v1@sha256:00"}}}])
+    );
+    world.cut().await;
+    let root = tempfile::tempdir().unwrap();
+    let world = World::start(&root, pod("missing"));
+    let is_told = |status: &PodStatus| {
+        let waiting = status.container_statuses.as_ref()?[0].state.as_ref()?.waiting.clone()?;
+        (waiting.reason.as_deref() == Some("ErrImagePull")).then_some(())
+    };
+    world.status(|status| is_told(status).is_some()).await;
+    assert_eq!(world.journal.count("start app"), 0);
 }
