@@ -11,13 +11,14 @@ use tokio::fs::{self, File, OpenOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::agent::dirs::make_private;
+use crate::agent::image::Images;
 use crate::agent::image::credentials::Keyring;
 use crate::agent::image::distribution::{Fault, Source};
+use crate::agent::image::known::{Content, Resolved};
 use crate::agent::image::manifest::{self, Blob, Found};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::registries::Endpoint;
 use crate::agent::image::transport::{Outside, Transport};
-use crate::agent::image::{Content, Images, Resolved};
 
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::dirs::{Dirs, read_json, remove_folder, write_json};
 use crate::agent::image::compile::{COMPILED, compiled_name};
 use crate::agent::image::fetch::PART;
+use crate::agent::image::known::{Content, Resolved};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::volume::{TEMPORARY, tree_bytes};
-use crate::agent::image::{Content, Images, ReadyVolume, Resolved};
+use crate::agent::image::{Images, ReadyVolume};
 use crate::client::{EventType, Regarding};
 
 /// File with the times of last use.

@@ -43,6 +43,7 @@ mod distribution;
 mod fetch;
 mod fleet;
 mod gc;
+mod known;
 mod locks;
 mod manifest;
 mod metrics;
@@ -78,7 +79,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-use crate::agent::dirs::{Dirs, read_json, write_json};
+use crate::agent::dirs::Dirs;
 use crate::agent::pod::plan::PullPolicy;
 use crate::client::EventRecorder;
 use crate::rt::{Rng, WallClock};
@@ -87,6 +88,7 @@ use backoff::Backoffs;
 use credentials::Keyring;
 use distribution::Fault;
 use gc::Ledger;
+use known::{Content, Resolved};
 use locks::Locks;
 use reference::Reference;
 
@@ -193,28 +195,6 @@ pub(crate) struct ReadyVolume {
     pub(crate) hex: String,
     /// `volumeStatus.image.imageRef`: the name with the digest of the manifest.
     pub(crate) id: String,
-}
-
-/// What is wanted of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
-    /// The one component in it.
-    Component,
-    /// All its files.
-    Tree,
-}
-
-/// What a reference was resolved to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Resolved {
-    /// Hex of the layer's SHA-256; of a volume, of the manifest that has its layers.
-    layer: String,
-    /// Hex of the manifest's; files of the first version have none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    manifest: Option<String>,
-    /// Bytes of a volume's layers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    bytes: Option<u64>,
 }
 
 /// How images are pulled and kept. The defaults are kubelet's unless they say otherwise.
@@ -449,53 +429,6 @@ impl Images {
         let message = fault.to_string();
         let wait = self.pull_backoffs.failed(&wanted.backoff_name(), &message, wait_min);
         Err(ImageError::Pull { message, wait })
-    }
-
-    /// What the reference was resolved to last, if that is here.
-    fn known(&self, reference: &Reference, content: Content) -> Option<Resolved> {
-        let known: Option<Resolved> = read_json(&self.reference_file(reference, content));
-        known.filter(|resolved| match content {
-            Content::Component => self.blob(&resolved.layer).exists(),
-            Content::Tree => self.dirs.image_tree(&resolved.layer).exists(),
-        })
-    }
-
-    fn remember(
-        &self,
-        reference: &Reference,
-        content: Content,
-        resolved: &Resolved,
-    ) -> std::io::Result<()> {
-        let file = self.reference_file(reference, content);
-        // The same answer again costs the disk nothing.
-        if read_json::<Resolved>(&file).as_ref() == Some(resolved) {
-            return Ok(());
-        }
-        write_json(&file, resolved)
-    }
-
-    fn reference_file(&self, reference: &Reference, content: Content) -> PathBuf {
-        let folder = match content {
-            Content::Component => self.references(),
-            Content::Tree => self.volume_references(),
-        };
-        folder.join(format!("{}.json", reference.file_name()))
-    }
-
-    fn references(&self) -> PathBuf {
-        self.dirs.images().join("refs")
-    }
-
-    fn volume_references(&self) -> PathBuf {
-        self.dirs.images().join("volumes")
-    }
-
-    fn blobs(&self) -> PathBuf {
-        self.dirs.images().join("sha256")
-    }
-
-    fn blob(&self, hex: &str) -> PathBuf {
-        self.blobs().join(hex)
     }
 }
 

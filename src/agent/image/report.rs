@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::agent::image::{ImageError, Images, Resolved, Wanted};
+use crate::agent::image::known::Resolved;
+use crate::agent::image::{ImageError, Images, Wanted};
 use crate::client::{EventType, Regarding};
 
 impl Images {

@@ -36,8 +36,9 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// In front of names that some tools keep for themselves.
 const WHITEOUT_OWN: &[u8] = b".wh..wh.";
-/// Longest path in an image, in bytes, and in names.
+/// Longest path in an image, in bytes, and in names; longest name.
 const PATH_BYTES_MAX: usize = 4096;
+const NAME_BYTES_MAX: usize = 255;
 const DEPTH_MAX: usize = 64;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 64 * 1024;
@@ -178,6 +179,10 @@ impl Tree {
                 self.write(&parent, name, entry.is_executable, content)?;
             }
             Kind::Link => {
+                let target = entry.target.as_os_str().as_encoded_bytes();
+                if target.is_empty() || target.len() > PATH_BYTES_MAX || target.contains(&0) {
+                    return Err(damaged("a link that leads to no path"));
+                }
                 self.remove(&parent, path)?;
                 symlinkat(&entry.target, &parent, name)?;
             }
@@ -195,7 +200,11 @@ impl Tree {
                 let held = beneath::open(&self.path, &target, Missing::Refuse);
                 let held = held.ok().filter(|held| !held.is_folder).ok_or_else(missing)?;
                 self.remove(&parent, path)?;
-                linkat(CWD, held.path(), &parent, name, AtFlags::SYMLINK_FOLLOW)?;
+                let linked = linkat(CWD, held.path(), &parent, name, AtFlags::SYMLINK_FOLLOW);
+                linked.map_err(|err| match err {
+                    Errno::MLINK => refused("a file of the image has too many names".to_owned()),
+                    other => other.into(),
+                })?;
             }
             // A guest could not open it.
             Kind::Special => return Ok(()),
@@ -382,6 +391,7 @@ fn plain(path: &Path) -> io::Result<Option<PathBuf>> {
         match component {
             // `/etc/x` is the image's own `etc/x`.
             Component::CurDir | Component::RootDir => {}
+            Component::Normal(name) if name.len() > NAME_BYTES_MAX => return Err(wrong()),
             Component::Normal(name) => {
                 depth += 1;
                 plain.push(name);

@@ -224,6 +224,8 @@ fn what_an_image_may_cost_has_limits() {
             "too long",
         ),
         (few_bytes, Bench::new().title("f", "").layer(&[file("f", &"x".repeat(4000))]), "archive"),
+        (SMALL, Bench::new().title(&"n".repeat(256), ""), "too long"),
+        (SMALL, Bench::new().layer(&[link("l", "")]), "leads to no path"),
         // Bytes that are skipped, not written.
         (few_bytes, Bench::new().layer(&[file(".wh..wh.x", &"x".repeat(8000))]), "archive"),
         (

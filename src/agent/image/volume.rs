@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::dirs::{make_private, remove_folder};
 use crate::agent::image::distribution::{Fault, Source};
+use crate::agent::image::known::Content;
 use crate::agent::image::manifest::{Form, Layer};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::tree::{LIMITS, unpack};
-use crate::agent::image::{Content, ImageError, Images, ROUNDS_MAX, ReadyVolume, Wanted};
+use crate::agent::image::{ImageError, Images, ROUNDS_MAX, ReadyVolume, Wanted};
 
 /// Largest layer, in bytes, and the largest sum of an image's layers.
 const LAYER_BYTES_MAX: u64 = 8 << 30;
