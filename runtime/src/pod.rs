@@ -1,10 +1,8 @@
 //! The sandbox of one pod.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,8 +20,8 @@ use crate::meter::Meter;
 use crate::network::{PodNet, UNKNOWN_PEER, VirtualNetwork};
 use crate::stdio::{Input, Pipes, Stdio};
 use crate::tls::Trust;
-use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError, Usage};
-use crate::volumes::{Quota, Quotas};
+use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError, Usage, VolumeLimit};
+use crate::volumes::{Quota, Quotas, Volumes};
 use crate::wasm::Core;
 
 /// A pod's network, limits and containers.
@@ -37,8 +35,8 @@ pub(crate) struct WasmPod {
     containers: Mutex<Vec<Arc<WasmContainer>>>,
     /// CPU time of containers that are in the list no more, in nanoseconds.
     past_nanos: AtomicU64,
-    /// Limits of the pod's volumes, by their folder.
-    quotas: Arc<Mutex<BTreeMap<PathBuf, Arc<Quota>>>>,
+    /// Limits of the pod's volumes; at most as many as its containers have mounts.
+    quotas: Arc<Mutex<Vec<Arc<Quota>>>>,
 }
 
 impl WasmPod {
@@ -105,8 +103,13 @@ impl WasmPod {
             file_bytes_max: config.log_bytes_max,
             bytes_per_second_max: config.log_bytes_per_second_max,
         };
-        let limits: Vec<_> = config.mounts.iter().filter_map(|mount| mount.limit.clone()).collect();
-        let known = Arc::clone(&self.quotas);
+        let limits: Vec<_> = config
+            .mounts
+            .iter()
+            .filter(|mount| !mount.is_read_only)
+            .filter_map(|mount| Some((mount.limit.clone()?, mount.host_path.clone())))
+            .collect();
+        let (known, own) = (Arc::clone(&self.core.quotas), Arc::clone(&self.quotas));
         let prepare = self.core.guests.spawn_blocking(move || {
             let loaded = core.code.load(&path)?;
             let (clock, guests) = (Arc::clone(&core.clock), Arc::clone(&core.guests));
@@ -116,12 +119,21 @@ impl WasmPod {
             } else {
                 Log::none(clock, guests)
             };
-            let limits = limits.into_iter().map(|limit| {
-                let mut known = known.lock();
-                let new = || Quota::new(&limit.root, limit.bytes_max);
-                Arc::clone(known.entry(limit.root.clone()).or_insert_with(new))
+            let limits = limits.into_iter().map(|(limit, folder)| {
+                let quota = quota(&known, limit);
+                quota.include(&folder);
+                quota
             });
-            Ok::<_, StartError>(Prepared { loaded, log, quotas: Quotas(limits.collect()) })
+            let quotas = Quotas(limits.collect());
+            // Kept over restarts: a volume is measured once.
+            let mut own = own.lock();
+            for quota in &quotas.0 {
+                if !own.iter().any(|had| Arc::ptr_eq(had, quota)) {
+                    own.push(Arc::clone(quota));
+                }
+            }
+            drop(own);
+            Ok::<_, StartError>(Prepared { loaded, log, quotas })
         });
         let prepared =
             prepare.await.map_err(|error| StartError::Host(format!("start failed: {error}")))??;
@@ -154,6 +166,26 @@ impl WasmPod {
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The quota of a volume, one for all pods that have it mounted. Blocks on the file system.
+fn quota(known: &Mutex<Volumes>, limit: VolumeLimit) -> Arc<Quota> {
+    let find = |known: &Volumes| {
+        let had = known.get(&limit.root).and_then(Weak::upgrade);
+        had.filter(|had| had.is_of(limit.bytes_max))
+    };
+    if let Some(had) = find(&known.lock()) {
+        return had;
+    }
+    // Measured without the lock: other pods start meanwhile.
+    let made = Quota::new(&limit.root, limit.bytes_max);
+    let mut known = known.lock();
+    if let Some(had) = find(&known) {
+        return had;
+    }
+    known.retain(|_, quota| quota.strong_count() > 0);
+    known.insert(limit.root, Arc::downgrade(&made));
+    made
 }
 
 /// What a container needs before it can start.

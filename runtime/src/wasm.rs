@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use wasmtime::Engine;
 
@@ -20,6 +21,7 @@ use crate::shares::Shares;
 use crate::tasks::{GuestThreads, Guests};
 use crate::tls::NodeTrust;
 use crate::types::{Counters, Pod, PodConfig, PodRuntime, StartError, Uplink};
+use crate::volumes::Volumes;
 
 /// Tells the time for people: log stamps and the guests' wall clock.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -110,6 +112,7 @@ pub(crate) struct Core {
     pub(crate) memory: Arc<Gauge>,
     /// Whom containers trust that do not say themselves.
     pub(crate) trust: Arc<NodeTrust>,
+    pub(crate) quotas: Arc<Mutex<Volumes>>,
     pub(crate) requests_per_instance_max: usize,
     pub(crate) start_wait_max: Duration,
 }
@@ -158,6 +161,7 @@ impl WasmRuntime {
             shares: Shares::new(threads),
             memory: Gauge::new(Some(memory_bytes_max)),
             trust: Arc::default(),
+            quotas: Arc::default(),
             requests_per_instance_max: config.requests_per_instance_max,
             start_wait_max: config.start_wait_max,
             plan,

@@ -5,16 +5,23 @@
 //! pods/<uid>/pod.json                    the pod, and its status as of the last end that was for good
 //! pods/<uid>/address                     its address
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
+//! pods/<uid>/etc/                        its `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`
 //! pods/<uid>/volumes/<volume>/           its volumes
 //! pods/<uid>/files/<container>/          files that the container mounts alone
 //! pods/<uid>/logs/<container>/<run>.log  its logs; their numbers tell how often it was restarted
 //! pods/<uid>/termination/<container>/    its containers' last words
 //! pods/<uid>/roots/<container>/          what tools see as `/`: a folder for each volume
+//! pods/.gone-<uid>/                     what is left of a pod that is being removed
 //! tools/<name>.wasm                      commands that `exec` finds in every pod
 //! volumes/<volume>/                      persistent volumes that live on this node
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
 //! ```
+//!
+//! # Invariants
+//!
+//! - Only [`PodDir::create`] makes a pod's folder. What is written below it needs the folder to be
+//!   there: nothing of a pod comes back after its removal.
 
 use std::ffi::OsString;
 use std::io;
@@ -28,6 +35,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Write as _;
 
+/// Start of the name of a pod's folder that is being removed.
+const GONE: &str = ".gone-";
 /// Longest file of our own that is read back, in bytes.
 const OWN_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -54,6 +63,11 @@ impl Dirs {
 
     pub(crate) fn images(&self) -> PathBuf {
         self.root.join("images")
+    }
+
+    /// The files of an image that is a volume, by the hex of its manifest's digest.
+    pub(crate) fn image_tree(&self, hex: &str) -> PathBuf {
+        self.images().join("trees").join(file_name(hex))
     }
 
     pub(crate) fn compiled(&self) -> PathBuf {
@@ -83,12 +97,25 @@ impl Dirs {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(self.pods())? {
             let entry = entry?;
-            if let Ok(uid) = entry.file_name().into_string() {
+            if let Ok(uid) = entry.file_name().into_string()
+                && !uid.starts_with(GONE)
+            {
                 found.push((uid, PodDir(entry.path())));
             }
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
+    }
+
+    /// Removes what an earlier life of this agent has not come to remove of pods that are gone.
+    pub(crate) fn remove_gone(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.pods())? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(GONE.as_bytes()) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn pods(&self) -> PathBuf {
@@ -126,12 +153,42 @@ impl PodDir {
         Ok(())
     }
 
-    /// Removes the pod's files for good.
+    /// Removes the pod's files for good. Whoever is still writing some fails from here on: the
+    /// folder loses its name first.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-            _ => Ok(()),
+        let (Some(pods), Some(name)) = (self.0.parent(), self.0.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let mut gone = OsString::from(GONE);
+        gone.push(name);
+        let gone = pods.join(gone);
+        remove_folder(&gone)?;
+        match std::fs::rename(&self.0, &gone) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+            Ok(()) => remove_folder(&gone),
         }
+    }
+
+    /// Makes a folder of the pod, and those above it up to the pod's own, which must be there.
+    pub(crate) fn make(&self, folder: &Path) -> io::Result<()> {
+        let below = folder.strip_prefix(&self.0).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut at = self.0.clone();
+        for name in below.components() {
+            at.push(name);
+            make_one(&at)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a copy of something that the pod needs for a start without the API, see [`write_copy`].
+    pub(crate) fn keep(&self, kind: &str, name: &str, value: &impl Serialize) -> io::Result<()> {
+        write_copy(&self.object_file(kind, name), value)
+    }
+
+    /// Where the files are that every container finds in `/etc`.
+    pub(crate) fn etc(&self) -> PathBuf {
+        self.0.join("etc")
     }
 
     pub(crate) fn read_pod(&self) -> Option<Pod> {
@@ -211,6 +268,22 @@ pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// As [`make_private`], but the folder above must be there.
+pub(crate) fn make_one(dir: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Removes a folder with all that is in it, if it is there. Follows no link.
+pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+        _ => Ok(()),
+    }
+}
+
 /// A name beside `path` that no other write of this process has: two may write one file at a time.
 pub(crate) fn temporary_name(path: &Path) -> OsString {
     static WRITES: AtomicU64 = AtomicU64::new(0);
@@ -219,20 +292,26 @@ pub(crate) fn temporary_name(path: &Path) -> OsString {
     name
 }
 
-/// Replaces a file whole: after a power cut it is the old one or this one.
+/// Replaces a file whole: after a power cut it is the old one or this one. Makes its folder, but
+/// none above that.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     replace(path, content, true)
 }
 
 /// As [`write_json`], but what a power cut leaves of it is left to chance until
 /// [`PodDir::sync_objects`]: a pod's start does not wait for the disk.
-pub(crate) fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
+fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
     replace(path, &serde_json::to_vec(value)?, false)
+}
+
+/// As [`write_atomic`], for what is made anew if a power cut takes it.
+pub(crate) fn write_scratch(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace(path, content, false)
 }
 
 fn replace(path: &Path, content: &[u8], is_synced: bool) -> io::Result<()> {
     let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
-    make_private(dir)?;
+    make_one(dir)?;
     let temporary = dir.join(temporary_name(path));
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -294,6 +373,34 @@ mod tests {
         pod.remove().unwrap();
         pod.remove().unwrap();
         assert!(dirs.all_pods().unwrap().is_empty());
+    }
+
+    #[test]
+    fn nothing_of_a_pod_comes_back_after_its_removal() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::create(root.path().join("agent")).unwrap();
+        let pod = dirs.pod("u1");
+        assert!(pod.keep("secret", "s", &"x").is_err(), "it was never made");
+        pod.create().unwrap();
+        pod.keep("secret", "s", &"x").unwrap();
+        pod.make(&pod.volume("v")).unwrap();
+        assert!(pod.make(root.path()).is_err());
+        pod.remove().unwrap();
+        assert!(pod.keep("secret", "s", &"x").is_err());
+        assert!(pod.make(&pod.volume("v")).is_err());
+        assert_eq!(std::fs::read_dir(root.path().join("agent/pods")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_removal_that_a_power_cut_ended_is_gone_on_with() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::create(root.path().join("agent")).unwrap();
+        let left = root.path().join("agent/pods/.gone-u1");
+        std::fs::create_dir(&left).unwrap();
+        std::fs::write(left.join("pod.json"), "{}").unwrap();
+        assert!(dirs.all_pods().unwrap().is_empty());
+        dirs.remove_gone().unwrap();
+        assert!(!left.exists());
     }
 
     #[test]

@@ -365,6 +365,7 @@ mod tests {
                 last: None,
                 restart_count,
                 image_id: String::new(),
+                volume_mounts: Vec::new(),
                 ran: Duration::ZERO,
                 is_started: false,
                 is_ready: false,

@@ -1,12 +1,13 @@
 //! Which pods this node runs: one worker for each pod that is bound to it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, info_span};
+use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::agent::dirs::Dirs;
 use crate::agent::logs::{LogSource, LogSources};
@@ -45,7 +46,7 @@ impl Manager {
     }
 
     async fn follow(&mut self, informer: Informer<Pod>, cancel: CancellationToken) {
-        self.start_from_disk();
+        self.start_from_disk().await;
         let mut statics = self.statics.clone();
         let ready = informer.ready();
         tokio::pin!(ready);
@@ -75,18 +76,17 @@ impl Manager {
         }
     }
 
-    fn start_from_disk(&mut self) {
-        let Ok(known) = self.dirs.all_pods() else { return };
-        for (uid, dir) in &known {
-            if let Some(ip) = dir.read_address() {
-                self.shared.ipam.reserve(uid, ip);
+    async fn start_from_disk(&mut self) {
+        let dirs = self.dirs.clone();
+        let known = self.tasks.block("pods-from-disk", move || from_disk(&dirs)).await;
+        let known = known.unwrap_or_default();
+        for (uid, ip, _) in &known {
+            if let Some(ip) = ip {
+                self.shared.ipam.reserve(uid, *ip);
             }
         }
-        for (uid, dir) in known {
-            match dir.read_pod() {
-                Some(pod) => self.see(&uid, Arc::new(pod)),
-                None => drop(dir.remove()),
-            }
+        for (uid, _, pod) in known {
+            self.see(&uid, pod);
         }
     }
 
@@ -198,6 +198,21 @@ impl Manager {
             .instrument(span)
         });
     }
+}
+
+/// The pods that were here before, with their addresses. What is no pod goes.
+fn from_disk(dirs: &Dirs) -> Vec<(String, Option<IpAddr>, Arc<Pod>)> {
+    if let Err(err) = dirs.remove_gone() {
+        warn!(%err, "what is left of a pod cannot be removed");
+    }
+    let mut known = Vec::new();
+    for (uid, dir) in dirs.all_pods().unwrap_or_default() {
+        match dir.read_pod() {
+            Some(pod) => known.push((uid, dir.read_address(), Arc::new(pod))),
+            None => drop(dir.remove()),
+        }
+    }
+    known
 }
 
 fn uid(pod: &Pod) -> String {

@@ -88,6 +88,23 @@ impl TaskGroup {
         });
     }
 
+    /// Runs `work`, which may block, on a thread for such, and waits for it. `None`: it panicked,
+    /// or the process ends.
+    ///
+    /// # Cancel safety
+    ///
+    /// Work that has begun goes on to its end when the future is dropped: the group counts it, and
+    /// [`Self::shutdown`] waits for it. Whatever it must hold meanwhile, it has to own.
+    pub async fn block<T, F>(&self, name: &'static str, work: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let span = info_span!("task", task.name = name);
+        let done = self.tracker.spawn_blocking(move || span.in_scope(work)).await;
+        done.inspect_err(|err| warn!(task.name = name, %err, "blocking work did not end")).ok()
+    }
+
     /// How many tasks run now.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -113,6 +130,31 @@ impl TaskGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn blocking_work_goes_on_without_its_caller_and_the_group_waits_for_it() {
+        let group = TaskGroup::new(&CancellationToken::new());
+        assert_eq!(group.block("adds", || 1 + 1).await, Some(2));
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        {
+            let blocked = group.block("waits", move || {
+                let _ = gate.recv();
+                let _ = tell.send("done");
+            });
+            let gone = tokio::time::timeout(Duration::from_millis(1), blocked);
+            tokio::select! {
+                biased;
+                _ = gone => {}
+                () = std::future::ready(()) => {}
+            }
+        }
+        assert_eq!(group.len(), 1);
+        drop(go);
+        group.shutdown(Duration::from_secs(60)).await;
+        assert!(group.is_empty());
+        assert_eq!(told.try_recv(), Ok("done"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_group_ends_its_tasks_and_leaves_its_parent_running() {

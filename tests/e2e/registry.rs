@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{Block, Node, PATIENCE, Process, eventually, get, hello, succeed};
+use crate::support::{Block, Node, PATIENCE, Process, eventually, get, guest, hello, succeed};
 
 /// Port of the registry, and of the line in front of it.
 const REGISTRY_PORT: u16 = 5000;
@@ -113,6 +113,55 @@ fn push(address: IpAddr, wasm: &[u8]) -> String {
         wasm.len()
     );
     exchange(address, "PUT", "/v2/team/hello/manifests/v1", kind, manifest.as_bytes());
+    digest(manifest.as_bytes())
+}
+
+/// Pushes an image that is no component: an archive, one on top that takes a file away, and a plain
+/// file. The digest of its manifest.
+fn push_data(address: IpAddr, folder: &Path) -> String {
+    let archive = |name: &str, files: &[(&str, &str)]| {
+        let root = folder.join(name);
+        for (path, content) in files {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        let tar = Command::new("tar").arg("-czC").arg(&root).arg(".").output().unwrap();
+        assert!(tar.status.success(), "{tar:?}");
+        tar.stdout
+    };
+    let layers = [
+        archive("lower", &[("docs/greeting", "hello"), ("docs/old", "x"), ("sub/file", "sub")]),
+        archive("upper", &[("docs/.wh.old", "")]),
+        b"weights".to_vec(),
+    ];
+    let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let kinds = [
+        (tar, ""),
+        (tar, ""),
+        (
+            "application/octet-stream",
+            ",\"annotations\":{\"org.opencontainers.image.title\":\"model.bin\"}",
+        ),
+    ];
+    let layers: Vec<_> = layers
+        .iter()
+        .zip(kinds)
+        .map(|(bytes, (kind, title))| {
+            let digest = push_blob(address, bytes);
+            let size = bytes.len();
+            format!("{{\"mediaType\":\"{kind}\",\"digest\":\"{digest}\",\"size\":{size}{title}}}")
+        })
+        .collect();
+    let config = push_blob(address, b"{}");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = format!(
+        "{{\"schemaVersion\":2,\"mediaType\":\"{kind}\",\
+         \"config\":{{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"{config}\",\"size\":2}},\
+         \"layers\":[{}]}}",
+        layers.join(",")
+    );
+    exchange(address, "PUT", "/v2/team/hello/manifests/data", kind, manifest.as_bytes());
     digest(manifest.as_bytes())
 }
 
@@ -330,4 +379,91 @@ spec:
   selector: {app: box}
   ports: [{port: 80, targetPort: 8080}]
 "
+}
+
+#[test]
+fn an_image_is_a_volume_that_outlives_its_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let block = Block::take();
+    let place = block.address(9);
+    let mut server = registry(folder.path(), place);
+    push(place, &std::fs::read(hello()).unwrap());
+    let manifest = push_data(place, folder.path());
+    let mut node = Node::start(folder.path(), "one", block.address(1), None);
+    node.wait_ready();
+    let host = format!("{place}:{REGISTRY_PORT}");
+    std::fs::write(
+        node.data_dir.join("registries.yaml"),
+        format!("configs:\n  \"{host}\":\n    auth: {{username: user, password: {PASSWORD}}}\n"),
+    )
+    .unwrap();
+    std::fs::copy(guest("busybox"), node.data_dir.join("agent/tools/busybox.wasm")).unwrap();
+    let file = folder.path().join("pod.yaml");
+    let pod = format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: web}}
+spec:
+  hostname: db
+  hostAliases: [{{ip: 192.0.2.7, hostnames: [printer]}}]
+  containers:
+  - name: web
+    image: {host}/team/hello:v1
+    volumeMounts:
+    - {{name: data, mountPath: /data}}
+    - {{name: data, mountPath: /sub, subPath: sub}}
+    - {{name: data, mountPath: /models/one, subPath: model.bin}}
+  volumes:
+  - name: data
+    image: {{reference: \"{host}/team/hello:data\", pullPolicy: Always}}
+"
+    );
+    std::fs::write(&file, pod).unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
+    succeed(&mut node.kubectl(&["wait", "--for=condition=Ready", "pod/web", "--timeout=120s"]));
+    let run = |node: &Node, command: &[&str]| {
+        let mut args = vec!["exec", "web", "--"];
+        args.extend(command);
+        let output = node.kubectl(&args).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let cat = ["cat", "/data/docs/greeting", "/data/model.bin", "/sub/file", "/models/one"];
+    assert_eq!(run(&node, &cat), "helloweightssubweights");
+    assert_eq!(run(&node, &["ls", "/data/docs"]).trim(), "greeting");
+    let hosts = run(&node, &["cat", "/etc/hosts"]);
+    assert!(hosts.contains("\tdb\n") && hosts.contains("192.0.2.7\tprinter"), "{hosts}");
+    assert!(run(&node, &["cat", "/etc/resolv.conf"]).contains("default.svc.cluster.local"));
+    assert_eq!(run(&node, &["cat", "/etc/hostname"]).trim(), "db");
+    // Nothing of it can be changed.
+    for command in [
+        ["touch", "/data/new", ""],
+        ["rm", "/data/model.bin", ""],
+        ["mv", "/data/docs/greeting", "/data/moved"],
+        ["cp", "/data/model.bin", "/models/one"],
+        ["touch", "/etc/new", ""],
+        ["rm", "/etc/hosts", ""],
+    ] {
+        let command: Vec<_> = command.into_iter().filter(|word| !word.is_empty()).collect();
+        run(&node, &command);
+    }
+    assert_eq!(run(&node, &cat), "helloweightssubweights");
+    assert_eq!(run(&node, &["ls", "/data"]).split_whitespace().count(), 3);
+    assert_eq!(run(&node, &["ls", "/etc"]).split_whitespace().count(), 3);
+    let path =
+        "jsonpath={.status.containerStatuses[0].volumeMounts[0].volumeStatus.image.imageRef}";
+    let shown = succeed(&mut node.kubectl(&["get", "pod", "web", "-o", path]));
+    assert_eq!(shown, format!("{host}/team/hello@{manifest}"));
+    let described = succeed(&mut node.kubectl(&["describe", "pod", "web"]));
+    let pulled = format!("Successfully pulled image \"{host}/team/hello:data\"");
+    assert!(described.contains(&pulled), "{described}");
+
+    // A node that starts again without its registry has what its pods had.
+    server.kill();
+    node.process.kill();
+    node.restart();
+    node.wait_ready();
+    eventually("the pod runs again", PATIENCE, || {
+        let text = run(&node, &cat);
+        if text == "helloweightssubweights" { Ok(()) } else { Err(text) }
+    });
 }

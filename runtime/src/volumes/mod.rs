@@ -28,7 +28,7 @@ use wasmtime::component::{Linker, Resource, ResourceTable};
 use wasmtime_wasi::filesystem::Descriptor;
 
 use self::quota::Entry;
-pub(crate) use self::quota::{Quota, Quotas};
+pub(crate) use self::quota::{Quota, Quotas, Volumes};
 use crate::guest::Guest;
 
 /// Replaces the functions that make files, or make them larger.

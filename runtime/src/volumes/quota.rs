@@ -1,6 +1,6 @@
 //! What a volume holds, and whether more fits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -62,7 +62,10 @@ fn has_room(file: &File, growth: u64, makes_file: bool) -> bool {
     })
 }
 
-/// A folder with a limit, shared by all containers of a pod.
+/// The limited volumes that are mounted now, by their folder.
+pub(crate) type Volumes = BTreeMap<PathBuf, Weak<Quota>>;
+
+/// A folder with a limit, shared by all who have it mounted.
 #[derive(Debug)]
 pub(crate) struct Quota {
     root: PathBuf,
@@ -94,6 +97,8 @@ impl Size {
 #[derive(Debug)]
 struct State {
     used: Size,
+    /// Folders elsewhere with other names of the volume's files; what is written there counts.
+    others: Vec<PathBuf>,
     /// When it may be measured again.
     measurable: Instant,
     /// Files that guests have open to write: those without a name take space all the same.
@@ -113,12 +118,36 @@ impl Quota {
         let max = Size { bytes: bytes_max, entries };
         let mut state = State {
             used: Size::default(),
+            others: Vec::new(),
             measurable: Instant::now(),
             open: Vec::new(),
             open_mark: OPEN_MARK_MIN,
         };
         state.measure(&root);
         Arc::new(Self { root, max, state: Mutex::new(state) })
+    }
+
+    /// Whether a mount with this limit shares its bytes.
+    pub(crate) fn is_of(&self, bytes_max: u64) -> bool {
+        self.max.bytes == bytes_max
+    }
+
+    /// Counts what is below the folder of a mount, if it is not the volume's own. Blocks on the file
+    /// system.
+    pub(crate) fn include(&self, folder: &Path) {
+        let Ok(folder) = folder.canonicalize() else { return };
+        let mut state = self.state.lock();
+        if !folder.starts_with(&self.root) && !state.others.contains(&folder) {
+            // Folders of runs that are over are gone.
+            state.others.retain(|other| other.exists());
+            state.others.push(folder);
+            state.measure(&self.root);
+        }
+    }
+
+    fn holds(&self, path: &Path) -> bool {
+        path.starts_with(&self.root)
+            || self.state.lock().others.iter().any(|other| path.starts_with(other))
     }
 
     fn grow(&self, by: Size) -> bool {
@@ -163,7 +192,8 @@ impl State {
     fn measure(&mut self, root: &Path) {
         self.forget_closed();
         let start = Instant::now();
-        self.used = measure(root, &self.open);
+        let roots = self.others.iter().map(PathBuf::as_path).chain([root]);
+        self.used = measure(roots, &self.open);
         let pause = start.elapsed().saturating_mul(MEASURE_PAUSE_FACTOR);
         self.measurable = Instant::now() + pause.clamp(MEASURE_PAUSE_MIN, MEASURE_PAUSE_MAX);
     }
@@ -173,9 +203,9 @@ impl State {
     }
 }
 
-/// All files below `root`, and those in `open` that have no name any more. What cannot be read counts
+/// All files below `roots`, and those in `open` that have no name any more. What cannot be read counts
 /// nothing, more than [`ENTRIES_MAX`] files are too many for any limit.
-fn measure(root: &Path, open: &[Weak<File>]) -> Size {
+fn measure<'a>(roots: impl Iterator<Item = &'a Path>, open: &[Weak<File>]) -> Size {
     let mut size = Size::default();
     // Files with several names, or with none and several handles, are counted once.
     let mut seen = BTreeSet::new();
@@ -184,7 +214,7 @@ fn measure(root: &Path, open: &[Weak<File>]) -> Size {
             size.bytes = size.bytes.saturating_add(meta.len());
         }
     };
-    let mut folders = vec![root.to_owned()];
+    let mut folders: Vec<_> = roots.map(Path::to_owned).collect();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             size.entries += 1;
@@ -238,7 +268,7 @@ impl Quotas {
             return None;
         }
         match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
-            Ok(path) => self.0.iter().find(|quota| path.starts_with(&quota.root)).cloned(),
+            Ok(path) => self.0.iter().find(|quota| quota.holds(&path)).cloned(),
             // Better a wrong limit than none.
             Err(_) => self.0.first().cloned(),
         }
@@ -370,7 +400,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a"), [0; 60]).unwrap();
         std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
-        assert_eq!(measure(dir.path(), &[]), Size { bytes: 60, entries: 2 });
+        assert_eq!(measure(std::iter::once(dir.path()), &[]), Size { bytes: 60, entries: 2 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_mounted_alone_counts_for_its_volume() {
+        let (volume, alone) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(volume.path().join("f"), [0; 60]).unwrap();
+        std::fs::hard_link(volume.path().join("f"), alone.path().join("f")).unwrap();
+        let quotas = Quotas(vec![Quota::new(volume.path(), 100)]);
+        quotas.0[0].include(volume.path());
+        quotas.0[0].include(alone.path());
+        let open = |path: PathBuf| File::options().create(true).append(true).open(path).unwrap();
+        let file = open(alone.path().join("f"));
+        assert!(quotas.resize(&file, 80).is_ok(), "it counts once");
+        assert!(quotas.resize(&file, 101).is_err());
+        tokio::time::advance(MEASURE_PAUSE_MAX).await;
+        // What is made beside it is of the volume as well.
+        std::fs::write(alone.path().join("more"), [0; 40]).unwrap();
+        let inside = open(volume.path().join("g"));
+        assert!(quotas.resize(&inside, 41).is_err() && quotas.resize(&inside, 1).is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,8 +10,9 @@ use std::path::{Component, Path, PathBuf};
 
 use edgeorc_runtime::Mount;
 
+use crate::agent::beneath::{self, Held};
 use crate::agent::command::{Commands, NotStarted};
-use crate::agent::dirs::{PodDir, make_private};
+use crate::agent::dirs::PodDir;
 use crate::agent::image::{ImageError, Wanted};
 use crate::agent::pod::plan::PullPolicy;
 use crate::agent::sessions::LiveContainer;
@@ -39,6 +40,14 @@ pub(super) struct Found {
     pub(super) root: Option<Mount>,
 }
 
+/// Where a command was found on the disk.
+enum Place {
+    /// In a volume of the container; held, so that no guest can put something else there.
+    Volume(Held),
+    /// Among the tools of the node.
+    Tool(PathBuf),
+}
+
 impl Commands {
     /// Looks a command of a container up, and compiles it if need be.
     pub(super) async fn find(
@@ -51,25 +60,25 @@ impl Commands {
         }
         let images = &self.shared.images;
         let broken = |cause: ImageError| NotStarted::Image { name: name.to_owned(), cause };
-        let mounts = &container.config.mounts;
-        let with_root = |compiled: PathBuf| Found {
-            compiled,
-            root: root(&self.dir, &container.config.name, mounts),
-        };
-        if let Some(file) = candidates(name).iter().find_map(|path| in_mounts(mounts, path)) {
-            return images.adopt(&file).await.map(with_root).map_err(broken);
-        }
         let plain = TOOL_FOLDERS.iter().find_map(|folder| name.strip_prefix(folder));
         let plain = plain.unwrap_or(name);
-        if plain.contains('/') || plain.starts_with('.') {
-            return Err(not_found(name));
+        let is_tool = !plain.contains('/') && !plain.starts_with('.');
+        let is_applet = is_tool && APPLETS.contains(&plain);
+        let tools = [is_tool.then_some(plain), is_applet.then_some(BUSYBOX)];
+        let tools = tools.iter().flatten().map(|tool| format!("{tool}.wasm")).collect();
+        let (place, root) = self.look(container, name, tools).await.ok_or(NotStarted::Gone)?;
+        let with_root = |compiled: PathBuf| Found { compiled, root };
+        let adopted = match &place {
+            // The handle is held until the file was read.
+            Some(Place::Volume(held)) => Some(images.adopt(&held.path()).await),
+            Some(Place::Tool(file)) => Some(images.adopt(file).await),
+            None => None,
+        };
+        if let Some(adopted) = adopted {
+            return adopted.map(with_root).map_err(broken);
         }
-        let tools = self.shared.node.dirs.tools();
-        let is_applet = APPLETS.contains(&plain);
-        let files = [Some(plain), is_applet.then_some(BUSYBOX)];
-        let files = files.iter().flatten().map(|tool| tools.join(format!("{tool}.wasm")));
-        if let Some(file) = files.into_iter().find(|file| file.is_file()) {
-            return images.adopt(&file).await.map(with_root).map_err(broken);
+        if !is_tool {
+            return Err(not_found(name));
         }
         if plain == container.config.name || plain == image_name(&container.image) {
             let compiled = container.config.compiled.clone();
@@ -79,7 +88,9 @@ impl Commands {
             return Ok(with_root(container.config.compiled.clone()));
         }
         if is_applet {
-            let pod = self.dir.read_pod().unwrap_or_default();
+            let dir = self.dir.clone();
+            let pod = self.tasks.block("pod-read", move || dir.read_pod()).await.flatten();
+            let pod = pod.unwrap_or_default();
             let image = images
                 .ready(&Wanted {
                     pod: &pod,
@@ -93,6 +104,29 @@ impl Commands {
             return Ok(with_root(image.map_err(|_| not_found(name))?.compiled));
         }
         Err(not_found(name))
+    }
+
+    /// Looks for a command on the disk, in the container's volumes first, and makes the root folder
+    /// that its tools see. `None`: the node stops.
+    async fn look(
+        &self,
+        container: &LiveContainer,
+        name: &str,
+        tools: Vec<String>,
+    ) -> Option<(Option<Place>, Option<Mount>)> {
+        let (dir, mounts) = (self.dir.clone(), container.config.mounts.clone());
+        let (folder, container) = (self.shared.node.dirs.tools(), container.config.name.clone());
+        let candidates = candidates(name);
+        let look = move || {
+            let root = root(&dir, &container, &mounts);
+            let in_volume = candidates.iter().find_map(|path| in_mounts(&mounts, path));
+            let place = in_volume.map(Place::Volume).or_else(|| {
+                let files = tools.into_iter().map(|tool| folder.join(tool));
+                files.into_iter().find(|file| file.is_file()).map(Place::Tool)
+            });
+            (place, root)
+        };
+        self.tasks.block("command-look", look).await
     }
 }
 
@@ -110,10 +144,10 @@ pub(crate) fn root(dir: &PodDir, container: &str, mounts: &[Mount]) -> Option<Mo
         return None;
     }
     let host_path = dir.exec_root(container);
-    make_private(&host_path).ok()?;
+    dir.make(&host_path).ok()?;
     for mount in mounts {
         let below = relative(&mount.guest_path)?;
-        let _ = make_private(&host_path.join(below));
+        let _ = dir.make(&host_path.join(below));
     }
     let guest_path = "/".to_owned();
     Some(Mount { host_path, pin: None, guest_path, is_read_only: true, limit: None })
@@ -138,9 +172,9 @@ fn candidates(name: &str) -> Vec<String> {
     found
 }
 
-/// The file of the host that a guest has at `path`. Never outside the volume, whatever links a
-/// guest made.
-fn in_mounts(mounts: &[Mount], path: &str) -> Option<PathBuf> {
+/// The file that a guest has at `path`, held open. Never outside the volume, whatever links a guest
+/// made or makes in this moment.
+fn in_mounts(mounts: &[Mount], path: &str) -> Option<Held> {
     let below = relative(path)?;
     let holding = mounts.iter().filter_map(|mount| {
         let at = relative(&mount.guest_path)?;
@@ -148,9 +182,8 @@ fn in_mounts(mounts: &[Mount], path: &str) -> Option<PathBuf> {
         Some((at.components().count(), mount, rest))
     });
     let (_, mount, rest) = holding.max_by_key(|(depth, ..)| *depth)?;
-    let root = mount.host_path.canonicalize().ok()?;
-    let file = root.join(rest).canonicalize().ok()?;
-    (file.starts_with(&root) && file.is_file()).then_some(file)
+    let held = beneath::open_following(&mount.host_path, rest).ok()?;
+    (!held.is_folder).then_some(held)
 }
 
 /// A guest's path without its root; `None` if it climbs.
@@ -198,11 +231,21 @@ mod tests {
             limit: None,
         };
         let mounts = [mount(&outer, "/bin"), mount(&inner, "/bin/more/")];
-        assert_eq!(in_mounts(&mounts, "/bin/tool.wasm"), Some(outer.join("tool.wasm")));
-        assert_eq!(in_mounts(&mounts, "/bin/more/tool.wasm"), Some(inner.join("tool.wasm")));
+        std::os::unix::fs::symlink("tool.wasm", outer.join("link.wasm")).unwrap();
+        let read = |path: &str| {
+            in_mounts(&mounts, path).map(|held| std::fs::read_to_string(held.path()).unwrap())
+        };
+        assert_eq!(read("/bin/tool.wasm").as_deref(), Some("o"));
+        assert_eq!(read("/bin/more/tool.wasm").as_deref(), Some("i"));
+        assert_eq!(read("/bin/link.wasm").as_deref(), Some("o"));
         for nothing in ["/bin/out", "/bin/../secret", "/bin", "/tool.wasm", "/binary"] {
-            assert_eq!(in_mounts(&mounts, nothing), None, "{nothing}");
+            assert_eq!(read(nothing), None, "{nothing}");
         }
+        // What was found stays what it was, whatever a guest puts in its place.
+        let held = in_mounts(&mounts, "/bin/tool.wasm").unwrap();
+        std::fs::remove_file(outer.join("tool.wasm")).unwrap();
+        std::os::unix::fs::symlink("../secret", outer.join("tool.wasm")).unwrap();
+        assert_eq!(std::fs::read_to_string(held.path()).unwrap(), "o");
     }
 
     #[test]

@@ -11,13 +11,14 @@ use tokio::fs::{self, File, OpenOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::agent::dirs::make_private;
+use crate::agent::image::Images;
 use crate::agent::image::credentials::Keyring;
 use crate::agent::image::distribution::{Fault, Source};
+use crate::agent::image::known::{Content, Resolved};
 use crate::agent::image::manifest::{self, Blob, Found};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::registries::Endpoint;
 use crate::agent::image::transport::{Outside, Transport};
-use crate::agent::image::{Images, Resolved};
 
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -38,15 +39,16 @@ const READ_BYTES: usize = 64 * 1024;
 pub(super) const PART: &str = "part";
 
 impl Images {
-    /// Resolves the reference and fetches its component, unless that is here.
+    /// Resolves the reference and fetches its content, unless that is here.
     pub(super) async fn pull(
         &self,
         reference: &Reference,
         keyring: &Keyring,
+        content: Content,
     ) -> Result<Resolved, Fault> {
         let mut faults = Vec::new();
         for source in self.sources(reference, keyring) {
-            match self.pull_from(&source, reference).await {
+            match self.pull_from(&source, reference, content).await {
                 Ok(resolved) => return Ok(resolved),
                 // No other endpoint mends the disk.
                 Err(fault @ Fault::Disk(_)) => return Err(fault),
@@ -81,17 +83,32 @@ impl Images {
             .collect()
     }
 
-    async fn pull_from(&self, source: &Source, reference: &Reference) -> Result<Resolved, Fault> {
-        let (digest, mut content) = self.manifest(source, &reference.reference).await?;
+    async fn pull_from(
+        &self,
+        source: &Source,
+        reference: &Reference,
+        content: Content,
+    ) -> Result<Resolved, Fault> {
+        let (digest, mut manifest) = self.manifest(source, &reference.reference).await?;
+        let mut own = digest.clone();
         for _ in 0..=INDEX_DEPTH_MAX {
-            let found = manifest::read(&content).map_err(|why| Fault::Refused(why.to_string()))?;
-            match found {
+            let found = match content {
+                Content::Component => manifest::read(&manifest),
+                Content::Tree => manifest::read_volume(&manifest),
+            };
+            match found.map_err(|why| Fault::Refused(why.to_string()))? {
                 Found::Layer(blob) => {
-                    self.fetch(source, &blob).await?;
-                    return Ok(Resolved { layer: blob.hex, manifest: Some(digest) });
+                    self.fetch(source, &blob, COMPONENT_BYTES_MAX).await?;
+                    let manifest = Some(digest);
+                    return Ok(Resolved { layer: blob.hex, manifest, bytes: None });
+                }
+                Found::Layers(layers) => {
+                    let bytes = Some(self.fetch_tree(source, &own, layers).await?);
+                    return Ok(Resolved { layer: own, manifest: Some(digest), bytes });
                 }
                 Found::Manifest(blob) => {
-                    (_, content) = self.manifest(source, &format!("sha256:{}", blob.hex)).await?;
+                    let name = format!("sha256:{}", blob.hex);
+                    (own, manifest) = self.manifest(source, &name).await?;
                 }
             }
         }
@@ -123,12 +140,17 @@ impl Images {
 
     /// Brings one blob into its place, unless it is there. Whoever wants the same blob meanwhile
     /// waits here and finds it.
-    async fn fetch(&self, source: &Source, blob: &Blob) -> Result<(), Fault> {
+    pub(super) async fn fetch(
+        &self,
+        source: &Source,
+        blob: &Blob,
+        bytes_max: u64,
+    ) -> Result<(), Fault> {
         if let Some(size) = blob.size
-            && size > COMPONENT_BYTES_MAX
+            && size > bytes_max
         {
             return Err(Fault::Refused(format!(
-                "the component has {size} bytes, more than the {COMPONENT_BYTES_MAX} allowed"
+                "the component has {size} bytes, more than the {bytes_max} allowed"
             )));
         }
         let _turn = self.locks.lock(&blob.hex).await;
@@ -141,7 +163,7 @@ impl Images {
         let mut tries = 0;
         loop {
             let before = part.size;
-            let outcome = match stream(source, blob, &mut part).await {
+            let outcome = match stream(source, blob, bytes_max, &mut part).await {
                 Ok(()) => part.finish(&blob.hex).await,
                 Err(fault) => Err(fault),
             };
@@ -197,7 +219,12 @@ fn sum(reference: &Reference, faults: Vec<(String, Fault)>) -> Fault {
 }
 
 /// Appends what is missing of a blob.
-async fn stream(source: &Source, blob: &Blob, part: &mut Part) -> Result<(), Fault> {
+async fn stream(
+    source: &Source,
+    blob: &Blob,
+    bytes_max: u64,
+    part: &mut Part,
+) -> Result<(), Fault> {
     if blob.size.is_some_and(|size| part.size == size) {
         return Ok(());
     }
@@ -205,7 +232,7 @@ async fn stream(source: &Source, blob: &Blob, part: &mut Part) -> Result<(), Fau
     if start != part.size {
         part.restart().await?;
     }
-    let limit = blob.size.unwrap_or(COMPONENT_BYTES_MAX);
+    let limit = blob.size.unwrap_or(bytes_max);
     let mut chunks = body.into_data_stream();
     loop {
         let chunk = tokio::time::timeout(CHUNK_TIMEOUT, chunks.try_next())

@@ -14,11 +14,13 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::ObjectMeta;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::dirs::{Dirs, read_json, write_json};
+use crate::agent::dirs::{Dirs, read_json, remove_folder, write_json};
 use crate::agent::image::compile::{COMPILED, compiled_name};
 use crate::agent::image::fetch::PART;
+use crate::agent::image::known::{Content, Resolved};
 use crate::agent::image::reference::Reference;
-use crate::agent::image::{Images, Resolved};
+use crate::agent::image::volume::{TEMPORARY, tree_bytes};
+use crate::agent::image::{Images, ReadyVolume};
 use crate::client::{EventType, Regarding};
 
 /// File with the times of last use.
@@ -261,11 +263,19 @@ impl Images {
         let mut layers = BTreeSet::new();
         for (_, dir) in self.dirs.all_pods()? {
             let Some(spec) = dir.read_pod().and_then(|pod| pod.spec) else { continue };
+            for volume in spec.volumes.iter().flatten().filter(|volume| volume.image.is_some()) {
+                let ready: Option<ReadyVolume> = read_json(&dir.object_file("image", &volume.name));
+                layers.extend(ready.map(|ready| ready.hex));
+            }
             let inits = spec.init_containers.unwrap_or_default();
             for container in spec.containers.iter().chain(&inits) {
                 let image = container.image.as_deref().unwrap_or_default();
                 let reference = Reference::parse(settings.stand_in(image)).ok();
-                layers.extend(reference.and_then(|r| self.known(&r)).map(|known| known.layer));
+                layers.extend(
+                    reference
+                        .and_then(|r| self.known(&r, Content::Component))
+                        .map(|known| known.layer),
+                );
             }
         }
         Ok(layers)
@@ -281,6 +291,11 @@ impl Images {
                 kept.bytes = kept.bytes.saturating_add(bytes);
                 kept.last_used = kept.last_used.max(modified);
             }
+        }
+        for (hex, modified) in self.trees()? {
+            let kept = all.entry(hex.clone()).or_default();
+            kept.bytes = kept.bytes.saturating_add(tree_bytes(&self.dirs.image_tree(&hex)));
+            kept.last_used = kept.last_used.max(modified);
         }
         let ledger = self.ledger.lock();
         for (hex, kept) in &mut all {
@@ -301,21 +316,46 @@ impl Images {
         for (name, ..) in compiled.iter().filter(|(name, ..)| hex_of_file(name) == Some(hex)) {
             let _ = fs::remove_file(self.dirs.compiled().join(name));
         }
-        fs::remove_file(self.blob(hex)).is_ok() || !self.blob(hex).exists()
+        let is_blob_gone = fs::remove_file(self.blob(hex)).is_ok() || !self.blob(hex).exists();
+        is_blob_gone & self.remove_tree(hex).is_ok()
+    }
+
+    /// Removes a volume's files: first their name, so that nobody takes half of them for all.
+    fn remove_tree(&self, hex: &str) -> std::io::Result<()> {
+        let tree = self.dirs.image_tree(hex);
+        let temporary = tree.with_extension(TEMPORARY);
+        remove_folder(&temporary)?;
+        match fs::rename(&tree, &temporary) {
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(cause),
+            Ok(()) => remove_folder(&temporary),
+        }
+    }
+
+    /// The volumes that are unpacked, with the times of that.
+    fn trees(&self) -> std::io::Result<Vec<(String, i64)>> {
+        let folder = self.dirs.image_tree("x");
+        let Some(folder) = folder.parent() else { return Ok(Vec::new()) };
+        let mut all = entries(folder)?;
+        all.retain(|(name, meta)| meta.is_dir() && hex_of_file(name).is_some());
+        Ok(all.into_iter().map(|(name, meta)| (name, modified(&meta))).collect())
     }
 
     /// Removes references to layers that are gone, and their times.
     fn forget_deleted(&self) -> std::io::Result<()> {
-        for (name, ..) in files(&self.references())? {
-            let path = self.references().join(name);
-            let resolved: Option<Resolved> = read_json(&path);
-            if resolved.is_none_or(|resolved| !self.blob(&resolved.layer).exists()) {
-                let _ = fs::remove_file(path);
+        let is_here = |hex: &str| self.blob(hex).exists() || self.dirs.image_tree(hex).exists();
+        for folder in [self.references(), self.volume_references()] {
+            for (name, ..) in files(&folder)? {
+                let path = folder.join(name);
+                let resolved: Option<Resolved> = read_json(&path);
+                if resolved.is_none_or(|resolved| !is_here(&resolved.layer)) {
+                    let _ = fs::remove_file(path);
+                }
             }
         }
         let last_used = {
             let mut ledger = self.ledger.lock();
-            ledger.last_used.retain(|hex, _| self.blob(hex).exists());
+            ledger.last_used.retain(|hex, _| is_here(hex));
             ledger.last_used.clone()
         };
         write_json(&self.dirs.images().join(USED_FILE), &last_used)
@@ -326,7 +366,17 @@ impl Images {
         let is_older = |modified: i64, age: Duration| {
             now.saturating_sub(modified) > i64::try_from(age.as_secs()).unwrap_or(i64::MAX)
         };
-        for folder in [self.blobs(), self.references(), self.dirs.compiled()] {
+        let trees = self.dirs.image_tree("x");
+        for (name, _) in trees.parent().map(entries).into_iter().flatten().flatten() {
+            // Nobody has the turn: nobody is unpacking it.
+            if let Some(hex) = name.strip_suffix(&format!(".{TEMPORARY}"))
+                && let Some(_turn) = self.locks.try_lock(hex)
+            {
+                let _ = remove_folder(&trees.with_file_name(&name));
+            }
+        }
+        let references = [self.references(), self.volume_references()];
+        for folder in references.into_iter().chain([self.blobs(), self.dirs.compiled()]) {
             for (name, _, modified) in files(&folder).unwrap_or_default() {
                 let hex = name.get(..HEX_LEN).unwrap_or_default();
                 let ending = name.rsplit('.').next().unwrap_or_default();
@@ -356,6 +406,13 @@ fn hex_of_file(name: &str) -> Option<&str> {
 
 /// Name, size and time of change (Unix seconds) of the files in a folder; none if it is missing.
 fn files(folder: &Path) -> std::io::Result<Vec<(String, u64, i64)>> {
+    let mut all = entries(folder)?;
+    all.retain(|(_, meta)| meta.is_file());
+    Ok(all.into_iter().map(|(name, meta)| (name, meta.len(), modified(&meta))).collect())
+}
+
+/// What is in a folder; nothing if it is missing.
+fn entries(folder: &Path) -> std::io::Result<Vec<(String, fs::Metadata)>> {
     let entries = match fs::read_dir(folder) {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -364,16 +421,17 @@ fn files(folder: &Path) -> std::io::Result<Vec<(String, u64, i64)>> {
     for entry in entries {
         let entry = entry?;
         // A file may vanish between the two looks.
-        let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) else {
-            continue;
-        };
-        let modified = meta.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        let modified = modified.and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0);
-        if meta.is_file() {
-            all.push((name, meta.len(), modified));
+        if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) {
+            all.push((name, meta));
         }
     }
     Ok(all)
+}
+
+/// Time of change, in Unix seconds.
+fn modified(meta: &fs::Metadata) -> i64 {
+    let since = meta.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

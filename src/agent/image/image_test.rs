@@ -140,7 +140,7 @@ impl Node {
     }
 
     /// Waits until the events were told, and gives them.
-    async fn told(&self, count: usize) -> Vec<String> {
+    pub(super) async fn told(&self, count: usize) -> Vec<String> {
         for _ in 0..1000 {
             if self.events.lock().len() >= count {
                 break;

@@ -1,4 +1,8 @@
-//! Which layer of a manifest is the component, and which manifest of an index is for Wasm.
+//! Which layer of a manifest is the component, and which manifest of an index is for Wasm; for a
+//! volume, what all its layers are.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -24,6 +28,14 @@ const TAR_LAYERS: &[&str] = &[
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 ];
+/// Layers of this type hold nothing: an artifact without files has one.
+const EMPTY_LAYER: &str = "application/vnd.oci.empty.v1+json";
+/// Name of the file that a layer is.
+const TITLE: &str = "org.opencontainers.image.title";
+/// Says of a layer with a title that it is the archive of a folder, to be unpacked.
+const UNPACK: &str = "io.deis.oras.content.unpack";
+/// Most layers of a volume.
+pub(super) const LAYERS_MAX: usize = 128;
 /// Operating systems of Wasm platforms, the newest first.
 const WASM_SYSTEMS: &[&str] = &["wasip2", "wasip3", "wasip1", "wasi"];
 
@@ -41,11 +53,29 @@ pub(super) struct Blob {
 pub(super) enum Found {
     /// The component is this layer, or the one file in it.
     Layer(Blob),
-    /// It is an index, and this manifest is the one for Wasm.
+    /// It is an index, and this manifest is the one for Wasm, or for this machine.
     Manifest(Blob),
+    /// The files of a volume come from these layers, the lowest first.
+    Layers(Vec<Layer>),
 }
 
-/// Why a manifest gives no component. Give up until the image changes.
+/// One layer of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layer {
+    pub(super) blob: Blob,
+    pub(super) form: Form,
+}
+
+/// How a layer becomes files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Form {
+    /// It is an archive of them.
+    Archive,
+    /// It is one, with this name; the name is the registry's word, not checked yet.
+    File(PathBuf),
+}
+
+/// Why a manifest gives no component, or no volume. Give up until the image changes.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub(super) enum ManifestError {
@@ -62,6 +92,17 @@ pub(super) enum ManifestError {
         "no match for platform in manifest: the image is for {0}, not for WebAssembly; it can be replaced under `images` in registries.yaml"
     )]
     NoPlatform(String),
+    /// It is an index without this machine's platform.
+    #[error("no match for platform in manifest: the image is for {0}")]
+    NotForHere(String),
+    /// It has more layers than a volume may.
+    #[error("the image has {0} layers, more than the {LAYERS_MAX} allowed")]
+    TooManyLayers(usize),
+    /// Its layers are compressed in a way that this node does not know.
+    #[error(
+        "a layer of the image has the type {0}; tar archives without compression or with gzip can be unpacked"
+    )]
+    Compression(String),
     /// A digest of it is none.
     #[error("the manifest names the digest {0:?}; only sha256 is supported")]
     Digest(String),
@@ -83,6 +124,8 @@ struct Descriptor {
     size: Option<u64>,
     artifact_type: Option<String>,
     platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,6 +152,61 @@ pub(super) fn read(content: &[u8]) -> Result<Found, ManifestError> {
         (None, Some(manifests)) => entry(manifests)?.blob().map(Found::Manifest),
         (None, None) => Err(ManifestError::Malformed("it has no layers".to_owned())),
     }
+}
+
+/// Reads a manifest or an index as that of a volume.
+pub(super) fn read_volume(content: &[u8]) -> Result<Found, ManifestError> {
+    let manifest: Manifest = serde_json::from_slice(content)
+        .map_err(|cause| ManifestError::Malformed(cause.to_string()))?;
+    match (&manifest.layers, &manifest.manifests) {
+        (Some(layers), _) if layers.len() > LAYERS_MAX => {
+            Err(ManifestError::TooManyLayers(layers.len()))
+        }
+        (Some(layers), _) => {
+            let layers = layers.iter().filter(|layer| layer.media_type != EMPTY_LAYER);
+            layers.map(volume_layer).collect::<Result<_, _>>().map(Found::Layers)
+        }
+        (None, Some(manifests)) => volume_entry(manifests)?.blob().map(Found::Manifest),
+        (None, None) => Err(ManifestError::Malformed("it has no layers".to_owned())),
+    }
+}
+
+/// A layer is an archive if its type says so, unless it has a title: then it is that file, because
+/// tools send files as "tar" when they are not told what they are.
+fn volume_layer(layer: &Descriptor) -> Result<Layer, ManifestError> {
+    let blob = layer.blob()?;
+    let annotation = |key: &str| layer.annotations.as_ref().and_then(|all| all.get(key));
+    let title = annotation(TITLE).filter(|title| !title.is_empty());
+    let is_folder = annotation(UNPACK).is_some_and(|unpack| unpack == "true");
+    let media = layer.media_type.as_str();
+    let is_archive = media.contains(".tar") || media.contains("+tar");
+    let form = match title {
+        Some(title) if !is_folder => Form::File(PathBuf::from(title)),
+        _ if TAR_LAYERS.contains(&media) || is_folder => Form::Archive,
+        _ if is_archive && (media.ends_with("tar") || media.ends_with("gzip")) => Form::Archive,
+        _ if is_archive => return Err(ManifestError::Compression(media.to_owned())),
+        _ => Form::File(PathBuf::from(&blob.hex)),
+    };
+    Ok(Layer { blob, form })
+}
+
+/// The entry for this machine, else that for Wasm, else the only one there is.
+fn volume_entry(manifests: &[Descriptor]) -> Result<&Descriptor, ManifestError> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let is_here = |entry: &&Descriptor| {
+        entry.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture)
+    };
+    if let Some(own) = manifests.iter().find(is_here) {
+        return Ok(own);
+    }
+    entry(manifests).map_err(|error| match error {
+        ManifestError::NoPlatform(names) => ManifestError::NotForHere(names),
+        other => other,
+    })
 }
 
 fn layer(layers: &[Descriptor]) -> Result<&Descriptor, ManifestError> {
@@ -219,5 +317,53 @@ mod tests {
             json!({"manifests": [entry("linux", "arm64", "1"), entry("linux", "amd64", "2")]});
         let refused = read_json(&none).unwrap_err().to_string();
         assert!(refused.contains("linux/arm64, linux/amd64"), "{refused}");
+    }
+
+    #[test]
+    fn layers_of_a_volume_are_archives_or_files_by_their_title() {
+        let layer = |media: &str, digit: &str, annotations: Value| json!({"mediaType": media, "digest": digest(digit), "annotations": annotations});
+        let manifest = json!({"layers": [
+            layer(TAR_LAYERS[1], "1", json!(null)),
+            layer(TAR_LAYERS[0], "2", json!({TITLE: "model.bin"})),
+            layer(TAR_LAYERS[1], "3", json!({TITLE: "folder", UNPACK: "true"})),
+            layer("application/octet-stream", "4", json!({TITLE: "a/b.txt"})),
+            layer("application/wasm", "5", json!({})),
+            layer(EMPTY_LAYER, "6", json!(null)),
+        ]});
+        let Ok(Found::Layers(layers)) = read_volume(manifest.to_string().as_bytes()) else {
+            panic!("no layers");
+        };
+        let forms: Vec<_> = layers.into_iter().map(|layer| layer.form).collect();
+        let file = |name: &str| Form::File(PathBuf::from(name));
+        assert_eq!(
+            forms,
+            [
+                Form::Archive,
+                file("model.bin"),
+                Form::Archive,
+                file("a/b.txt"),
+                file(&"5".repeat(64))
+            ]
+        );
+        let zstd = json!({"layers": [
+            layer("application/vnd.oci.image.layer.v1.tar+zstd", "1", json!(null))]});
+        let refused = read_volume(zstd.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(refused.contains("tar+zstd"), "{refused}");
+        let many: Vec<_> = (0..=LAYERS_MAX).map(|_| layer("x", "1", json!(null))).collect();
+        let many = read_volume(json!({"layers": many}).to_string().as_bytes());
+        assert_eq!(many, Err(ManifestError::TooManyLayers(LAYERS_MAX + 1)));
+    }
+
+    #[test]
+    fn a_volume_is_taken_for_this_machine_before_any_other() {
+        let here = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        let entry = |os: &str, arch: &str, digit: &str| json!({"digest": digest(digit), "platform": {"os": os, "architecture": arch}});
+        let read =
+            |manifests: Value| read_volume(json!({"manifests": manifests}).to_string().as_bytes());
+        let both = json!([entry("wasip2", "wasm", "1"), entry("linux", here, "2")]);
+        assert_eq!(read(both), Ok(Found::Manifest(blob("2"))));
+        assert_eq!(read(json!([entry("wasip2", "wasm", "1")])), Ok(Found::Manifest(blob("1"))));
+        let other = read(json!([entry("linux", "s390x", "1"), entry("linux", "mips", "2")]));
+        assert_eq!(other, Err(ManifestError::NotForHere("linux/s390x, linux/mips".to_owned())));
     }
 }

@@ -4,12 +4,16 @@
 //! images/sha256/<hex>            layers, by digest
 //! images/sha256/<hex>.part       a layer that is being fetched; the next try goes on with it
 //! images/refs/<reference>.json   what a reference was resolved to last
+//! images/trees/<hex>/            the files of an image that is a volume, by its manifest's digest
+//! images/trees/<hex>.tmp/        the same while it is unpacked
+//! images/volumes/<reference>.json  what a volume's reference was resolved to last
 //! images/used.json               when images that nobody uses now were used last
 //! compiled/<hex>-<engine>.cwasm  compiled code
 //! ```
 //!
-//! Data in: image names of containers, `registries.yaml`, pull secrets, registries. Data out:
-//! compiled code, `status.imageID`, kubelet's events about pulling.
+//! Data in: image names of containers and volumes, `registries.yaml`, pull secrets, registries. Data
+//! out: compiled code, folders with the files of volumes, `status.imageID`, kubelet's events about
+//! pulling.
 //!
 //! ```text
 //! name ─ stand-in ─► reference ─ registry ─► manifest ─► layer ─ a server, or the compiler ─► code
@@ -25,6 +29,7 @@
 //! - What is cached needs no server.
 //! - A layer is fetched once at a time, and a module compiled once at a time, however many want it.
 //! - A file under `compiled/` was made here, or a server signed its digest.
+//! - A folder under `trees/` without an ending holds all files of its image, and is never changed.
 //! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
 //! - A credential is sent only to the host it is meant for.
@@ -38,6 +43,7 @@ mod distribution;
 mod fetch;
 mod fleet;
 mod gc;
+mod known;
 mod locks;
 mod manifest;
 mod metrics;
@@ -45,8 +51,11 @@ mod process;
 mod reference;
 mod registries;
 mod report;
+mod tar;
 mod transport;
+mod tree;
 mod unpack;
+mod volume;
 
 #[cfg(test)]
 mod fleet_test;
@@ -54,6 +63,8 @@ mod fleet_test;
 mod image_test;
 #[cfg(test)]
 mod pull_test;
+#[cfg(test)]
+mod volume_test;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,14 +79,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-use crate::agent::dirs::{Dirs, read_json, write_json};
+use crate::agent::dirs::Dirs;
 use crate::agent::pod::plan::PullPolicy;
 use crate::client::EventRecorder;
 use crate::rt::{Rng, WallClock};
+use adopt::Adopted;
 use backoff::Backoffs;
 use credentials::Keyring;
 use distribution::Fault;
 use gc::Ledger;
+use known::{Content, Resolved};
 use locks::Locks;
 use reference::Reference;
 
@@ -157,7 +170,7 @@ pub(crate) struct ReadyImage {
 pub(crate) struct Wanted<'a> {
     /// Its events and pull secrets.
     pub(crate) pod: &'a Pod,
-    /// The container in the pod, for its events: `spec.containers{name}`.
+    /// The container in the pod, for its events: `spec.containers{name}`; empty is the pod itself.
     pub(crate) field_path: String,
     /// As the container names it.
     pub(crate) image: &'a str,
@@ -175,14 +188,13 @@ impl Wanted<'_> {
     }
 }
 
-/// What a reference was resolved to.
+/// An image that can be mounted; a pod keeps it for its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Resolved {
-    /// Hex of the layer's SHA-256.
-    layer: String,
-    /// Hex of the manifest's; files of the first version have none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    manifest: Option<String>,
+pub(crate) struct ReadyVolume {
+    /// Names its folder, [`Dirs::image_tree`].
+    pub(crate) hex: String,
+    /// `volumeStatus.image.imageRef`: the name with the digest of the manifest.
+    pub(crate) id: String,
 }
 
 /// How images are pulled and kept. The defaults are kubelet's unless they say otherwise.
@@ -238,6 +250,19 @@ pub(crate) trait ImageSource: Send + Sync + 'static {
     fn ready<'a>(&'a self, wanted: &'a Wanted<'a>)
     -> BoxFuture<'a, Result<ReadyImage, ImageError>>;
 
+    /// Pulls and unpacks an image as far as that has not happened yet, and notes that the pod uses
+    /// it. What the pod `had` of it before is good for as long as it is here. Tells the pod's events
+    /// what kubelet would.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what was fetched so far is there for the next call, and unpacking ends.
+    fn volume<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        had: Option<ReadyVolume>,
+    ) -> BoxFuture<'a, Result<ReadyVolume, ImageError>>;
+
     /// Compiles a component that lies in a file; gives its compiled code.
     fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>>;
 }
@@ -255,6 +280,8 @@ pub(crate) struct Images {
     registries: Registries,
     pull_backoffs: Backoffs,
     compile_backoffs: Backoffs,
+    /// What was found in files lately.
+    adopted: Mutex<Adopted>,
     /// Layers that are no components, with the compiler's words.
     refused: Mutex<BTreeMap<String, String>>,
     /// By hex of a layer, and by file name of a reference.
@@ -284,6 +311,7 @@ impl Images {
             registries,
             pull_backoffs: Backoffs::new(settings.pull_backoff),
             compile_backoffs: Backoffs::new(settings.compile_backoff),
+            adopted: Mutex::default(),
             refused: Mutex::default(),
             locks: Locks::default(),
             downloads: Semaphore::new(DOWNLOADS_MAX),
@@ -296,7 +324,7 @@ impl Images {
         let settings = self.registries.settings();
         let reference = Reference::parse(settings.stand_in(wanted.image))?;
         for _ in 0..ROUNDS_MAX {
-            let resolved = self.resolve(wanted, &reference).await?;
+            let resolved = self.resolve(wanted, &reference, Content::Component).await?;
             self.ledger.lock().begin(wanted.uid(), &resolved.layer);
             let compiled = match self.compiled(&resolved.layer).await {
                 Err(ImageError::Vanished) => continue,
@@ -314,14 +342,15 @@ impl Images {
         Err(ImageError::Vanished)
     }
 
-    /// Which layer the reference means now; the layer is here afterwards.
+    /// What the reference means now; that is here afterwards.
     async fn resolve(
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,
+        content: Content,
     ) -> Result<Resolved, ImageError> {
         let may_use_known = wanted.pull != PullPolicy::Always;
-        if let Some(known) = self.known(reference).filter(|_| may_use_known) {
+        if let Some(known) = self.known(reference, content).filter(|_| may_use_known) {
             self.tell_present(wanted, &known.layer);
             return Ok(known);
         }
@@ -338,22 +367,22 @@ impl Images {
         // Replicas that start together ask the registry once.
         let turn =
             if may_use_known { Some(self.locks.lock(&reference.file_name()).await) } else { None };
-        if let Some(known) = self.known(reference).filter(|_| may_use_known) {
+        if let Some(known) = self.known(reference, content).filter(|_| may_use_known) {
             self.tell_present(wanted, &known.layer);
             return Ok(known);
         }
         self.tell_pulling(wanted);
         let began = Instant::now();
-        let pulled = self.pull_with_secrets(wanted, reference).await;
+        let pulled = self.pull_with_secrets(wanted, reference, content).await;
         drop(turn);
         match pulled {
             Ok(resolved) => {
-                self.remember(reference, &resolved)?;
+                self.remember(reference, content, &resolved)?;
                 self.pull_backoffs.worked(&name);
                 self.tell_pulled(wanted, &resolved, began, waiting_since);
                 Ok(resolved)
             }
-            Err(fault) => self.not_pulled(wanted, reference, fault),
+            Err(fault) => self.not_pulled(wanted, reference, content, fault),
         }
     }
 
@@ -361,6 +390,7 @@ impl Images {
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,
+        content: Content,
     ) -> Result<Resolved, Fault> {
         let keyring = if reference.is_own() {
             Keyring::default()
@@ -369,7 +399,7 @@ impl Images {
             self.tell_missing_secrets(wanted, &missing);
             keyring
         };
-        self.pull(reference, &keyring).await
+        self.pull(reference, &keyring, content).await
     }
 
     /// What becomes of a pull that failed: the image that is here, or a back-off.
@@ -377,11 +407,12 @@ impl Images {
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,
+        content: Content,
         fault: Fault,
     ) -> Result<Resolved, ImageError> {
         // A node without a server runs what it has; a registry that answers has the last word.
         if matches!(fault, Fault::Unavailable { .. })
-            && let Some(known) = self.known(reference)
+            && let Some(known) = self.known(reference, content)
         {
             tracing::warn!(err = %fault, image = wanted.image, "cannot pull, using the image on this node");
             return Ok(known);
@@ -399,37 +430,6 @@ impl Images {
         let wait = self.pull_backoffs.failed(&wanted.backoff_name(), &message, wait_min);
         Err(ImageError::Pull { message, wait })
     }
-
-    /// What the reference was resolved to last, if that is here.
-    fn known(&self, reference: &Reference) -> Option<Resolved> {
-        let known: Option<Resolved> = read_json(&self.reference_file(reference));
-        known.filter(|resolved| self.blob(&resolved.layer).exists())
-    }
-
-    fn remember(&self, reference: &Reference, resolved: &Resolved) -> std::io::Result<()> {
-        let file = self.reference_file(reference);
-        // The same answer again costs the disk nothing.
-        if read_json::<Resolved>(&file).as_ref() == Some(resolved) {
-            return Ok(());
-        }
-        write_json(&file, resolved)
-    }
-
-    fn reference_file(&self, reference: &Reference) -> PathBuf {
-        self.references().join(format!("{}.json", reference.file_name()))
-    }
-
-    fn references(&self) -> PathBuf {
-        self.dirs.images().join("refs")
-    }
-
-    fn blobs(&self) -> PathBuf {
-        self.dirs.images().join("sha256")
-    }
-
-    fn blob(&self, hex: &str) -> PathBuf {
-        self.blobs().join(hex)
-    }
 }
 
 impl ImageSource for Images {
@@ -440,6 +440,21 @@ impl ImageSource for Images {
         // Boxed: a pull is large, and seldom.
         async move {
             let ready = self.ready_quietly(wanted).await;
+            if let Err(error) = &ready {
+                self.tell_failure(wanted, error);
+            }
+            ready
+        }
+        .boxed()
+    }
+
+    fn volume<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        had: Option<ReadyVolume>,
+    ) -> BoxFuture<'a, Result<ReadyVolume, ImageError>> {
+        async move {
+            let ready = self.volume_quietly(wanted, had).await;
             if let Err(error) = &ready {
                 self.tell_failure(wanted, error);
             }

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::agent::image::{ImageError, Images, Resolved, Wanted};
+use crate::agent::image::known::Resolved;
+use crate::agent::image::{ImageError, Images, Wanted};
 use crate::client::{EventType, Regarding};
 
 impl Images {
     fn tell(&self, wanted: &Wanted<'_>, kind: EventType, reason: &'static str, message: String) {
-        let regarding = Regarding::of(wanted.pod).field(&wanted.field_path);
+        let mut regarding = Regarding::of(wanted.pod);
+        if !wanted.field_path.is_empty() {
+            regarding = regarding.field(&wanted.field_path);
+        }
         self.events.record(regarding, kind, reason, message);
     }
 
@@ -37,7 +41,8 @@ impl Images {
         began: Instant,
         waiting_since: Instant,
     ) {
-        let bytes = std::fs::metadata(self.blob(&resolved.layer)).map_or(0, |meta| meta.len());
+        let size = || std::fs::metadata(self.blob(&resolved.layer)).map_or(0, |meta| meta.len());
+        let bytes = resolved.bytes.unwrap_or_else(size);
         let message = format!(
             "Successfully pulled image \"{}\" in {} ({} including waiting). Image size: {bytes} bytes.",
             wanted.image,

@@ -8,11 +8,12 @@ use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZFlush, MZStatus};
 
 use crate::agent::image::fetch::COMPONENT_BYTES_MAX;
+use crate::agent::image::tar::read_full;
 
 /// First bytes of a module or component.
 const WASM_MAGIC: &[u8; 4] = b"\0asm";
 /// First bytes of a gzip file.
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Size of a header and unit of content in an archive.
 const TAR_BLOCK: usize = 512;
 /// Most that an archive may hold when it is unpacked, in bytes.
@@ -94,18 +95,6 @@ fn extract(archive: &mut dyn Read, output: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-/// Reads until the buffer is full or the input ends.
-fn read_full(from: &mut dyn Read, into: &mut [u8]) -> io::Result<usize> {
-    let mut count = 0;
-    while let Some(rest) = into.get_mut(count..).filter(|rest| !rest.is_empty()) {
-        match from.read(rest)? {
-            0 => break,
-            more => count += more,
-        }
-    }
-    Ok(count)
-}
-
 /// Size of an entry, in octal digits.
 fn size_of(header: &[u8; TAR_BLOCK]) -> io::Result<u64> {
     let digits = header.get(124..136).unwrap_or_default();
@@ -118,7 +107,7 @@ fn size_of(header: &[u8; TAR_BLOCK]) -> io::Result<u64> {
 }
 
 /// Reads a gzip file, of one or several members.
-struct Gunzip<R> {
+pub(super) struct Gunzip<R> {
     input: R,
     buffer: Vec<u8>,
     /// What of the buffer is not used yet.
@@ -127,7 +116,7 @@ struct Gunzip<R> {
 }
 
 impl<R: Read> Gunzip<R> {
-    fn new(input: R) -> Self {
+    pub(super) fn new(input: R) -> Self {
         Self { input, buffer: Vec::new(), at: 0, state: None }
     }
 

@@ -43,9 +43,10 @@ impl Worker {
         let asked = self.asked.take().unwrap_or_else(Instant::now);
         let (shared, plan, pod) = (Arc::clone(&self.shared), self.plan.clone(), self.pod());
         let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
+        let tasks = self.tasks.clone();
         self.fetches.spawn_until_cancelled("container-prepare", async move {
             tokio::time::sleep(wait).await;
-            let prepared = shared.prepare(&plan, at, &pod, &dir).await;
+            let prepared = shared.prepare(&plan, at, &pod, &dir, &tasks).await;
             let _ = arrivals.send(Arrival { at, image, asked, prepared }).await;
         });
     }

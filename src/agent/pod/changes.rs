@@ -23,7 +23,7 @@ const TARGET_ROOT: &str = "/proc/1/root";
 
 impl Worker {
     /// Takes over what has changed in the spec since it was read last.
-    pub(super) fn take_changes(&mut self) {
+    pub(super) async fn take_changes(&mut self) {
         let pod = self.pod();
         let generation = pod.metadata.generation.unwrap_or_default();
         if generation < self.generation {
@@ -48,7 +48,7 @@ impl Worker {
             self.fetch_ephemeral(at);
         }
         if has_news {
-            self.save();
+            self.save().await;
             self.publish();
         }
     }

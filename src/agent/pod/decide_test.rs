@@ -36,6 +36,7 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
             last: None,
             restart_count: 0,
             image_id: String::new(),
+            volume_mounts: Vec::new(),
             ran: Duration::ZERO,
             is_started: state == 'R',
             is_ready: false,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
@@ -58,6 +59,17 @@ pub(crate) struct Sources {
     pub(crate) claims: BTreeMap<String, Claim>,
     /// What the node's configuration allows pods to mount of the host.
     pub(crate) host_paths: Arc<[HostPath]>,
+    /// Images that are volumes, by the volume's name.
+    pub(crate) images: BTreeMap<String, MountedImage>,
+}
+
+/// An image that is a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountedImage {
+    /// The folder with its files.
+    pub(crate) folder: PathBuf,
+    /// Name and digest, for the status.
+    pub(crate) id: String,
 }
 
 /// The environment of `container`: services, the pod's identity, `envFrom`, `env`; later ones win.

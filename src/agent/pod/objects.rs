@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
-use crate::agent::dirs::{Dirs, PodDir, read_json, write_copy};
+use crate::agent::dirs::{Dirs, PodDir, read_json};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::{ConfigError, Sources};
 use crate::agent::pod::mirror;
@@ -142,7 +142,7 @@ async fn services(
     let services = node.services.store.state();
     let env = service_env(pod, services.iter().map(AsRef::as_ref));
     if copy.as_ref() != Some(&env) {
-        write_copy(&file, &env)?;
+        dir.keep("services", "env", &env)?;
     }
     Ok(env)
 }
@@ -165,7 +165,7 @@ where
         let object = match (answer, copy) {
             (Ok(Some(object)), copy) => {
                 if copy.as_ref() != Some(&object) {
-                    write_copy(&file, &object)?;
+                    dir.keep(kind, &name, &object)?;
                 }
                 Some(object)
             }

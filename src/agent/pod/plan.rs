@@ -212,7 +212,7 @@ fn plain(one: EphemeralContainer) -> Container {
 }
 
 /// How an image is pulled by a policy of the spec.
-fn pull_policy(policy: Option<&str>, image: &str) -> PullPolicy {
+pub(crate) fn pull_policy(policy: Option<&str>, image: &str) -> PullPolicy {
     match policy {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,

@@ -144,7 +144,7 @@ impl Worker {
     }
 
     /// Takes note of what became of a run, if that is the one that goes on.
-    pub(super) fn happened(&mut self, event: Event) {
+    pub(super) async fn happened(&mut self, event: Event) {
         let at = event.container;
         if !self.is_current(at, event.run) {
             return;
@@ -152,26 +152,26 @@ impl Worker {
         match event.what {
             What::PostStart(done) => self.after_post_start(at, done),
             What::Ended(exit) => {
-                self.record_end(at, &exit);
+                self.record_end(at, &exit).await;
                 self.publish();
             }
         }
     }
 
     /// Notes how a run ended.
-    pub(super) fn record_end(&mut self, at: usize, exit: &Exit) {
+    pub(super) async fn record_end(&mut self, at: usize, exit: &Exit) {
         let now = self.shared.clock.now();
         let ran = self.running.get_mut(at).and_then(Option::take).map(|running| {
             running.cancel.cancel();
             running.since.elapsed()
         });
         let is_replaced = self.replaced.get_mut(at).is_some_and(std::mem::take);
+        let message = self.last_words(at, exit).await;
         let (Some(record), Some(plan)) =
             (self.state.containers.get_mut(at), self.plan.containers.get(at))
         else {
             return;
         };
-        let message = termination_message::read(&self.dir, &plan.spec, record.restart_count, exit);
         self.live.ended(&record.name);
         record.ran = ran.unwrap_or_default();
         record.end(exit.code, reason(exit.reason), &message, now);
@@ -190,8 +190,21 @@ impl Worker {
                 *due = Due::Now;
             }
         } else if !runs_again(self.plan.restart_policy, record.role, exit.code) {
-            self.save();
+            self.save().await;
         }
+    }
+
+    /// What a container whose run has ended said last.
+    async fn last_words(&self, at: usize, exit: &Exit) -> String {
+        let (Some(record), Some(plan)) =
+            (self.state.containers.get(at), self.plan.containers.get(at))
+        else {
+            return String::new();
+        };
+        let (dir, spec, run) = (self.dir.clone(), plan.spec.clone(), record.restart_count);
+        let exit = exit.clone();
+        let read = move || termination_message::read(&dir, &spec, run, &exit);
+        self.tasks.block("last-words", read).await.unwrap_or_default()
     }
 
     pub(super) fn judged(&mut self, event: ProbeEvent) {
@@ -281,7 +294,7 @@ impl Worker {
     pub(super) async fn note_end(&mut self, at: usize) {
         let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
         let exit = Arc::clone(&running.container).wait().await;
-        self.record_end(at, &exit);
+        self.record_end(at, &exit).await;
     }
 
     /// Stops what shares the fate of `failed`: at once, since the pod is down until it runs again.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc_runtime::{
-    Capability, ContainerConfig, PodConfig, PodId, PodRuntime, StartError, is_bucket_name,
+    Capability, ContainerConfig, Mount, PodConfig, PodId, PodRuntime, StartError, is_bucket_name,
 };
 use k8s_openapi::api::core::v1::Pod;
 
@@ -27,7 +27,7 @@ use crate::agent::pod::worker::Worker;
 use crate::agent::pod::{names, objects, termination_message, volumes};
 use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::client::EventType;
-use crate::rt::{Rng, WallClock};
+use crate::rt::{Rng, TaskGroup, WallClock};
 
 /// Size at which a container's log is rotated: with the rotated file, 20 MiB per container.
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
@@ -176,18 +176,25 @@ fn buckets(plan: &PodPlan) -> Result<Option<BTreeSet<String>>, ConfigError> {
 pub(super) struct Prepared {
     compiled: PathBuf,
     image_id: String,
-    sources: Sources,
+    sources: Arc<Sources>,
     ip: IpAddr,
 }
 
 impl Shared {
     /// Fetches and compiles the image, finds the pod's address and what its configuration names.
+    /// What blocks is done in `tasks`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a write of volumes that has begun goes on to its end, or fails because the
+    /// pod's folder is gone.
     pub(super) async fn prepare(
         &self,
         plan: &PodPlan,
         at: usize,
-        pod: &Pod,
+        pod: &Arc<Pod>,
         dir: &PodDir,
+        tasks: &TaskGroup,
     ) -> Result<Prepared, StartFailure> {
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");
         let container = plan.containers.get(at).ok_or_else(missing)?;
@@ -203,6 +210,7 @@ impl Shared {
             pull: container.pull,
         };
         let image = self.images.ready(&wanted).await?;
+        let images = volumes::image::collect(&*self.images, &self.node.dirs, pod, dir).await?;
         let ip = self
             .ipam
             .address(&plan.uid, dir)
@@ -212,13 +220,24 @@ impl Shared {
             ips: vec![ip],
             host_ips: self.host_ips.clone(),
             allocatable: self.allocatable,
+            images,
             ..Sources::default()
         };
         objects::collect(&*self.api, &self.node, pod, dir, &mut sources).await?;
-        volumes::write_volumes(pod, dir, &sources)?;
+        let sources = Arc::new(sources);
+        let (of, pod, dir) = (Arc::clone(&sources), Arc::clone(pod), dir.clone());
+        tasks
+            .block("volumes-write", move || volumes::write_volumes(&pod, &dir, &of))
+            .await
+            .ok_or_else(stopping)??;
         self.node.written.tell(&plan.uid);
         Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ip })
     }
+}
+
+/// Work on the disk did not come to its end.
+fn stopping() -> StartFailure {
+    StartFailure::later(RUN_CONTAINER_ERROR, "the node did not finish its work on the disk")
 }
 
 impl Worker {
@@ -234,14 +253,19 @@ impl Worker {
         let plan = self.plan.containers.get(at).ok_or_else(missing)?.clone();
         let run = self.state.containers.get(at).map_or(0, |record| record.restart_count);
         let log_path = self.dir.log_file(&plan.name, run);
-        self.forget_old_logs(&plan.name, run)?;
         let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
         for what in env::skipped(&pod, &plan.spec, &prepared.sources) {
             self.event_of(at, EventType::Warning, "InvalidEnvironmentVariableNames", what);
         }
-        let mut mounts = volumes::mounts(&pod, &plan.spec, &self.dir, &prepared.sources, &env)?;
-        mounts
-            .extend(termination_message::mount(&self.dir, &plan.spec).map_err(ConfigError::Disk)?);
+        let (spec, dir, of) = (plan.spec.clone(), self.dir.clone(), Arc::clone(&prepared.sources));
+        let own_env = env.clone();
+        let lay_out = move || -> Result<Vec<Mount>, ConfigError> {
+            forget_old_logs(&dir, &spec.name, run)?;
+            let mut mounts = volumes::mounts(&pod, &spec, &dir, &of, &own_env)?;
+            mounts.extend(termination_message::mount(&dir, &spec)?);
+            Ok(mounts)
+        };
+        let mut mounts = self.tasks.block("mounts", lay_out).await.ok_or_else(stopping)??;
         if plan.role == Role::Ephemeral {
             mounts.extend(self.surroundings(&plan, &mounts)?);
         }
@@ -278,6 +302,7 @@ impl Worker {
         if let Some(record) = self.state.containers.get_mut(at) {
             record.image.clone_from(&plan.image);
             record.image_id = prepared.image_id;
+            record.volume_mounts = volumes::shown_mounts(&plan.spec, &prepared.sources);
             record.state = RunState::Running { started_at: now, container_id: id };
         }
         self.state.is_initialized |= plan.role == Role::Main;
@@ -308,21 +333,19 @@ impl Worker {
         self.state.has_sandbox = true;
         Ok(sandbox)
     }
+}
 
-    /// Keeps the logs of this run and the one before.
-    fn forget_old_logs(&self, container: &str, run: u32) -> Result<(), StartFailure> {
-        let folder = self.dir.logs(container);
-        let failed = |cause: std::io::Error| StartFailure::from(ConfigError::Disk(cause));
-        crate::agent::dirs::make_private(&folder).map_err(failed)?;
-        if let Some(old) = run.checked_sub(2) {
-            let path = self.dir.log_file(container, old);
-            let rotated = crate::agent::logs::rotated(&path);
-            for path in [path, rotated] {
-                let _ = std::fs::remove_file(path);
-            }
+/// Keeps the logs of this run and the one before.
+fn forget_old_logs(dir: &PodDir, container: &str, run: u32) -> std::io::Result<()> {
+    dir.make(&dir.logs(container))?;
+    if let Some(old) = run.checked_sub(2) {
+        let path = dir.log_file(container, old);
+        let rotated = crate::agent::logs::rotated(&path);
+        for path in [path, rotated] {
+            let _ = std::fs::remove_file(path);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, VolumeMountStatus};
 
 use crate::agent::pod::plan::{ContainerPlan, PodPlan, Role};
 
@@ -50,7 +50,7 @@ pub(crate) enum RunState {
 }
 
 /// Everything the status says about one container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ContainerRecord {
     pub(crate) name: String,
     pub(crate) image: String,
@@ -59,6 +59,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) last: Option<Ended>,
     pub(crate) restart_count: u32,
     pub(crate) image_id: String,
+    /// Its volume mounts, once it has run.
+    pub(crate) volume_mounts: Vec<VolumeMountStatus>,
     /// How long the last run that ended had lasted.
     pub(crate) ran: Duration,
     /// Its startup probe has passed, or it has none and runs.
@@ -89,6 +91,7 @@ impl ContainerRecord {
             last: None,
             restart_count: 0,
             image_id: String::new(),
+            volume_mounts: Vec::new(),
             ran: Duration::ZERO,
             is_started: false,
             is_ready: false,
@@ -137,6 +140,7 @@ impl ContainerRecord {
     fn adopt(&mut self, status: &ContainerStatus, now: Timestamp) {
         self.restart_count = u32::try_from(status.restart_count).unwrap_or(0);
         self.image_id.clone_from(&status.image_id);
+        self.volume_mounts = status.volume_mounts.clone().unwrap_or_default();
         self.last = status.last_state.as_ref().and_then(|s| ended(s, now));
         match status.state.as_ref() {
             Some(state) if state.terminated.is_some() => {
@@ -186,7 +190,7 @@ impl Outcome {
 }
 
 /// Everything the status says about the pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PodState {
     /// In the order of [`PodPlan::containers`].
     pub(crate) containers: Vec<ContainerRecord>,

@@ -225,6 +225,7 @@ fn container_status(record: &ContainerRecord, message_bytes_max: usize) -> Conta
             },
             RunState::Ended(ended) => terminated(ended),
         }),
+        volume_mounts: (!record.volume_mounts.is_empty()).then(|| record.volume_mounts.clone()),
         last_state: Some(record.last.as_ref().map(terminated).unwrap_or_default()),
         ..ContainerStatus::default()
     }

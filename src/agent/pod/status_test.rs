@@ -36,6 +36,7 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
         let letter = letters.next().unwrap();
         let waiting = |reason| RunState::Waiting { reason, message: "why".to_owned() };
         ContainerRecord {
+            volume_mounts: Vec::new(),
             name: word.to_owned(),
             image: "img:1".to_owned(),
             role,

@@ -54,7 +54,8 @@ impl Worker {
             self.remove(&pod).await;
         }
         self.shared.ipam.release(&self.plan.uid);
-        if let Err(err) = self.dir.remove() {
+        let dir = self.dir.clone();
+        if let Some(Err(err)) = self.tasks.block("pod-remove", move || dir.remove()).await {
             warn!(%err, "cannot remove the pod's files");
         }
     }

@@ -10,7 +10,7 @@ use edgeorc_runtime::{Exit, Mount, VolumeLimit};
 use k8s_openapi::api::core::v1::Container;
 use rustix::fs::{Mode, OFlags};
 
-use crate::agent::dirs::{PodDir, make_private};
+use crate::agent::dirs::{PodDir, remove_folder};
 
 /// Kubernetes' default of `terminationMessagePath`.
 const PATH_DEFAULT: &str = "/dev/termination-log";
@@ -26,11 +26,8 @@ const LOG_LINES_MAX: usize = 80;
 pub(super) fn mount(dir: &PodDir, spec: &Container) -> io::Result<Option<Mount>> {
     let Some((guest_path, _)) = split(spec) else { return Ok(None) };
     let host_path = dir.termination(&spec.name);
-    match std::fs::remove_dir_all(&host_path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        _ => {}
-    }
-    make_private(&host_path)?;
+    remove_folder(&host_path)?;
+    dir.make(&host_path)?;
     let limit = Some(VolumeLimit { root: host_path.clone(), bytes_max: FOLDER_BYTES_MAX });
     let guest_path = guest_path.to_owned();
     Ok(Some(Mount { host_path, pin: None, guest_path, is_read_only: false, limit }))
@@ -121,12 +118,13 @@ mod tests {
     fn the_file_comes_first_then_the_log_if_asked_for_then_the_runtime() {
         let root = tempfile::tempdir().unwrap();
         let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        dir.create().unwrap();
         let plain = spec(json!({}));
         let falling = spec(json!({"terminationMessagePolicy": "FallbackToLogsOnError"}));
         let mount = mount(&dir, &plain).unwrap().unwrap();
         assert_eq!(mount.guest_path, "/dev");
         assert_eq!(read(&dir, &plain, 0, &exit(1)), "trap");
-        make_private(&dir.logs("app")).unwrap();
+        dir.make(&dir.logs("app")).unwrap();
         let log: String =
             (0..200).map(|n| format!("2026-01-01T00:00:00Z stderr F line {n}\n")).collect();
         std::fs::write(dir.log_file("app", 0), log).unwrap();
@@ -144,6 +142,7 @@ mod tests {
     fn a_link_is_not_followed_and_a_volume_is_left_alone() {
         let root = tempfile::tempdir().unwrap();
         let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        dir.create().unwrap();
         let plain = spec(json!({}));
         let mount = mount(&dir, &plain).unwrap().unwrap();
         std::os::unix::fs::symlink("/etc/hostname", mount.host_path.join("termination-log"))

@@ -168,7 +168,7 @@ impl Worker {
             self.until_deleted(&cancel).await
         } else {
             self.tasks.spawn("pod-status", |cancel| writer.run(cancel));
-            self.save();
+            self.save().await;
             self.drive(&cancel).await
         };
         match over {
@@ -196,7 +196,7 @@ impl Worker {
                 let reason = Some(EVICTED);
                 return self.finish(Outcome::Failed { reason, message }, cancel).await;
             }
-            self.take_changes();
+            self.take_changes().await;
             let now = Instant::now();
             let deadline = self.deadline();
             if deadline.is_some_and(|at| at <= now) {
@@ -232,12 +232,16 @@ impl Worker {
         let grace = if is_evicted { EVICTION_GRACE.min(self.plan.grace) } else { self.plan.grace };
         self.stop_all(grace, Instant::now()).await;
         self.state.outcome = Some(outcome);
-        self.publish();
-        self.save();
-        if is_evicted && let Err(err) = self.dir.shed() {
-            warn!(%err, "cannot remove what the evicted pod has left");
+        // Whoever hears of it may count on it.
+        self.save().await;
+        if is_evicted {
+            let dir = self.dir.clone();
+            if let Some(Err(err)) = self.tasks.block("pod-shed", move || dir.shed()).await {
+                warn!(%err, "cannot remove what the evicted pod has left");
+            }
         }
         self.shared.ipam.release(&self.plan.uid);
+        self.publish();
         self.until_deleted(cancel).await
     }
 
@@ -295,7 +299,7 @@ impl Worker {
             _ = self.seen.changed() => {}
             () = timer => {}
             Ok(()) = self.verdict.1.changed() => {}
-            Some(event) = self.events.1.recv() => self.happened(event),
+            Some(event) = self.events.1.recv() => self.happened(event).await,
             Some(event) = self.verdicts.recv() => self.judged(event),
             Some(arrival) = self.arrivals.1.recv() => self.arrived(arrival).await,
         }
@@ -316,10 +320,15 @@ impl Worker {
 
     /// Keeps the pod and where it is on disk, for an agent that starts without the API. Called when
     /// something ended for good, not at every restart: that the logs tell.
-    pub(super) fn save(&self) {
-        let mut pod = self.pod().as_ref().clone();
-        pod.status = Some(pod_status(&pod, &self.state, self.shared.clock.now()));
-        if let Err(err) = self.dir.create().and_then(|()| self.dir.write_pod(&pod)) {
+    pub(super) async fn save(&self) {
+        let (pod, state, now) = (self.pod(), self.state.clone(), self.shared.clock.now());
+        let dir = self.dir.clone();
+        let write = move || {
+            let mut pod = pod.as_ref().clone();
+            pod.status = Some(pod_status(&pod, &state, now));
+            dir.create().and_then(|()| dir.write_pod(&pod))
+        };
+        if let Some(Err(err)) = self.tasks.block("pod-save", write).await {
             warn!(%err, "cannot keep the pod on disk");
         }
     }

@@ -64,7 +64,7 @@ fn default_container(container: &mut Value) {
 }
 
 /// `Always` for `latest` or no tag, else `IfNotPresent`.
-fn pull_policy(image: &str) -> &'static str {
+pub(super) fn pull_policy(image: &str) -> &'static str {
     if image.contains('@') {
         return "IfNotPresent";
     }

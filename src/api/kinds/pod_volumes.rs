@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::field_error::Errors;
 use crate::api::json::{is_unset, items_at, set, set_default, set_default_text, text_at};
-use crate::api::kinds::pod_spec::items_of;
+use crate::api::kinds::pod_spec::{items_of, pull_policy};
 
 /// Mode of files in volumes.
 const FILE_MODE: i64 = 0o644;
@@ -39,6 +39,10 @@ pub(super) fn default(volume: &mut Value) {
     }
     if let Some(host) = volume.get_mut("hostPath").filter(|host| host.is_object()) {
         set_default(host, "type", "");
+    }
+    if let Some(image) = volume.get_mut("image").filter(|image| image.is_object()) {
+        let policy = pull_policy(text_at(image, "/reference"));
+        set_default_text(image, "pullPolicy", policy);
     }
 }
 
@@ -106,6 +110,22 @@ fn validate_volume(volume: &Value, field: &str, errors: &mut Errors) {
         && text_at(volume, "/persistentVolumeClaim/claimName").is_empty()
     {
         errors.required(format!("{field}.persistentVolumeClaim.claimName"));
+    }
+    if volume.get("image").is_some_and(Value::is_object) {
+        let reference = text_at(volume, "/image/reference");
+        if reference.is_empty() {
+            errors.required(format!("{field}.image.reference"));
+        } else if reference.trim() != reference {
+            let field = format!("{field}.image.reference");
+            errors.invalid(
+                field,
+                &json!(reference),
+                "must not have leading or trailing whitespace",
+            );
+        }
+        let policy = volume.pointer("/image/pullPolicy").unwrap_or(&Value::Null);
+        let supported = ["Always", "IfNotPresent", "Never"];
+        errors.one_of(format!("{field}.image.pullPolicy"), policy, &supported);
     }
     if volume.get("hostPath").is_some_and(Value::is_object)
         && text_at(volume, "/hostPath/path").is_empty()
@@ -197,6 +217,22 @@ mod tests {
         default(&mut host);
         assert_eq!(host["hostPath"]["type"], "");
         assert!(host.get("emptyDir").is_none());
+    }
+
+    #[test]
+    fn an_image_is_named_and_pulled_as_containers_are() {
+        for (reference, policy) in [("r/app", "Always"), ("r/app:v1", "IfNotPresent")] {
+            let mut volume = json!({"name": "v", "image": {"reference": reference}});
+            default(&mut volume);
+            assert_eq!(volume["image"]["pullPolicy"], policy);
+            assert_eq!(errors(volume, json!([])), "");
+        }
+        let none = errors(json!({"name": "v", "image": {}}), json!([]));
+        assert!(none.contains("volumes[0].image.reference: Required"), "{none}");
+        let wrong = json!({"name": "v", "image": {"reference": " r", "pullPolicy": "Sometimes"}});
+        let wrong = errors(wrong, json!([]));
+        assert!(wrong.contains("image.reference: Invalid"), "{wrong}");
+        assert!(wrong.contains("image.pullPolicy: Unsupported"), "{wrong}");
     }
 
     #[test]

@@ -6,7 +6,6 @@ mod fetch;
 mod query;
 mod reply;
 
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasip3::cli::environment::get_environment;
@@ -64,10 +63,8 @@ fn burn(ms: u64) -> String {
     format!("burned {ms} ms\n")
 }
 
-/// Value of an environment variable, or `unknown`. The host is asked once in the life of the
-/// instance: it hands over the whole environment each time.
-fn variable(name: &str) -> &'static str {
-    static ENVIRONMENT: LazyLock<Vec<(String, String)>> = LazyLock::new(get_environment);
-    let found = ENVIRONMENT.iter().find(|(key, _)| key == name);
-    found.map_or("unknown", |(_, value)| value)
+/// Value of an environment variable, or `unknown`.
+fn variable(name: &str) -> String {
+    let found = get_environment().into_iter().find(|(key, _)| key == name);
+    found.map_or_else(|| "unknown".to_owned(), |(_, value)| value)
 }

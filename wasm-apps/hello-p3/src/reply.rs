@@ -60,7 +60,7 @@ fn start(status: u16, headers: Fields, body: StreamReader<u8>, end: End) -> Resp
 fn headers(content_type: &[u8], extra: Option<(String, Vec<u8>)>) -> Fields {
     let mut entries = vec![
         ("content-type".to_owned(), content_type.to_vec()),
-        ("x-edgeorc-pod".to_owned(), variable("POD_NAME").into()),
+        ("x-edgeorc-pod".to_owned(), variable("POD_NAME").into_bytes()),
     ];
     entries.extend(extra);
     Fields::from_list(&entries).unwrap_or_else(|_| Fields::new())

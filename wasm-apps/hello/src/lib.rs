@@ -15,8 +15,8 @@ mod fetch;
 mod query;
 mod reply;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex};
 
 use wasip2::cli::environment::get_environment;
 use wasip2::clocks::monotonic_clock;
@@ -89,10 +89,8 @@ fn grow(mib: u64) -> String {
     format!("holding {} MiB\n", held.iter().map(|block| block.len() >> 20).sum::<usize>())
 }
 
-/// Value of an environment variable, or `unknown`. The host is asked once in the life of the
-/// instance: it hands over the whole environment each time.
-fn variable(name: &str) -> &'static str {
-    static ENVIRONMENT: LazyLock<Vec<(String, String)>> = LazyLock::new(get_environment);
-    let found = ENVIRONMENT.iter().find(|(key, _)| key == name);
-    found.map_or("unknown", |(_, value)| value)
+/// Value of an environment variable, or `unknown`.
+fn variable(name: &str) -> String {
+    let found = get_environment().into_iter().find(|(key, _)| key == name);
+    found.map_or_else(|| "unknown".to_owned(), |(_, value)| value)
 }

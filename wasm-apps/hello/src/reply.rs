@@ -62,7 +62,7 @@ fn start(
 ) -> Option<OutgoingBody> {
     let mut entries = vec![
         ("content-type".to_owned(), content_type.to_vec()),
-        ("x-edgeorc-pod".to_owned(), variable("POD_NAME").into()),
+        ("x-edgeorc-pod".to_owned(), variable("POD_NAME").into_bytes()),
     ];
     entries.extend(extra);
     let headers = Fields::from_list(&entries).unwrap_or_else(|_| Fields::new());

@@ -16,11 +16,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::agent::dirs::make_private;
+use crate::agent::dirs::make_one;
 
 /// The link that is swapped.
 const DATA: &str = "..data";
@@ -37,19 +37,19 @@ pub(super) struct File {
 /// Files by their path within the volume. Paths are checked before they come here.
 pub(super) type Payload = BTreeMap<PathBuf, File>;
 
-/// Makes `folder` hold exactly `payload`. Returns whether anything was written.
+/// Makes `folder`, which must be there, hold exactly `payload`. Returns whether anything was
+/// written.
 pub(super) fn write(folder: &Path, payload: &Payload) -> io::Result<bool> {
-    make_private(folder)?;
     let present = data(folder);
     if present.as_ref().is_some_and(|present| is_same(present, payload)) {
         return Ok(false);
     }
     let name = fresh_name(folder);
     let next = folder.join(&name);
+    make_one(&next)?;
     for (path, file) in payload {
-        put(&next.join(path), file)?;
+        put(&next, path, file)?;
     }
-    make_private(&next)?;
     let staged = folder.join(DATA_NEXT);
     remove_if_there(&staged)?;
     symlink(&name, &staged)?;
@@ -83,10 +83,13 @@ fn fresh_name(folder: &Path) -> String {
     }
 }
 
-fn put(path: &Path, file: &File) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+fn put(version: &Path, path: &Path, file: &File) -> io::Result<()> {
+    let mut folder = version.to_owned();
+    for name in path.parent().into_iter().flat_map(Path::components) {
+        folder.push(name);
+        make_one(&folder)?;
     }
+    let path = version.join(path);
     let mut open = fs::OpenOptions::new();
     let mut made = open.write(true).create_new(true).mode(0o600).open(path)?;
     made.write_all(&file.content)?;
@@ -173,6 +176,7 @@ mod tests {
     fn content_changes_whole_and_what_went_away_goes() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("v");
+        fs::create_dir(&folder).unwrap();
         assert!(write(&folder, &payload(&[("a", "1"), ("d/x", "2")])).unwrap());
         assert_eq!(fs::read_to_string(folder.join("d/x")).unwrap(), "2");
         assert_eq!(fs::read_link(folder.join("a")).unwrap(), Path::new("..data/a"));
@@ -191,6 +195,7 @@ mod tests {
     fn a_reader_that_follows_the_link_sees_one_version() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("v");
+        fs::create_dir(&folder).unwrap();
         write(&folder, &payload(&[("a", "0"), ("b", "0")])).unwrap();
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
@@ -214,6 +219,7 @@ mod tests {
     fn a_torn_or_tampered_file_is_written_again() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("v");
+        fs::create_dir(&folder).unwrap();
         let wanted = payload(&[("a", "whole")]);
         write(&folder, &wanted).unwrap();
         fs::write(folder.join("a"), "").unwrap();

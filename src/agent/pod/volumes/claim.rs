@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::agent::dirs::{Dirs, PodDir, make_private, read_json, write_copy};
+use crate::agent::dirs::{Dirs, PodDir, make_private, read_json};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::ConfigError;
 use crate::agent::pod::objects::NodeSources;
+use crate::agent::pod::plan;
 use crate::agent::pod::volumes::volumes_of;
 use crate::api::local_volume;
 
@@ -27,6 +28,9 @@ pub(crate) struct Claim {
     pub(crate) uid: String,
     pub(crate) place: Place,
     pub(crate) is_read_only: bool,
+    /// What the volume holds at most; notes of the first version have none.
+    #[serde(default)]
+    pub(crate) bytes_max: Option<u64>,
 }
 
 /// Where the volume is.
@@ -63,7 +67,7 @@ pub(crate) async fn collect(
             Some(kept) => kept,
             None => {
                 let claim = bound(api, node, namespace, &name).await?;
-                write_copy(&file, &claim)?;
+                dir.keep("claim", &name, &claim)?;
                 claim
             }
         };
@@ -150,9 +154,12 @@ fn place(
             "it is of a type that this node does not have; local and hostPath are there",
         ));
     };
+    let capacity = spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"));
+    let bytes_max = capacity.and_then(|size| plan::bytes(&size.0));
     let modes = spec.access_modes.unwrap_or_default();
     let is_read_only = !modes.is_empty() && modes.iter().all(|mode| mode == "ReadOnlyMany");
-    Ok(Claim { uid: claim.metadata.uid.clone().unwrap_or_default(), place, is_read_only })
+    let uid = claim.metadata.uid.clone().unwrap_or_default();
+    Ok(Claim { uid, place, is_read_only, bytes_max })
 }
 
 #[cfg(test)]

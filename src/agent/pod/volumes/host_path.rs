@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Component, Path};
 
+use crate::agent::beneath::{self, Held, Missing};
 use crate::agent::pod::env::ConfigError;
-use crate::agent::pod::volumes::beneath::{self, Held, Missing};
+
 use crate::config::HostPath;
 
 /// What a pod asked of the host, opened, and whether the node's configuration lets it be written.

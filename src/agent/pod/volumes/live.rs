@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::agent::dirs::{PodDir, read_json, write_copy};
+use crate::agent::dirs::{PodDir, read_json};
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::Sources;
 use crate::agent::pod::objects::{NodeSources, named_by_volumes};
@@ -148,22 +148,28 @@ impl<K: Watched> Watches<K> {
         informer.store.state().pop()?.meta().resource_version.clone()
     }
 
-    /// The newest of the object that is known: as watched, or as the pod's start read it.
-    fn newest(&self, name: &Name, dir: &PodDir) -> Option<K> {
-        let file = dir.object_file(K::KIND, &name.1);
-        let copy: Option<K> = read_json(&file);
-        let seen = self.open.get(name).and_then(|(informer, _)| informer.store.state().pop());
-        match (seen, copy) {
-            (Some(seen), Some(copy)) if !is_newer(&*seen, &copy) => Some(copy),
-            (Some(seen), _) => {
-                // The copy is for a start without the API; without it the pod has an older one.
-                if let Err(err) = write_copy(&file, &*seen) {
-                    debug!(%err, "an object's copy was not written");
-                }
-                Some(K::clone(&seen))
+    /// The objects of these names, as watched.
+    fn seen(&self, names: &[Name]) -> Vec<(String, Option<Arc<K>>)> {
+        let seen =
+            |name| self.open.get(name).and_then(|(informer, _)| informer.store.state().pop());
+        names.iter().map(|name| (name.1.clone(), seen(name))).collect()
+    }
+}
+
+/// The newest of an object that is known: as watched, or as the pod's start read it. Blocks on the
+/// disk.
+fn newest_of<K: Watched>(name: &str, seen: Option<Arc<K>>, dir: &PodDir) -> Option<K> {
+    let copy: Option<K> = read_json(&dir.object_file(K::KIND, name));
+    match (seen, copy) {
+        (Some(seen), Some(copy)) if !is_newer(&*seen, &copy) => Some(copy),
+        (Some(seen), _) => {
+            // The copy is for a start without the API; without it the pod has an older one.
+            if let Err(err) = dir.keep(K::KIND, name, &*seen) {
+                debug!(%err, "an object's copy was not written");
             }
-            (None, copy) => copy,
+            Some(K::clone(&seen))
         }
+        (None, copy) => copy,
     }
 }
 
@@ -284,7 +290,7 @@ impl Live {
                 let _ = dirs.pod(&uid).sync_objects();
             }
         };
-        let _ = tokio::task::spawn_blocking(sync).await;
+        let _ = self.tasks.block("copies-sync", sync).await;
     }
 
     fn watch(
@@ -304,7 +310,7 @@ impl Live {
     async fn catch_up(
         &self,
         uid: &str,
-        pod: &Pod,
+        pod: &Arc<Pod>,
         seen: &mut Seen,
         watches: &(Watches<ConfigMap>, Watches<Secret>),
     ) {
@@ -323,18 +329,23 @@ impl Live {
                 return;
             }
         };
-        let sources = Sources {
-            config_maps: newest(&seen.maps, &watches.0, &dir),
-            secrets: newest(&seen.secrets, &watches.1, &dir),
+        let (maps, secrets) = (watches.0.seen(&seen.maps), watches.1.seen(&seen.secrets));
+        let mut sources = Sources {
             tokens,
-            ips: dir.read_address().into_iter().collect(),
             host_ips: self.host_ips.clone(),
             allocatable: self.allocatable,
             ephemeral_bytes: self.node.ephemeral_bytes,
             ..Sources::default()
         };
-        match update_volumes(pod, &dir, &sources) {
-            Ok(changed) => {
+        let (of, at) = (Arc::clone(pod), dir.clone());
+        let write = move || {
+            sources.config_maps = newest(maps, &at);
+            sources.secrets = newest(secrets, &at);
+            sources.ips = at.read_address().into_iter().collect();
+            update_volumes(&of, &at, &sources)
+        };
+        match self.tasks.block("volumes-update", write).await {
+            Some(Ok(changed)) => {
                 for volume in changed {
                     info!(
                         k8s.namespace.name = pod.metadata.namespace,
@@ -345,7 +356,8 @@ impl Live {
                 }
             }
             // An object that a running pod needs was removed: its files stay as they are.
-            Err(err) => debug!(%err, k8s.pod.name = pod.metadata.name, "volume not updated"),
+            Some(Err(err)) => debug!(%err, k8s.pod.name = pod.metadata.name, "volume not updated"),
+            None => {}
         }
         seen.made_of = Some(stamp);
         // A token that is still the old one could not be renewed: again soon.
@@ -364,11 +376,14 @@ impl Live {
 }
 
 fn newest<K: Watched>(
-    names: &[Name],
-    watches: &Watches<K>,
+    seen: Vec<(String, Option<Arc<K>>)>,
     dir: &PodDir,
 ) -> BTreeMap<String, Option<K>> {
-    names.iter().map(|name| (name.1.clone(), watches.newest(name, dir))).collect()
+    let known = |(name, seen): (String, Option<Arc<K>>)| {
+        let newest = newest_of(&name, seen, dir);
+        (name, newest)
+    };
+    seen.into_iter().map(known).collect()
 }
 
 /// Whether the pod runs and has a volume that the agent fills.
@@ -449,5 +464,18 @@ mod tests {
         assert!(has_live(&pod(filled.clone(), "Running")));
         assert!(!has_live(&pod(filled, "Succeeded")));
         assert!(!has_live(&pod(json!({"name": "v", "emptyDir": {}}), "Running")));
+    }
+
+    #[test]
+    fn a_pod_that_was_removed_gets_no_secrets_any_more() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = crate::agent::dirs::Dirs::create(root.path().to_owned()).unwrap();
+        let (dir, seen) = (dirs.pod("u"), Some(Arc::new(map("a", "2"))));
+        dir.create().unwrap();
+        assert_eq!(newest_of("c", seen.clone(), &dir), Some(map("a", "2")));
+        assert_eq!(newest_of::<ConfigMap>("c", None, &dir), Some(map("a", "2")), "kept");
+        dir.remove().unwrap();
+        assert_eq!(newest_of("c", seen, &dir), Some(map("a", "2")));
+        assert!(dirs.all_pods().unwrap().is_empty(), "it came back");
     }
 }

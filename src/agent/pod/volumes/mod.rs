@@ -11,10 +11,11 @@
 //! - Volumes that the agent fills are read-only for guests, and change whole.
 
 mod atomic;
-mod beneath;
 pub(crate) mod claim;
 mod content;
+mod etc;
 mod host_path;
+pub(crate) mod image;
 pub(crate) mod live;
 mod mount;
 pub(crate) mod reclaim;
@@ -26,31 +27,35 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use parking_lot::Mutex;
 
 pub(crate) use content::TokenKey;
-pub(crate) use mount::mounts;
+pub(crate) use mount::{mounts, shown_mounts};
 
-use crate::agent::dirs::{PodDir, make_private};
+use crate::agent::dirs::PodDir;
 use crate::agent::pod::env::{ConfigError, Sources};
 
 /// One write of volumes at a time in this process: a pod's start and a live update may meet.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// Makes the folders of all volumes of `pod` and writes what they hold.
+/// Makes the folders of all volumes of `pod` and writes what they hold. Blocks on the disk.
 pub(crate) fn write_volumes(pod: &Pod, dir: &PodDir, sources: &Sources) -> Result<(), ConfigError> {
     let _writing = WRITING.lock();
     for volume in volumes_of(pod) {
         let folder = dir.volume(&volume.name);
         if let Some(payload) = content::payload(pod, volume, sources)? {
+            dir.make(&folder)?;
             atomic::write(&folder, &payload)?;
         } else if is_empty_dir(volume) {
-            make_private(&folder)?;
-        } else if volume.host_path.is_none() && volume.persistent_volume_claim.is_none() {
+            dir.make(&folder)?;
+        } else if volume.host_path.is_none()
+            && volume.persistent_volume_claim.is_none()
+            && volume.image.is_none()
+        {
             return Err(ConfigError::Unsupported(format!(
-                "volume {} is of a type that this node does not have; emptyDir, configMap, secret, projected, downwardAPI, hostPath and persistentVolumeClaim are there",
+                "volume {} is of a type that this node does not have; emptyDir, configMap, secret, projected, downwardAPI, hostPath, persistentVolumeClaim and image are there",
                 volume.name
             )));
         }
     }
-    Ok(())
+    Ok(etc::write(pod, dir, sources)?)
 }
 
 /// Writes anew what has changed in the volumes that the agent fills. Returns the volumes that did.

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::dirs::{PodDir, read_json, write_copy};
+use crate::agent::dirs::{PodDir, read_json};
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError};
 use crate::agent::pod::objects::within_patience;
@@ -63,7 +63,7 @@ pub(crate) async fn collect(
         }
         match within_patience(copy.is_some(), api.token(pod, &key, now)).await {
             Ok(token) => {
-                write_copy(&file, &token)?;
+                dir.keep("token", &name_of(&key), &token)?;
                 tokens.insert(key, token.token);
             }
             Err(err) => match copy {
@@ -90,7 +90,11 @@ pub(crate) fn next_renewal(pod: &Pod, dir: &PodDir) -> Option<Timestamp> {
 }
 
 fn file(dir: &PodDir, key: &TokenKey) -> std::path::PathBuf {
-    dir.object_file("token", &format!("{}-{}", key.expiration_seconds, key.audience))
+    dir.object_file("token", &name_of(key))
+}
+
+fn name_of(key: &TokenKey) -> String {
+    format!("{}-{}", key.expiration_seconds, key.audience)
 }
 
 #[cfg(test)]
@@ -169,6 +173,7 @@ mod tests {
     async fn a_token_is_asked_for_once_renewed_in_time_and_kept_while_the_api_is_down() {
         let root = tempfile::tempdir().unwrap();
         let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        dir.create().unwrap();
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [
             {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}}))
         .unwrap();

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use edgeorc_runtime::Mount;
+use edgeorc_runtime::{Mount, VolumeLimit};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::agent::dirs::Dirs;
+use crate::agent::dirs::{Dirs, make_private};
+use crate::agent::pod::env::MountedImage;
 use crate::agent::pod::volumes::claim::{Claim, Place};
 
 struct Bench {
@@ -22,6 +23,7 @@ impl Bench {
     fn new(data: Value) -> Self {
         let root = tempfile::tempdir().unwrap();
         let dirs = Dirs::create(root.path().to_owned()).unwrap();
+        dirs.pod("u").create().unwrap();
         let mut bench = Self { _root: root, dirs, sources: Sources::default() };
         bench.set(data);
         bench
@@ -85,7 +87,13 @@ fn a_sub_path_shows_the_version_of_its_start_for_ever() {
     assert_eq!((read(&mounts[0], "a"), read(&mounts[1], "app.conf")), ("1".into(), "1".into()));
     assert_eq!(mounts[1].guest_path, "/etc");
     assert!(mounts[1].is_read_only);
-    assert_eq!(fs::read_dir(&mounts[1].host_path).unwrap().count(), 1);
+    let mut names: Vec<_> = fs::read_dir(&mounts[1].host_path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["app.conf", "hostname", "hosts", "resolv.conf"]);
+    assert_eq!(mounts.len(), 2);
     bench.set(json!({"a": "2"}));
     update_volumes(&pod(&volume, wanted.clone()), &bench.dir(), &bench.sources).unwrap();
     assert_eq!(read(&mounts[1], "app.conf"), "1");
@@ -177,14 +185,18 @@ fn a_claims_folder_outlives_the_pod_and_may_be_read_only() {
     let mut bench = Bench::new(json!({}));
     let folder = bench.dirs.persistent_volume("pvc-1");
     make_private(&folder).unwrap();
-    let claim = Claim { uid: "1".into(), place: Place::Own(folder.clone()), is_read_only: false };
+    let place = Place::Own(folder.clone());
+    let claim = Claim { uid: "1".into(), place, is_read_only: false, bytes_max: Some(1 << 20) };
     bench.sources.claims = BTreeMap::from([("data".into(), claim)]);
     let volume = |read_only: bool| json!({"name": "v", "persistentVolumeClaim": {"claimName": "data", "readOnly": read_only}});
     let at = json!([{"name": "v", "mountPath": "/d"}]);
     let mounts = bench.start(&volume(false), at.clone()).unwrap();
+    let limit = VolumeLimit { root: folder.clone(), bytes_max: 1 << 20 };
+    assert_eq!(mounts[0].limit, Some(limit));
     fs::write(mounts[0].host_path.join("x"), "kept").unwrap();
     bench.dir().remove().unwrap();
     assert_eq!(fs::read_to_string(folder.join("x")).unwrap(), "kept");
+    bench.dir().create().unwrap();
     assert!(bench.start(&volume(true), at).unwrap()[0].is_read_only);
 }
 
@@ -200,4 +212,93 @@ fn types_that_the_node_does_not_have_are_named() {
         let wanted = json!([{"name": "v", "mountPath": "/d"}]);
         assert!(bench.start(&volume, wanted).is_err(), "{volume}");
     }
+}
+
+#[test]
+fn every_container_has_the_pods_files_in_etc_unless_it_brings_its_own() {
+    let bench = Bench::new(json!({}));
+    let volume = json!({"name": "v", "emptyDir": {}});
+    let etc = |mounts: Value| {
+        let mounts = bench.start(&volume, mounts).unwrap();
+        let found = mounts.into_iter().filter(|mount| mount.guest_path == "/etc");
+        found.map(|mount| (mount.is_read_only, mount)).collect::<Vec<_>>()
+    };
+    let plain = etc(json!([]));
+    assert_eq!((plain.len(), plain[0].0), (1, true));
+    assert!(read(&plain[0].1, "hosts").starts_with("# Kubernetes-managed hosts file."));
+    assert!(read(&plain[0].1, "resolv.conf").contains("options ndots:5"));
+    // A start that changes nothing writes nothing.
+    let stamp = || fs::metadata(bench.dir().etc().join("hosts")).unwrap().modified().unwrap();
+    let before = stamp();
+    etc(json!([]));
+    assert_eq!(stamp(), before);
+    fs::write(bench.dir().volume("v").join("own"), "mine").unwrap();
+    let own =
+        etc(json!([{"name": "v", "mountPath": "/etc/hosts", "subPath": "own", "readOnly": true}]));
+    assert_eq!((own.len(), own[0].0), (1, true));
+    assert_eq!(read(&own[0].1, "hosts"), "mine");
+    assert!(read(&own[0].1, "resolv.conf").contains("ndots"));
+    let writable = etc(json!([{"name": "v", "mountPath": "/etc/hosts", "subPath": "own"}]));
+    assert_eq!((writable.len(), writable[0].0), (1, false));
+    assert!(!writable[0].1.host_path.join("resolv.conf").exists());
+    let whole = etc(json!([{"name": "v", "mountPath": "/etc/"}]));
+    assert!(whole.is_empty(), "the folder of the container's own is there as `/etc/`");
+    let ssl = etc(json!([{"name": "v", "mountPath": "/etc/ssl"}]));
+    assert_eq!(ssl.len(), 1);
+}
+
+#[test]
+fn an_image_is_mounted_read_only_and_its_links_lead_nowhere() {
+    let mut bench = Bench::new(json!({}));
+    let outside = tempfile::tempdir().unwrap();
+    let folder = bench.dirs.image_tree("00");
+    fs::create_dir_all(folder.join("models/a")).unwrap();
+    fs::write(folder.join("models/a/weights"), "w").unwrap();
+    symlink(outside.path(), folder.join("out")).unwrap();
+    let volume = json!({"name": "v", "image": {"reference": "r:v1"}});
+    let at = |sub: &str| json!([{"name": "v", "mountPath": "/m/x", "subPath": sub}]);
+    assert!(bench.start(&volume, at("models")).unwrap_err().contains("not here"));
+    let image = MountedImage { folder: folder.clone(), id: "r@sha256:00".into() };
+    bench.sources.images = BTreeMap::from([("v".into(), image)]);
+    for sub in ["", "models", "models/a"] {
+        let mounts = bench.start(&volume, at(sub)).unwrap();
+        assert!(mounts[0].is_read_only && mounts[0].limit.is_none(), "{sub}");
+    }
+    let file = bench.start(&volume, at("models/a/weights")).unwrap();
+    assert_eq!((file[0].guest_path.as_str(), read(&file[0], "x").as_str()), ("/m", "w"));
+    assert!(file[0].is_read_only);
+    for sub in ["out", "out/x", "none", "models/../out"] {
+        assert!(bench.start(&volume, at(sub)).is_err(), "{sub}");
+    }
+    let shown = shown_mounts(&pod(&volume, at("")).spec.unwrap().containers[0], &bench.sources);
+    let shown = serde_json::to_value(shown).unwrap();
+    assert_eq!(
+        shown,
+        json!([{"name": "v", "mountPath": "/m/x",
+            "volumeStatus": {"image": {"imageRef": "r@sha256:00"}}}])
+    );
+}
+
+#[test]
+fn files_for_writing_in_one_folder_share_one_limit() {
+    let bench = Bench::new(json!({}));
+    let volumes =
+        json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "w", "emptyDir": {}}]);
+    let file = |name: &str, at: &str| json!({"name": name, "mountPath": at, "subPath": "f"});
+    let start = |mounts: Value| {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "containers": [{"name": "app", "volumeMounts": mounts}], "volumes": volumes}}))
+        .unwrap();
+        write_volumes(&pod, &bench.dir(), &bench.sources).unwrap();
+        for name in ["v", "w"] {
+            fs::write(bench.dir().volume(name).join("f"), "").unwrap();
+        }
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        super::mounts(&pod, container, &bench.dir(), &bench.sources, &[])
+    };
+    let limited = start(json!([file("v", "/run/a")])).unwrap();
+    let root = bench.dir().volume("v");
+    assert_eq!(limited[0].limit, Some(VolumeLimit { root, bytes_max: 1 << 20 }));
+    let mixed = start(json!([file("v", "/run/a"), file("w", "/run/b")]));
+    assert!(mixed.unwrap_err().to_string().contains("of one volume"));
 }

@@ -146,3 +146,32 @@ async fn mains_wait_as_pod_initializing_and_others_as_container_creating() {
         assert_eq!(world.journal.count("start app"), 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_image_volume_is_shown_in_the_status_and_one_that_cannot_be_had_holds_the_pod() {
+    let pod = |image: &str| {
+        json!({"spec": {
+            "containers": [{"name": "app", "image": "app",
+                "volumeMounts": [{"name": "v", "mountPath": "/m", "readOnly": true}]}],
+            "volumes": [{"name": "v", "image": {"reference": image}}]}})
+    };
+    let first = root();
+    std::fs::create_dir_all(first.path().join("images/trees/00")).unwrap();
+    let world = World::start(&first, pod("data:v1"));
+    let status = world.ready().await;
+    let shown = serde_json::to_value(&status.container_statuses.unwrap()[0].volume_mounts).unwrap();
+    assert_eq!(
+        shown,
+        json!([{"name": "v", "mountPath": "/m", "readOnly": true, "recursiveReadOnly": "Enabled",
+            "volumeStatus": {"image": {"imageRef": "data:v1@sha256:00"}}}])
+    );
+    world.cut().await;
+    let root = root();
+    let world = World::start(&root, pod("missing"));
+    let is_told = |status: &PodStatus| {
+        let waiting = status.container_statuses.as_ref()?[0].state.as_ref()?.waiting.clone()?;
+        (waiting.reason.as_deref() == Some("ErrImagePull")).then_some(())
+    };
+    world.status(|status| is_told(status).is_some()).await;
+    assert_eq!(world.journal.count("start app"), 0);
+}

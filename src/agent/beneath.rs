@@ -1,24 +1,31 @@
-//! Opening and making paths below a folder, one name at a time and without following a link.
+//! Opening and making paths below a folder, one name at a time and without following a link, or
+//! only links that stay below it.
 //!
-//! A guest may put links into the volumes that it writes to. Whoever asks for a path in such a
-//! volume by its text asks the guest; here every step is taken from a folder that is already open.
+//! A guest may put links into the volumes that it writes to, and an image may bring some. Whoever
+//! asks for a path in such a volume by its text asks the guest; here every step is taken from a
+//! folder that is already open.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat};
 use rustix::io::Errno;
 
 /// Handle without access: good for walking on, and for opening again through `/proc/self/fd`.
 const STEP: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Links followed in one path, as in Linux.
+const LINKS_MAX: usize = 40;
+/// Names in a path with the links of it followed.
+const STEPS_MAX: usize = 1024;
 /// Mode of folders made on the way.
 const FOLDER_MODE: u32 = 0o700;
 
 /// What happens where nothing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Missing {
+pub(crate) enum Missing {
     /// The walk fails.
     Refuse,
     /// A folder is made.
@@ -27,14 +34,14 @@ pub(super) enum Missing {
 
 /// Something in a volume, held open: it stays this very thing, whatever is renamed meanwhile.
 #[derive(Debug)]
-pub(super) struct Held {
-    pub(super) handle: OwnedFd,
-    pub(super) is_folder: bool,
+pub(crate) struct Held {
+    pub(crate) handle: OwnedFd,
+    pub(crate) is_folder: bool,
 }
 
 impl Held {
     /// A path that leads to the held thing for as long as it is held.
-    pub(super) fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
     }
 }
@@ -46,7 +53,7 @@ impl Held {
 ///
 /// `InvalidInput` for an absolute path or one with `..`, `FilesystemLoop` for a link on the way,
 /// and what the system says.
-pub(super) fn open(root: &Path, relative: &Path, missing: Missing) -> io::Result<Held> {
+pub(crate) fn open(root: &Path, relative: &Path, missing: Missing) -> io::Result<Held> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut at = Held { handle: openat(CWD, root, flags, Mode::empty())?, is_folder: true };
     for component in relative.components() {
@@ -61,6 +68,60 @@ pub(super) fn open(root: &Path, relative: &Path, missing: Missing) -> io::Result
     Ok(at)
 }
 
+/// As [`open`] of something that is there, but follows links that are relative and lead to no place
+/// above `root`. Each name is looked up in a folder that is held: what a guest renames or links
+/// meanwhile may change what is found, and never leads out.
+///
+/// # Errors
+///
+/// `InvalidInput` for a path that leaves `root`, by itself or by a link; what the system says.
+pub(crate) fn open_following(root: &Path, relative: &Path) -> io::Result<Held> {
+    let out = || io::Error::from(io::ErrorKind::InvalidInput);
+    let mut left: Vec<OsString> = names_reversed(relative).ok_or_else(out)?;
+    // The folders from the root to where the walk is; `..` goes back by handle, not by name.
+    let mut way = vec![open(root, Path::new(""), Missing::Refuse)?];
+    let mut links = 0;
+    for _ in 0..STEPS_MAX {
+        let Some(at) = way.last() else { return Err(out()) };
+        let Some(name) = left.pop() else {
+            return way.pop().ok_or_else(out);
+        };
+        if name == ".." {
+            way.pop();
+            continue;
+        }
+        let handle = openat(&at.handle, &name, STEP, Mode::empty())?;
+        if FileType::from_raw_mode(fstat(&handle)?.st_mode) == FileType::Symlink {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Errno::LOOP.into());
+            }
+            let target = readlinkat(&handle, "", Vec::new())?;
+            let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+            left.extend(names_reversed(target).ok_or_else(out)?);
+        } else {
+            way.push(held(handle)?);
+        }
+    }
+    Err(Errno::NAMETOOLONG.into())
+}
+
+/// The names of a relative path, the last one first; `None` for an absolute path.
+fn names_reversed(path: &Path) -> Option<Vec<OsString>> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(_) | Component::ParentDir => {
+                names.push(component.as_os_str().to_owned());
+            }
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    names.reverse();
+    Some(names)
+}
+
 fn step(at: &OwnedFd, name: &OsStr, missing: Missing) -> io::Result<Held> {
     let look = || openat(at, name, STEP, Mode::empty());
     let handle = match look() {
@@ -73,6 +134,10 @@ fn step(at: &OwnedFd, name: &OsStr, missing: Missing) -> io::Result<Held> {
         }
         other => other?,
     };
+    held(handle)
+}
+
+fn held(handle: OwnedFd) -> io::Result<Held> {
     match FileType::from_raw_mode(fstat(&handle)?.st_mode) {
         FileType::Directory => Ok(Held { handle, is_folder: true }),
         FileType::RegularFile => Ok(Held { handle, is_folder: false }),
@@ -121,5 +186,26 @@ mod tests {
         std::fs::write(root.path().join("f"), "f").unwrap();
         assert!(!open(root.path(), Path::new("./f"), Missing::Refuse).unwrap().is_folder);
         assert!(open(root.path(), Path::new("f/x"), Missing::MakeFolder).is_err());
+    }
+
+    #[test]
+    fn links_are_followed_as_long_as_they_stay_below_the_root() {
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(outside.path().join("secret"), "s").unwrap();
+        let at = |path: &str| root.path().join(path);
+        std::fs::create_dir_all(at("a/b")).unwrap();
+        std::fs::write(at("a/tool"), "t").unwrap();
+        symlink("../tool", at("a/b/one")).unwrap();
+        symlink("a/b/one", at("two")).unwrap();
+        symlink("../../a/tool", at("a/up")).unwrap();
+        symlink(outside.path().join("secret"), at("absolute")).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        for path in ["a/tool", "a/b/one", "two", "a/b/../tool"] {
+            let held = open_following(root.path(), Path::new(path)).unwrap();
+            assert_eq!(std::fs::read_to_string(held.path()).unwrap(), "t", "{path}");
+        }
+        for path in ["a/up", "absolute", "loop", "../x", "/etc/hostname", "a/tool/x", "none"] {
+            assert!(open_following(root.path(), Path::new(path)).is_err(), "{path}");
+        }
     }
 }
