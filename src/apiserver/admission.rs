@@ -47,19 +47,17 @@ pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiEr
 /// DefaultTolerationSeconds, what PodTolerationRestriction adds, and the finalizer and label of a Namespace.
 pub(super) fn default(resource: &Resource, object: &mut Value) {
     match resource.plural {
-        "pods" => {
-            tolerate_lost_nodes(object);
-            tolerate_memory_pressure(object);
-        }
+        "pods" => default_change(resource, object),
         "namespaces" => complete_namespace(object),
         _ => {}
     }
 }
 
-/// DefaultTolerationSeconds of a change: a list that somebody replaced has them again.
+/// The tolerations of a new or changed pod: a list that somebody replaced has them again.
 pub(super) fn default_change(resource: &Resource, object: &mut Value) {
     if resource.plural == "pods" {
         tolerate_lost_nodes(object);
+        tolerate_memory_pressure(object);
     }
 }
 

@@ -1,5 +1,7 @@
 //! A TLS session over a TCP connection.
 
+use std::io::{Write as _, stdout};
+
 use wasip2::io::streams::{InputStream, StreamError};
 use wasip2::sockets::instance_network::instance_network;
 use wasip2::sockets::ip_name_lookup::resolve_addresses;
@@ -61,7 +63,8 @@ fn talk(
     loop {
         match input.blocking_read(READ_BYTES) {
             Ok(bytes) => print!("{}", String::from_utf8_lossy(&bytes)),
-            Err(StreamError::Closed) => return Ok(()),
+            // Nobody flushes at the end of a component's `run`.
+            Err(StreamError::Closed) => return stdout().flush().map_err(|error| error.to_string()),
             Err(StreamError::LastOperationFailed(error)) => {
                 return Err(format!("read: {}", error.to_debug_string()));
             }
