@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use http::{Method, Request, Response};
 use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::api::status::Status;
@@ -31,6 +32,24 @@ pub(super) struct Call {
     pub(super) upgrade: Option<OnUpgrade>,
     /// Who asks, after impersonation.
     pub(super) user: UserInfo,
+    /// What the client is told besides the answer.
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Call {
+    /// Tells the client something besides the answer.
+    pub(super) fn warn(&self, warning: String) {
+        let mut warnings = self.warnings.lock();
+        // A change may be tried several times.
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    /// What the client is to be told.
+    pub(super) fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock())
+    }
 }
 
 /// All paths lead to one handler: the API's paths are made of data (the table of resources), not
@@ -97,7 +116,8 @@ async fn dispatch(
     let headers = request.headers().clone();
     let method = request.method().clone();
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let call = Call { context, query, headers, info, upgrade, user };
+    let warnings = Mutex::default();
+    let call = Call { context, query, headers, info, upgrade, user, warnings };
     resource(call, &method, request.into_body()).await
 }
 

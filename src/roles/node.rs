@@ -31,6 +31,7 @@ use crate::roles::identity::{FIRST_RAFT_ID, Membership, certified_addresses};
 use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
+use crate::roles::verify::AgentVerifier;
 use crate::roles::{NodeError, addresses, compiled, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
@@ -62,6 +63,7 @@ struct Base {
 
 /// The parts that only a server has.
 struct Server {
+    api: ApiServer,
     replica: Replica,
     router: Router,
     client: kube::Client,
@@ -220,7 +222,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     });
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
-    Ok(Server { replica, router, client })
+    Ok(Server { api, replica, router, client })
 }
 
 /// Waits until this server leads, and does what a new cluster needs first.
@@ -283,6 +285,9 @@ fn start_agent(
     let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
     let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network))
         .map_err(NodeError::failed)?;
+    if let Some(server) = &server {
+        server.api.set_image_verifier(Arc::new(AgentVerifier(agent.signature_verifier())));
+    }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
     let ingress_mesh = mesh.clone();

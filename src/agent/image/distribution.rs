@@ -21,6 +21,8 @@ pub(super) const USER_AGENT: &str = concat!("edgeorc/", env!("CARGO_PKG_VERSION"
 const MANIFEST_BYTES_MAX: usize = 1024 * 1024;
 /// How long a manifest may take to arrive.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a copy's manifest may take: the registry itself is still to be asked.
+const COPY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most hops to where a blob really is.
 const REDIRECTS_MAX: usize = 5;
 /// Most that is read of an error's text, in bytes.
@@ -67,6 +69,7 @@ pub(super) struct Source {
     credentials: Vec<Credential>,
     /// What the endpoint accepted last.
     authorization: Mutex<Option<HeaderValue>>,
+    is_copy: bool,
 }
 
 impl Source {
@@ -75,7 +78,18 @@ impl Source {
         transport: Arc<Transport>,
         credentials: Vec<Credential>,
     ) -> Self {
-        Self { endpoint, transport, credentials, authorization: Mutex::default() }
+        let authorization = Mutex::default();
+        Self { endpoint, transport, credentials, authorization, is_copy: false }
+    }
+
+    /// It may have a copy of an image from elsewhere: it is asked once, and soon given up.
+    pub(super) fn into_copy(self) -> Self {
+        Self { is_copy: true, ..self }
+    }
+
+    /// Whether it may have a copy of an image from elsewhere.
+    pub(super) fn is_copy(&self) -> bool {
+        self.is_copy
     }
 
     /// `host[:port]`, for messages.
@@ -85,13 +99,22 @@ impl Source {
 
     /// The manifest that a tag or digest names.
     pub(super) async fn manifest(&self, reference: &str) -> Result<Bytes, Fault> {
-        let path = format!("manifests/{reference}");
+        self.document(&format!("manifests/{reference}")).await
+    }
+
+    /// The index of what refers to `sha256:<hex>`. Registries of version 1.0 do not have it.
+    pub(super) async fn referrers(&self, hex: &str) -> Result<Bytes, Fault> {
+        self.document(&format!("referrers/sha256:{hex}")).await
+    }
+
+    async fn document(&self, path: &str) -> Result<Bytes, Fault> {
+        let limit = if self.is_copy { COPY_TIMEOUT } else { MANIFEST_TIMEOUT };
         let read = async {
-            let answer = self.get(&path, Some(manifest::ACCEPT), 0).await?;
+            let answer = self.get(path, Some(manifest::ACCEPT), 0).await?;
             let content = Limited::new(answer.into_body(), MANIFEST_BYTES_MAX).collect().await;
             Ok(content.map_err(Fault::unavailable)?.to_bytes())
         };
-        match tokio::time::timeout(MANIFEST_TIMEOUT, read).await {
+        match tokio::time::timeout(limit, read).await {
             Ok(content) => content,
             Err(_) => Err(Fault::unavailable("the manifest did not arrive in time")),
         }

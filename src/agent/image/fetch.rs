@@ -1,7 +1,6 @@
 //! Pulling: which endpoint, which layer, and its bytes, resumed where they ended.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -15,9 +14,7 @@ use crate::agent::image::credentials::Keyring;
 use crate::agent::image::distribution::{Fault, Source};
 use crate::agent::image::manifest::{self, Blob, Found};
 use crate::agent::image::reference::Reference;
-use crate::agent::image::registries::Endpoint;
-use crate::agent::image::transport::{Outside, Transport};
-use crate::agent::image::{Images, Resolved};
+use crate::agent::image::{Images, Resolved, sources};
 
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -50,6 +47,10 @@ impl Images {
                 Ok(resolved) => return Ok(resolved),
                 // No other endpoint mends the disk.
                 Err(fault @ Fault::Disk(_)) => return Err(fault),
+                // Most images have none, and the registry itself has the last word.
+                Err(fault) if source.is_copy() => {
+                    tracing::debug!(%fault, "no copy of the image in the cluster's registry");
+                }
                 Err(fault) => {
                     tracing::debug!(%fault, registry = source.host(), "endpoint without the image");
                     faults.push((source.host().to_owned(), fault));
@@ -59,26 +60,9 @@ impl Images {
         Err(sum(reference, faults))
     }
 
-    fn sources(&self, reference: &Reference, keyring: &Keyring) -> Vec<Source> {
-        if reference.is_own() {
-            let endpoint = Endpoint {
-                base: "/v2".to_owned(),
-                host: reference.host.clone(),
-                repository: reference.repository.clone(),
-            };
-            let transport = Arc::new(Transport::Cluster(self.client.clone()));
-            return vec![Source::new(endpoint, transport, Vec::new())];
-        }
-        let settings = self.registries.settings();
-        let transport = Arc::new(Transport::Outside(Outside::new(Arc::clone(&settings))));
-        let endpoints = settings.endpoints(reference).into_iter();
-        endpoints
-            .map(|endpoint| {
-                let mut credentials = keyring.find(&endpoint.host, &endpoint.repository);
-                credentials.extend(settings.credential(&endpoint.host));
-                Source::new(endpoint, Arc::clone(&transport), credentials)
-            })
-            .collect()
+    /// The places to ask for an image, in order.
+    pub(super) fn sources(&self, reference: &Reference, keyring: &Keyring) -> Vec<Source> {
+        sources::all(&self.client, &self.registries.settings(), reference, keyring)
     }
 
     async fn pull_from(&self, source: &Source, reference: &Reference) -> Result<Resolved, Fault> {
@@ -105,10 +89,11 @@ impl Images {
         reference: &str,
     ) -> Result<(String, bytes::Bytes), Fault> {
         let mut tries = 0;
+        let tries_max = if source.is_copy() { 1 } else { MANIFEST_TRIES_MAX };
         let content = loop {
             match source.manifest(reference).await {
                 Ok(content) => break content,
-                Err(fault) => self.pause(fault, &mut tries, MANIFEST_TRIES_MAX).await?,
+                Err(fault) => self.pause(fault, &mut tries, tries_max).await?,
             }
         };
         let hex = hex::encode(Sha256::digest(&content));
@@ -178,7 +163,7 @@ impl Images {
 }
 
 /// What all endpoints together said.
-fn sum(reference: &Reference, faults: Vec<(String, Fault)>) -> Fault {
+pub(super) fn sum(reference: &Reference, faults: Vec<(String, Fault)>) -> Fault {
     let texts: Vec<_> = faults.iter().map(|(host, fault)| format!("{host}: {fault}")).collect();
     let message = format!("failed to pull and unpack image \"{reference}\": {}", texts.join("; "));
     // If one of them may do better later, so may the pull.

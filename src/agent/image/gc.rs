@@ -18,6 +18,7 @@ use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::image::compile::{COMPILED, compiled_name};
 use crate::agent::image::fetch::PART;
 use crate::agent::image::reference::Reference;
+use crate::agent::image::signed::SIGNATURES;
 use crate::agent::image::{Images, Resolved};
 use crate::client::{EventType, Regarding};
 
@@ -295,12 +296,29 @@ impl Images {
                 let _ = fs::remove_file(path);
             }
         }
+        self.forget_signatures()?;
         let last_used = {
             let mut ledger = self.ledger.lock();
             ledger.last_used.retain(|hex, _| self.blob(hex).exists());
             ledger.last_used.clone()
         };
         write_json(&self.dirs.images().join(USED_FILE), &last_used)
+    }
+
+    /// Removes signatures of manifests that no reference means any more.
+    fn forget_signatures(&self) -> std::io::Result<()> {
+        let mut manifests = BTreeSet::new();
+        for (name, ..) in files(&self.references())? {
+            let resolved: Option<Resolved> = read_json(&self.references().join(name));
+            manifests.extend(resolved.and_then(|resolved| resolved.manifest));
+        }
+        let folder = self.dirs.images().join(SIGNATURES);
+        for (name, ..) in files(&folder)? {
+            if !manifests.contains(name.trim_end_matches(".json")) {
+                let _ = fs::remove_file(folder.join(name));
+            }
+        }
+        Ok(())
     }
 
     /// Removes what no living process will finish, and code that this engine cannot run.

@@ -71,7 +71,7 @@ pub(super) struct Node {
     pub(super) images: Images,
     events: Arc<Mutex<Vec<String>>>,
     clock: WallClock,
-    pod: Pod,
+    pub(super) pod: Pod,
 }
 
 impl Node {
@@ -140,7 +140,7 @@ impl Node {
     }
 
     /// Waits until the events were told, and gives them.
-    async fn told(&self, count: usize) -> Vec<String> {
+    pub(super) async fn told(&self, count: usize) -> Vec<String> {
         for _ in 0..1000 {
             if self.events.lock().len() >= count {
                 break;

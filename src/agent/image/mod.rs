@@ -4,6 +4,8 @@
 //! images/sha256/<hex>            layers, by digest
 //! images/sha256/<hex>.part       a layer that is being fetched; the next try goes on with it
 //! images/refs/<reference>.json   what a reference was resolved to last
+//! images/policies/<namespace>.json   which signatures a namespace wanted last
+//! images/signatures/<hex>.json   a good signature of a manifest, by its digest
 //! images/used.json               when images that nobody uses now were used last
 //! compiled/<hex>-<engine>.cwasm  compiled code
 //! ```
@@ -27,6 +29,7 @@
 //! - A file under `compiled/` was made here, or a server signed its digest.
 //! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
+//! - An image runs only if the policy of its pod's namespace takes it.
 //! - A credential is sent only to the host it is meant for.
 
 mod adopt;
@@ -41,12 +44,17 @@ mod gc;
 mod locks;
 mod manifest;
 mod metrics;
+mod policies;
 mod process;
 mod reference;
 mod registries;
 mod report;
+mod signature;
+mod signed;
+mod sources;
 mod transport;
 mod unpack;
+mod verifier;
 
 #[cfg(test)]
 mod fleet_test;
@@ -54,6 +62,8 @@ mod fleet_test;
 mod image_test;
 #[cfg(test)]
 mod pull_test;
+#[cfg(test)]
+mod signature_test;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -77,6 +87,7 @@ use credentials::Keyring;
 use distribution::Fault;
 use gc::Ledger;
 use locks::Locks;
+use policies::Policies;
 use reference::Reference;
 
 pub use backoff::BackoffSettings;
@@ -85,6 +96,8 @@ pub use gc::ImageGcSettings;
 pub use metrics::CodeMetrics;
 pub use process::{CodeCompiler, CompileFailure};
 pub(crate) use registries::Registries;
+pub(crate) use signed::SIGNATURE_VALIDATION_FAILED;
+pub use verifier::SignatureVerifier;
 
 /// Layers fetched at a time.
 const DOWNLOADS_MAX: usize = 3;
@@ -117,6 +130,14 @@ pub(crate) enum ImageError {
         /// What happened last.
         message: String,
         /// Time until the next pull.
+        wait: Duration,
+    },
+    /// The policy of the pod's namespace refuses it, or cannot be asked. Retry after `wait`.
+    #[error("{message}")]
+    Signature {
+        /// Why.
+        message: String,
+        /// Time until the next look.
         wait: Duration,
     },
     /// It is no component this node can run. Give up, unless its name may mean another one later.
@@ -253,6 +274,7 @@ pub(crate) struct Images {
     clock: WallClock,
     rng: Rng,
     registries: Registries,
+    policies: Policies,
     pull_backoffs: Backoffs,
     compile_backoffs: Backoffs,
     /// Layers that are no components, with the compiler's words.
@@ -272,6 +294,7 @@ impl Images {
         let Tools { client, dirs, compiler, code_trust, engine, .. } = tools;
         let Tools { events, clock, rng, registries, .. } = tools;
         Self {
+            policies: Policies::new(client.clone(), dirs.images().join("policies")),
             ledger: Mutex::new(Ledger::read(&dirs)),
             client,
             dirs,
@@ -314,8 +337,18 @@ impl Images {
         Err(ImageError::Vanished)
     }
 
-    /// Which layer the reference means now; the layer is here afterwards.
+    /// Which layer the reference means now; the layer is here afterwards, and may run.
     async fn resolve(
+        &self,
+        wanted: &Wanted<'_>,
+        reference: &Reference,
+    ) -> Result<Resolved, ImageError> {
+        let resolved = self.look_up(wanted, reference).await?;
+        self.check_signature(wanted, reference, &resolved).await?;
+        Ok(resolved)
+    }
+
+    async fn look_up(
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,

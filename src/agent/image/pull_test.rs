@@ -41,7 +41,7 @@ BBbnZuv6KeLf5I3AGyiJNNh1EacS70/u+M9eAhK3tCS4W5lCVE1bheX4
 -----END PRIVATE KEY-----";
 
 /// Serves on a loopback socket.
-async fn listen(router: Router) -> SocketAddr {
+pub(super) async fn listen(router: Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     TaskGroup::new(&CancellationToken::new()).spawn_until_cancelled("registry", async move {

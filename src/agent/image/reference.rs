@@ -73,6 +73,13 @@ impl Reference {
         hex_of(&self.reference)
     }
 
+    /// Where `edgeorc bundle load` puts a copy: the repository in the cluster's own registry. `None`
+    /// for names that no repository there can have.
+    pub(super) fn copy_repository(&self) -> Option<String> {
+        let name = format!("{}/{}", self.host.to_ascii_lowercase().replace(':', "_"), self.repository);
+        is_repository(&name).then_some(name)
+    }
+
     /// One file name per reference. `=` and `@` are in no host, repository or tag.
     pub(super) fn file_name(&self) -> String {
         let host = if self.is_own() {

@@ -256,11 +256,11 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || is_loopback
 }
 
-/// The file, read again when it changes.
-#[derive(Debug)]
+/// The file, read again when it changes. Clones are one.
+#[derive(Debug, Clone)]
 pub(crate) struct Registries {
     path: Option<PathBuf>,
-    known: Mutex<(Stamp, Arc<Settings>)>,
+    known: Arc<Mutex<(Stamp, Arc<Settings>)>>,
 }
 
 /// Tells one state of the file from another; `None` when there is no file.
@@ -277,7 +277,8 @@ impl Registries {
             None
         });
         let stamp = path.as_deref().and_then(stamp);
-        Self { known: Mutex::new((stamp, Arc::new(settings.unwrap_or_default()))), path }
+        let known = (stamp, Arc::new(settings.unwrap_or_default()));
+        Self { known: Arc::new(Mutex::new(known)), path }
     }
 
     /// What the file says now; what it said before if it is broken.

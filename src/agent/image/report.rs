@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::agent::image::{ImageError, Images, Resolved, Wanted};
+use crate::agent::image::{ImageError, Images, Resolved, SIGNATURE_VALIDATION_FAILED, Wanted};
 use crate::client::{EventType, Regarding};
 
 impl Images {
-    fn tell(&self, wanted: &Wanted<'_>, kind: EventType, reason: &'static str, message: String) {
+    pub(super) fn tell(&self, wanted: &Wanted<'_>, kind: EventType, reason: &'static str, message: String) {
         let regarding = Regarding::of(wanted.pod).field(&wanted.field_path);
         self.events.record(regarding, kind, reason, message);
     }
@@ -71,6 +71,14 @@ impl Images {
             ImageError::Pull { message, .. } => (
                 (warning, "Failed", format!("Failed to pull image \"{image}\": {message}")),
                 "ErrImagePull".to_owned(),
+            ),
+            ImageError::Signature { message, .. } => (
+                (
+                    warning,
+                    "Failed",
+                    format!("Failed to pull image \"{image}\": {SIGNATURE_VALIDATION_FAILED}: {message}"),
+                ),
+                SIGNATURE_VALIDATION_FAILED.to_owned(),
             ),
             ImageError::Disk(_) | ImageError::Vanished => (
                 (warning, "Failed", format!("Failed to pull image \"{image}\": {error}")),
