@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use serde_json::Value;
 
 use crate::api::image_policy::{Demand, MODE_LABEL, Mode, Rules};
@@ -98,16 +98,17 @@ async fn verify(
         return images.iter().map(|image| ((*image).to_owned(), why.clone())).collect();
     };
     let until = tokio::time::Instant::now() + VERIFY_TIMEOUT;
-    let judge = |image: &str| {
-        let image = image.to_owned();
+    let judge = |image: String| -> BoxFuture<'_, Option<(String, String)>> {
         async move {
             let verdict = tokio::time::timeout_at(until, verifier.verify(rules, pod, &image)).await;
             let seconds = VERIFY_TIMEOUT.as_secs();
             let late = || Err(format!("its registry did not answer within {seconds} s, try again"));
             verdict.unwrap_or_else(|_| late()).err().map(|why| (image, why))
         }
+        .boxed()
     };
-    let mut verdicts = stream::iter(images.iter().map(|image| judge(image))).buffered(AT_ONCE);
+    let all: Vec<_> = images.iter().map(|image| judge((*image).to_owned())).collect();
+    let mut verdicts = stream::iter(all).buffered(AT_ONCE);
     let mut refused = Vec::new();
     while let Some(verdict) = verdicts.next().await {
         refused.extend(verdict);

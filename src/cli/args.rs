@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::apply::Apply;
 use super::await_for::Wait;
+use super::bundle::Bundle;
 use super::doctor::Doctor;
 use super::events::Events;
 use super::rollout::RolloutVerb;
@@ -82,6 +83,9 @@ pub(super) enum Command {
     Wait(Wait),
     /// Delete objects
     Delete(Delete),
+    /// Bring images to clusters without a way to registries
+    #[command(subcommand)]
+    Bundle(Bundle),
     /// Print the admin kubeconfig of this machine's node
     Kubeconfig(KubeconfigFlags),
     /// Tell what a node would choose on this machine and why, and what is in its way

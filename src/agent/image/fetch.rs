@@ -25,7 +25,7 @@ const TRIES_MAX: u32 = 5;
 /// Tries for a manifest: there may be another endpoint, and the pull as a whole is tried again.
 const MANIFEST_TRIES_MAX: u32 = 2;
 /// First and longest pause between them.
-const RETRY_MIN: Duration = Duration::from_millis(200);
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Indexes within indexes.
 const INDEX_DEPTH_MAX: usize = 2;

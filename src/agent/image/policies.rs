@@ -16,7 +16,10 @@ use crate::api::names;
 
 /// How long an answer of the API is good for: a change is heeded this late at most.
 const FRESH: Duration = Duration::from_secs(5);
-/// Deadline of one read from the API.
+/// How long the API may take when something is known from before: a node that lost its servers starts
+/// its pods all the same, and soon.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it may take when nothing is known.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Namespaces remembered in memory; the rest are asked for again.
 const NAMESPACES_MAX: usize = 1024;
@@ -53,25 +56,34 @@ impl Policies {
         }
         let file = self.dir.join(format!("{namespace}.json"));
         let kept: Option<Kept> = read_json(&file);
-        match self.ask(namespace).await {
+        let limit = if kept.is_some() { REFRESH_TIMEOUT } else { READ_TIMEOUT };
+        let asked = tokio::time::timeout(limit, self.ask(namespace)).await;
+        match asked.unwrap_or_else(|_| Err("the API does not answer".to_owned())) {
             Ok(rules) => {
                 if kept.as_ref().map(|kept| &kept.rules) != Some(&rules)
                     && let Err(err) = write_json(&file, &Kept { rules: rules.clone() })
                 {
                     tracing::warn!(%err, k8s.namespace.name = namespace, "cannot keep an image policy");
                 }
-                let mut known = self.known.lock();
-                if known.len() >= NAMESPACES_MAX {
-                    known.clear();
-                }
-                known.insert(namespace.to_owned(), (Instant::now(), rules.clone()));
+                self.remember(namespace, &rules);
                 Ok(rules)
             }
             Err(why) => {
                 tracing::debug!(why, k8s.namespace.name = namespace, "image policy as it was known");
-                kept.map(|kept| kept.rules).ok_or(why)
+                let rules = kept.map(|kept| kept.rules).ok_or(why)?;
+                // Whoever comes next does not wait for it as well.
+                self.remember(namespace, &rules);
+                Ok(rules)
             }
         }
+    }
+
+    fn remember(&self, namespace: &str, rules: &Option<Rules>) {
+        let mut known = self.known.lock();
+        if known.len() >= NAMESPACES_MAX {
+            known.clear();
+        }
+        known.insert(namespace.to_owned(), (Instant::now(), rules.clone()));
     }
 
     async fn ask(&self, namespace: &str) -> Result<Option<Rules>, String> {
@@ -88,8 +100,7 @@ impl Policies {
     /// An object; `None`: there is none.
     async fn get(&self, path: &str) -> Result<Option<Value>, String> {
         let request = http::Request::get(path).body(Vec::new()).map_err(|err| err.to_string())?;
-        let answer = tokio::time::timeout(READ_TIMEOUT, self.client.request(request)).await;
-        match answer.map_err(|_| "the API does not answer".to_owned())? {
+        match self.client.request(request).await {
             Ok(object) => Ok(Some(object)),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             Err(err) => Err(err.to_string()),

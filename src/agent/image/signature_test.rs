@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::image_test::{COPY, Node, WASM, digest_of, failure, manifest_of};
 use super::policies::Policies;

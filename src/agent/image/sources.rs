@@ -23,13 +23,22 @@ pub(super) fn all(
         return vec![cluster(client, reference.repository.clone())];
     }
     let copy = reference.copy_repository().map(|name| cluster(client, name).into_copy());
+    copy.into_iter().chain(outside(settings, reference, keyring)).collect()
+}
+
+/// The places outside of the cluster: mirrors in order, then the registry itself.
+pub(super) fn outside(
+    settings: &Arc<Settings>,
+    reference: &Reference,
+    keyring: &Keyring,
+) -> Vec<Source> {
     let transport = Arc::new(Transport::Outside(Outside::new(Arc::clone(settings))));
-    let outside = settings.endpoints(reference).into_iter().map(|endpoint| {
+    let endpoints = settings.endpoints(reference).into_iter().map(|endpoint| {
         let mut credentials = keyring.find(&endpoint.host, &endpoint.repository);
         credentials.extend(settings.credential(&endpoint.host));
         Source::new(endpoint, Arc::clone(&transport), credentials)
     });
-    copy.into_iter().chain(outside).collect()
+    endpoints.collect()
 }
 
 /// A repository of the cluster's own registry.
