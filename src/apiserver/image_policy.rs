@@ -82,7 +82,8 @@ async fn rules(call: &Call, namespace: &str) -> Result<Option<Rules>, ApiError> 
     let found = service_account::find(context, "namespaces", None, namespace).await?;
     let Some(demand) = found.as_ref().and_then(Demand::of) else { return Ok(None) };
     let (keys_namespace, keys_name) = demand.keys();
-    let keys = service_account::find(context, "configmaps", Some(keys_namespace), keys_name).await?;
+    let keys =
+        service_account::find(context, "configmaps", Some(keys_namespace), keys_name).await?;
     Ok(Some(demand.with_keys(keys.as_ref())))
 }
 

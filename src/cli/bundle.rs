@@ -58,12 +58,10 @@ pub(super) struct Create {
 
 /// `edgeorc bundle load`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  edgeorc bundle load apps.tar\n  \
+#[command(after_help = "Examples:\n  edgeorc bundle load apps.tar\n  \
     edgeorc bundle load image.tar --name ghcr.io/org/app\n\n\
     Pods go on naming the images as before: the copies stand for them. A load that broke off goes on\n\
-    where it ended when it is run again."
-)]
+    where it ended when it is run again.")]
 pub(super) struct Load {
     /// An OCI image layout as a tar archive
     #[arg(value_name = "FILE")]
@@ -99,11 +97,7 @@ pub(super) async fn run(
     }
 }
 
-async fn create(
-    flags: Create,
-    global: &Global,
-    environment: &Environment,
-) -> Result<(), Failure> {
+async fn create(flags: Create, global: &Global, environment: &Environment) -> Result<(), Failure> {
     let mut images = flags.images;
     for document in documents::read(&flags.filename, flags.recursive)? {
         let bad = |why| Failure::with(exit::INPUT, format!("{}: {why}", document.place));
@@ -139,8 +133,7 @@ async fn load(flags: Load, global: &Global, environment: &Environment) -> Result
     let session = Session::open(global, environment).await?;
     let plan = LoadPlan { file: flags.file, name: flags.name };
     let mut progress = Progress::start(&format!("reading {}", plan.file.display()));
-    let done =
-        roles::load_bundle(&plan, &session.client, &mut |step| progress.step(step)).await;
+    let done = roles::load_bundle(&plan, &session.client, &mut |step| progress.step(step)).await;
     progress.finish();
     tell_loaded(&plan, &done?, flags.output)
 }
@@ -153,9 +146,7 @@ fn tell_created(
     let Bundled { images, blobs, bytes } = done;
     match format {
         Some(format @ (OutputFormat::Json | OutputFormat::Yaml)) => {
-            let image = |(name, digest, signatures): &(String, String, usize)| {
-                json!({"name": name, "digest": digest, "signatures": signatures})
-            };
+            let image = |(name, digest, signatures): &(String, String, usize)| json!({"name": name, "digest": digest, "signatures": signatures});
             let images: Vec<_> = images.iter().map(image).collect();
             let file = plan.file.display().to_string();
             let document = json!({"file": file, "images": images, "blobs": blobs, "bytes": bytes});
@@ -169,7 +160,10 @@ fn tell_created(
             }));
             output::data(&output::columns(&rows))?;
             let file = plan.file.display();
-            output::words(&format!("{file}: {} images, {blobs} blobs, {bytes} bytes", images.len()));
+            output::words(&format!(
+                "{file}: {} images, {blobs} blobs, {bytes} bytes",
+                images.len()
+            ));
             Ok(())
         }
     }
@@ -183,8 +177,7 @@ fn tell_loaded(
     let Loaded { images, signatures, sent, present, bytes } = done;
     match format {
         Some(format @ (OutputFormat::Json | OutputFormat::Yaml)) => {
-            let image =
-                |(name, digest): &(String, String)| json!({"name": name, "digest": digest});
+            let image = |(name, digest): &(String, String)| json!({"name": name, "digest": digest});
             let images: Vec<_> = images.iter().map(image).collect();
             let document = json!({
                 "file": plan.file.display().to_string(), "images": images, "signatures": signatures,
@@ -243,7 +236,8 @@ mod tests {
             "initContainers": [{"image": "b"}],
             "volumes": [{"image": {"reference": "c"}}, {"emptyDir": {}}],
         }});
-        let job = json!({"spec": {"jobTemplate": {"spec": {"template": pod}}}, "data": {"image": "no"}});
+        let job =
+            json!({"spec": {"jobTemplate": {"spec": {"template": pod}}}, "data": {"image": "no"}});
         let mut found = BTreeSet::new();
         images_in(&json!([job, {"spec": {"containers": [{"image": "a"}]}}]), &mut found);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);

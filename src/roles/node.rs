@@ -32,7 +32,7 @@ use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
 use crate::roles::verify::AgentVerifier;
-use crate::roles::{NodeError, addresses, compiled, kubeconfig};
+use crate::roles::{NodeError, addresses, bundle, compiled, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
@@ -222,6 +222,10 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     });
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
+    let (images, loader) = (base.dir.join("images"), client.clone());
+    base.tasks.spawn("images-folder", |cancel| async move {
+        let _ = cancel.run_until_cancelled(bundle::load_folder(&images, &loader)).await;
+    });
     Ok(Server { api, replica, router, client })
 }
 

@@ -71,7 +71,8 @@ async fn cluster(mode: &str, signer: &Signer) -> Cluster {
     cluster.api.set_image_verifier(Arc::new(AgentVerifier(verifier)));
     let namespace = json!({"metadata": {"name": "shop", "labels": {MODE_LABEL: mode}}});
     assert_eq!(post(&cluster, "/api/v1/namespaces", &namespace).await.0, 201);
-    let keys = json!({"metadata": {"name": "image-policy"}, "data": {"cosign.pub": signer.public_pem()}});
+    let keys =
+        json!({"metadata": {"name": "image-policy"}, "data": {"cosign.pub": signer.public_pem()}});
     assert_eq!(post(&cluster, "/api/v1/namespaces/shop/configmaps", &keys).await.0, 201);
     cluster
 }
@@ -103,7 +104,10 @@ async fn a_pod_with_an_unsigned_image_is_refused_with_the_reason_and_what_to_do(
     let by_digest = format!("shop/app@sha256:{unsigned}");
     assert_eq!(post(&cluster, PODS, &pod("c", &by_digest)).await.0, 403);
     let missing = post(&cluster, PODS, &pod("c", "shop/app:missing")).await;
-    assert!(missing.0 == 403 && missing.2["message"].as_str().unwrap().contains("not found"), "{missing:?}");
+    assert!(
+        missing.0 == 403 && missing.2["message"].as_str().unwrap().contains("not found"),
+        "{missing:?}"
+    );
     // A sidecar counts as well, and so does a dry run.
     let mut two = pod("c", "shop/app:signed");
     two["spec"]["initContainers"] = json!([{"name": "i", "image": "shop/app:unsigned"}]);
@@ -122,7 +126,7 @@ async fn an_image_comes_into_a_running_pod_only_when_it_is_signed() {
     image(&cluster, "unsigned").await;
     sign(&cluster, &signer, &hex).await;
     assert_eq!(post(&cluster, PODS, &pod("a", "shop/app:signed")).await.0, 201);
-    let merge = "application/merge-patch+json";
+    let merge = "application/strategic-merge-patch+json";
     let patch = |image: &str, at: &'static str| {
         let list = json!([{"name": "c", "image": image}]);
         let patch = if at.is_empty() {
@@ -143,7 +147,10 @@ async fn an_image_comes_into_a_running_pod_only_when_it_is_signed() {
     // What is there already is not judged again: the key may have been taken away.
     let none = json!({"data": {"cosign.pub": Signer::new().public_pem()}});
     let path = "/api/v1/namespaces/shop/configmaps/image-policy";
-    assert_eq!(send(&cluster, Method::PATCH, path, merge, none.to_string().into_bytes()).await.0, 200);
+    assert_eq!(
+        send(&cluster, Method::PATCH, path, merge, none.to_string().into_bytes()).await.0,
+        200
+    );
     let label = json!({"metadata": {"labels": {"a": "b"}}}).to_string().into_bytes();
     assert_eq!(send(&cluster, Method::PATCH, &format!("{PODS}/a"), merge, label).await.0, 200);
     assert_eq!(post(&cluster, PODS, &pod("b", "shop/app:signed")).await.0, 403);

@@ -261,6 +261,15 @@ fn a_bundle_runs_without_the_registry_it_came_from() {
     let id = "jsonpath={.items[0].status.containerStatuses[0].imageID}";
     let id = succeed(&mut node.kubectl(&["-n", "shop", "get", "pods", "-l", "app=web", "-o", id]));
     assert_eq!(id, format!("{}@{digest}", image.trim_end_matches(":v1")));
+    // A machine that is set up with it: no load is needed.
+    let images = folder.path().join("two/images");
+    std::fs::create_dir_all(&images).unwrap();
+    std::fs::copy(file, images.join("web.tar")).unwrap();
+    let two = Node::start(folder.path(), "two", block.address(2), None);
+    two.wait_ready();
+    demand(&two, folder.path(), &signer);
+    succeed(&mut two.kubectl(&["apply", "-f", objects]));
+    wait_running(&two, "web");
     let again = succeed(&mut node.edgeorc(&["bundle", "load", file, "-o", "json"]));
     let again: serde_json::Value = serde_json::from_str(&again).unwrap();
     assert_eq!(again["blobsSent"], 0, "{again}");

@@ -62,7 +62,7 @@ impl Images {
 
     /// The places to ask for an image, in order.
     pub(super) fn sources(&self, reference: &Reference, keyring: &Keyring) -> Vec<Source> {
-        sources::all(&self.client, &self.registries.settings(), reference, keyring)
+        sources::all(&self.client, &self.registries, reference, keyring)
     }
 
     async fn pull_from(&self, source: &Source, reference: &Reference) -> Result<Resolved, Fault> {

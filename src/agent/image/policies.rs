@@ -69,7 +69,11 @@ impl Policies {
                 Ok(rules)
             }
             Err(why) => {
-                tracing::debug!(why, k8s.namespace.name = namespace, "image policy as it was known");
+                tracing::debug!(
+                    why,
+                    k8s.namespace.name = namespace,
+                    "image policy as it was known"
+                );
                 let rules = kept.map(|kept| kept.rules).ok_or(why)?;
                 // Whoever comes next does not wait for it as well.
                 self.remember(namespace, &rules);

@@ -2,7 +2,6 @@
 //! places and with the same trust as a node that runs them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -19,7 +18,6 @@ use crate::agent::image::distribution::{Fault, Source};
 use crate::agent::image::fetch::{self, CHUNK_TIMEOUT};
 use crate::agent::image::manifest::{self, Found};
 use crate::agent::image::reference::{OWN_REGISTRY, Reference, hex_of};
-use crate::agent::image::registries::Settings;
 use crate::agent::image::{Registries, sources};
 
 /// Largest credentials file of Docker, in bytes.
@@ -45,7 +43,7 @@ pub enum ReadError {
 /// The way to registries.
 pub struct ImageReader {
     client: Option<kube::Client>,
-    settings: Arc<Settings>,
+    registries: Registries,
     keyring: Keyring,
 }
 
@@ -55,6 +53,18 @@ pub struct RemoteImage {
     sources: Vec<Source>,
     /// The one that had it last.
     chosen: AtomicUsize,
+}
+
+impl std::fmt::Debug for ImageReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageReader").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RemoteImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteImage").field("reference", &self.reference).finish_non_exhaustive()
+    }
 }
 
 /// Where an image's copy stands in the cluster's own registry.
@@ -94,7 +104,7 @@ impl ImageReader {
         registries_file: Option<PathBuf>,
         docker_config: Option<&Path>,
     ) -> Self {
-        let settings = Registries::open(registries_file).settings();
+        let registries = Registries::open(registries_file);
         let small = |path: &&Path| {
             std::fs::metadata(path).is_ok_and(|meta| meta.len() <= DOCKER_CONFIG_BYTES_MAX)
         };
@@ -103,7 +113,7 @@ impl ImageReader {
             let data = [(".dockerconfigjson".to_owned(), ByteString(config))];
             Secret { data: Some(data.into()), ..Secret::default() }
         });
-        Self { client, settings, keyring: Keyring::of(secret.as_slice()) }
+        Self { client, registries, keyring: Keyring::of(secret.as_slice()) }
     }
 
     /// Where an image is.
@@ -112,17 +122,16 @@ impl ImageReader {
     ///
     /// The name is none, or it is of the cluster's own registry and there is no way to it.
     pub fn image(&self, name: &str) -> Result<RemoteImage, ReadError> {
-        let reference =
-            Reference::parse(name).map_err(|why| ReadError::Failed(why.to_string()))?;
+        let reference = Reference::parse(name).map_err(|why| ReadError::Failed(why.to_string()))?;
         let sources = if reference.is_own() {
             let Some(client) = &self.client else {
                 return Err(ReadError::Failed(format!(
                     "{name:?} is in the cluster's own registry ({OWN_REGISTRY}), and there is no kubeconfig to reach it; an image from elsewhere begins with its registry's name, such as docker.io/"
                 )));
             };
-            sources::all(client, &self.settings, &reference, &self.keyring)
+            sources::all(client, &self.registries, &reference, &self.keyring)
         } else {
-            sources::outside(&self.settings, &reference, &self.keyring)
+            sources::outside(&self.registries, &reference, &self.keyring)
         };
         Ok(RemoteImage { reference, sources, chosen: AtomicUsize::new(0) })
     }

@@ -76,7 +76,8 @@ impl Reference {
     /// Where `edgeorc bundle load` puts a copy: the repository in the cluster's own registry. `None`
     /// for names that no repository there can have.
     pub(super) fn copy_repository(&self) -> Option<String> {
-        let name = format!("{}/{}", self.host.to_ascii_lowercase().replace(':', "_"), self.repository);
+        let name =
+            format!("{}/{}", self.host.to_ascii_lowercase().replace(':', "_"), self.repository);
         is_repository(&name).then_some(name)
     }
 

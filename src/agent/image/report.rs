@@ -8,7 +8,13 @@ use crate::agent::image::{ImageError, Images, Resolved, SIGNATURE_VALIDATION_FAI
 use crate::client::{EventType, Regarding};
 
 impl Images {
-    pub(super) fn tell(&self, wanted: &Wanted<'_>, kind: EventType, reason: &'static str, message: String) {
+    pub(super) fn tell(
+        &self,
+        wanted: &Wanted<'_>,
+        kind: EventType,
+        reason: &'static str,
+        message: String,
+    ) {
         let regarding = Regarding::of(wanted.pod).field(&wanted.field_path);
         self.events.record(regarding, kind, reason, message);
     }
@@ -76,7 +82,9 @@ impl Images {
                 (
                     warning,
                     "Failed",
-                    format!("Failed to pull image \"{image}\": {SIGNATURE_VALIDATION_FAILED}: {message}"),
+                    format!(
+                        "Failed to pull image \"{image}\": {SIGNATURE_VALIDATION_FAILED}: {message}"
+                    ),
                 ),
                 SIGNATURE_VALIDATION_FAILED.to_owned(),
             ),

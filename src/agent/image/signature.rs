@@ -83,7 +83,12 @@ pub(super) async fn find(
             match collect(source, form, hex).await {
                 Ok(found) => {
                     if let Ok((good, key)) = policy.judge(name, hex, &found) {
-                        tracing::debug!(image.name = name, image.digest = hex, key, "image is signed");
+                        tracing::debug!(
+                            image.name = name,
+                            image.digest = hex,
+                            key,
+                            "image is signed"
+                        );
                         return Ok(good.clone());
                     }
                     seen.extend(found);

@@ -155,13 +155,18 @@ async fn an_image_without_a_good_signature_waits_until_it_has_one() {
     assert_eq!(failed.reason, "SignatureValidationFailed");
     assert_eq!(
         failed.message,
-        format!("image pull failed for {IMAGE} because the signature validation failed: it has no signature")
+        format!(
+            "image pull failed for {IMAGE} because the signature validation failed: it has no signature"
+        )
     );
     assert!(!failed.is_final && failed.is_paced, "{failed:?}");
     let told = node.told(4).await;
     assert_eq!(
         told[2],
-        format!("Warning Failed: Failed to pull image \"{IMAGE}\": SignatureValidationFailed: {}", failed.message)
+        format!(
+            "Warning Failed: Failed to pull image \"{IMAGE}\": SignatureValidationFailed: {}",
+            failed.message
+        )
     );
     assert_eq!(told[3], "Warning Failed: Error: SignatureValidationFailed");
 
@@ -231,7 +236,10 @@ async fn only_a_static_pod_runs_when_nobody_ever_said_what_its_namespace_wants()
     for (is_static, is_ready) in [(true, true), (false, false)] {
         // The registry answers, and the API does not.
         let api = Router::new()
-            .route("/api/v1/namespaces/default", axum::routing::get(|| async { StatusCode::BAD_GATEWAY }))
+            .route(
+                "/api/v1/namespaces/default",
+                axum::routing::get(|| async { StatusCode::BAD_GATEWAY }),
+            )
             .merge(world.router());
         let mut node = Node::new(api, COPY, "");
         if is_static {
@@ -261,7 +269,9 @@ async fn a_policy_that_only_warns_runs_the_image_and_tells_once() {
     assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(
         told[2],
-        format!("Warning SignatureValidationFailed: image \"{IMAGE}\" would be refused by the image policy of the namespace: it has no signature")
+        format!(
+            "Warning SignatureValidationFailed: image \"{IMAGE}\" would be refused by the image policy of the namespace: it has no signature"
+        )
     );
 }
 
@@ -270,12 +280,35 @@ async fn a_hostile_signature_manifest_neither_passes_nor_hides_a_good_one() {
     let signer = Signer::new();
     let good = |world: &World| world.layer(&signer, &hex());
     let broken: Vec<(&str, Box<dyn Fn(&World) -> Value>)> = vec![
-        ("another type", Box::new(|_| json!({"mediaType": "text/plain", "digest": "x", "size": 1}))),
-        ("too large", Box::new(|_| json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": digest_of(b""), "size": 1 << 30}))),
-        ("no annotation", Box::new(|world| json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": world.blob(b"{}"), "size": 2}))),
-        ("no Base64", Box::new(|world| json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": world.blob(b"{}"), "size": 2,
-            "annotations": {SIGNATURE_ANNOTATION: "\u{fc}!"}}))),
-        ("no bundle", Box::new(|world| json!({"mediaType": BUNDLE_LAYER, "digest": world.blob(b"[]"), "size": 2}))),
+        (
+            "another type",
+            Box::new(|_| json!({"mediaType": "text/plain", "digest": "x", "size": 1})),
+        ),
+        (
+            "too large",
+            Box::new(
+                |_| json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": digest_of(b""), "size": 1 << 30}),
+            ),
+        ),
+        (
+            "no annotation",
+            Box::new(
+                |world| json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": world.blob(b"{}"), "size": 2}),
+            ),
+        ),
+        (
+            "no Base64",
+            Box::new(|world| {
+                json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": world.blob(b"{}"), "size": 2,
+            "annotations": {SIGNATURE_ANNOTATION: "\u{fc}!"}})
+            }),
+        ),
+        (
+            "no bundle",
+            Box::new(
+                |world| json!({"mediaType": BUNDLE_LAYER, "digest": world.blob(b"[]"), "size": 2}),
+            ),
+        ),
     ];
     for (what, layer) in &broken {
         for (is_signed, layers) in [(false, 1), (true, 2)] {

@@ -32,7 +32,8 @@ impl Images {
             // It is there to run before any API; nobody ever told this node of a policy.
             Err(_) if mirror::is_static(wanted.pod) => return Ok(()),
             Err(why) => {
-                let why = format!("the image policy of namespace {namespace:?} is not known: {why}");
+                let why =
+                    format!("the image policy of namespace {namespace:?} is not known: {why}");
                 return Err(self.not_signed(wanted, &name, &why));
             }
         };
@@ -67,7 +68,8 @@ impl Images {
     ) -> Result<(), Option<String>> {
         let policy = rules.policy().map_err(|why| Some(why.to_string()))?;
         let Some(hex) = &resolved.manifest else {
-            let why = "its digest was not kept when it was pulled, pull it with imagePullPolicy: Always";
+            let why =
+                "its digest was not kept when it was pulled, pull it with imagePullPolicy: Always";
             return Err(Some(why.to_owned()));
         };
         let name = reference.name();

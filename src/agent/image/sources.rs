@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::agent::image::credentials::Keyring;
 use crate::agent::image::distribution::Source;
 use crate::agent::image::reference::{OWN_REGISTRY, Reference};
-use crate::agent::image::registries::{Endpoint, Settings};
+use crate::agent::image::registries::{Endpoint, Registries};
 use crate::agent::image::transport::{Outside, Transport};
 
 /// The places to ask, in order.
@@ -15,7 +15,7 @@ use crate::agent::image::transport::{Outside, Transport};
 /// place costs a time-out.
 pub(super) fn all(
     client: &kube::Client,
-    settings: &Arc<Settings>,
+    registries: &Registries,
     reference: &Reference,
     keyring: &Keyring,
 ) -> Vec<Source> {
@@ -23,16 +23,17 @@ pub(super) fn all(
         return vec![cluster(client, reference.repository.clone())];
     }
     let copy = reference.copy_repository().map(|name| cluster(client, name).into_copy());
-    copy.into_iter().chain(outside(settings, reference, keyring)).collect()
+    copy.into_iter().chain(outside(registries, reference, keyring)).collect()
 }
 
 /// The places outside of the cluster: mirrors in order, then the registry itself.
 pub(super) fn outside(
-    settings: &Arc<Settings>,
+    registries: &Registries,
     reference: &Reference,
     keyring: &Keyring,
 ) -> Vec<Source> {
-    let transport = Arc::new(Transport::Outside(Outside::new(Arc::clone(settings))));
+    let settings = registries.settings();
+    let transport = Arc::new(Transport::Outside(Outside::new(Arc::clone(&settings))));
     let endpoints = settings.endpoints(reference).into_iter().map(|endpoint| {
         let mut credentials = keyring.find(&endpoint.host, &endpoint.repository);
         credentials.extend(settings.credential(&endpoint.host));

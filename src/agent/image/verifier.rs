@@ -75,7 +75,7 @@ impl SignatureVerifier {
             let pod: Pod = serde_json::from_value(pod.clone()).map_err(|why| why.to_string())?;
             credentials::read(&self.client, &pod).await.0
         };
-        let sources = sources::all(&self.client, &settings, &reference, &keyring);
+        let sources = sources::all(&self.client, &self.registries, &reference, &keyring);
         let hex = match reference.digest() {
             Some(hex) => hex.to_owned(),
             None => resolve(&sources, &reference).await?,

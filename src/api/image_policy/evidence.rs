@@ -112,8 +112,8 @@ impl Evidence {
     ///
     /// It holds no statement about an image; it may hold something else.
     pub fn bundle(content: &[u8]) -> Result<Vec<Self>, String> {
-        let bundle: Bundle =
-            serde_json::from_slice(content).map_err(|cause| format!("its bundle is damaged: {cause}"))?;
+        let bundle: Bundle = serde_json::from_slice(content)
+            .map_err(|cause| format!("its bundle is damaged: {cause}"))?;
         let envelope = bundle.dsse_envelope.ok_or("its bundle holds no statement")?;
         if envelope.payload_type != STATEMENT_TYPE {
             return Err(format!("its bundle holds {:?}, not a statement", envelope.payload_type));
@@ -198,7 +198,10 @@ mod tests {
         let other = format!("sha256:{}", digest_of(b"y"));
         let wrong = payload(&other, SIMPLE_SIGNING_TYPE).check_claim(&hex).unwrap_err();
         assert!(wrong.contains(&other), "{wrong}");
-        assert!(payload(&hex, SIMPLE_SIGNING_TYPE).check_claim(&hex).is_err(), "a digest names its algorithm");
+        assert!(
+            payload(&hex, SIMPLE_SIGNING_TYPE).check_claim(&hex).is_err(),
+            "a digest names its algorithm"
+        );
         for text in ["", "{}", "[]", "null", r#"{"critical":{"image":{},"type":""}}"#] {
             let evidence = Evidence::simple_signing(text.as_bytes(), "").unwrap();
             assert!(evidence.check_claim(&hex).unwrap_err().contains("damaged"), "{text}");
@@ -238,7 +241,13 @@ mod tests {
         let found = bundle(STATEMENT_TYPE, &statement("https://slsa.dev/provenance/v1")).unwrap();
         assert!(found[0].check_claim(&hex).unwrap_err().contains("slsa"));
         assert!(bundle("application/json", &statement(SIGN_PREDICATE)).is_err());
-        for text in ["", "{}", "[]", r#"{"messageSignature":{}}"#, r#"{"dsseEnvelope":{"payload":"!","payloadType":"application/vnd.in-toto+json","signatures":[]}}"#] {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"messageSignature":{}}"#,
+            r#"{"dsseEnvelope":{"payload":"!","payloadType":"application/vnd.in-toto+json","signatures":[]}}"#,
+        ] {
             assert!(Evidence::bundle(text.as_bytes()).is_err(), "{text}");
         }
     }

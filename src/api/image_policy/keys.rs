@@ -19,7 +19,8 @@ const P384: &str = "1.3.132.0.34";
 /// The algorithms a key of each kind signs with. SHA-256 is the specification's; newer signers take
 /// SHA-384 for P-384.
 const WITH_P256: &[&dyn VerificationAlgorithm] = &[&ECDSA_P256_SHA256_ASN1];
-const WITH_P384: &[&dyn VerificationAlgorithm] = &[&ECDSA_P384_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1];
+const WITH_P384: &[&dyn VerificationAlgorithm] =
+    &[&ECDSA_P384_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1];
 const WITH_ED25519: &[&dyn VerificationAlgorithm] = &[&ED25519];
 const WITH_RSA: &[&dyn VerificationAlgorithm] =
     &[&RSA_PKCS1_2048_8192_SHA256, &RSA_PSS_2048_8192_SHA256];
@@ -61,7 +62,8 @@ impl PublicKey {
         }
         let curve = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
         let curve = curve.map(|oid| oid.to_id_string());
-        let algorithms = match (info.algorithm.algorithm.to_id_string().as_str(), curve.as_deref()) {
+        let algorithms = match (info.algorithm.algorithm.to_id_string().as_str(), curve.as_deref())
+        {
             (RSA, _) => WITH_RSA,
             (ED, _) => WITH_ED25519,
             (EC, Some(P256)) => WITH_P256,
@@ -91,28 +93,46 @@ mod tests {
     /// A message, keys of several kinds, and a signature of each: made with OpenSSL.
     const MESSAGE: &[u8] = b"edgeorc\n";
     const SIGNED: &[(&str, &str, &str)] = &[
-        ("P-256", "-----BEGIN PUBLIC KEY-----
+        (
+            "P-256",
+            "-----BEGIN PUBLIC KEY-----
 MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE8j1gtWBLnAFZCC2JAtMA49ZXIJWT
 sTeXqYxI1LuNiKgXFhKP2Oy6jZFWsSy+lp5e4IGP6ME4JXhX8OngkcdNqA==
 -----END PUBLIC KEY-----
-", "MEUCIQDxeSPC2GjlonslXHozogbSL/fWj+27OrPbxDV9T8yPJgIgTcWsn/+W/8Y7vHRSikO6yzROnrsqW8al2Kw4CCH0Tgg="),
-        ("P-384 with SHA-256", "-----BEGIN PUBLIC KEY-----
+",
+            "MEUCIQDxeSPC2GjlonslXHozogbSL/fWj+27OrPbxDV9T8yPJgIgTcWsn/+W/8Y7vHRSikO6yzROnrsqW8al2Kw4CCH0Tgg=",
+        ),
+        (
+            "P-384 with SHA-256",
+            "-----BEGIN PUBLIC KEY-----
 MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEXFNepSxA63cSYoMXaD+yWgAj0GVdo1dY
 SIMIOVqk90q/fYdnesSZd6KBnAznPIb4GZAfdWZEy6ye1lZ2mNimdk6bCiN5mBhm
 MDyWvOmateejgdU04ylWbh6ylaKvc2O1
 -----END PUBLIC KEY-----
-", "MGQCMHqVCXIbWhMWNNLIhNotiEci/wBSibnmmsqyVAwu8pwKSYz2OTqoj0CXogRg/XkRwwIweJ1V++wrwmRmbpNdIEVAJKqkZabwjmVrTycpQUYvdFJfNzOPjHFugpQKxFw3wOvz"),
-        ("P-384 with SHA-384", "-----BEGIN PUBLIC KEY-----
+",
+            "MGQCMHqVCXIbWhMWNNLIhNotiEci/wBSibnmmsqyVAwu8pwKSYz2OTqoj0CXogRg/XkRwwIweJ1V++wrwmRmbpNdIEVAJKqkZabwjmVrTycpQUYvdFJfNzOPjHFugpQKxFw3wOvz",
+        ),
+        (
+            "P-384 with SHA-384",
+            "-----BEGIN PUBLIC KEY-----
 MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEXFNepSxA63cSYoMXaD+yWgAj0GVdo1dY
 SIMIOVqk90q/fYdnesSZd6KBnAznPIb4GZAfdWZEy6ye1lZ2mNimdk6bCiN5mBhm
 MDyWvOmateejgdU04ylWbh6ylaKvc2O1
 -----END PUBLIC KEY-----
-", "MGQCMHwFYZfhmPhOlsF5EOTeK937wFDjOe6GhR7VvqdlYGnuqxclUXZdhhgmgmaxXrPn3QIwR/45MPo6kGswk0Nn68kcDUTw8wrF0ZhpBVgVxOfKCGcTaEGyIonzMY4vP1/ZQT6a"),
-        ("Ed25519", "-----BEGIN PUBLIC KEY-----
+",
+            "MGQCMHwFYZfhmPhOlsF5EOTeK937wFDjOe6GhR7VvqdlYGnuqxclUXZdhhgmgmaxXrPn3QIwR/45MPo6kGswk0Nn68kcDUTw8wrF0ZhpBVgVxOfKCGcTaEGyIonzMY4vP1/ZQT6a",
+        ),
+        (
+            "Ed25519",
+            "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAYIAIg7j2uUKsIw0Z+smStPRxLttLSU7lvG2GAop9wkA=
 -----END PUBLIC KEY-----
-", "EzsTtk6GWjMVWA45RzmKKgd/CyODKR2HIyxASJZ5kLchlB8bskUslRDQ5oA4VCaJSywhg6IpyDrAYww6MpkzCw=="),
-        ("RSA", "-----BEGIN PUBLIC KEY-----
+",
+            "EzsTtk6GWjMVWA45RzmKKgd/CyODKR2HIyxASJZ5kLchlB8bskUslRDQ5oA4VCaJSywhg6IpyDrAYww6MpkzCw==",
+        ),
+        (
+            "RSA",
+            "-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA7Dtq3J0j+fMDlrp8H00C
 ta71zY4+rn3cfUOLl01h35Vz8E8yJj3h0kebXt6JQ+lpI8I8ZExi5a/Lh6TaBPm7
 N3P54Xcq1rlpc6LxsTF3TbAmUIb8Vt4fN8wtXN2VjGOlMebU7jjVABq3c0Y/VHoq
@@ -121,8 +141,12 @@ eRxRUnKDiR/NNx42fntFMMtt1OdzeSwSGoTTeZ+gc9YWxdrIoRWL3zr2RAq6/dDP
 k2Kr+VVSNE5bgBPoiQplsjRPaZVhZKOlF2Lmh4rtBV2bMIylYQdtNWirTOVTlxs7
 ZQIDAQAB
 -----END PUBLIC KEY-----
-", "GMORbMz1qZI3MJtS1mAq3Gih2LNCMv+eqYKPe/LeiqqJaFsOq+3xWTR0VmanusTVOvtaBMknrXADC2NOoS9xGjp6gS5JD5o2Ykj1HHsl62/5H4EkjRJt4CQyetKm9Pako1oDSeNXXwLff2rfoHQgvpByy9L97L/uLZNqoFoyReZFfyqfpuFw09dtpbuI75H1erXYRWDOraPJO3keexEbSZbkvyOIK/tXm9hcZoYtqliJEvOBbMskGjRjGu4J+4lNfm5GlztF76nC1iQ4aBTJSMgbYpp2JKgHWOhIbh1FeVVonRMeMmDjoCWAooCWkUtLEHOFGccjoBICrGrPJDtFiQ=="),
-        ("RSA-PSS", "-----BEGIN PUBLIC KEY-----
+",
+            "GMORbMz1qZI3MJtS1mAq3Gih2LNCMv+eqYKPe/LeiqqJaFsOq+3xWTR0VmanusTVOvtaBMknrXADC2NOoS9xGjp6gS5JD5o2Ykj1HHsl62/5H4EkjRJt4CQyetKm9Pako1oDSeNXXwLff2rfoHQgvpByy9L97L/uLZNqoFoyReZFfyqfpuFw09dtpbuI75H1erXYRWDOraPJO3keexEbSZbkvyOIK/tXm9hcZoYtqliJEvOBbMskGjRjGu4J+4lNfm5GlztF76nC1iQ4aBTJSMgbYpp2JKgHWOhIbh1FeVVonRMeMmDjoCWAooCWkUtLEHOFGccjoBICrGrPJDtFiQ==",
+        ),
+        (
+            "RSA-PSS",
+            "-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA7Dtq3J0j+fMDlrp8H00C
 ta71zY4+rn3cfUOLl01h35Vz8E8yJj3h0kebXt6JQ+lpI8I8ZExi5a/Lh6TaBPm7
 N3P54Xcq1rlpc6LxsTF3TbAmUIb8Vt4fN8wtXN2VjGOlMebU7jjVABq3c0Y/VHoq
@@ -131,14 +155,15 @@ eRxRUnKDiR/NNx42fntFMMtt1OdzeSwSGoTTeZ+gc9YWxdrIoRWL3zr2RAq6/dDP
 k2Kr+VVSNE5bgBPoiQplsjRPaZVhZKOlF2Lmh4rtBV2bMIylYQdtNWirTOVTlxs7
 ZQIDAQAB
 -----END PUBLIC KEY-----
-", "kLuct7SnID4WaYv7IGCmObTAVWD9OoYDy+tIDOtQkNgVyp9s+sj6Ez1vOKPp3dc/gBUpQZGHdeVe7wHfawZ4kAKSxKd5bPcKNYcLlMXTlzUCsn+Lr+GMOG6M136CxlDR/oIa5E5ZTm1BoYw/7KPweur0V5Hvk4BDRI6m3YNHqH30b4+86yiea1VWWwbeks2oT0zm1LS8XMF/bPwPtk8pBTUiBVorFZSgI8WyN2/IZMQxJhmpADTtVufF11fmmMS6OzfmtZEQa9rsS3ZFHcq1Mfebx76QPDEdck5wy4xAOcrWS7G3k/XZfO5mMZ9hGKrqvW1Pkuq3d2RykAnurLcx5g=="),
+",
+            "kLuct7SnID4WaYv7IGCmObTAVWD9OoYDy+tIDOtQkNgVyp9s+sj6Ez1vOKPp3dc/gBUpQZGHdeVe7wHfawZ4kAKSxKd5bPcKNYcLlMXTlzUCsn+Lr+GMOG6M136CxlDR/oIa5E5ZTm1BoYw/7KPweur0V5Hvk4BDRI6m3YNHqH30b4+86yiea1VWWwbeks2oT0zm1LS8XMF/bPwPtk8pBTUiBVorFZSgI8WyN2/IZMQxJhmpADTtVufF11fmmMS6OzfmtZEQa9rsS3ZFHcq1Mfebx76QPDEdck5wy4xAOcrWS7G3k/XZfO5mMZ9hGKrqvW1Pkuq3d2RykAnurLcx5g==",
+        ),
     ];
     const SECP256K1: &str = "-----BEGIN PUBLIC KEY-----
 MFYwEAYHKoZIzj0CAQYFK4EEAAoDQgAEwS1XTzZI2ZdSwxcAO5xkFtDMJgEUE/Q7
 buSca3JKYdwVS9845MsPVGi9WahoOPG1/v5f358QJNDa6CO/u8VYjg==
 -----END PUBLIC KEY-----
 ";
-
 
     #[test]
     fn keys_of_every_kind_verify_what_openssl_signed() {

@@ -192,7 +192,8 @@ impl Policy {
         let mut keys = Vec::new();
         for (entry, text) in data {
             if let Some(stem) = entry.strip_suffix(".images") {
-                let has_key = [".pub", ".pem"].iter().any(|end| data.contains_key(&format!("{stem}{end}")));
+                let has_key =
+                    [".pub", ".pem"].iter().any(|end| data.contains_key(&format!("{stem}{end}")));
                 if !has_key {
                     return Err(format!("{entry} has no {stem}.pub with keys beside it"));
                 }
@@ -200,7 +201,9 @@ impl Policy {
             }
             let stem = entry.strip_suffix(".pub").or_else(|| entry.strip_suffix(".pem"));
             let Some(stem) = stem else {
-                return Err(format!("{entry} ends neither in .pub or .pem, for keys, nor in .images"));
+                return Err(format!(
+                    "{entry} ends neither in .pub or .pem, for keys, nor in .images"
+                ));
             };
             let images = data.get(&format!("{stem}.images")).map(|text| patterns(entry, text));
             let images = images.transpose()?;
@@ -256,7 +259,8 @@ impl Policy {
 
 /// One pattern per line; lines that begin with `#` are for people.
 fn patterns(entry: &str, text: &str) -> Result<Vec<Pattern>, String> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let all: Vec<Pattern> = lines.map(Pattern::new).collect();
     match all.len() {
         0 => Err(format!("the .images beside {entry} has no pattern")),
@@ -327,7 +331,10 @@ mod tests {
         assert_eq!(judge(&[theirs.sign(&hex), ours.sign(&hex)]), Ok("cosign.pub".to_owned()));
         assert_eq!(judge(&[ours.sign_bundle(&hex)]), Ok("cosign.pub".to_owned()));
         let refused = judge(&[theirs.sign(&hex), ours.sign(&other)]).unwrap_err().to_string();
-        assert!(refused.contains("none of its 2 signatures") && refused.contains(&other), "{refused}");
+        assert!(
+            refused.contains("none of its 2 signatures") && refused.contains(&other),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
@@ -151,7 +153,7 @@ fn header(name: &str, size: u64) -> [u8; BLOCK] {
 #[derive(Debug)]
 pub(super) struct Archive {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     /// Offset and size by hex.
     blobs: BTreeMap<String, (u64, u64)>,
     index: Vec<u8>,
@@ -164,7 +166,7 @@ impl Archive {
     ///
     /// [`BundleError::File`], [`BundleError::Archive`].
     pub(super) fn open(path: &Path) -> Result<Self, BundleError> {
-        let file = File::open(path).map_err(file_error(path))?;
+        let file = Arc::new(File::open(path).map_err(file_error(path))?);
         let mut this =
             Self { path: path.to_owned(), file, blobs: BTreeMap::new(), index: Vec::new() };
         if !this.file.metadata().map_err(file_error(path))?.is_file() {
@@ -190,12 +192,12 @@ impl Archive {
     }
 
     /// A manifest, checked; `None`: it is not here.
-    pub(super) fn manifest(&mut self, hex: &str) -> Result<Option<Vec<u8>>, BundleError> {
+    pub(super) async fn manifest(&self, hex: &str) -> Result<Option<Vec<u8>>, BundleError> {
         let Some(size) = self.size(hex) else { return Ok(None) };
         if size > MANIFEST_BYTES_MAX {
             return Err(self.bad(&format!("the manifest sha256:{hex} has {size} bytes, at most {MANIFEST_BYTES_MAX} are allowed")));
         }
-        let content = self.piece(hex, 0, size)?;
+        let content = self.piece(hex, 0, size).await?;
         if hex::encode(Sha256::digest(&content)) != hex {
             return Err(self.bad(&format!("the manifest sha256:{hex} is damaged")));
         }
@@ -203,11 +205,19 @@ impl Archive {
     }
 
     /// Up to `limit` bytes of a blob.
-    pub(super) fn piece(&mut self, hex: &str, at: u64, limit: u64) -> Result<Vec<u8>, BundleError> {
+    pub(super) async fn piece(
+        &self,
+        hex: &str,
+        at: u64,
+        limit: u64,
+    ) -> Result<Vec<u8>, BundleError> {
         let Some((offset, size)) = self.blobs.get(hex).copied() else {
             return Err(self.bad(&format!("the blob sha256:{hex} is missing")));
         };
-        self.read(offset + at, limit.min(size.saturating_sub(at)))
+        let (file, count) = (Arc::clone(&self.file), limit.min(size.saturating_sub(at)));
+        // A slow disk holds up nobody else.
+        let read = tokio::task::spawn_blocking(move || read_at(&file, offset + at, count)).await;
+        self.checked(read.unwrap_or_else(|cause| Err(io::Error::other(cause))))
     }
 
     /// An error about this archive.
@@ -215,19 +225,11 @@ impl Archive {
         BundleError::Archive { path: self.path.display().to_string(), why: why.to_owned() }
     }
 
-    fn read(&mut self, offset: u64, count: u64) -> Result<Vec<u8>, BundleError> {
-        let mut content = vec![0; usize::try_from(count).unwrap_or_default()];
-        let read = self
-            .file
-            .seek(SeekFrom::Start(offset))
-            .and_then(|_| self.file.read_exact(&mut content));
-        match read {
-            Ok(()) => Ok(content),
-            Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(self.bad("the archive ends early"))
-            }
-            Err(cause) => Err(file_error(&self.path)(cause)),
-        }
+    fn checked(&self, read: io::Result<Vec<u8>>) -> Result<Vec<u8>, BundleError> {
+        read.map_err(|cause| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => self.bad("the archive ends early"),
+            _ => file_error(&self.path)(cause),
+        })
     }
 
     fn scan(&mut self) -> Result<(), BundleError> {
@@ -237,7 +239,7 @@ impl Archive {
             if at + BLOCK as u64 > length {
                 return Ok(());
             }
-            let header = self.read(at, BLOCK as u64)?;
+            let header = self.checked(read_at(&self.file, at, BLOCK as u64))?;
             if header.iter().all(|byte| *byte == 0) {
                 return Ok(());
             }
@@ -251,7 +253,7 @@ impl Archive {
                 if size > INDEX_BYTES_MAX {
                     return Err(self.bad("its index.json is too large"));
                 }
-                self.index = self.read(content, size)?;
+                self.index = self.checked(read_at(&self.file, content, size))?;
             } else if is_file
                 && let Some(hex) = name.strip_prefix(BLOBS)
                 && hex_of(&format!("sha256:{hex}")).is_some()
@@ -280,4 +282,10 @@ impl Archive {
             _ => Err(self.bad("the archive is damaged")),
         }
     }
+}
+
+fn read_at(file: &File, offset: u64, count: u64) -> io::Result<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(count).map_err(io::Error::other)?];
+    file.read_exact_at(&mut content, offset)?;
+    Ok(content)
 }

@@ -78,7 +78,9 @@ impl Outside {
         let sbom = json!({"digest": format!("sha256:{}", digest_of(b"sbom")), "size": 1, "artifactType": "application/spdx+json"});
         let found = json!({"digest": referrer, "size": manifest.len(), "artifactType": kind});
         let referrers = json!({"schemaVersion": 2, "manifests": [sbom, found]}).to_string();
-        self.answers.lock().insert(format!("/v2/org/app/referrers/{digest}"), referrers.into_bytes());
+        self.answers
+            .lock()
+            .insert(format!("/v2/org/app/referrers/{digest}"), referrers.into_bytes());
         digest
     }
 
@@ -90,7 +92,8 @@ impl Outside {
             return content.into_response();
         }
         let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
-        let from = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        let from =
+            range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
         let from: usize = from.unwrap_or(0);
         let mut cut = self.cut.lock();
         let times = cut.entry(uri.path().to_owned()).or_default();
@@ -177,7 +180,8 @@ async fn an_image_travels_with_its_signatures_over_a_line_that_breaks() {
     let loaded = load(&load_plan, &cluster.client, &mut |_| {}).await.unwrap();
     assert_eq!(loaded.images, [(name, digest.clone())]);
     assert_eq!((loaded.signatures, loaded.present, loaded.sent), (2, 0, 4));
-    let (code, blob) = get(&cluster, &format!("/v2/reg.test/org/app/blobs/sha256:{}", digest_of(&wasm))).await;
+    let (code, blob) =
+        get(&cluster, &format!("/v2/reg.test/org/app/blobs/sha256:{}", digest_of(&wasm))).await;
     assert!(code == 200 && blob == wasm);
     let tag = digest.replace(':', "-");
     let referrers = format!("/v2/reg.test/org/app/manifests/{tag}");
@@ -200,8 +204,12 @@ async fn a_bundle_that_cannot_be_made_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let outside = Outside::default();
     outside.image(b"\0asm", &Signer::new());
-    outside.manifest("linux", &json!({"manifests": [{"digest": format!("sha256:{}", digest_of(b"x")),
-        "size": 1, "platform": {"os": "linux", "architecture": "arm64"}}]}).to_string());
+    outside.manifest(
+        "linux",
+        &json!({"manifests": [{"digest": format!("sha256:{}", digest_of(b"x")),
+        "size": 1, "platform": {"os": "linux", "architecture": "arm64"}}]})
+        .to_string(),
+    );
     let (registries, _line) = outside.serve(folder.path()).await;
     for (image, why) in [
         ("reg.test/org/app:linux", "linux/arm64"),
@@ -226,7 +234,13 @@ fn archive(folder: &Path, files: &[(&str, &[u8])]) -> PathBuf {
         std::fs::write(path, content).unwrap();
     }
     let file = folder.join("made.tar");
-    let made = std::process::Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&root).arg(".").status();
+    let made = std::process::Command::new("tar")
+        .arg("-cf")
+        .arg(&file)
+        .arg("-C")
+        .arg(&root)
+        .arg(".")
+        .status();
     assert!(made.unwrap().success());
     file
 }
@@ -247,17 +261,26 @@ async fn an_archive_of_another_tool_is_loaded_and_a_hostile_one_is_not() {
     let good = image(json!([layer(&format!("sha256:{wasm_hex}"))]));
     let good_hex = digest_of(good.as_bytes());
     let good_digest = format!("sha256:{good_hex}");
-    let (wasm_file, good_file) = (format!("blobs/sha256/{wasm_hex}"), format!("blobs/sha256/{good_hex}"));
+    let (wasm_file, good_file) =
+        (format!("blobs/sha256/{wasm_hex}"), format!("blobs/sha256/{good_hex}"));
     let named = |name: &str| index(&good_digest, json!({TAG_ANNOTATION: name}));
 
     let full = named("ghcr.io/org/tool:v2");
-    let file = archive(folder.path(), &[("index.json", full.as_bytes()), (&good_file, good.as_bytes()), (&wasm_file, wasm)]);
-    let loaded = load(&LoadPlan { file: file.clone(), name: None }, &cluster.client, &mut |_| {}).await.unwrap();
+    let file = archive(
+        folder.path(),
+        &[("index.json", full.as_bytes()), (&good_file, good.as_bytes()), (&wasm_file, wasm)],
+    );
+    let loaded = load(&LoadPlan { file: file.clone(), name: None }, &cluster.client, &mut |_| {})
+        .await
+        .unwrap();
     assert_eq!(loaded.images, [("ghcr.io/org/tool:v2".to_owned(), good_digest.clone())]);
     assert_eq!(get(&cluster, "/v2/ghcr.io/org/tool/manifests/v2").await.1, good.as_bytes());
 
     let bare = named("v3");
-    let file = archive(folder.path(), &[("index.json", bare.as_bytes()), (&good_file, good.as_bytes()), (&wasm_file, wasm)]);
+    let file = archive(
+        folder.path(),
+        &[("index.json", bare.as_bytes()), (&good_file, good.as_bytes()), (&wasm_file, wasm)],
+    );
     let mut plan = LoadPlan { file, name: None };
     let refused = load(&plan, &cluster.client, &mut |_| {}).await.unwrap_err().to_string();
     assert!(refused.contains("--name"), "{refused}");
@@ -268,12 +291,14 @@ async fn an_archive_of_another_tool_is_loaded_and_a_hostile_one_is_not() {
     let escape = image(json!([layer("sha256:../../../etc/passwd")]));
     let escape_hex = digest_of(escape.as_bytes());
     let escape_file = format!("blobs/sha256/{escape_hex}");
-    let escape_index = index(&format!("sha256:{escape_hex}"), json!({TAG_ANNOTATION: "ghcr.io/a/b:1"}));
+    let escape_index =
+        index(&format!("sha256:{escape_hex}"), json!({TAG_ANNOTATION: "ghcr.io/a/b:1"}));
     let other = "\0asn".as_bytes();
     let fresh = image(json!([layer(&format!("sha256:{}", digest_of(b"\0as!")))]));
     let fresh_hex = digest_of(fresh.as_bytes());
     let fresh_file = format!("blobs/sha256/{fresh_hex}");
-    let fresh_index = index(&format!("sha256:{fresh_hex}"), json!({TAG_ANNOTATION: "ghcr.io/a/b:1"}));
+    let fresh_index =
+        index(&format!("sha256:{fresh_hex}"), json!({TAG_ANNOTATION: "ghcr.io/a/b:1"}));
     let lied = format!("blobs/sha256/{}", digest_of(b"\0as!"));
     let bad_name = named("../../v2/x/y:1");
     let cases: Vec<(Vec<(&str, &[u8])>, &str)> = vec![
@@ -282,9 +307,22 @@ async fn an_archive_of_another_tool_is_loaded_and_a_hostile_one_is_not() {
         (vec![("index.json", b"{}")], "0 images"),
         (vec![("index.json", full.as_bytes())], "is missing"),
         (vec![("index.json", full.as_bytes()), (&good_file, b"{}")], "damaged"),
-        (vec![("index.json", escape_index.as_bytes()), (&escape_file, escape.as_bytes())], "no sha256 digest"),
-        (vec![("index.json", fresh_index.as_bytes()), (&fresh_file, fresh.as_bytes())], "is missing"),
-        (vec![("index.json", fresh_index.as_bytes()), (&fresh_file, fresh.as_bytes()), (&lied, other)], "the bytes have the digest"),
+        (
+            vec![("index.json", escape_index.as_bytes()), (&escape_file, escape.as_bytes())],
+            "no sha256 digest",
+        ),
+        (
+            vec![("index.json", fresh_index.as_bytes()), (&fresh_file, fresh.as_bytes())],
+            "is missing",
+        ),
+        (
+            vec![
+                ("index.json", fresh_index.as_bytes()),
+                (&fresh_file, fresh.as_bytes()),
+                (&lied, other),
+            ],
+            "the bytes have the digest",
+        ),
         (vec![("index.json", bad_name.as_bytes()), (&good_file, good.as_bytes())], "invalid"),
     ];
     for (files, why) in cases {

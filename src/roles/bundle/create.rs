@@ -58,8 +58,7 @@ pub async fn create(
     match fill(plan, &reader, &mut archive, tell).await {
         Ok((images, entries)) => {
             let (blobs, bytes) = archive.written();
-            let index =
-                json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries});
+            let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries});
             archive.finish(index.to_string().as_bytes()).await?;
             Ok(Bundled { images, blobs, bytes })
         }
@@ -81,7 +80,8 @@ async fn fill(
     let (mut images, mut entries) = (Vec::new(), Vec::new());
     for name in &plan.images {
         tell(&format!("fetching {name}"));
-        let failed = |why: ReadError| BundleError::Image { image: name.clone(), why: why.to_string() };
+        let failed =
+            |why: ReadError| BundleError::Image { image: name.clone(), why: why.to_string() };
         let image = reader.image(name).map_err(failed)?;
         let (hex, content) = image.manifest(image.reference()).await.map_err(failed)?;
         let transfer = Transfer { image: &image, all_platforms: plan.all_platforms };
@@ -220,7 +220,8 @@ impl Transfer<'_> {
         }
         count += kept.len();
         // Under the tag that stands for the endpoint in registries without it.
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": kept}).to_string();
+        let index =
+            json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": kept}).to_string();
         let found = hex_of_content(index.as_bytes());
         archive.manifest(&found, index.as_bytes()).await?;
         entries.push(entry(self.image, &format!("sha256-{hex}"), &found, index.as_bytes())?);

@@ -15,9 +15,11 @@ use crate::roles::bundle::{
 };
 
 /// Bytes of a blob that are sent at a time.
-const PIECE_BYTES: u64 = 4 * 1024 * 1024;
+const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Header with the digest of a manifest.
+const DIGEST_HEADER: &str = "docker-content-digest";
 /// Most that is read of an answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Most images of one archive.
@@ -153,7 +155,7 @@ impl Load<'_> {
         depth: usize,
     ) -> Result<(), BundleError> {
         let hex = entry.hex().map_err(|why| self.archive.bad(&why))?.to_owned();
-        let Some(content) = self.archive.manifest(&hex)? else {
+        let Some(content) = self.archive.manifest(&hex).await? else {
             if depth > 0 {
                 return Ok(());
             }
@@ -171,6 +173,11 @@ impl Load<'_> {
         }
         let reference = tag.unwrap_or(&entry.digest);
         let path = format!("/v2/{}/manifests/{reference}", of.repository);
+        let (code, headers, _) = self.send(Method::HEAD, &path, "", Vec::new()).await?;
+        let is_there = headers.get(DIGEST_HEADER).is_some_and(|known| known == &entry.digest);
+        if code.is_success() && is_there {
+            return Ok(());
+        }
         let media = manifest.media_type().to_owned();
         let answer = self.send(Method::PUT, &path, &media, content).await?;
         expect(&of.image, answer, "take its manifest").map(drop)
@@ -185,7 +192,9 @@ impl Load<'_> {
             return Ok(());
         }
         let Some(size) = self.archive.size(hex) else {
-            return Err(self.archive.bad(&format!("the blob {} of {} is missing", blob.digest, of.image)));
+            return Err(self
+                .archive
+                .bad(&format!("the blob {} of {} is missing", blob.digest, of.image)));
         };
         if size > BLOB_BYTES_MAX {
             return Err(self.archive.bad(&format!(
@@ -205,9 +214,10 @@ impl Load<'_> {
         })?;
         let mut at = 0;
         while at < size {
-            let piece = self.archive.piece(hex, at, PIECE_BYTES)?;
+            let piece = self.archive.piece(hex, at, PIECE_BYTES).await?;
             at += piece.len() as u64;
-            let answer = self.send(Method::PATCH, &location, "application/octet-stream", piece).await?;
+            let answer =
+                self.send(Method::PATCH, &location, "application/octet-stream", piece).await?;
             expect(&of.image, answer, "take a blob")?;
         }
         let separator = if location.contains('?') { '&' } else { '?' };
@@ -226,14 +236,14 @@ impl Load<'_> {
         media: &str,
         body: Vec<u8>,
     ) -> Result<(StatusCode, HeaderMap, bytes::Bytes), BundleError> {
-        let unreachable = |cause: &dyn std::fmt::Display| BundleError::Unreachable(cause.to_string());
+        let unreachable =
+            |cause: &dyn std::fmt::Display| BundleError::Unreachable(cause.to_string());
         let mut request = Request::builder().method(method).uri(path);
         if !media.is_empty() {
             request = request.header(header::CONTENT_TYPE, media);
         }
-        let request = request
-            .body(kube::client::Body::from(body))
-            .map_err(|cause| unreachable(&cause))?;
+        let request =
+            request.body(kube::client::Body::from(body)).map_err(|cause| unreachable(&cause))?;
         let exchange = async {
             let answer = self.client.send(request).await.map_err(|cause| unreachable(&cause))?;
             let (head, body) = answer.into_parts();

@@ -23,12 +23,14 @@ mod archive;
 #[cfg(test)]
 mod bundle_test;
 mod create;
+mod folder;
 mod load;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 pub use create::{BundlePlan, Bundled, create};
+pub(super) use folder::load_folder;
 pub use load::{LoadPlan, Loaded, load};
 
 /// Annotation of an entry of the index: the image's full name, as containerd and Docker write it.
@@ -79,7 +81,7 @@ pub enum BundleError {
 }
 
 /// What is being done, for people.
-pub type Tell<'a> = &'a mut (dyn FnMut(&str) + Send);
+type Tell<'a> = &'a mut (dyn FnMut(&str) + Send);
 
 /// A manifest or an index, as far as it names others.
 #[derive(Debug, Default, Deserialize)]
