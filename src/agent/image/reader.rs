@@ -144,6 +144,12 @@ impl RemoteImage {
         self.reference.name()
     }
 
+    /// The name with tag or digest.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        self.reference.to_string()
+    }
+
     /// Tag or `sha256:` digest.
     #[must_use]
     pub fn reference(&self) -> &str {

@@ -77,7 +77,8 @@ impl ArchiveWriter {
         }
         self.header(&format!("{BLOBS}{hex}"), size).await?;
         let copied = image.copy_blob(&format!("sha256:{hex}"), size, &mut self.file).await;
-        copied.map_err(|why| BundleError::Image { image: image.name(), why: why.to_string() })?;
+        copied
+            .map_err(|why| BundleError::Image { image: image.full_name(), why: why.to_string() })?;
         self.pad(size).await?;
         self.blobs.insert(hex.to_owned());
         self.bytes += size;

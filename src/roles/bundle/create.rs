@@ -97,10 +97,7 @@ async fn fill(
         if is_new {
             entries.push(entry);
         }
-        let is_digest = image.reference().starts_with("sha256:");
-        let separator = if is_digest { '@' } else { ':' };
-        let full = format!("{}{separator}{}", image.name(), image.reference());
-        images.push((full, format!("sha256:{hex}"), signatures));
+        images.push((image.full_name(), format!("sha256:{hex}"), signatures));
     }
     Ok((images, entries))
 }
@@ -124,7 +121,7 @@ fn entry(image: &RemoteImage, tag: &str, hex: &str, content: &[u8]) -> Result<Va
 }
 
 fn parse(image: &RemoteImage, content: &[u8]) -> Result<Manifest, BundleError> {
-    Manifest::parse(content).map_err(|why| BundleError::Image { image: image.name(), why })
+    Manifest::parse(content).map_err(|why| BundleError::Image { image: image.full_name(), why })
 }
 
 /// One image on its way.
@@ -135,7 +132,7 @@ struct Transfer<'a> {
 
 impl Transfer<'_> {
     fn failed(&self, why: impl ToString) -> BundleError {
-        BundleError::Image { image: self.image.name(), why: why.to_string() }
+        BundleError::Image { image: self.image.full_name(), why: why.to_string() }
     }
 
     /// A manifest with all it names; of an index, what runs on nodes.
