@@ -28,6 +28,10 @@
 //! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
 //! - A credential is sent only to the host it is meant for.
+//! - Another node is asked for a blob only after the registry has said, to this pod's credentials, that
+//!   it would give it; which blob an image is, the registry alone says.
+//! - A blob is given only to nodes of the cluster, and only in the name of a repository that it came out
+//!   of on this node: a registry that says it has what it has not, does not open another's.
 
 mod adopt;
 mod auth;
@@ -38,20 +42,30 @@ mod distribution;
 mod fetch;
 mod fleet;
 mod gc;
+mod gunzip;
 mod locks;
 mod manifest;
 mod metrics;
+mod part;
+mod peers;
+mod places;
 mod process;
+mod proxy;
 mod reference;
 mod registries;
 mod report;
+mod serve;
+mod swarm;
 mod transport;
 mod unpack;
+mod unzstd;
 
 #[cfg(test)]
 mod fleet_test;
 #[cfg(test)]
 mod image_test;
+#[cfg(test)]
+mod peers_test;
 #[cfg(test)]
 mod pull_test;
 
@@ -65,29 +79,34 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::pod::plan::PullPolicy;
 use crate::client::EventRecorder;
+use crate::config::Proxies;
 use crate::rt::{Rng, WallClock};
 use backoff::Backoffs;
 use credentials::Keyring;
 use distribution::Fault;
 use gc::Ledger;
 use locks::Locks;
+use places::Places;
 use reference::Reference;
+use swarm::Swarm;
 
 pub use backoff::BackoffSettings;
 pub use fleet::CodeTrust;
 pub use gc::ImageGcSettings;
 pub use metrics::CodeMetrics;
+pub(crate) use peers::Peering;
+pub use peers::{PeerBody, PeerConnection, PeerDialler, PeerError};
 pub use process::{CodeCompiler, CompileFailure};
 pub(crate) use registries::Registries;
+pub use serve::AskingNode;
+pub(crate) use serve::BlobShelf;
 
-/// Layers fetched at a time.
-const DOWNLOADS_MAX: usize = 3;
 /// How often an image may be deleted under the hands of the pod that wants it.
 const ROUNDS_MAX: usize = 3;
 
@@ -190,6 +209,8 @@ struct Resolved {
 pub struct ImageSettings {
     /// `registries.yaml`; it need not exist. Default: none.
     pub registries_file: Option<PathBuf>,
+    /// Proxies on the way to registries outside of the cluster. Default: none.
+    pub proxies: Proxies,
     /// Pause between pulls that fail. Default 1 s doubling to 60 s; kubelet's is 10 s to 300 s.
     pub pull_backoff: BackoffSettings,
     /// Pause between compiles that run out of time or memory. Default 10 s doubling to 300 s.
@@ -206,6 +227,7 @@ impl Default for ImageSettings {
         };
         Self {
             registries_file: None,
+            proxies: Proxies::default(),
             pull_backoff: seconds(1, 60),
             compile_backoff: seconds(10, 300),
             gc: ImageGcSettings::default(),
@@ -225,6 +247,8 @@ pub(crate) struct Tools {
     pub(crate) clock: WallClock,
     pub(crate) rng: Rng,
     pub(crate) registries: Registries,
+    /// How other nodes are asked for blobs; `None`: they are not.
+    pub(crate) peering: Option<Peering>,
 }
 
 /// Where containers get their images from: [`Images`] in production.
@@ -259,7 +283,11 @@ pub(crate) struct Images {
     refused: Mutex<BTreeMap<String, String>>,
     /// By hex of a layer, and by file name of a reference.
     locks: Locks,
-    downloads: Semaphore,
+    /// Transfers under way, by registry.
+    places: Places,
+    /// What other nodes are told of this one's blobs.
+    swarm: Swarm,
+    peering: Option<Peering>,
     ledger: Mutex<Ledger>,
     gc: ImageGcSettings,
     /// The disk is full: collect garbage at once.
@@ -270,9 +298,10 @@ impl Images {
     /// The images in the node's folders.
     pub(crate) fn new(tools: Tools, settings: &ImageSettings) -> Self {
         let Tools { client, dirs, compiler, code_trust, engine, .. } = tools;
-        let Tools { events, clock, rng, registries, .. } = tools;
+        let Tools { events, clock, rng, registries, peering, .. } = tools;
         Self {
             ledger: Mutex::new(Ledger::read(&dirs)),
+            swarm: Swarm::read(&dirs),
             client,
             dirs,
             compiler,
@@ -286,7 +315,8 @@ impl Images {
             compile_backoffs: Backoffs::new(settings.compile_backoff),
             refused: Mutex::default(),
             locks: Locks::default(),
-            downloads: Semaphore::new(DOWNLOADS_MAX),
+            places: Places::default(),
+            peering,
             gc: settings.gc,
             is_full: Notify::new(),
         }
