@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -90,10 +90,16 @@ async fn dispatch(
     info: Option<RequestInfo>,
     query: Query,
 ) -> Result<Response<Body>, ApiError> {
-    service_account::authenticate(&context, &mut request).await?;
+    let path = request.uri().path();
+    let is_registry = path == "/v2" || path.starts_with("/v2/");
+    if let Err(refused) = service_account::authenticate(&context, &mut request, is_registry).await {
+        let refused = refused.into_response();
+        let is_stranger = refused.status() == StatusCode::UNAUTHORIZED;
+        return Ok(if is_registry && is_stranger { registry::unauthorized() } else { refused });
+    }
     let user = access::user(&request)?;
     let path = request.uri().path();
-    if path == "/v2" || path.starts_with("/v2/") {
+    if is_registry {
         return Ok(registry::handle(&context, &user, request).await);
     }
     if let Some(response) = health::respond(&context, path, &query) {

@@ -64,6 +64,8 @@ pub(super) enum Command {
     Node(Node),
     /// Run a WebAssembly app, or update it
     Deploy(Deploy),
+    /// Push a WebAssembly app to the cluster's registry
+    Push(Push),
     /// Create or update objects as files describe them
     Apply(Apply),
     /// List objects, or show some
@@ -258,6 +260,29 @@ pub(super) struct Deploy {
     /// What to print of the objects made
     #[arg(short, long, value_enum)]
     pub(super) output: Option<OutputFormat>,
+}
+
+/// `edgeorc push`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  edgeorc push app.wasm shop/cart:v1\n  \
+    kubectl set image deploy/cart cart=\"$(edgeorc push app.wasm shop/cart:v2 -o name)\"")]
+pub(super) struct Push {
+    /// The app: a component or a core module
+    pub(super) app: PathBuf,
+    /// What pods will call it: NAME[:TAG] [default tag: latest]
+    pub(super) name: String,
+    /// What to print of the image
+    #[arg(short, long, value_enum)]
+    pub(super) output: Option<PushFormat>,
+}
+
+/// Formats of `push -o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PushFormat {
+    /// Name, digest and size as one JSON document
+    Json,
+    /// The image's name alone
+    Name,
 }
 
 /// `edgeorc get`.

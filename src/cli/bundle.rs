@@ -119,6 +119,7 @@ async fn create(flags: Create, global: &Global, environment: &Environment) -> Re
         images,
         registries_file: Some(flags.registries_file.unwrap_or_else(own)),
         docker_config: docker,
+        proxies: environment.proxies.clone(),
         all_platforms: flags.all_platforms,
     };
     // Only images of the cluster's own registry need it.

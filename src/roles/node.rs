@@ -32,7 +32,7 @@ use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
 use crate::roles::verify::AgentVerifier;
-use crate::roles::{NodeError, addresses, bundle, compiled, kubeconfig};
+use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
@@ -302,6 +302,7 @@ fn start_agent(
         mesh: mesh.clone(),
         peers: base.peers.clone(),
         node_api: base.node_api.router(),
+        blobs: base.node_api.blobs(),
         server: server.as_ref().and_then(|server| server_doors(&base, server)),
     };
     let (endpoint, group) = (base.endpoint.clone(), tasks.clone());
@@ -339,6 +340,7 @@ fn agent_config(
         network,
         compiler: base.compiler.clone(),
         code_trust: Some(Arc::new(compiled::ServersOnly(base.membership.identity.clone()))),
+        peers: Some(Arc::new(blobs::Nodes(base.peers.clone()))),
         images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
@@ -363,6 +365,7 @@ fn image_settings(base: &Base) -> ImageSettings {
     let named = flags.registries_file.clone();
     ImageSettings {
         registries_file: Some(named.unwrap_or_else(|| base.dir.join("registries.yaml"))),
+        proxies: flags.proxies.clone(),
         gc: ImageGcSettings {
             high_threshold_percent: flags.gc_high_threshold_percent,
             low_threshold_percent: flags.gc_low_threshold_percent,

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::agent::SignatureVerifier;
 use crate::api::image_policy::testing::{Signer, digest_of};
 use crate::api::image_policy::{MODE_LABEL, SIGNATURE_ANNOTATION, SIMPLE_SIGNING_LAYER};
+use crate::config::Proxies;
 use crate::roles::testing::Cluster;
 use crate::roles::verify::AgentVerifier;
 
@@ -67,7 +68,7 @@ async fn sign(cluster: &Cluster, signer: &Signer, hex: &str) {
 /// A cluster with the namespace `shop`, whose policy has this mode.
 async fn cluster(mode: &str, signer: &Signer) -> Cluster {
     let cluster = Cluster::start().await;
-    let verifier = SignatureVerifier::open(cluster.client.clone(), None);
+    let verifier = SignatureVerifier::open(cluster.client.clone(), None, &Proxies::default());
     cluster.api.set_image_verifier(Arc::new(AgentVerifier(verifier)));
     let namespace = json!({"metadata": {"name": "shop", "labels": {MODE_LABEL: mode}}});
     assert_eq!(post(&cluster, "/api/v1/namespaces", &namespace).await.0, 201);

@@ -13,6 +13,7 @@ const COMMANDS: &[&str] = &[
     "node token",
     "node token create",
     "deploy",
+    "push",
     "apply",
     "get",
     "describe",

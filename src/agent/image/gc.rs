@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::dirs::{Dirs, read_json, write_json};
 use crate::agent::image::compile::{COMPILED, compiled_name};
-use crate::agent::image::fetch::PART;
+use crate::agent::image::part::PART;
 use crate::agent::image::reference::Reference;
 use crate::agent::image::signed::SIGNATURES;
 use crate::agent::image::{Images, Resolved};
@@ -355,7 +355,7 @@ fn hex_of_file(name: &str) -> Option<&str> {
 }
 
 /// Name, size and time of change (Unix seconds) of the files in a folder; none if it is missing.
-fn files(folder: &Path) -> std::io::Result<Vec<(String, u64, i64)>> {
+pub(super) fn files(folder: &Path) -> std::io::Result<Vec<(String, u64, i64)>> {
     let entries = match fs::read_dir(folder) {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,

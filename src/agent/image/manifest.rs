@@ -21,8 +21,12 @@ const WASM_LAYERS: &[&str] = &[
 const TAR_LAYERS: &[&str] = &[
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    "application/wasm+gzip",
+    "application/wasm+zstd",
 ];
 /// Operating systems of Wasm platforms, the newest first.
 const WASM_SYSTEMS: &[&str] = &["wasip2", "wasip3", "wasip1", "wasi"];

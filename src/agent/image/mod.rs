@@ -31,6 +31,10 @@
 //! - What a pod of this node uses is never deleted.
 //! - An image runs only if the policy of its pod's namespace takes it.
 //! - A credential is sent only to the host it is meant for.
+//! - Another node is asked for a blob only after the registry has said, to this pod's credentials, that
+//!   it would give it; which blob an image is, the registry alone says.
+//! - A blob is given only to nodes of the cluster, and only in the name of a repository that it came out
+//!   of on this node: a registry that says it has what it has not, does not open another's.
 
 mod adopt;
 mod auth;
@@ -41,26 +45,37 @@ mod distribution;
 mod fetch;
 mod fleet;
 mod gc;
+mod gunzip;
 mod locks;
 mod manifest;
 mod metrics;
+mod part;
+mod peers;
+mod places;
 mod policies;
 mod process;
+mod proxy;
 mod reader;
 mod reference;
 mod registries;
 mod report;
+mod serve;
+mod settings;
 mod signature;
 mod signed;
 mod sources;
+mod swarm;
 mod transport;
 mod unpack;
+mod unzstd;
 mod verifier;
 
 #[cfg(test)]
 mod fleet_test;
 #[cfg(test)]
 mod image_test;
+#[cfg(test)]
+mod peers_test;
 #[cfg(test)]
 mod pull_test;
 #[cfg(test)]
@@ -76,7 +91,7 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::agent::dirs::{Dirs, read_json, write_json};
@@ -88,21 +103,26 @@ use credentials::Keyring;
 use distribution::Fault;
 use gc::Ledger;
 use locks::Locks;
+use places::Places;
 use policies::Policies;
 use reference::Reference;
+use swarm::Swarm;
 
 pub use backoff::BackoffSettings;
 pub use fleet::CodeTrust;
 pub use gc::ImageGcSettings;
 pub use metrics::CodeMetrics;
+pub(crate) use peers::Peering;
+pub use peers::{PeerBody, PeerConnection, PeerDialler, PeerError};
 pub use process::{CodeCompiler, CompileFailure};
 pub use reader::{ImageReader, ReadError, RemoteImage, copy_place};
 pub(crate) use registries::Registries;
+pub use serve::AskingNode;
+pub(crate) use serve::BlobShelf;
+pub use settings::ImageSettings;
 pub(crate) use signed::SIGNATURE_VALIDATION_FAILED;
 pub use verifier::SignatureVerifier;
 
-/// Layers fetched at a time.
-const DOWNLOADS_MAX: usize = 3;
 /// How often an image may be deleted under the hands of the pod that wants it.
 const ROUNDS_MAX: usize = 3;
 
@@ -208,34 +228,6 @@ struct Resolved {
     manifest: Option<String>,
 }
 
-/// How images are pulled and kept. The defaults are kubelet's unless they say otherwise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageSettings {
-    /// `registries.yaml`; it need not exist. Default: none.
-    pub registries_file: Option<PathBuf>,
-    /// Pause between pulls that fail. Default 1 s doubling to 60 s; kubelet's is 10 s to 300 s.
-    pub pull_backoff: BackoffSettings,
-    /// Pause between compiles that run out of time or memory. Default 10 s doubling to 300 s.
-    pub compile_backoff: BackoffSettings,
-    /// When images that nobody uses are deleted.
-    pub gc: ImageGcSettings,
-}
-
-impl Default for ImageSettings {
-    fn default() -> Self {
-        let seconds = |min, max| BackoffSettings {
-            min: Duration::from_secs(min),
-            max: Duration::from_secs(max),
-        };
-        Self {
-            registries_file: None,
-            pull_backoff: seconds(1, 60),
-            compile_backoff: seconds(10, 300),
-            gc: ImageGcSettings::default(),
-        }
-    }
-}
-
 /// What the images of a node need.
 pub(crate) struct Tools {
     pub(crate) client: kube::Client,
@@ -248,6 +240,8 @@ pub(crate) struct Tools {
     pub(crate) clock: WallClock,
     pub(crate) rng: Rng,
     pub(crate) registries: Registries,
+    /// How other nodes are asked for blobs; `None`: they are not.
+    pub(crate) peering: Option<Peering>,
 }
 
 /// Where containers get their images from: [`Images`] in production.
@@ -283,7 +277,11 @@ pub(crate) struct Images {
     refused: Mutex<BTreeMap<String, String>>,
     /// By hex of a layer, and by file name of a reference.
     locks: Locks,
-    downloads: Semaphore,
+    /// Transfers under way, by registry.
+    places: Places,
+    /// What other nodes are told of this one's blobs.
+    swarm: Swarm,
+    peering: Option<Peering>,
     ledger: Mutex<Ledger>,
     gc: ImageGcSettings,
     /// The disk is full: collect garbage at once.
@@ -294,10 +292,11 @@ impl Images {
     /// The images in the node's folders.
     pub(crate) fn new(tools: Tools, settings: &ImageSettings) -> Self {
         let Tools { client, dirs, compiler, code_trust, engine, .. } = tools;
-        let Tools { events, clock, rng, registries, .. } = tools;
+        let Tools { events, clock, rng, registries, peering, .. } = tools;
         Self {
             policies: Policies::new(client.clone(), dirs.images().join("policies")),
             ledger: Mutex::new(Ledger::read(&dirs)),
+            swarm: Swarm::read(&dirs),
             client,
             dirs,
             compiler,
@@ -311,7 +310,8 @@ impl Images {
             compile_backoffs: Backoffs::new(settings.compile_backoff),
             refused: Mutex::default(),
             locks: Locks::default(),
-            downloads: Semaphore::new(DOWNLOADS_MAX),
+            places: Places::default(),
+            peering,
             gc: settings.gc,
             is_full: Notify::new(),
         }

@@ -19,6 +19,7 @@ use crate::agent::image::fetch::{self, CHUNK_TIMEOUT};
 use crate::agent::image::manifest::{self, Found};
 use crate::agent::image::reference::{OWN_REGISTRY, Reference, hex_of};
 use crate::agent::image::{Registries, sources};
+use crate::config::Proxies;
 
 /// Largest credentials file of Docker, in bytes.
 const DOCKER_CONFIG_BYTES_MAX: u64 = 1024 * 1024;
@@ -103,8 +104,9 @@ impl ImageReader {
         client: Option<kube::Client>,
         registries_file: Option<PathBuf>,
         docker_config: Option<&Path>,
+        proxies: &Proxies,
     ) -> Self {
-        let registries = Registries::open(registries_file);
+        let registries = Registries::open(registries_file, proxies);
         let small = |path: &&Path| {
             std::fs::metadata(path).is_ok_and(|meta| meta.len() <= DOCKER_CONFIG_BYTES_MAX)
         };

@@ -218,14 +218,16 @@ async fn a_signature_that_was_good_is_good_without_a_server() {
     let forgotten = |node: &Node| {
         Policies::new(node.images.client.clone(), node.images.dirs.images().join("policies"))
     };
-    node.images.policies = forgotten(&node);
+    let policies = forgotten(&node);
+    node.images_mut().policies = policies;
     node.ready(IMAGE, PullPolicy::Always).await.unwrap();
     // It proves itself each time: with another key on disk in its place it does not.
     for file in std::fs::read_dir(node.images.dirs.images().join("signatures")).unwrap() {
         let evidence = serde_json::to_vec(&Signer::new().sign(&hex())).unwrap();
         std::fs::write(file.unwrap().path(), evidence).unwrap();
     }
-    node.images.policies = forgotten(&node);
+    let policies = forgotten(&node);
+    node.images_mut().policies = policies;
     let failed = failure(node.ready(IMAGE, PullPolicy::IfNotPresent).await);
     assert_eq!(failed.reason, "SignatureValidationFailed");
 }

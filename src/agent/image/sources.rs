@@ -33,7 +33,8 @@ pub(super) fn outside(
     keyring: &Keyring,
 ) -> Vec<Source> {
     let settings = registries.settings();
-    let transport = Arc::new(Transport::Outside(Outside::new(Arc::clone(&settings))));
+    let transport = Outside::new(Arc::clone(&settings), registries.proxies());
+    let transport = Arc::new(Transport::Outside(transport));
     let endpoints = settings.endpoints(reference).into_iter().map(|endpoint| {
         let mut credentials = keyring.find(&endpoint.host, &endpoint.repository);
         credentials.extend(settings.credential(&endpoint.host));

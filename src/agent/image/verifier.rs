@@ -16,6 +16,7 @@ use crate::agent::image::distribution::Source;
 use crate::agent::image::reference::Reference;
 use crate::agent::image::{Registries, fetch, signature, sources};
 use crate::api::image_policy::Rules;
+use crate::config::Proxies;
 
 /// Images that are looked at at a time; more wait.
 const AT_ONCE: usize = 16;
@@ -41,8 +42,8 @@ impl std::fmt::Debug for SignatureVerifier {
 impl SignatureVerifier {
     /// With the registries that `registries.yaml` names, if there is one.
     #[must_use]
-    pub fn open(client: kube::Client, registries_file: Option<PathBuf>) -> Self {
-        Self::new(client, Registries::open(registries_file))
+    pub fn open(client: kube::Client, registries_file: Option<PathBuf>, proxies: &Proxies) -> Self {
+        Self::new(client, Registries::open(registries_file, proxies))
     }
 
     pub(crate) fn new(client: kube::Client, registries: Registries) -> Self {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::api::image_policy::testing::{Signer, digest_of};
 use crate::api::image_policy::{SIGNATURE_ANNOTATION, SIMPLE_SIGNING_LAYER};
+use crate::config::Proxies;
 use crate::roles::testing::Cluster;
 use crate::rt::TaskGroup;
 
@@ -151,6 +152,7 @@ fn plan(folder: &Path, registries: PathBuf, images: &[&str]) -> BundlePlan {
         images: images.iter().map(|image| (*image).to_owned()).collect(),
         registries_file: Some(registries),
         docker_config: None,
+        proxies: Proxies::default(),
         all_platforms: false,
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::agent::{ImageReader, ReadError, RemoteImage};
 use crate::api::image_policy::BUNDLE_LAYER_PREFIX;
+use crate::config::Proxies;
 use crate::roles::bundle::archive::ArchiveWriter;
 use crate::roles::bundle::{
     BLOB_BYTES_MAX, BundleError, DEPTH_MAX, Descriptor, INDEX_TYPE, Manifest, NAME_ANNOTATION,
@@ -26,6 +27,8 @@ pub struct BundlePlan {
     pub registries_file: Option<PathBuf>,
     /// Docker's `config.json`; it need not exist.
     pub docker_config: Option<PathBuf>,
+    /// Proxies on the way to registries.
+    pub proxies: Proxies,
     /// All platforms of an image, not only the one that runs on nodes.
     pub all_platforms: bool,
 }
@@ -53,7 +56,7 @@ pub async fn create(
     tell: Tell<'_>,
 ) -> Result<Bundled, BundleError> {
     let docker = plan.docker_config.as_deref();
-    let reader = ImageReader::open(client, plan.registries_file.clone(), docker);
+    let reader = ImageReader::open(client, plan.registries_file.clone(), docker, &plan.proxies);
     let mut archive = ArchiveWriter::create(&plan.file).await?;
     match fill(plan, &reader, &mut archive, tell).await {
         Ok((images, entries)) => {
