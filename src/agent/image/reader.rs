@@ -194,18 +194,19 @@ impl RemoteImage {
         })
     }
 
-    /// The index of what refers to a manifest; `None`: nothing, or nobody can tell.
-    pub async fn referrers(&self, hex: &str) -> Option<Bytes> {
+    /// The indexes of what refers to a manifest: the registry's own, and that under the tag which
+    /// stands for it; a registry may have both. Empty: nothing, or nobody can tell.
+    pub async fn referrers(&self, hex: &str) -> Vec<Bytes> {
         for at in self.order() {
             let Some(source) = self.sources.get(at) else { continue };
-            if let Ok(content) = source.referrers(hex).await {
-                return Some(content);
-            }
-            if let Ok((_, content)) = manifest_from(source, &format!("sha256-{hex}")).await {
-                return Some(content);
+            let own = source.referrers(hex).await.ok();
+            let tagged = manifest_from(source, &format!("sha256-{hex}")).await.ok();
+            let found: Vec<_> = own.into_iter().chain(tagged.map(|(_, content)| content)).collect();
+            if !found.is_empty() {
+                return found;
             }
         }
-        None
+        Vec::new()
     }
 
     /// Writes a blob of `size` bytes to `file`, from where that stands. A transfer that breaks off goes

@@ -29,8 +29,11 @@ const ARTIFACT_TYPES: &[&str] = &[
 enum Form {
     /// By a tag made of the digest.
     Tag,
-    /// By their `subject`.
+    /// By their `subject`, in the registry's list.
     Referrers,
+    /// In a list under a tag, which stands for the registry's. A registry that makes lists itself may
+    /// hold this one beside them: `edgeorc bundle load` brings it.
+    ReferrersTag,
 }
 
 #[derive(Debug, Deserialize)]
@@ -79,7 +82,7 @@ pub(super) async fn find(
     }
     let (mut seen, mut faults) = (Vec::new(), Vec::new());
     for source in sources {
-        for form in [Form::Tag, Form::Referrers] {
+        for form in [Form::Tag, Form::Referrers, Form::ReferrersTag] {
             match collect(source, form, hex).await {
                 Ok(found) => {
                     if let Ok((good, key)) = policy.judge(name, hex, &found) {
@@ -115,26 +118,34 @@ async fn collect(source: &Source, form: Form, hex: &str) -> Result<Vec<Evidence>
         }
         Form::Referrers => {
             let content = match source.referrers(hex).await {
-                // Registries without referrers have a tag with the same index.
-                Err(Fault::Missing(_) | Fault::Refused(_) | Fault::Denied(_)) => {
-                    source.manifest(&format!("sha256-{hex}")).await?
-                }
+                // Registries without lists say so in many ways.
+                Err(Fault::Refused(why) | Fault::Denied(why)) => return Err(Fault::Missing(why)),
                 content => content?,
             };
-            let index: Index = parse(&content)?;
-            let is_signature = |referrer: &&Referrer| {
-                let kind = referrer.artifact_type.as_deref();
-                kind.is_none_or(|kind| ARTIFACT_TYPES.iter().any(|known| kind.starts_with(known)))
-            };
-            for referrer in index.manifests.iter().filter(is_signature).take(SIGNATURES_MAX) {
-                let hex = checked(&referrer.digest)?;
-                let content = source.manifest(&referrer.digest).await?;
-                check_digest(&content, hex)?;
-                of_manifest(source, &content, &mut found).await?;
-            }
+            of_index(source, &content, &mut found).await?;
+        }
+        Form::ReferrersTag => {
+            let content = source.manifest(&format!("sha256-{hex}")).await?;
+            of_index(source, &content, &mut found).await?;
         }
     }
     Ok(found)
+}
+
+/// Adds the signatures that a list of referrers names.
+async fn of_index(source: &Source, content: &[u8], found: &mut Vec<Evidence>) -> Result<(), Fault> {
+    let index: Index = parse(content)?;
+    let is_signature = |referrer: &&Referrer| {
+        let kind = referrer.artifact_type.as_deref();
+        kind.is_none_or(|kind| ARTIFACT_TYPES.iter().any(|known| kind.starts_with(known)))
+    };
+    for referrer in index.manifests.iter().filter(is_signature).take(SIGNATURES_MAX) {
+        let hex = checked(&referrer.digest)?;
+        let content = source.manifest(&referrer.digest).await?;
+        check_digest(&content, hex)?;
+        of_manifest(source, &content, found).await?;
+    }
+    Ok(())
 }
 
 /// Adds the signatures of one manifest. What cannot be read as one is left out: others may stand

@@ -145,6 +145,23 @@ async fn a_bundle_among_the_referrers_is_a_signature_with_and_without_the_endpoi
     world.node().ready(IMAGE, PullPolicy::IfNotPresent).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_list_of_the_registry_without_the_signature_does_not_hide_the_one_under_the_tag() {
+    let (ours, theirs) = (Signer::new(), Signer::new());
+    let empty = json!({"schemaVersion": 2, "manifests": []}).to_string();
+    for is_empty in [true, false] {
+        let world = World::new();
+        world.demand("enforce", &ours);
+        let list = if is_empty { empty.clone() } else { world.bundle(&theirs) };
+        world.put(format!("/v2/default/app/referrers/sha256:{}", hex()), list);
+        let failed = failure(world.node().ready(IMAGE, PullPolicy::IfNotPresent).await);
+        assert_eq!(failed.reason, "SignatureValidationFailed");
+        let index = world.bundle(&ours);
+        world.put(format!("/v2/default/app/manifests/sha256-{}", hex()), index);
+        world.node().ready(IMAGE, PullPolicy::IfNotPresent).await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_image_without_a_good_signature_waits_until_it_has_one() {
     let (ours, theirs) = (Signer::new(), Signer::new());

@@ -202,6 +202,24 @@ async fn an_image_travels_with_its_signatures_over_a_line_that_breaks() {
 }
 
 #[tokio::test]
+async fn signatures_are_taken_from_the_registrys_list_and_from_the_tag_and_each_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = Outside::default();
+    let digest = outside.image(b"\0asm", &Signer::new());
+    let list = format!("/v2/org/app/referrers/{digest}");
+    let known = outside.answers.lock().get(&list).cloned().unwrap();
+    let tag = format!("/v2/org/app/manifests/{}", digest.replace(':', "-"));
+    let (registries, _line) = outside.serve(folder.path()).await;
+    let plan = plan(folder.path(), registries, &["reg.test/org/app:v1"]);
+    let empty = json!({"schemaVersion": 2, "manifests": []}).to_string();
+    for first in [empty.into_bytes(), known.clone()] {
+        outside.answers.lock().extend([(list.clone(), first), (tag.clone(), known.clone())]);
+        let bundled = create(&plan, None, &mut |_| {}).await.unwrap();
+        assert_eq!(bundled.images[0].2, 2);
+    }
+}
+
+#[tokio::test]
 async fn a_bundle_that_cannot_be_made_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let outside = Outside::default();

@@ -1,5 +1,6 @@
 //! From registries into an archive.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -205,11 +206,17 @@ impl Transfer<'_> {
             Err(ReadError::Missing(_)) => {}
             Err(why) => return Err(self.failed(why)),
         }
-        let Some(content) = self.image.referrers(hex).await else { return Ok(count) };
-        let mut kept = Vec::new();
-        for referrer in parse(self.image, &content)?.manifests.into_iter().flatten() {
+        let mut referrers = Vec::new();
+        for content in self.image.referrers(hex).await {
+            referrers.extend(parse(self.image, &content)?.manifests.into_iter().flatten());
+        }
+        let (mut kept, mut seen) = (Vec::new(), BTreeSet::new());
+        for referrer in referrers {
             if kept.len() >= REFERRERS_MAX {
                 break;
+            }
+            if !seen.insert(referrer.digest.clone()) {
+                continue;
             }
             if let Some(found) = self.referrer(archive, &referrer).await? {
                 kept.push(found);
