@@ -9,7 +9,7 @@ use std::time::Duration;
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, Machine, NodeApi};
+use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, Machine, NodeApi, PeerDialler};
 use crate::client::Informer;
 use crate::config::{EvictionSettings, HostPath};
 use crate::rt::{Rng, WallClock};
@@ -35,6 +35,8 @@ pub struct AgentConfig {
     pub compiler: CodeCompiler,
     /// Tells which compiled code of others may be run. `None`: none is asked for.
     pub code_trust: Option<Arc<dyn CodeTrust>>,
+    /// The way to other nodes, which may have an image's blobs. `None`: none is asked.
+    pub peers: Option<Arc<dyn PeerDialler>>,
     /// How images are pulled and kept.
     pub images: ImageSettings,
     /// Time of day, for status and logs.

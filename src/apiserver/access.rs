@@ -133,6 +133,11 @@ pub(super) fn may_use_compiled(user: &UserInfo) -> bool {
     [NODES, SERVERS, MASTERS].iter().any(|group| has_group(user, group))
 }
 
+/// Whether it is a node that asks.
+pub(super) fn is_node(user: &UserInfo) -> bool {
+    has_group(user, NODES)
+}
+
 fn has_group(user: &UserInfo, group: &str) -> bool {
     user.groups.iter().any(|g| g == group)
 }

@@ -1,13 +1,14 @@
 //! What every handler needs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver::compiled::{self, CompiledConfig};
+use crate::apiserver::image_policy::ImageVerifier;
 use crate::apiserver::registry::Registry;
 use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
@@ -63,6 +64,8 @@ pub(super) struct ContextInner {
     pub(super) registry: Registry,
     pub(super) stats: Stats,
     pub(super) signers: Signers,
+    /// Set once the node it belongs to is there.
+    pub(super) image_verifier: OnceLock<Arc<dyn ImageVerifier>>,
     pub(super) bookmark_interval: Duration,
     pub(super) cancel: CancellationToken,
     /// exec, attach, port-forward: they outlive their requests.
@@ -81,6 +84,7 @@ impl ApiServer {
             registry: Registry::new(config.blob_dir),
             stats,
             signers: Signers::default(),
+            image_verifier: OnceLock::new(),
             node_name: config.node_name,
             store: config.store,
             clock: config.clock,
@@ -92,6 +96,14 @@ impl ApiServer {
             cancel: config.cancel,
         };
         Self { context: Arc::new(context) }
+    }
+
+    /// Says who looks for signatures of images; until then, namespaces with an image policy take no
+    /// new pods. The first one stays.
+    pub fn set_image_verifier(&self, verifier: Arc<dyn ImageVerifier>) {
+        if self.context.image_verifier.set(verifier).is_err() {
+            tracing::debug!("images are verified already");
+        }
     }
 
     /// The paths of compiled code, to be merged with [`Self::router`].

@@ -9,7 +9,7 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, response, service_account};
+use crate::apiserver::{admission, allocate, body, image_policy, response, service_account};
 use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.
@@ -27,6 +27,7 @@ pub(super) async fn respond(call: Call, request_body: Body) -> Result<Response<B
     let object = parsed.value;
     warnings.extend(strategy::warnings(call.info.resource, &object));
     let created = create(&call, object, is_dry_run).await?;
+    warnings.extend(call.take_warnings());
     let now = call.context.clock.now();
     let mut answer = shape.respond(StatusCode::CREATED, call.info.resource, &created, now);
     response::warn(&mut answer, &warnings);
@@ -54,6 +55,7 @@ pub(super) async fn create(
     strategy::prepare_create(resource, &mut object);
     admission::default(resource, &mut object);
     service_account::admit(call, &mut object).await?;
+    image_policy::admit(call, None, &object).await?;
     let now = call.context.clock.now_rfc3339();
     meta::set_created(&mut object, &call.context.rng.uuid().to_string(), &now);
     let base = meta::generate_name(&object).to_owned();

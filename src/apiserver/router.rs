@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::api;
@@ -32,6 +33,24 @@ pub(super) struct Call {
     pub(super) upgrade: Option<OnUpgrade>,
     /// Who asks, after impersonation.
     pub(super) user: UserInfo,
+    /// What the client is told besides the answer.
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Call {
+    /// Tells the client something besides the answer.
+    pub(super) fn warn(&self, warning: String) {
+        let mut warnings = self.warnings.lock();
+        // A change may be tried several times.
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    /// What the client is to be told.
+    pub(super) fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock())
+    }
 }
 
 /// All paths lead to one handler: the API's paths are made of data (the table of resources), not
@@ -72,10 +91,16 @@ async fn dispatch(
     info: Option<RequestInfo>,
     query: Query,
 ) -> Result<Response<Body>, ApiError> {
-    service_account::authenticate(&context, &mut request).await?;
+    let path = request.uri().path();
+    let is_registry = path == "/v2" || path.starts_with("/v2/");
+    if let Err(refused) = service_account::authenticate(&context, &mut request, is_registry).await {
+        let refused = refused.into_response();
+        let is_stranger = refused.status() == StatusCode::UNAUTHORIZED;
+        return Ok(if is_registry && is_stranger { registry::unauthorized() } else { refused });
+    }
     let user = access::user(&request)?;
     let path = request.uri().path();
-    if path == "/v2" || path.starts_with("/v2/") {
+    if is_registry {
         return Ok(registry::handle(&context, &user, request).await);
     }
     if let Some(response) = health::respond(&context, path, &query) {
@@ -98,7 +123,8 @@ async fn dispatch(
     let headers = request.headers().clone();
     let method = request.method().clone();
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let call = Call { context, query, headers, info, upgrade, user };
+    let warnings = Mutex::default();
+    let call = Call { context, query, headers, info, upgrade, user, warnings };
     resource(call, &method, request.into_body()).await
 }
 

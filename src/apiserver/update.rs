@@ -10,7 +10,7 @@ use crate::api::{Resource, ephemeral, meta, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, response};
+use crate::apiserver::{admission, allocate, body, image_policy, response};
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
 /// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
@@ -91,6 +91,7 @@ fn answer(call: &Call, shape: &Shape, object: &Value, warnings: &[String]) -> Re
     let now = call.context.clock.now();
     let mut answer = shape.respond(StatusCode::OK, call.info.resource, object, now);
     response::warn(&mut answer, warnings);
+    response::warn(&mut answer, &call.take_warnings());
     answer
 }
 
@@ -207,6 +208,12 @@ impl Edit<'_> {
         error::check_revision(key, &new, current.revision)?;
         check_identity(key, &current.object, &new)?;
         complete(key.resource, self.part, &current.object, &mut new)?;
+        if matches!(self.part, Part::Main | Part::EphemeralContainers) {
+            let admitted = image_policy::admit(self.call, Some(&current.object), &new).await;
+            if let Err(refused) = admitted {
+                return Ok(Attempt::Failed(refused));
+            }
+        }
         let chosen = allocate::held_by(key.resource, &new);
         let context = &self.call.context;
         let sides = allocate::claims(&context.rng, key.resource, Some(&current.object), &mut new)?;

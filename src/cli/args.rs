@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::apply::Apply;
 use super::await_for::Wait;
+use super::bundle::Bundle;
 use super::doctor::Doctor;
 use super::events::Events;
 use super::rollout::RolloutVerb;
@@ -63,6 +64,8 @@ pub(super) enum Command {
     Node(Node),
     /// Run a WebAssembly app, or update it
     Deploy(Deploy),
+    /// Push a WebAssembly app to the cluster's registry
+    Push(Push),
     /// Create or update objects as files describe them
     Apply(Apply),
     /// List objects, or show some
@@ -82,6 +85,9 @@ pub(super) enum Command {
     Wait(Wait),
     /// Delete objects
     Delete(Delete),
+    /// Bring images to clusters without a way to registries
+    #[command(subcommand)]
+    Bundle(Bundle),
     /// Print the admin kubeconfig of this machine's node
     Kubeconfig(KubeconfigFlags),
     /// Tell what a node would choose on this machine and why, and what is in its way
@@ -265,6 +271,29 @@ pub(super) struct Deploy {
     /// What to print of the objects made
     #[arg(short, long, value_enum)]
     pub(super) output: Option<OutputFormat>,
+}
+
+/// `edgeorc push`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  edgeorc push app.wasm shop/cart:v1\n  \
+    kubectl set image deploy/cart cart=\"$(edgeorc push app.wasm shop/cart:v2 -o name)\"")]
+pub(super) struct Push {
+    /// The app: a component or a core module
+    pub(super) app: PathBuf,
+    /// What pods will call it: NAME[:TAG] [default tag: latest]
+    pub(super) name: String,
+    /// What to print of the image
+    #[arg(short, long, value_enum)]
+    pub(super) output: Option<PushFormat>,
+}
+
+/// Formats of `push -o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PushFormat {
+    /// Name, digest and size as one JSON document
+    Json,
+    /// The image's name alone
+    Name,
 }
 
 /// `edgeorc get`.

@@ -17,6 +17,29 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `NO_COLOR` is set: never write colours.
     pub no_color: bool,
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or the same in small letters.
+    pub proxies: Proxies,
+}
+
+/// Proxies for requests that leave the cluster, as other programs read them from the environment:
+/// URLs, and hosts that are reached without. Empty: none.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// For `http:` URLs.
+    pub http: String,
+    /// For `https:` URLs.
+    pub https: String,
+    /// For both, where there is no other.
+    pub all: String,
+    /// Host names with all below them, addresses and ranges, separated by commas.
+    pub no: String,
+}
+
+impl std::fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URLs may have passwords in them.
+        f.debug_struct("Proxies").field("no", &self.no).finish_non_exhaustive()
+    }
 }
 
 impl Environment {
@@ -25,6 +48,8 @@ impl Environment {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads it")]
     pub fn read() -> Self {
         let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let either =
+            |large: &str, small: &str| var(large).or_else(|| var(small)).unwrap_or_default();
         Self {
             kubeconfig: var("KUBECONFIG").map(PathBuf::from),
             data_dir: var("EDGEORC_DATA_DIR").map(PathBuf::from),
@@ -32,6 +57,12 @@ impl Environment {
             log_format: var("EDGEORC_LOG_FORMAT"),
             home: var("HOME").map(PathBuf::from),
             no_color: var("NO_COLOR").is_some(),
+            proxies: Proxies {
+                http: either("HTTP_PROXY", "http_proxy"),
+                https: either("HTTPS_PROXY", "https_proxy"),
+                all: either("ALL_PROXY", "all_proxy"),
+                no: either("NO_PROXY", "no_proxy"),
+            },
         }
     }
 

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
-use crate::config::{Environment, EvictionSettings, PodCidrs, ThresholdError, parse_thresholds};
+use crate::config::{
+    Environment, EvictionSettings, PodCidrs, Proxies, ThresholdError, parse_thresholds,
+};
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
 const API_PORT: u16 = 6443;
@@ -173,6 +175,8 @@ pub struct ImageFlags {
     pub gc_low_threshold_percent: u8,
     /// Whether this node compiles components. A small one may run what servers compile. Default true.
     pub compiles: bool,
+    /// Proxies on the way to registries. Default: those of the environment.
+    pub proxies: Proxies,
 }
 
 /// Where and how to join.
@@ -292,6 +296,7 @@ impl NodeSettings {
             gc_high_threshold_percent: flags.image_gc_high.unwrap_or(GC_HIGH_PERCENT),
             gc_low_threshold_percent: flags.image_gc_low.unwrap_or(GC_LOW_PERCENT),
             compiles: !flags.no_compile,
+            proxies: environment.proxies.clone(),
         };
         let (low, high) = (images.gc_low_threshold_percent, images.gc_high_threshold_percent);
         if low >= high || high > 100 {

@@ -23,13 +23,16 @@ pub enum Alpn {
     Mesh,
     /// Kubelet's requests to an agent.
     Node,
+    /// Blobs of images, from one agent to another.
+    Blobs,
     /// A new node asks for its certificate.
     Join,
 }
 
 impl Alpn {
     /// Every protocol.
-    pub const ALL: [Self; 5] = [Self::Raft, Self::Api, Self::Mesh, Self::Node, Self::Join];
+    pub const ALL: [Self; 6] =
+        [Self::Raft, Self::Api, Self::Mesh, Self::Node, Self::Blobs, Self::Join];
 
     /// The name on the wire.
     #[must_use]
@@ -39,6 +42,7 @@ impl Alpn {
             Self::Api => "edgeorc-api/1",
             Self::Mesh => "edgeorc-mesh/1",
             Self::Node => "edgeorc-node/1",
+            Self::Blobs => "edgeorc-blobs/1",
             Self::Join => "edgeorc-join/1",
         }
     }
@@ -52,7 +56,7 @@ impl Alpn {
     }
 
     pub(super) fn listener_must_be_server(self) -> bool {
-        !matches!(self, Self::Mesh)
+        !matches!(self, Self::Mesh | Self::Blobs)
     }
 
     /// Whether `peer` may dial us for this.
@@ -60,7 +64,7 @@ impl Alpn {
         match self {
             Self::Raft => peer.is_server(),
             Self::Api => peer.is_authenticated(),
-            Self::Mesh | Self::Node => peer.is_node(),
+            Self::Mesh | Self::Node | Self::Blobs => peer.is_node(),
             Self::Join => true,
         }
     }

@@ -160,6 +160,22 @@ impl Peers {
         self.get_slot(&slot).await
     }
 
+    /// A connection to `node` that nobody keeps, for work that is rare: it ends when it is dropped, and
+    /// is not dialled again.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConnectError`]; nothing was sent.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the attempt is given up.
+    pub async fn dial(&self, node: &str, alpn: Alpn) -> Result<Connection, ConnectError> {
+        let address = self.address(node);
+        let address = address.ok_or_else(|| ConnectError::NoAddress { peer: node.to_owned() })?;
+        self.0.endpoint.connect(address, Some(node), alpn).await
+    }
+
     /// A handle for repeated use.
     #[must_use]
     pub fn handle(&self, node: &str, alpn: Alpn) -> PeerHandle {

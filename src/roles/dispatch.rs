@@ -9,6 +9,7 @@ use crate::apiserver;
 use crate::mesh::Mesh;
 use crate::net::join::{self, Enroller};
 use crate::net::{Alpn, Connection, Endpoint, Peers, http};
+use crate::roles::blobs;
 use crate::rt::TaskGroup;
 use crate::store;
 
@@ -27,6 +28,8 @@ pub(super) struct Doors {
     pub(super) peers: Peers,
     /// The agent's own API, for servers.
     pub(super) node_api: Router,
+    /// Blobs of this node's images, for every node.
+    pub(super) blobs: Router,
     pub(super) server: Option<ServerDoors>,
 }
 
@@ -49,6 +52,7 @@ async fn serve(conn: Connection, doors: Doors, tasks: &TaskGroup) {
         (Alpn::Node, server) => {
             serve_node(conn, doors.node_api, server.is_some(), tasks).await;
         }
+        (Alpn::Blobs, _) => blobs::serve(conn, doors.blobs, tasks).await,
         (Alpn::Raft, Some(server)) => store::serve_peer(conn, server.replica, tasks).await,
         (Alpn::Api, Some(server)) => apiserver::serve_quic(conn, server.api, tasks).await,
         (Alpn::Join, Some(server)) => join::serve(conn, server.enroller).await,

@@ -222,6 +222,7 @@ impl Cluster {
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(1),
             host_paths: Vec::new(),
+            peers: None,
             machine: Arc::new(machine),
             eviction: EvictionSettings {
                 interval: Duration::from_millis(50),

@@ -31,7 +31,8 @@ use crate::roles::identity::{FIRST_RAFT_ID, Membership, certified_addresses};
 use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
-use crate::roles::{NodeError, addresses, compiled, kubeconfig};
+use crate::roles::verify::AgentVerifier;
+use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
@@ -62,6 +63,7 @@ struct Base {
 
 /// The parts that only a server has.
 struct Server {
+    api: ApiServer,
     replica: Replica,
     router: Router,
     client: kube::Client,
@@ -221,7 +223,11 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     });
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
-    Ok(Server { replica, router, client })
+    let (images, loader) = (base.dir.join("images"), client.clone());
+    base.tasks.spawn("images-folder", |cancel| async move {
+        let _ = cancel.run_until_cancelled(bundle::load_folder(&images, &loader)).await;
+    });
+    Ok(Server { api, replica, router, client })
 }
 
 /// Waits until this server leads, and does what a new cluster needs first.
@@ -285,6 +291,9 @@ fn start_agent(
     let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
     let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network))
         .map_err(NodeError::failed)?;
+    if let Some(server) = &server {
+        server.api.set_image_verifier(Arc::new(AgentVerifier(agent.signature_verifier())));
+    }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
     let ingress_mesh = mesh.clone();
@@ -295,6 +304,7 @@ fn start_agent(
         mesh: mesh.clone(),
         peers: base.peers.clone(),
         node_api: base.node_api.router(),
+        blobs: base.node_api.blobs(),
         server: server.as_ref().and_then(|server| server_doors(&base, server)),
     };
     let (endpoint, group) = (base.endpoint.clone(), tasks.clone());
@@ -335,6 +345,7 @@ fn agent_config(
         network,
         compiler: base.compiler.clone(),
         code_trust: Some(Arc::new(compiled::ServersOnly(base.membership.identity.clone()))),
+        peers: Some(Arc::new(blobs::Nodes(base.peers.clone()))),
         images: image_settings(base),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
@@ -359,6 +370,7 @@ fn image_settings(base: &Base) -> ImageSettings {
     let named = flags.registries_file.clone();
     ImageSettings {
         registries_file: Some(named.unwrap_or_else(|| base.dir.join("registries.yaml"))),
+        proxies: flags.proxies.clone(),
         gc: ImageGcSettings {
             high_threshold_percent: flags.gc_high_threshold_percent,
             low_threshold_percent: flags.gc_low_threshold_percent,

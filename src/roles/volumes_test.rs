@@ -211,6 +211,7 @@ impl Cluster {
             network,
             compiler: CodeCompiler::new(compiler, CodeMetrics::default()),
             code_trust: None,
+            peers: None,
             node_api: NodeApi::new(clock.clone()),
             clock,
             rng,

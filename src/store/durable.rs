@@ -172,6 +172,14 @@ impl Durable {
         Ok(matches!(self.replica.txn(txn).await?, TxnOutcome::Committed(_)))
     }
 
+    pub(super) async fn raw_delete(&self, keys: &[String]) -> Result<(), StoreError> {
+        let deletes = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+        let mut txn = Txn { deletes, ..Txn::default() };
+        self.rng.fill(&mut txn.request_id);
+        self.replica.txn(txn).await?;
+        Ok(())
+    }
+
     pub(super) async fn raw_keys(
         &self,
         prefix: &str,

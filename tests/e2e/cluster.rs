@@ -110,7 +110,7 @@ fn leader(nodes: &[Node]) -> usize {
     })
 }
 
-fn start_three(folder: &std::path::Path) -> Vec<Node> {
+pub(crate) fn start_three(folder: &std::path::Path) -> Vec<Node> {
     let block = Block::take();
     let first = Node::start(folder, "one", block.address(1), None);
     first.wait_ready();

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::cluster::start_three;
 use crate::support::{Block, Node, PATIENCE, Process, eventually, get, guest, hello, succeed};
 
 /// Port of the registry, and of the line in front of it.
@@ -242,6 +243,21 @@ fn line(address: IpAddr) -> Line {
     Line { heads, still }
 }
 
+/// The pull secret `regcred` for the registry at `host`.
+fn pull_secret(node: &Node, folder: &Path, host: &str) {
+    let secret = folder.join("regcred.yaml");
+    std::fs::write(
+        &secret,
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: regcred}}\n\
+             type: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: >-\n    \
+             {{\"auths\":{{\"{host}\":{{\"username\":\"user\",\"password\":\"{PASSWORD}\"}}}}}}\n"
+        ),
+    )
+    .unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", secret.to_str().unwrap()]));
+}
+
 fn pod(name: &str, image: &str) -> String {
     format!(
         "apiVersion: v1
@@ -269,17 +285,7 @@ fn a_pull_through_a_registry_that_dies_in_the_middle_goes_on() {
 
     let node = Node::start(folder.path(), "one", block.address(1), None);
     node.wait_ready();
-    let secret = folder.path().join("regcred.yaml");
-    std::fs::write(
-        &secret,
-        format!(
-            "apiVersion: v1\nkind: Secret\nmetadata: {{name: regcred}}\n\
-             type: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: >-\n    \
-             {{\"auths\":{{\"{host}\":{{\"username\":\"user\",\"password\":\"{PASSWORD}\"}}}}}}\n"
-        ),
-    )
-    .unwrap();
-    succeed(&mut node.kubectl(&["apply", "-f", secret.to_str().unwrap()]));
+    pull_secret(&node, folder.path(), &host);
     let file = folder.path().join("web.yaml");
     std::fs::write(&file, pod("web", &format!("{host}/team/hello:v1"))).unwrap();
     succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
@@ -307,6 +313,58 @@ fn a_pull_through_a_registry_that_dies_in_the_middle_goes_on() {
     for words in ["Pulling image", "Successfully pulled image"] {
         assert!(described.contains(words), "{words}:\n{described}");
     }
+}
+
+/// Value of a counter on one node.
+fn counter(node: &Node, name: &str) -> u64 {
+    let metrics = succeed(&mut node.kubectl(&["get", "--raw", "/metrics"]));
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
+}
+
+#[test]
+fn an_image_that_three_nodes_want_at_once_comes_from_the_registry_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Block::take().address(9);
+    let server = registry(folder.path(), place);
+    let wasm = large_hello();
+    push(place, &wasm);
+    let host = format!("{place}:{REGISTRY_PORT}");
+    let nodes = start_three(folder.path());
+    pull_secret(&nodes[0], folder.path(), &host);
+    let file = folder.path().join("web.yaml");
+    std::fs::write(
+        &file,
+        format!(
+            "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: 3
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      imagePullSecrets: [{{name: regcred}}]
+      containers: [{{name: web, image: \"{host}/team/hello:v1\"}}]
+"
+        ),
+    )
+    .unwrap();
+    succeed(&mut nodes[0].kubectl(&["apply", "-f", file.to_str().unwrap()]));
+    succeed(&mut nodes[0].kubectl(&["rollout", "status", "deploy/web", "--timeout=120s"]));
+
+    let layer = digest(&wasm);
+    let log = server.rest();
+    let asked = format!("\"GET /v2/team/hello/blobs/{layer}");
+    assert!(log.iter().any(|line| line.contains("GET /v2/")), "no access log: {log:?}");
+    assert_eq!(log.iter().filter(|line| line.contains(&asked)).count(), 1, "{log:#?}");
+    let pulled = |source: &str| -> u64 {
+        let name = format!("edgeorc_image_pulled_bytes_total{{source=\"{source}\"}}");
+        nodes.iter().map(|node| counter(node, &name)).sum()
+    };
+    let size = wasm.len() as u64;
+    assert_eq!((pulled("registry"), pulled("peer")), (size, 2 * size));
 }
 
 #[test]

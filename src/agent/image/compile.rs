@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::agent::image::fetch::PART;
 use crate::agent::image::fleet::NotFetched;
+use crate::agent::image::part::PART;
 use crate::agent::image::process::CompileFailure;
 use crate::agent::image::{ImageError, Images};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -21,6 +21,8 @@ pub(super) const USER_AGENT: &str = concat!("edgeorc/", env!("CARGO_PKG_VERSION"
 const MANIFEST_BYTES_MAX: usize = 1024 * 1024;
 /// How long a manifest may take to arrive.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a copy's manifest may take: the registry itself is still to be asked.
+const COPY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most hops to where a blob really is.
 const REDIRECTS_MAX: usize = 5;
 /// Most that is read of an error's text, in bytes.
@@ -60,6 +62,15 @@ impl Fault {
     }
 }
 
+/// What is asked of a registry.
+#[derive(Debug, Default)]
+struct Ask<'a> {
+    method: Method,
+    accept: Option<&'a str>,
+    /// First byte that is wanted.
+    offset: u64,
+}
+
 /// One repository at one endpoint, during one pull.
 pub(super) struct Source {
     endpoint: Endpoint,
@@ -67,6 +78,7 @@ pub(super) struct Source {
     credentials: Vec<Credential>,
     /// What the endpoint accepted last.
     authorization: Mutex<Option<HeaderValue>>,
+    is_copy: bool,
 }
 
 impl Source {
@@ -75,7 +87,18 @@ impl Source {
         transport: Arc<Transport>,
         credentials: Vec<Credential>,
     ) -> Self {
-        Self { endpoint, transport, credentials, authorization: Mutex::default() }
+        let authorization = Mutex::default();
+        Self { endpoint, transport, credentials, authorization, is_copy: false }
+    }
+
+    /// It may have a copy of an image from elsewhere: it is asked once, and soon given up.
+    pub(super) fn into_copy(self) -> Self {
+        Self { is_copy: true, ..self }
+    }
+
+    /// Whether it may have a copy of an image from elsewhere.
+    pub(super) fn is_copy(&self) -> bool {
+        self.is_copy
     }
 
     /// `host[:port]`, for messages.
@@ -83,15 +106,30 @@ impl Source {
         &self.endpoint.host
     }
 
+    /// Whether it is the cluster's own registry.
+    pub(super) fn is_own(&self) -> bool {
+        matches!(*self.transport, Transport::Cluster(_))
+    }
+
     /// The manifest that a tag or digest names.
     pub(super) async fn manifest(&self, reference: &str) -> Result<Bytes, Fault> {
-        let path = format!("manifests/{reference}");
+        self.document(&format!("manifests/{reference}")).await
+    }
+
+    /// The index of what refers to `sha256:<hex>`. Registries of version 1.0 do not have it.
+    pub(super) async fn referrers(&self, hex: &str) -> Result<Bytes, Fault> {
+        self.document(&format!("referrers/sha256:{hex}")).await
+    }
+
+    async fn document(&self, path: &str) -> Result<Bytes, Fault> {
+        let limit = if self.is_copy { COPY_TIMEOUT } else { MANIFEST_TIMEOUT };
         let read = async {
-            let answer = self.get(&path, Some(manifest::ACCEPT), 0).await?;
+            let ask = Ask { accept: Some(manifest::ACCEPT), ..Ask::default() };
+            let answer = self.get(path, &ask).await?;
             let content = Limited::new(answer.into_body(), MANIFEST_BYTES_MAX).collect().await;
             Ok(content.map_err(Fault::unavailable)?.to_bytes())
         };
-        match tokio::time::timeout(MANIFEST_TIMEOUT, read).await {
+        match tokio::time::timeout(limit, read).await {
             Ok(content) => content,
             Err(_) => Err(Fault::unavailable("the manifest did not arrive in time")),
         }
@@ -100,10 +138,10 @@ impl Source {
     /// The bytes of a blob from `offset` on; the second value is where they really start.
     pub(super) async fn blob(&self, hex: &str, offset: u64) -> Result<(Body, u64), Fault> {
         let path = format!("blobs/sha256:{hex}");
-        let mut answer = match self.get(&path, None, offset).await {
+        let mut answer = match self.get(&path, &Ask { offset, ..Ask::default() }).await {
             // The file here has bytes that the blob has not.
             Ok(answer) if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => {
-                self.get(&path, None, 0).await?
+                self.get(&path, &Ask::default()).await?
             }
             answer => answer?,
         };
@@ -111,27 +149,38 @@ impl Source {
         if answer.status() == StatusCode::PARTIAL_CONTENT {
             match range_start(answer.headers()) {
                 Some(from) if from == offset => start = from,
-                _ => answer = self.get(&path, None, 0).await?,
+                _ => answer = self.get(&path, &Ask::default()).await?,
             }
         }
         Ok((answer.into_body(), start))
     }
 
-    async fn get(
-        &self,
-        path: &str,
-        accept: Option<&str>,
-        offset: u64,
-    ) -> Result<Response<Body>, Fault> {
+    /// Whether the registry would give a blob to whoever pulls here. Not a byte of it is sent.
+    pub(super) async fn holds(&self, hex: &str) -> bool {
+        let ask = Ask { method: Method::HEAD, ..Ask::default() };
+        match self.get(&format!("blobs/sha256:{hex}"), &ask).await {
+            Ok(_) => true,
+            Err(fault) => {
+                tracing::debug!(%fault, registry = self.host(), "the registry does not say that it has a blob");
+                false
+            }
+        }
+    }
+
+    async fn get(&self, path: &str, ask: &Ask<'_>) -> Result<Response<Body>, Fault> {
         let url = format!("{}/{}/{path}", self.endpoint.base, self.endpoint.repository);
         let mut tried = 0;
         loop {
-            let (answer, is_own) = self.follow(&url, accept, offset).await?;
+            let (answer, is_own) = self.follow(&url, ask).await?;
             let challenge = match answer.status() {
                 // A host that was redirected to has no claim on the endpoint's credentials.
                 StatusCode::UNAUTHORIZED if is_own => Challenge::read(answer.headers()),
                 status if status.is_success() => return Ok(answer),
-                StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => return Ok(answer),
+                StatusCode::RANGE_NOT_SATISFIABLE if ask.offset > 0 => return Ok(answer),
+                // It names the place of what was asked after.
+                status if status.is_redirection() && ask.method == Method::HEAD => {
+                    return Ok(answer);
+                }
                 _ => None,
             };
             let Some(challenge) = challenge else { return Err(fault(answer).await) };
@@ -163,20 +212,19 @@ impl Source {
 
     /// Sends one request and follows redirects. Only the endpoint's own host sees the credential;
     /// whether it was that one that answered comes with the answer.
-    async fn follow(
-        &self,
-        url: &str,
-        accept: Option<&str>,
-        offset: u64,
-    ) -> Result<(Response<Body>, bool), Fault> {
+    async fn follow(&self, url: &str, ask: &Ask<'_>) -> Result<(Response<Body>, bool), Fault> {
+        let Ask { method, accept, offset } = ask;
         let mut uri: Uri = url.parse().map_err(|_| Fault::Refused(format!("{url:?} is no URL")))?;
         let own = uri.authority().cloned();
         for _ in 0..=REDIRECTS_MAX {
-            let mut request = Request::get(uri.clone()).header(header::USER_AGENT, USER_AGENT);
+            let mut request = Request::builder()
+                .method(method)
+                .uri(uri.clone())
+                .header(header::USER_AGENT, USER_AGENT);
             if let Some(accept) = accept {
-                request = request.header(header::ACCEPT, accept);
+                request = request.header(header::ACCEPT, *accept);
             }
-            if offset > 0 {
+            if *offset > 0 {
                 request = request.header(header::RANGE, format!("bytes={offset}-"));
             }
             let authorization = self.authorization.lock().clone();
@@ -187,7 +235,8 @@ impl Source {
                 .body(Full::new(Bytes::new()))
                 .map_err(|cause| Fault::Refused(cause.to_string()))?;
             let answer = self.transport.send(request).await.map_err(Fault::unavailable)?;
-            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let is_elsewhere = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            if !is_elsewhere || *method == Method::HEAD {
                 let is_own = uri.authority() == own.as_ref();
                 return Ok((answer, is_own));
             }
@@ -216,7 +265,7 @@ fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
 }
 
 /// First byte of `Content-Range: bytes 5-9/10`.
-fn range_start(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }

@@ -1,42 +1,35 @@
 //! Pulling: which endpoint, which layer, and its bytes, resumed where they ended.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
-use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
-use tokio::fs::{self, File, OpenOptions};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::agent::dirs::make_private;
-use crate::agent::image::Images;
 use crate::agent::image::credentials::Keyring;
 use crate::agent::image::distribution::{Fault, Source};
 use crate::agent::image::known::{Content, Resolved};
 use crate::agent::image::manifest::{self, Blob, Found};
+use crate::agent::image::metrics::Origin;
+use crate::agent::image::part::{Pace, Part, Transfer};
 use crate::agent::image::reference::Reference;
-use crate::agent::image::registries::Endpoint;
-use crate::agent::image::transport::{Outside, Transport};
+use crate::agent::image::swarm::Claim;
+use crate::agent::image::{Images, sources};
 
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// How long one piece of a blob may take to arrive.
+/// How long one piece of compiled code may take to arrive.
 pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Tries in a row that bring not one byte of a layer.
+/// The least that a registry must send: 4 kbit/s. One that is slower gives up its place, and its next
+/// try waits behind the others.
+const PACE: Pace = Pace { bytes: 16 * 1024, window: Duration::from_secs(30) };
+/// Tries in a row that bring less of a layer than that.
 const TRIES_MAX: u32 = 5;
 /// Tries for a manifest: there may be another endpoint, and the pull as a whole is tried again.
 const MANIFEST_TRIES_MAX: u32 = 2;
 /// First and longest pause between them.
-const RETRY_MIN: Duration = Duration::from_millis(200);
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Indexes within indexes.
 const INDEX_DEPTH_MAX: usize = 2;
-/// Bytes read at a time of a blob that was begun before.
-const READ_BYTES: usize = 64 * 1024;
-/// Ending of a blob that is not complete.
-pub(super) const PART: &str = "part";
 
 impl Images {
     /// Resolves the reference and fetches its content, unless that is here.
@@ -52,6 +45,10 @@ impl Images {
                 Ok(resolved) => return Ok(resolved),
                 // No other endpoint mends the disk.
                 Err(fault @ Fault::Disk(_)) => return Err(fault),
+                // Most images have none, and the registry itself has the last word.
+                Err(fault) if source.is_copy() => {
+                    tracing::debug!(%fault, "no copy of the image in the cluster's registry");
+                }
                 Err(fault) => {
                     tracing::debug!(%fault, registry = source.host(), "endpoint without the image");
                     faults.push((source.host().to_owned(), fault));
@@ -61,26 +58,9 @@ impl Images {
         Err(sum(reference, faults))
     }
 
-    fn sources(&self, reference: &Reference, keyring: &Keyring) -> Vec<Source> {
-        if reference.is_own() {
-            let endpoint = Endpoint {
-                base: "/v2".to_owned(),
-                host: reference.host.clone(),
-                repository: reference.repository.clone(),
-            };
-            let transport = Arc::new(Transport::Cluster(self.client.clone()));
-            return vec![Source::new(endpoint, transport, Vec::new())];
-        }
-        let settings = self.registries.settings();
-        let transport = Arc::new(Transport::Outside(Outside::new(Arc::clone(&settings))));
-        let endpoints = settings.endpoints(reference).into_iter();
-        endpoints
-            .map(|endpoint| {
-                let mut credentials = keyring.find(&endpoint.host, &endpoint.repository);
-                credentials.extend(settings.credential(&endpoint.host));
-                Source::new(endpoint, Arc::clone(&transport), credentials)
-            })
-            .collect()
+    /// The places to ask for an image, in order.
+    pub(super) fn sources(&self, reference: &Reference, keyring: &Keyring) -> Vec<Source> {
+        sources::all(&self.client, &self.registries, reference, keyring)
     }
 
     async fn pull_from(
@@ -98,12 +78,13 @@ impl Images {
             };
             match found.map_err(|why| Fault::Refused(why.to_string()))? {
                 Found::Layer(blob) => {
-                    self.fetch(source, &blob, COMPONENT_BYTES_MAX).await?;
+                    self.fetch(source, &blob, &reference.scope(), COMPONENT_BYTES_MAX).await?;
                     let manifest = Some(digest);
                     return Ok(Resolved { layer: blob.hex, manifest, bytes: None });
                 }
                 Found::Layers(layers) => {
-                    let bytes = Some(self.fetch_tree(source, &own, layers).await?);
+                    let scope = reference.scope();
+                    let bytes = Some(self.fetch_tree(source, &own, layers, &scope).await?);
                     return Ok(Resolved { layer: own, manifest: Some(digest), bytes });
                 }
                 Found::Manifest(blob) => {
@@ -122,10 +103,11 @@ impl Images {
         reference: &str,
     ) -> Result<(String, bytes::Bytes), Fault> {
         let mut tries = 0;
+        let tries_max = if source.is_copy() { 1 } else { MANIFEST_TRIES_MAX };
         let content = loop {
             match source.manifest(reference).await {
                 Ok(content) => break content,
-                Err(fault) => self.pause(fault, &mut tries, MANIFEST_TRIES_MAX).await?,
+                Err(fault) => self.pause(fault, &mut tries, tries_max).await?,
             }
         };
         let hex = hex::encode(Sha256::digest(&content));
@@ -138,12 +120,17 @@ impl Images {
         Ok((hex, content))
     }
 
-    /// Brings one blob into its place, unless it is there. Whoever wants the same blob meanwhile
-    /// waits here and finds it.
+    /// Brings one blob into its place, unless it is there: from another node, or from the registry.
+    /// Whoever wants the same blob meanwhile waits here and finds it.
+    ///
+    /// Other nodes are asked only for what the registry would give to this pod: `source` carries the
+    /// pod's credentials, and says whether it holds the blob. They give what they pulled out of the
+    /// same repository, and nothing else.
     pub(super) async fn fetch(
         &self,
         source: &Source,
         blob: &Blob,
+        repository: &str,
         bytes_max: u64,
     ) -> Result<(), Fault> {
         if let Some(size) = blob.size
@@ -154,32 +141,64 @@ impl Images {
             )));
         }
         let _turn = self.locks.lock(&blob.hex).await;
-        if self.blob(&blob.hex).exists() {
+        // Had it come out of another repository alone, whoever names this one might have no right to
+        // it: a registry may name in its manifests what it has not.
+        let pulled = (blob.hex.clone(), repository.to_owned());
+        if self.blob(&blob.hex).exists() && self.swarm.is_ours(&pulled) {
             return Ok(());
         }
-        let permit = self.downloads.acquire().await;
-        let _permit = permit.map_err(|_| Fault::unavailable("the agent is stopping"))?;
         let mut part = Part::open(self.blob(&blob.hex)).await?;
+        let claim = self.swarm.claim(&blob.hex, repository);
+        let peering = self.peering.as_ref();
+        // A server has the cluster's registry in its own process.
+        let peering = peering.filter(|peering| !(source.is_own() && peering.is_server));
+        let mut is_whole = false;
+        if let Some(peering) = peering.filter(|peering| !(peering.others)().is_empty())
+            && source.holds(&blob.hex).await
+        {
+            is_whole = self.fetch_from_peers(peering, blob, &mut part, &claim).await?;
+        }
+        if !is_whole {
+            claim.has(part.size());
+            self.fetch_from_registry(source, (blob, bytes_max), &mut part, &claim).await?;
+        }
+        // Before the claim ends: whoever asks is told one or the other.
+        self.swarm.keep(&blob.hex, repository);
+        Ok(())
+    }
+
+    /// Goes on with the blob until it is whole. A place is held for a try, not between two.
+    async fn fetch_from_registry(
+        &self,
+        source: &Source,
+        (blob, bytes_max): (&Blob, u64),
+        part: &mut Part,
+        claim: &Claim<'_>,
+    ) -> Result<(), Fault> {
+        let origin = if source.is_own() { Origin::Server } else { Origin::Registry };
+        let heard = |bytes, size| {
+            self.compiler.metrics().pulled(origin, bytes);
+            claim.has(size);
+        };
         let mut tries = 0;
         loop {
-            let before = part.size;
-            let outcome = match stream(source, blob, bytes_max, &mut part).await {
-                Ok(()) => part.finish(&blob.hex).await,
-                Err(fault) => Err(fault),
-            };
-            match outcome {
-                Ok(()) => return Ok(()),
-                Err(fault) => {
-                    tracing::debug!(
-                        %fault, registry = source.host(), image.digest = blob.hex, received = part.size,
-                        "blob not complete"
-                    );
-                    if part.size > before {
-                        tries = 0;
-                    }
-                    self.pause(fault, &mut tries, TRIES_MAX).await?;
+            let before = part.size();
+            let outcome = {
+                let _place = self.places.take(source.host()).await?;
+                match stream(source, blob, bytes_max, part, &heard).await {
+                    Ok(()) => part.finish(&blob.hex).await,
+                    Err(fault) => Err(fault),
                 }
+            };
+            let Err(fault) = outcome else { return Ok(()) };
+            tracing::debug!(
+                %fault, registry = source.host(), image.digest = blob.hex, received = part.size(),
+                "blob not complete"
+            );
+            if part.size() >= before.saturating_add(PACE.bytes) {
+                tries = 0;
             }
+            self.pause(fault, &mut tries, TRIES_MAX).await?;
         }
     }
 
@@ -200,7 +219,7 @@ impl Images {
 }
 
 /// What all endpoints together said.
-fn sum(reference: &Reference, faults: Vec<(String, Fault)>) -> Fault {
+pub(super) fn sum(reference: &Reference, faults: Vec<(String, Fault)>) -> Fault {
     let texts: Vec<_> = faults.iter().map(|(host, fault)| format!("{host}: {fault}")).collect();
     let message = format!("failed to pull and unpack image \"{reference}\": {}", texts.join("; "));
     // If one of them may do better later, so may the pull.
@@ -224,112 +243,19 @@ async fn stream(
     blob: &Blob,
     bytes_max: u64,
     part: &mut Part,
+    heard: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<(), Fault> {
-    if blob.size.is_some_and(|size| part.size == size) {
+    if blob.size.is_some_and(|size| part.size() == size) {
         return Ok(());
     }
-    let (body, start) = source.blob(&blob.hex, part.size).await?;
-    if start != part.size {
-        part.restart().await?;
-    }
+    let (body, start) = source.blob(&blob.hex, part.size()).await?;
     let limit = blob.size.unwrap_or(bytes_max);
-    let mut chunks = body.into_data_stream();
-    loop {
-        let chunk = tokio::time::timeout(CHUNK_TIMEOUT, chunks.try_next())
-            .await
-            .map_err(|_| Fault::unavailable("the registry stopped sending"))?
-            .map_err(|cause| Fault::unavailable(format!("the transfer broke off: {cause}")))?;
-        let Some(chunk) = chunk else { break };
-        if part.size + chunk.len() as u64 > limit {
-            part.restart().await?;
-            return Err(Fault::Refused(format!("it sent more than the {limit} bytes announced")));
-        }
-        part.append(&chunk).await?;
-    }
+    part.receive(body, Transfer { start, limit, pace: PACE, heard }).await?;
     match blob.size {
-        Some(size) if part.size < size => {
-            Err(Fault::unavailable(format!("the transfer ended at byte {} of {size}", part.size)))
+        Some(size) if part.size() < size => {
+            let at = part.size();
+            Err(Fault::unavailable(format!("the transfer ended at byte {at} of {size}")))
         }
         _ => Ok(()),
-    }
-}
-
-/// A blob that is being received: its name is fixed, so that the next try goes on with it.
-pub(super) struct Part {
-    place: PathBuf,
-    path: PathBuf,
-    file: File,
-    hash: Sha256,
-    size: u64,
-    /// It holds bytes of an earlier life, which a power cut may have torn.
-    is_resumed: bool,
-}
-
-impl Part {
-    /// Opens what is there of the blob at `place`, and hashes it.
-    pub(super) async fn open(place: PathBuf) -> Result<Self, Fault> {
-        if let Some(folder) = place.parent() {
-            make_private(folder)?;
-        }
-        let path = place.with_extension(PART);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .await?;
-        let (mut hash, mut size) = (Sha256::new(), 0_u64);
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            let count = file.read(&mut buffer).await?;
-            let Some(read) = buffer.get(..count).filter(|read| !read.is_empty()) else { break };
-            hash.update(read);
-            size += count as u64;
-        }
-        Ok(Self { place, path, file, hash, size, is_resumed: size > 0 })
-    }
-
-    /// Bytes that are here.
-    pub(super) fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Gives up: nothing stays of it.
-    pub(super) async fn remove(self) {
-        let _ = fs::remove_file(&self.path).await;
-    }
-
-    /// Adds bytes at the end.
-    pub(super) async fn append(&mut self, chunk: &[u8]) -> Result<(), Fault> {
-        self.file.write_all(chunk).await?;
-        self.hash.update(chunk);
-        self.size += chunk.len() as u64;
-        Ok(())
-    }
-
-    /// Forgets what is here.
-    pub(super) async fn restart(&mut self) -> Result<(), Fault> {
-        self.file = File::create(&self.path).await?;
-        (self.hash, self.size, self.is_resumed) = (Sha256::new(), 0, false);
-        Ok(())
-    }
-
-    /// Puts the blob into its place if it is what its digest says.
-    pub(super) async fn finish(&mut self, hex: &str) -> Result<(), Fault> {
-        let is_good = hex::encode(self.hash.clone().finalize()) == hex;
-        if !is_good {
-            let was_resumed = self.is_resumed;
-            self.restart().await?;
-            let why = "it sent other bytes than the digest names".to_owned();
-            return Err(if was_resumed { Fault::unavailable(why) } else { Fault::Refused(why) });
-        }
-        self.file.flush().await?;
-        self.file.sync_all().await?;
-        fs::rename(&self.path, &self.place).await?;
-        if let Some(folder) = self.place.parent() {
-            File::open(folder).await?.sync_all().await?;
-        }
-        Ok(())
     }
 }

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use crate::agent::image::Images;
 use crate::agent::image::distribution::{Fault, USER_AGENT};
-use crate::agent::image::fetch::{CHUNK_TIMEOUT, Part};
+use crate::agent::image::fetch::CHUNK_TIMEOUT;
+use crate::agent::image::part::Part;
 use crate::agent::image::transport::{Body, Transport};
 use crate::api::compiled_code::{
     self, Absence, COMPONENT_BYTES_MAX, NoCode, TICKET_HEADER, Ticket,

@@ -81,8 +81,8 @@ fn api(code: impl Fn() -> Response + Clone + Send + Sync + 'static) -> Router {
 
 fn node(api: Router) -> Node {
     let mut node = Node::new(api, OWN, "");
-    node.images.engine = engine();
-    node.images.code_trust = Some(Arc::new(Hash));
+    node.images_mut().engine = engine();
+    node.images_mut().code_trust = Some(Arc::new(Hash));
     node
 }
 
@@ -248,7 +248,7 @@ async fn a_node_without_a_compiler_runs_code_of_servers_and_says_when_there_is_n
     let without = |server: Router| {
         let mut node = node(server);
         let compiler = Compiler { is_here: false, ..Compiler::new("/bin/false".into()) };
-        node.images.compiler = CodeCompiler::new(compiler, CodeMetrics::default());
+        node.images_mut().compiler = CodeCompiler::new(compiler, CodeMetrics::default());
         node
     };
     let node = without(api(|| answer(&ticket(CODE), CODE)));
@@ -268,7 +268,7 @@ async fn a_node_without_a_compiler_runs_code_of_servers_and_says_when_there_is_n
 #[tokio::test]
 async fn code_is_not_asked_for_without_trust_or_engine() {
     let mut node = node(api(|| panic!("asked")));
-    node.images.code_trust = None;
+    node.images_mut().code_trust = None;
     assert_eq!(code(&node).await, "own");
     assert_eq!(counts(&node), (1, vec![0; 5]));
 }

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::dirs::{Dirs, read_json, remove_folder, write_json};
 use crate::agent::image::compile::{COMPILED, compiled_name};
-use crate::agent::image::fetch::PART;
 use crate::agent::image::known::{Content, Resolved};
+use crate::agent::image::part::PART;
 use crate::agent::image::reference::Reference;
+use crate::agent::image::signed::SIGNATURES;
 use crate::agent::image::volume::{TEMPORARY, tree_bytes};
 use crate::agent::image::{Images, ReadyVolume};
 use crate::client::{EventType, Regarding};
@@ -353,12 +354,31 @@ impl Images {
                 }
             }
         }
+        self.forget_signatures()?;
         let last_used = {
             let mut ledger = self.ledger.lock();
             ledger.last_used.retain(|hex, _| is_here(hex));
             ledger.last_used.clone()
         };
         write_json(&self.dirs.images().join(USED_FILE), &last_used)
+    }
+
+    /// Removes signatures of manifests that no reference means any more.
+    fn forget_signatures(&self) -> std::io::Result<()> {
+        let mut manifests = BTreeSet::new();
+        for folder in [self.references(), self.volume_references()] {
+            for (name, ..) in files(&folder)? {
+                let resolved: Option<Resolved> = read_json(&folder.join(name));
+                manifests.extend(resolved.and_then(|resolved| resolved.manifest));
+            }
+        }
+        let folder = self.dirs.images().join(SIGNATURES);
+        for (name, ..) in files(&folder)? {
+            if !manifests.contains(name.trim_end_matches(".json")) {
+                let _ = fs::remove_file(folder.join(name));
+            }
+        }
+        Ok(())
     }
 
     /// Removes what no living process will finish, and code that this engine cannot run.
@@ -405,7 +425,7 @@ fn hex_of_file(name: &str) -> Option<&str> {
 }
 
 /// Name, size and time of change (Unix seconds) of the files in a folder; none if it is missing.
-fn files(folder: &Path) -> std::io::Result<Vec<(String, u64, i64)>> {
+pub(super) fn files(folder: &Path) -> std::io::Result<Vec<(String, u64, i64)>> {
     let mut all = entries(folder)?;
     all.retain(|(_, meta)| meta.is_file());
     Ok(all.into_iter().map(|(name, meta)| (name, meta.len(), modified(&meta))).collect())

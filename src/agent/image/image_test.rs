@@ -18,6 +18,7 @@ use super::gc::Disk;
 use super::*;
 use crate::agent::config::Compiler;
 use crate::agent::pod::start::StartFailure;
+use crate::config::Proxies;
 use crate::rt::TaskGroup;
 
 pub(super) const WASM: &[u8] = b"\0asm\x0d\0\x01\0 a component, as far as a shell script can tell";
@@ -68,15 +69,25 @@ pub(super) fn registry(breaks: usize, asked: &Arc<AtomicUsize>) -> Router {
 /// The images of a node, and what its events were told.
 pub(super) struct Node {
     folder: tempfile::TempDir,
-    pub(super) images: Images,
+    pub(super) images: Arc<Images>,
     events: Arc<Mutex<Vec<String>>>,
     clock: WallClock,
-    pod: Pod,
+    pub(super) pod: Pod,
 }
 
 impl Node {
     /// `api` answers what the node asks of the API, the cluster's registry among it.
     pub(super) fn new(api: Router, compiler: &str, registries: &str) -> Self {
+        Self::among(api, compiler, registries, None)
+    }
+
+    /// With other nodes to ask for blobs.
+    pub(super) fn among(
+        api: Router,
+        compiler: &str,
+        registries: &str,
+        peering: Option<Peering>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("registries.yaml");
         std::fs::write(&file, registries).unwrap();
@@ -110,14 +121,26 @@ impl Node {
             events: events_to,
             clock: clock.clone(),
             rng,
-            registries: Registries::open(Some(file)),
+            registries: Registries::open(Some(file), &Proxies::default()),
+            peering,
         };
-        let images = Images::new(tools, &ImageSettings::default());
+        let images = Arc::new(Images::new(tools, &ImageSettings::default()));
         let pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "default", "uid": "u1"},
             "spec": {"containers": [], "serviceAccountName": "robot"},
         }));
         Self { folder, images, events, clock, pod: pod.unwrap() }
+    }
+
+    /// Before others hold them, too.
+    pub(super) fn images_mut(&mut self) -> &mut Images {
+        Arc::get_mut(&mut self.images).unwrap()
+    }
+
+    /// With the proxies of an environment.
+    pub(super) fn through(&mut self, proxies: &Proxies) {
+        let file = self.folder.path().join("registries.yaml");
+        self.images_mut().registries = Registries::open(Some(file), proxies);
     }
 
     pub(super) async fn ready(
@@ -127,6 +150,16 @@ impl Node {
     ) -> Result<ReadyImage, ImageError> {
         let field_path = "spec.containers{c}".to_owned();
         self.images.ready(&Wanted { pod: &self.pod, field_path, image, pull }).await
+    }
+
+    /// Brings an image here without compiling it: a compiler is a process, which paused time does not
+    /// wait for.
+    pub(super) async fn pull(&self, image: &str) -> Result<(), Fault> {
+        let reference = Reference::parse(image).unwrap();
+        let resolved =
+            self.images.pull(&reference, &Keyring::default(), Content::Component).await?;
+        assert_eq!(std::fs::read(self.images.blob(&resolved.layer)).unwrap(), WASM);
+        Ok(())
     }
 
     pub(super) fn files(&self, folder: &str) -> Vec<String> {
@@ -227,7 +260,7 @@ async fn a_compiler_that_failed_for_now_is_tried_again_and_a_refused_module_is_n
         let script = script.replace("$0.n", count.to_str().unwrap());
         let mut node = Node::new(registry(0, &Arc::default()), &format!("{script}{end}"), "");
         let none = BackoffSettings { min: Duration::ZERO, max: Duration::ZERO };
-        node.images.compile_backoffs = Backoffs::new(none);
+        node.images_mut().compile_backoffs = Backoffs::new(none);
         assert!(node.ready("default/app:v1", PullPolicy::IfNotPresent).await.is_err());
         let again = node.ready("default/app:v1", PullPolicy::IfNotPresent).await;
         assert_eq!(again.is_ok(), runs == "2", "{again:?}");

@@ -25,8 +25,12 @@ const WASM_LAYERS: &[&str] = &[
 const TAR_LAYERS: &[&str] = &[
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    "application/wasm+gzip",
+    "application/wasm+zstd",
 ];
 /// Layers of this type hold nothing: an artifact without files has one.
 const EMPTY_LAYER: &str = "application/vnd.oci.empty.v1+json";

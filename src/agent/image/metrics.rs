@@ -1,4 +1,4 @@
-//! What is counted of compiled code.
+//! What is counted of images and compiled code.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -11,12 +11,43 @@ struct Outcome {
     result: &'static str,
 }
 
+/// Where the bytes of a blob came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Another node.
+    Peer,
+    /// A registry outside of the cluster.
+    Registry,
+    /// The cluster's own registry, on a server.
+    Server,
+}
+
+impl Origin {
+    const ALL: [Self; 3] = [Self::Peer, Self::Registry, Self::Server];
+
+    fn label(self) -> Source {
+        let source = match self {
+            Self::Peer => "peer",
+            Self::Registry => "registry",
+            Self::Server => "server",
+        };
+        Source { source }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Source {
+    source: &'static str,
+}
+
 /// Counters of one node. Cheap to clone; all clones count into one.
 #[derive(Debug, Clone)]
 pub struct CodeMetrics {
     compiles: Family<Outcome, Counter>,
     compile_seconds: Histogram,
     fetched: Family<Outcome, Counter>,
+    pulled_bytes: Family<Source, Counter>,
+    given_bytes: Counter,
 }
 
 /// How a compile can end.
@@ -35,7 +66,11 @@ impl Default for CodeMetrics {
             }
         }
         let compile_seconds = Histogram::new(exponential_buckets(0.01, 4.0, 8));
-        Self { compiles, compile_seconds, fetched }
+        let pulled_bytes: Family<Source, Counter> = Family::default();
+        for origin in Origin::ALL {
+            drop(pulled_bytes.get_or_create(&origin.label()));
+        }
+        Self { compiles, compile_seconds, fetched, pulled_bytes, given_bytes: Counter::default() }
     }
 }
 
@@ -57,6 +92,32 @@ impl CodeMetrics {
             "Questions to servers for compiled code, by result",
             self.fetched.clone(),
         );
+        registry.register(
+            "edgeorc_image_pulled_bytes",
+            "Bytes of images that came to this node, by where they came from",
+            self.pulled_bytes.clone(),
+        );
+        registry.register(
+            "edgeorc_image_given_bytes",
+            "Bytes of images that other nodes took from this one",
+            self.given_bytes.clone(),
+        );
+    }
+
+    /// A piece of an image came.
+    pub(super) fn pulled(&self, from: Origin, bytes: u64) {
+        self.pulled_bytes.get_or_create(&from.label()).inc_by(bytes);
+    }
+
+    /// So much of an image was given to another node.
+    pub(super) fn given(&self, bytes: u64) {
+        self.given_bytes.inc_by(bytes);
+    }
+
+    /// Bytes that came from peers, registries and servers.
+    #[cfg(test)]
+    pub(super) fn pulled_bytes(&self) -> [u64; 3] {
+        Origin::ALL.map(|origin| self.pulled_bytes.get_or_create(&origin.label()).get())
     }
 
     /// A compiler ended: one of `ok`, `refused`, `unfinished`.

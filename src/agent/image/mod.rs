@@ -7,6 +7,8 @@
 //! images/trees/<hex>/            the files of an image that is a volume, by its manifest's digest
 //! images/trees/<hex>.tmp/        the same while it is unpacked
 //! images/volumes/<reference>.json  what a volume's reference was resolved to last
+//! images/policies/<namespace>.json   which signatures a namespace wanted last
+//! images/signatures/<hex>.json   a good signature of a manifest, by its digest
 //! images/used.json               when images that nobody uses now were used last
 //! compiled/<hex>-<engine>.cwasm  compiled code
 //! ```
@@ -32,7 +34,12 @@
 //! - A folder under `trees/` without an ending holds all files of its image, and is never changed.
 //! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
+//! - An image runs only if the policy of its pod's namespace takes it.
 //! - A credential is sent only to the host it is meant for.
+//! - Another node is asked for a blob only after the registry has said, to this pod's credentials, that
+//!   it would give it; which blob an image is, the registry alone says.
+//! - A blob is given only to nodes of the cluster, and only in the name of a repository that it came out
+//!   of on this node: a registry that says it has what it has not, does not open another's.
 
 mod adopt;
 mod auth;
@@ -43,18 +50,33 @@ mod distribution;
 mod fetch;
 mod fleet;
 mod gc;
+mod gunzip;
 mod known;
 mod locks;
 mod manifest;
 mod metrics;
+mod part;
+mod peers;
+mod places;
+mod policies;
 mod process;
+mod proxy;
+mod reader;
 mod reference;
 mod registries;
 mod report;
+mod serve;
+mod settings;
+mod signature;
+mod signed;
+mod sources;
+mod swarm;
 mod tar;
 mod transport;
 mod tree;
 mod unpack;
+mod unzstd;
+mod verifier;
 mod volume;
 
 #[cfg(test)]
@@ -62,7 +84,11 @@ mod fleet_test;
 #[cfg(test)]
 mod image_test;
 #[cfg(test)]
+mod peers_test;
+#[cfg(test)]
 mod pull_test;
+#[cfg(test)]
+mod signature_test;
 #[cfg(test)]
 mod volume_test;
 
@@ -76,7 +102,7 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::agent::dirs::Dirs;
@@ -90,17 +116,26 @@ use distribution::Fault;
 use gc::Ledger;
 use known::{Content, Resolved};
 use locks::Locks;
+use places::Places;
+use policies::Policies;
 use reference::Reference;
+use swarm::Swarm;
 
 pub use backoff::BackoffSettings;
 pub use fleet::CodeTrust;
 pub use gc::ImageGcSettings;
 pub use metrics::CodeMetrics;
+pub(crate) use peers::Peering;
+pub use peers::{PeerBody, PeerConnection, PeerDialler, PeerError};
 pub use process::{CodeCompiler, CompileFailure};
+pub use reader::{ImageReader, ReadError, RemoteImage, copy_place};
 pub(crate) use registries::Registries;
+pub use serve::AskingNode;
+pub(crate) use serve::BlobShelf;
+pub use settings::ImageSettings;
+pub(crate) use signed::SIGNATURE_VALIDATION_FAILED;
+pub use verifier::SignatureVerifier;
 
-/// Layers fetched at a time.
-const DOWNLOADS_MAX: usize = 3;
 /// How often an image may be deleted under the hands of the pod that wants it.
 const ROUNDS_MAX: usize = 3;
 
@@ -130,6 +165,14 @@ pub(crate) enum ImageError {
         /// What happened last.
         message: String,
         /// Time until the next pull.
+        wait: Duration,
+    },
+    /// The policy of the pod's namespace refuses it, or cannot be asked. Retry after `wait`.
+    #[error("{message}")]
+    Signature {
+        /// Why.
+        message: String,
+        /// Time until the next look.
         wait: Duration,
     },
     /// It is no component this node can run. Give up, unless its name may mean another one later.
@@ -197,34 +240,6 @@ pub(crate) struct ReadyVolume {
     pub(crate) id: String,
 }
 
-/// How images are pulled and kept. The defaults are kubelet's unless they say otherwise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageSettings {
-    /// `registries.yaml`; it need not exist. Default: none.
-    pub registries_file: Option<PathBuf>,
-    /// Pause between pulls that fail. Default 1 s doubling to 60 s; kubelet's is 10 s to 300 s.
-    pub pull_backoff: BackoffSettings,
-    /// Pause between compiles that run out of time or memory. Default 10 s doubling to 300 s.
-    pub compile_backoff: BackoffSettings,
-    /// When images that nobody uses are deleted.
-    pub gc: ImageGcSettings,
-}
-
-impl Default for ImageSettings {
-    fn default() -> Self {
-        let seconds = |min, max| BackoffSettings {
-            min: Duration::from_secs(min),
-            max: Duration::from_secs(max),
-        };
-        Self {
-            registries_file: None,
-            pull_backoff: seconds(1, 60),
-            compile_backoff: seconds(10, 300),
-            gc: ImageGcSettings::default(),
-        }
-    }
-}
-
 /// What the images of a node need.
 pub(crate) struct Tools {
     pub(crate) client: kube::Client,
@@ -237,6 +252,8 @@ pub(crate) struct Tools {
     pub(crate) clock: WallClock,
     pub(crate) rng: Rng,
     pub(crate) registries: Registries,
+    /// How other nodes are asked for blobs; `None`: they are not.
+    pub(crate) peering: Option<Peering>,
 }
 
 /// Where containers get their images from: [`Images`] in production.
@@ -278,6 +295,7 @@ pub(crate) struct Images {
     clock: WallClock,
     rng: Rng,
     registries: Registries,
+    policies: Policies,
     pull_backoffs: Backoffs,
     compile_backoffs: Backoffs,
     /// What was found in files lately.
@@ -286,7 +304,11 @@ pub(crate) struct Images {
     refused: Mutex<BTreeMap<String, String>>,
     /// By hex of a layer, and by file name of a reference.
     locks: Locks,
-    downloads: Semaphore,
+    /// Transfers under way, by registry.
+    places: Places,
+    /// What other nodes are told of this one's blobs.
+    swarm: Swarm,
+    peering: Option<Peering>,
     ledger: Mutex<Ledger>,
     gc: ImageGcSettings,
     /// The disk is full: collect garbage at once.
@@ -297,9 +319,11 @@ impl Images {
     /// The images in the node's folders.
     pub(crate) fn new(tools: Tools, settings: &ImageSettings) -> Self {
         let Tools { client, dirs, compiler, code_trust, engine, .. } = tools;
-        let Tools { events, clock, rng, registries, .. } = tools;
+        let Tools { events, clock, rng, registries, peering, .. } = tools;
         Self {
+            policies: Policies::new(client.clone(), dirs.images().join("policies")),
             ledger: Mutex::new(Ledger::read(&dirs)),
+            swarm: Swarm::read(&dirs),
             client,
             dirs,
             compiler,
@@ -314,7 +338,8 @@ impl Images {
             adopted: Mutex::default(),
             refused: Mutex::default(),
             locks: Locks::default(),
-            downloads: Semaphore::new(DOWNLOADS_MAX),
+            places: Places::default(),
+            peering,
             gc: settings.gc,
             is_full: Notify::new(),
         }
@@ -342,8 +367,19 @@ impl Images {
         Err(ImageError::Vanished)
     }
 
-    /// What the reference means now; that is here afterwards.
+    /// What the reference means now; that is here afterwards, and may be used.
     async fn resolve(
+        &self,
+        wanted: &Wanted<'_>,
+        reference: &Reference,
+        content: Content,
+    ) -> Result<Resolved, ImageError> {
+        let resolved = self.look_up(wanted, reference, content).await?;
+        self.check_signature(wanted, reference, &resolved).await?;
+        Ok(resolved)
+    }
+
+    async fn look_up(
         &self,
         wanted: &Wanted<'_>,
         reference: &Reference,

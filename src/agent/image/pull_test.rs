@@ -21,6 +21,7 @@ use super::image_test::{
     COPY, CUT, Node, WASM, cut_body, digest_of, failure, manifest_of, registry,
 };
 use super::*;
+use crate::config::Proxies;
 use crate::rt::TaskGroup;
 
 /// A certificate for 127.0.0.1 that nobody but these tests trusts, and its key.
@@ -41,7 +42,7 @@ BBbnZuv6KeLf5I3AGyiJNNh1EacS70/u+M9eAhK3tCS4W5lCVE1bheX4
 -----END PRIVATE KEY-----";
 
 /// Serves on a loopback socket.
-async fn listen(router: Router) -> SocketAddr {
+pub(super) async fn listen(router: Router) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     TaskGroup::new(&CancellationToken::new()).spawn_until_cancelled("registry", async move {
@@ -117,6 +118,145 @@ async fn a_transfer_that_dies_in_the_middle_goes_on_where_it_ended() {
     assert_eq!(std::fs::read(ready.compiled).unwrap(), WASM);
     assert_eq!(*ranges.lock(), ["", &format!("bytes={CUT}-")]);
     assert_eq!(node.files("images/sha256").len(), 1);
+}
+
+/// Goal: a registry that stands still in its answers keeps no other waiting, nor its own other images
+/// for ever. Method: more pulls from it than it has places, and paused time.
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_stalls_gives_its_places_up_and_holds_no_other_registrys() {
+    let manifest = manifest_of("application/wasm", WASM);
+    let stalls = || async {
+        let first = futures_util::stream::iter([Ok::<_, std::io::Error>(&WASM[..CUT])]);
+        let rest = futures_util::stream::pending();
+        Body::from_stream(futures_util::StreamExt::chain(first, rest))
+    };
+    // Each app has a layer of its own, so that none waits for another's.
+    let mut stalled = Router::new();
+    for at in 0..5 {
+        let digest = format!("sha256:{}", at.to_string().repeat(64));
+        let manifest = manifest.replace(&digest_of(WASM), &digest);
+        stalled = stalled
+            .route(&format!("/v2/app{at}/manifests/v1"), get(|| async { manifest }))
+            .route(&format!("/v2/app{at}/blobs/{digest}"), get(stalls));
+    }
+    stalled = stalled
+        .route("/v2/good/manifests/v1", get(|| async { manifest }))
+        .route(&format!("/v2/good/blobs/{}", digest_of(WASM)), get(|| async { WASM }));
+    let host = listen(stalled).await;
+    let node = Node::new(registry(0, &Arc::default()), COPY, "");
+    let images: Vec<_> = (0..5).map(|at| format!("{host}/app{at}:v1")).collect();
+    let good = format!("{host}/good:v1");
+    let pull = |image| node.pull(image);
+    let slow = futures_util::future::join_all(images.iter().map(|image| pull(image)));
+    let others = async {
+        // By now the places of that registry are taken.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let before = Instant::now();
+        pull("default/app:v1").await.unwrap();
+        let own = before.elapsed();
+        let before = Instant::now();
+        pull(&good).await.unwrap();
+        (own, before.elapsed())
+    };
+    let (slow, (own, same)) = tokio::join!(slow, others);
+    assert!(own < Duration::from_secs(1), "the cluster's own registry waited {own:?}");
+    assert!(same < Duration::from_secs(90), "an image of the same registry waited {same:?}");
+    for stalled in slow {
+        let failed = stalled.unwrap_err().to_string();
+        assert!(failed.contains("no progress"), "{failed}");
+    }
+}
+
+/// A proxy that lets through what it likes: `CONNECT` to any name ends at `to`; plain requests are
+/// answered by `router`. What it was asked is noted.
+async fn proxy(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskGroup::new(&CancellationToken::new());
+    let (connections, noted) = (tasks.clone(), Arc::clone(&asked));
+    tasks.spawn_until_cancelled("proxy", async move {
+        loop {
+            let mut client = listener.accept().await.unwrap().0;
+            let noted = Arc::clone(&noted);
+            connections.spawn_until_cancelled("connection", async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let line = head.lines().next().unwrap().to_owned();
+                let is_known =
+                    head.contains("Basic dXNlcjpwYXNz") || head.contains("basic dXNlcjpwYXNz");
+                let is_tunnel = line.starts_with("CONNECT ");
+                noted.lock().push(line);
+                if !is_known {
+                    let denied =
+                        "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n";
+                    client.write_all(denied.as_bytes()).await.unwrap();
+                    return;
+                }
+                let mut server = tokio::net::TcpStream::connect(to).await.unwrap();
+                if is_tunnel {
+                    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                } else {
+                    // As a registry would be asked without it.
+                    let (method, rest) = head.split_once(" http://reg.test").unwrap();
+                    server.write_all(format!("{method} {rest}").as_bytes()).await.unwrap();
+                }
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn registries_are_reached_through_the_proxy_that_the_environment_or_the_file_names() {
+    let over_tls = listen_tls(registry(0, &Arc::default())).await;
+    let plain = listen(registry(0, &Arc::default())).await;
+    let image = "reg.test/default/app:v1";
+    let trust = "configs: {reg.test: {tls: {insecure_skip_verify: true}}}";
+    let mirror = "mirrors: {reg.test: {endpoint: [\"http://reg.test\"]}}";
+    for (to, file, first) in [
+        (over_tls, trust.to_owned(), "CONNECT reg.test:443 HTTP/1.1"),
+        (plain, mirror.to_owned(), "GET http://reg.test/v2/default/app/manifests/v1 HTTP/1.1"),
+    ] {
+        let (proxy, asked) = proxy(to).await;
+        let url = format!("http://user:pass@{proxy}");
+        let of_environment = Proxies { all: url.clone(), ..Proxies::default() };
+        let mut node = Node::new(Router::new(), COPY, &file);
+        node.through(&of_environment);
+        node.ready(image, PullPolicy::IfNotPresent).await.unwrap();
+        assert_eq!(asked.lock()[0], first);
+
+        // The file has the last word: another proxy, or none.
+        asked.lock().clear();
+        let named = file.replace("{tls:", &format!("{{proxy: \"{url}\", tls:"));
+        let named = if named == file {
+            format!("{file}\nconfigs: {{reg.test: {{proxy: \"{url}\"}}}}")
+        } else {
+            named
+        };
+        let elsewhere = Proxies { all: "http://127.0.0.1:1".to_owned(), ..Proxies::default() };
+        let mut node = Node::new(Router::new(), COPY, &named);
+        node.through(&elsewhere);
+        node.ready(image, PullPolicy::IfNotPresent).await.unwrap();
+        assert_eq!(asked.lock()[0], first);
+
+        let node = Node::new(Router::new(), COPY, &named.replace(&url, "none"));
+        let settings = node.images.registries.settings();
+        assert!(matches!(settings.proxy("reg.test"), Some(None)), "{named}");
+
+        // A proxy that wants a password that nobody has.
+        let mut node = Node::new(Router::new(), COPY, &file);
+        node.through(&Proxies { all: format!("http://{proxy}"), ..Proxies::default() });
+        let pull = node.ready(image, PullPolicy::IfNotPresent);
+        let failed = failure(pull.await);
+        assert!(failed.message.contains("proxy") || failed.message.contains("407"), "{failed:?}");
+        assert!(!failed.message.contains("pass@"), "{failed:?}");
+    }
 }
 
 /// A registry that wants a token, which its token server gives to `user` with `password`.
@@ -230,7 +370,7 @@ async fn a_registry_over_tls_is_trusted_by_its_ca_or_not_at_all() {
         let file = format!("{mirror}configs: {{\"{host}\": {{tls: {{{tls}}}}}}}\n");
         let mut node = Node::new(Router::new(), COPY, &file);
         let once = BackoffSettings { min: Duration::ZERO, max: Duration::ZERO };
-        node.images.pull_backoffs = Backoffs::new(once);
+        node.images_mut().pull_backoffs = Backoffs::new(once);
         let ready = tokio::time::timeout(
             Duration::from_secs(2),
             node.ready("reg.test/default/app:v1", PullPolicy::IfNotPresent),

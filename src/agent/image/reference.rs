@@ -73,19 +73,42 @@ impl Reference {
         hex_of(&self.reference)
     }
 
+    /// Where `edgeorc bundle load` puts a copy: the repository in the cluster's own registry. `None`
+    /// for names that no repository there can have.
+    pub(super) fn copy_repository(&self) -> Option<String> {
+        let name =
+            format!("{}/{}", self.host.to_ascii_lowercase().replace(':', "_"), self.repository);
+        is_repository(&name).then_some(name)
+    }
+
     /// One file name per reference. `=` and `@` are in no host, repository or tag.
     pub(super) fn file_name(&self) -> String {
+        let name = format!("{}@{}", self.file_name_start(), self.reference.replace(':', "-"));
+        if name.len() > FILE_NAME_BYTES_MAX {
+            return format!("={}", hex::encode(Sha256::digest(name)));
+        }
+        name
+    }
+
+    /// What whoever may pull this may pull as well: everything of the cluster's own registry, and of
+    /// any other the repository alone.
+    pub(super) fn scope(&self) -> String {
+        if self.is_own() { OWN_REGISTRY.to_owned() } else { self.file_name_start() }
+    }
+
+    /// [`Self::scope`] of the reference that a file is named after; not of names that are hashed.
+    pub(super) fn scope_of_file(name: &str) -> Option<String> {
+        let (start, _) = name.split_once('@')?;
+        Some(if start.contains('=') { start.to_owned() } else { OWN_REGISTRY.to_owned() })
+    }
+
+    fn file_name_start(&self) -> String {
         let host = if self.is_own() {
             String::new()
         } else {
             format!("{}=", self.host.replace([':', '[', ']'], "_"))
         };
-        let repository = self.repository.replace('/', "+");
-        let name = format!("{host}{repository}@{}", self.reference.replace(':', "-"));
-        if name.len() > FILE_NAME_BYTES_MAX {
-            return format!("={}", hex::encode(Sha256::digest(name)));
-        }
-        name
+        format!("{host}{}", self.repository.replace('/', "+"))
     }
 
     /// `HOST/NAME`, without tag.
@@ -176,5 +199,10 @@ mod tests {
         assert_ne!(file("docker.io/a/b"), file("registry.edgeorc.local/docker.io/a/b"));
         assert_ne!(file("a.b:1/x"), file("a.b-1/x"));
         assert!(file(&format!("{}:v1", "a".repeat(250))).len() < 100);
+        for image in ["default/hello:v1", "ghcr.io/o/x:v1", "localhost:5000/x"] {
+            let reference = Reference::parse(image).unwrap();
+            let of_file = Reference::scope_of_file(&format!("{}.json", reference.file_name()));
+            assert_eq!(of_file, Some(reference.scope()), "{image}");
+        }
     }
 }

@@ -11,12 +11,16 @@ use regex::Regex;
 use serde::Deserialize;
 
 use crate::agent::image::credentials::Credential;
+use crate::agent::image::proxy::{Proxy, Rules};
 use crate::agent::image::reference::{DOCKER_HUB, Reference};
+use crate::config::Proxies;
 
 /// Largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Where Docker's registry really is.
 const DOCKER_ENDPOINT: &str = "https://registry-1.docker.io";
+/// Value of `proxy` for registries that are reached without one.
+const NO_PROXY: &str = "none";
 /// Key of the mirrors and settings for registries that have none of their own.
 const ANY: &str = "*";
 
@@ -63,6 +67,7 @@ struct MirrorEntry {
 struct ConfigEntry {
     auth: Option<AuthEntry>,
     tls: Option<Tls>,
+    proxy: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -124,6 +129,8 @@ struct Mirror {
 struct Config {
     credential: Option<Credential>,
     tls: Tls,
+    /// `Some(None)`: reached without, whatever the environment says.
+    proxy: Option<Option<Proxy>>,
 }
 
 impl Settings {
@@ -144,7 +151,17 @@ impl Settings {
             if tls.cert_file.is_some() != tls.key_file.is_some() {
                 return Err(format!("configs.{host}.tls: cert_file and key_file go together"));
             }
-            settings.configs.insert(host, Config { credential, tls });
+            let proxy = match entry.proxy.as_deref() {
+                None => None,
+                Some(NO_PROXY) => Some(None),
+                Some(url) => {
+                    let proxy = Proxy::parse(url).ok_or_else(|| {
+                        format!("configs.{host}.proxy: it must be http://HOST:PORT or {NO_PROXY}")
+                    });
+                    Some(Some(proxy?))
+                }
+            };
+            settings.configs.insert(host, Config { credential, tls, proxy });
         }
         for (name, image) in file.images.into_iter().flatten() {
             Reference::parse(&image).map_err(|cause| format!("images.{name}: {cause}"))?;
@@ -209,6 +226,11 @@ impl Settings {
         self.config(host).map(|config| config.tls.clone()).unwrap_or_default()
     }
 
+    /// What the file says of the proxy on the way to a host; `Some(None)`: there is to be none.
+    pub(super) fn proxy(&self, host: &str) -> Option<Option<Proxy>> {
+        self.config(host).and_then(|config| config.proxy.clone())
+    }
+
     fn config(&self, host: &str) -> Option<&Config> {
         let alias = (host == "registry-1.docker.io").then_some(DOCKER_HUB);
         let names = [Some(host), alias, Some(ANY)];
@@ -256,11 +278,12 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || is_loopback
 }
 
-/// The file, read again when it changes.
-#[derive(Debug)]
+/// The file, read again when it changes. Clones are one.
+#[derive(Debug, Clone)]
 pub(crate) struct Registries {
     path: Option<PathBuf>,
-    known: Mutex<(Stamp, Arc<Settings>)>,
+    known: Arc<Mutex<(Stamp, Arc<Settings>)>>,
+    proxies: Arc<Rules>,
 }
 
 /// Tells one state of the file from another; `None` when there is no file.
@@ -271,13 +294,20 @@ impl Registries {
     ///
     /// A broken file does not keep a node from starting: what is on its disk must run, above all
     /// after a power cut. It is named in the log, and read again once it changes.
-    pub(crate) fn open(path: Option<PathBuf>) -> Self {
+    pub(crate) fn open(path: Option<PathBuf>, proxies: &Proxies) -> Self {
         let settings = path.as_deref().map(read).transpose().unwrap_or_else(|err| {
             tracing::error!(%err, "registries.yaml is broken, going on without it until it is mended");
             None
         });
         let stamp = path.as_deref().and_then(stamp);
-        Self { known: Mutex::new((stamp, Arc::new(settings.unwrap_or_default()))), path }
+        let known = (stamp, Arc::new(settings.unwrap_or_default()));
+        let proxies = Arc::new(Rules::of(proxies));
+        Self { known: Arc::new(Mutex::new(known)), path, proxies }
+    }
+
+    /// The proxies of the environment, for hosts that the file has none for.
+    pub(super) fn proxies(&self) -> Arc<Rules> {
+        Arc::clone(&self.proxies)
     }
 
     /// What the file says now; what it said before if it is broken.
@@ -414,6 +444,7 @@ images:
             ("mirrors: {a: {endpoint: ['ftp://x']}}", "ftp"),
             ("mirrors: {a: {rewrite: {'(': x}}}", "rewrite"),
             ("configs: {a: {tls: {cert_file: x}}}", "key_file"),
+            ("configs: {a: {proxy: 'socks5://b:1'}}", "configs.a.proxy"),
             ("images: {a: 'B C'}", "images.a"),
         ] {
             let refused = Settings::parse(text).unwrap_err();
@@ -421,14 +452,14 @@ images:
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("registries.yaml");
-        let registries = Registries::open(Some(path.clone()));
+        let registries = Registries::open(Some(path.clone()), &Proxies::default());
         assert_eq!(registries.settings().stand_in("busybox"), "busybox");
         std::fs::write(&path, EXAMPLE).unwrap();
         assert_ne!(registries.settings().stand_in("busybox"), "busybox");
         std::fs::write(&path, "mirors: {}").unwrap();
         assert_ne!(registries.settings().stand_in("busybox"), "busybox");
         // The next start goes on without it, and takes it once it is mended.
-        let registries = Registries::open(Some(path.clone()));
+        let registries = Registries::open(Some(path.clone()), &Proxies::default());
         assert_eq!(registries.settings().stand_in("busybox"), "busybox");
         std::fs::write(&path, EXAMPLE).unwrap();
         assert_ne!(registries.settings().stand_in("busybox"), "busybox");

@@ -5,11 +5,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::agent::image::known::Resolved;
-use crate::agent::image::{ImageError, Images, Wanted};
+use crate::agent::image::{ImageError, Images, SIGNATURE_VALIDATION_FAILED, Wanted};
 use crate::client::{EventType, Regarding};
 
 impl Images {
-    fn tell(&self, wanted: &Wanted<'_>, kind: EventType, reason: &'static str, message: String) {
+    pub(super) fn tell(
+        &self,
+        wanted: &Wanted<'_>,
+        kind: EventType,
+        reason: &'static str,
+        message: String,
+    ) {
         let mut regarding = Regarding::of(wanted.pod);
         if !wanted.field_path.is_empty() {
             regarding = regarding.field(&wanted.field_path);
@@ -76,6 +82,16 @@ impl Images {
             ImageError::Pull { message, .. } => (
                 (warning, "Failed", format!("Failed to pull image \"{image}\": {message}")),
                 "ErrImagePull".to_owned(),
+            ),
+            ImageError::Signature { message, .. } => (
+                (
+                    warning,
+                    "Failed",
+                    format!(
+                        "Failed to pull image \"{image}\": {SIGNATURE_VALIDATION_FAILED}: {message}"
+                    ),
+                ),
+                SIGNATURE_VALIDATION_FAILED.to_owned(),
             ),
             ImageError::Disk(_) | ImageError::Vanished => (
                 (warning, "Failed", format!("Failed to pull image \"{image}\": {error}")),

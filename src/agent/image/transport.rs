@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -24,6 +24,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::sync::Mutex;
 
+use crate::agent::image::proxy::{Connector, Proxy, Rules};
 use crate::agent::image::registries::{Settings, Tls};
 
 /// Time to reach a registry.
@@ -42,7 +43,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Broken(String);
 
 impl Broken {
-    fn new(cause: impl ToString) -> Self {
+    pub(super) fn new(cause: impl ToString) -> Self {
         Self(cause.to_string())
     }
 }
@@ -51,7 +52,7 @@ impl Broken {
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// The body of an answer.
 pub(super) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Broken>;
-type Outgoing = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Outgoing = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 /// The way to registries, for one pull.
 pub(super) enum Transport {
@@ -64,28 +65,41 @@ pub(super) enum Transport {
 /// Clients by host: each has its own trust.
 pub(super) struct Outside {
     settings: Arc<Settings>,
-    clients: Mutex<BTreeMap<String, Outgoing>>,
+    proxies: Arc<Rules>,
+    clients: Mutex<BTreeMap<String, Way>>,
+}
+
+/// The client for one host, and what a proxy that reads its requests wants to see in them.
+#[derive(Clone)]
+struct Way {
+    client: Outgoing,
+    proxy_authorization: Option<HeaderValue>,
 }
 
 impl Outside {
-    pub(super) fn new(settings: Arc<Settings>) -> Self {
-        Self { settings, clients: Mutex::default() }
+    pub(super) fn new(settings: Arc<Settings>, proxies: Arc<Rules>) -> Self {
+        Self { settings, proxies, clients: Mutex::default() }
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Body>, Broken> {
-        let client = self.client(request.uri()).await.map_err(Broken::new)?;
-        let answer = client.request(request).await.map_err(|cause| innermost(&cause))?;
+    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Body>, Broken> {
+        let way = self.way(request.uri()).await.map_err(Broken::new)?;
+        if let Some(authorization) = way.proxy_authorization {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization);
+        }
+        let answer = way.client.request(request).await.map_err(|cause| innermost(&cause))?;
         Ok(answer.map(|body| body.map_err(|cause| innermost(&cause)).boxed_unsync()))
     }
 
-    async fn client(&self, uri: &http::Uri) -> Result<Outgoing, Cause> {
+    async fn way(&self, uri: &http::Uri) -> Result<Way, Cause> {
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();
         let mut clients = self.clients.lock().await;
-        if let Some(client) = clients.get(&host) {
-            return Ok(client.clone());
+        if let Some(way) = clients.get(&host) {
+            return Ok(way.clone());
         }
         let is_tls = uri.scheme_str() == Some("https");
         let tls = self.settings.tls(&host);
+        let proxy = self.settings.proxy(&host).unwrap_or_else(|| self.proxies.find(uri));
+        let proxy_authorization = proxy.as_ref().filter(|_| !is_tls).and_then(Proxy::authorization);
         // Reading the system's certificates takes milliseconds of CPU and disk.
         let config = tokio::task::spawn_blocking(move || client_config(is_tls, &tls)).await??;
         let mut connector = HttpConnector::new();
@@ -96,13 +110,14 @@ impl Outside {
             .with_tls_config(config)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(connector);
+            .wrap_connector(Connector::new(connector, proxy));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .build(connector);
-        clients.insert(host, client.clone());
-        Ok(client)
+        let way = Way { client, proxy_authorization };
+        clients.insert(host, way.clone());
+        Ok(way)
     }
 }
 

@@ -26,9 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::beneath::{self, Held, Missing};
 use crate::agent::dirs::make_one;
+use crate::agent::image::gunzip::{GZIP_MAGIC, Gunzip};
 use crate::agent::image::manifest::Form;
 use crate::agent::image::tar::{Archive, Entry, Kind, damaged};
-use crate::agent::image::unpack::{GZIP_MAGIC, Gunzip};
 
 /// In front of the name of something that a lower layer has and this one takes away.
 const WHITEOUT: &[u8] = b".wh.";

@@ -4,22 +4,19 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use miniz_oxide::inflate::stream::{InflateState, inflate};
-use miniz_oxide::{DataFormat, MZFlush, MZStatus};
-
 use crate::agent::image::fetch::COMPONENT_BYTES_MAX;
+use crate::agent::image::gunzip::{GZIP_MAGIC, Gunzip};
 use crate::agent::image::tar::read_full;
+use crate::agent::image::unzstd::{Unzstd, ZSTD_MAGIC};
 
 /// First bytes of a module or component.
 const WASM_MAGIC: &[u8; 4] = b"\0asm";
-/// First bytes of a gzip file.
-pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Size of a header and unit of content in an archive.
 const TAR_BLOCK: usize = 512;
 /// Most that an archive may hold when it is unpacked, in bytes.
 const UNPACKED_BYTES_MAX: u64 = 2 * COMPONENT_BYTES_MAX;
 /// Compressed bytes held at a time.
-const INPUT_BYTES: usize = 32 * 1024;
+pub(super) const INPUT_BYTES: usize = 32 * 1024;
 
 /// Writes the one component in the archive `layer` to `output`. `false`: the layer is no archive
 /// but a component itself, and nothing was written.
@@ -31,13 +28,17 @@ pub(super) fn unpack(layer: &Path, output: &Path) -> io::Result<bool> {
     let mut magic = [0; 4];
     let count = File::open(layer)?.take(4).read(&mut magic)?;
     let is_gzip = magic.starts_with(&GZIP_MAGIC);
-    if count < magic.len() || (!is_gzip && !is_archive(layer)?) {
+    let is_zstd = magic == ZSTD_MAGIC;
+    if count < magic.len() || (!is_gzip && !is_zstd && !is_archive(layer)?) {
         // What else it is, the compiler says.
         return Ok(false);
     }
     let file = BufReader::with_capacity(INPUT_BYTES, File::open(layer)?);
-    let mut content: Box<dyn Read> =
-        if is_gzip { Box::new(Gunzip::new(file)) } else { Box::new(file) };
+    let mut content: Box<dyn Read> = match () {
+        () if is_gzip => Box::new(Gunzip::new(file)),
+        () if is_zstd => Box::new(Unzstd::new(file)),
+        () => Box::new(file),
+    };
     content = Box::new(content.take(UNPACKED_BYTES_MAX));
     extract(&mut content, &mut File::create(output)?)?;
     Ok(true)
@@ -50,7 +51,7 @@ fn is_archive(path: &Path) -> io::Result<bool> {
     Ok(count == TAR_BLOCK && header.get(257..262) == Some(b"ustar".as_slice()))
 }
 
-fn invalid(why: impl Into<String>) -> io::Error {
+pub(super) fn invalid(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
 }
 
@@ -106,111 +107,6 @@ fn size_of(header: &[u8; TAR_BLOCK]) -> io::Result<u64> {
         .ok_or_else(|| invalid("the image's layer is a damaged archive"))
 }
 
-/// Reads a gzip file, of one or several members.
-pub(super) struct Gunzip<R> {
-    input: R,
-    buffer: Vec<u8>,
-    /// What of the buffer is not used yet.
-    at: usize,
-    state: Option<Box<InflateState>>,
-}
-
-impl<R: Read> Gunzip<R> {
-    pub(super) fn new(input: R) -> Self {
-        Self { input, buffer: Vec::new(), at: 0, state: None }
-    }
-
-    /// Whether there is input; reads more if there is none.
-    fn fill(&mut self) -> io::Result<bool> {
-        if self.at >= self.buffer.len() {
-            self.buffer.resize(INPUT_BYTES, 0);
-            let count = self.input.read(&mut self.buffer)?;
-            self.buffer.truncate(count);
-            self.at = 0;
-        }
-        Ok(self.at < self.buffer.len())
-    }
-
-    fn byte(&mut self) -> io::Result<Option<u8>> {
-        if !self.fill()? {
-            return Ok(None);
-        }
-        let byte = self.buffer.get(self.at).copied();
-        self.at += 1;
-        Ok(byte)
-    }
-
-    /// Reads the head of a member (RFC 1952). `false`: there is none.
-    fn head(&mut self) -> io::Result<bool> {
-        let damaged = || invalid("the image's layer is no gzip file");
-        let Some(first) = self.byte()? else { return Ok(false) };
-        if first == 0 {
-            // Padding after the last member.
-            return Ok(false);
-        }
-        let mut head = [first, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        for byte in head.iter_mut().skip(1) {
-            *byte = self.byte()?.ok_or_else(damaged)?;
-        }
-        let flags = head[3];
-        if !head.starts_with(&GZIP_MAGIC) || head[2] != 8 {
-            return Err(damaged());
-        }
-        if flags & 4 != 0 {
-            let low = self.byte()?.ok_or_else(damaged)?;
-            let high = self.byte()?.ok_or_else(damaged)?;
-            for _ in 0..u16::from_le_bytes([low, high]) {
-                self.byte()?.ok_or_else(damaged)?;
-            }
-        }
-        for text in [8, 16] {
-            while flags & text != 0 && self.byte()?.ok_or_else(damaged)? != 0 {}
-        }
-        if flags & 2 != 0 {
-            self.byte()?;
-            self.byte()?;
-        }
-        self.state = Some(InflateState::new_boxed(DataFormat::Raw));
-        Ok(true)
-    }
-}
-
-impl<R: Read> Read for Gunzip<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if into.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            if self.state.is_none() && !self.head()? {
-                return Ok(0);
-            }
-            let has_input = self.fill()?;
-            let input = self.buffer.get(self.at..).unwrap_or_default();
-            let Some(state) = self.state.as_mut() else { return Ok(0) };
-            let step = inflate(state, input, into, MZFlush::None);
-            self.at += step.bytes_consumed;
-            match step.status {
-                Ok(MZStatus::StreamEnd) => {
-                    self.state = None;
-                    // Checksum and length: the blob's digest has been verified already.
-                    for _ in 0..8 {
-                        self.byte()?;
-                    }
-                }
-                Ok(_) => {}
-                Err(_) if has_input || step.bytes_written > 0 => {}
-                Err(_) => return Err(invalid("the image's layer is a damaged gzip file")),
-            }
-            if step.bytes_written > 0 {
-                return Ok(step.bytes_written);
-            }
-            if step.bytes_consumed == 0 && self.state.is_some() {
-                return Err(invalid("the image's layer is a damaged gzip file"));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -246,6 +142,24 @@ mod tests {
             let files: &[(&str, &[u8])] = &[("app.wasm", &large), ("readme", b"text"), ("e", b"")];
             let layer = archive(folder.path(), flags, files);
             assert_eq!(unpacked(&layer).unwrap().unwrap(), large, "{flags}");
+        }
+    }
+
+    #[test]
+    fn an_archive_compressed_with_zstd_is_read_and_a_damaged_one_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut large = WASM.to_vec();
+        large.extend((0..300_000_u32).flat_map(|n| (n % 251).to_le_bytes()));
+        let plain = archive(folder.path(), "-cf", &[("app.wasm", &large)]);
+        let tar = std::fs::read(&plain).unwrap();
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        let layer = folder.path().join("zstd");
+        for content in [tar, large.clone()] {
+            let whole = ruzstd::encoding::compress_to_vec(content.as_slice(), level);
+            std::fs::write(&layer, &whole).unwrap();
+            assert_eq!(unpacked(&layer).unwrap().unwrap(), large);
+            std::fs::write(&layer, &whole[..whole.len() / 2]).unwrap();
+            assert!(unpacked(&layer).is_err());
         }
     }
 

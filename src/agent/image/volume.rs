@@ -66,6 +66,7 @@ impl Images {
         source: &Source,
         hex: &str,
         layers: Vec<Layer>,
+        repository: &str,
     ) -> Result<u64, Fault> {
         let sizes = layers.iter().map(|layer| layer.blob.size.unwrap_or(0));
         let bytes = sizes.fold(0_u64, u64::saturating_add);
@@ -81,7 +82,7 @@ impl Images {
         let mut fetched = BTreeSet::new();
         for layer in &layers {
             if fetched.insert(&layer.blob.hex) {
-                self.fetch(source, &layer.blob, LAYER_BYTES_MAX).await?;
+                self.fetch(source, &layer.blob, repository, LAYER_BYTES_MAX).await?;
             }
         }
         let files = layers.into_iter().map(|layer| (self.blob(&layer.blob.hex), layer.form));

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
-use crate::agent::image::{ImageError, ImageSource, Wanted};
+use crate::agent::image::{ImageError, ImageSource, SIGNATURE_VALIDATION_FAILED, Wanted};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
@@ -98,6 +98,10 @@ impl From<ImageError> for StartFailure {
             ImageError::Pull { wait, .. } => {
                 let wait = (*wait).min(PULL_ERROR_SHOWN);
                 Self::paced("ErrImagePull", error, wait)
+            }
+            ImageError::Signature { wait, .. } => {
+                let wait = *wait;
+                Self::paced(SIGNATURE_VALIDATION_FAILED, error, wait)
             }
             ImageError::BackOff { wait, .. } => {
                 let wait = *wait;

@@ -1,6 +1,7 @@
 //! The cluster's own OCI registry (OCI distribution specification 1.1): push and pull.
 //!
-//! Data in: blobs and manifests over `/v2/`. Data out: the same, by digest or tag.
+//! Data in: blobs and manifests over `/v2/`, from whoever shows a certificate of the cluster or, in the
+//! place of a password, the token of a service account. Data out: the same, by digest or tag.
 //!
 //! Blobs are files named by their digest; a pushed blob is copied to the other servers before the
 //! push is answered, and fetched from one of them when it is missing here. Manifests are small and
@@ -14,7 +15,11 @@
 
 mod blobs;
 mod handler;
+mod manifests;
 mod name;
+mod push;
+mod referrers;
+mod replicas;
 mod uploads;
 
 use std::path::PathBuf;
@@ -22,10 +27,13 @@ use std::path::PathBuf;
 pub(super) use handler::range_start;
 
 use axum::body::Body;
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 
 use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
+
+/// Tells Docker's clients that this is a registry.
+const VERSION_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// Where blobs and uploads under way are kept.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ impl Registry {
 pub(super) async fn file(context: &Context, hex: &str) -> Option<PathBuf> {
     let blobs = &context.registry.blobs;
     let is_here = async || matches!(blobs.open(hex).await, Ok(Some(_)));
-    let found = is_here().await || (handler::fetch(context, hex).await.ok()? && is_here().await);
+    let found = is_here().await || (replicas::fetch(context, hex).await.ok()? && is_here().await);
     found.then(|| blobs.path(hex))
 }
 
@@ -54,8 +62,25 @@ pub(super) async fn handle(
     user: &UserInfo,
     request: Request<Body>,
 ) -> Response<Body> {
-    match handler::respond(context, user, request).await {
+    finish(match handler::respond(context, user, request).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
+    })
+}
+
+/// What a client hears whose token is not good.
+pub(super) fn unauthorized() -> Response<Body> {
+    finish(name::OciError::unauthorized().into_response())
+}
+
+/// Adds what Docker looks for: the version, and how to say who one is.
+fn finish(mut response: Response<Body>) -> Response<Body> {
+    let is_refused = response.status() == StatusCode::UNAUTHORIZED;
+    let headers = response.headers_mut();
+    headers.insert(VERSION_HEADER, HeaderValue::from_static("registry/2.0"));
+    if is_refused {
+        let challenge = HeaderValue::from_static("Basic realm=\"edgeorc\"");
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
+    response
 }

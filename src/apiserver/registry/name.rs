@@ -31,6 +31,22 @@ impl OciError {
         Self::new(StatusCode::NOT_FOUND, code, format!("{what} is not in this registry"))
     }
 
+    /// Nobody that the cluster knows.
+    pub(super) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "authentication required")
+    }
+
+    /// A piece of an upload does not follow what is here of it.
+    pub(super) fn out_of_order(size: u64) -> Self {
+        let message = format!("the next piece must begin at byte {size}");
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message)
+    }
+
+    /// Whether it is one of [`Self::out_of_order`]: the upload can be gone on with.
+    pub(super) fn is_out_of_order(&self) -> bool {
+        self.status == StatusCode::RANGE_NOT_SATISFIABLE
+    }
+
     pub(super) fn io(cause: &std::io::Error) -> Self {
         tracing::warn!(err = %cause, "the registry cannot use its disk");
         if cause.kind() == std::io::ErrorKind::StorageFull {
@@ -94,7 +110,7 @@ pub(super) fn tag(tag: &str) -> Result<(), OciError> {
     if tag.len() <= TAG_BYTES_MAX && tag.starts_with(is_word) && tag.chars().all(is_inner) {
         return Ok(());
     }
-    Err(OciError::new(StatusCode::BAD_REQUEST, "TAG_INVALID", format!("{tag:?} is no tag")))
+    Err(OciError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", format!("{tag:?} is no tag")))
 }
 
 #[cfg(test)]

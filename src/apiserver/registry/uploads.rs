@@ -116,15 +116,24 @@ impl Uploads {
         Ok(Arc::clone(upload))
     }
 
-    /// Appends a body. Returns the size so far. An upload that fails here is gone.
+    /// Appends a body, which begins at byte `start` if that is given. Returns the size so far. An
+    /// upload that fails here is gone, unless the body was only in the wrong place.
     ///
     /// # Cancel safety
     ///
     /// When dropped, the upload is of no use any more and is refused by every later request.
-    pub(super) async fn append(&self, id: &str, body: Body) -> Result<u64, OciError> {
+    pub(super) async fn append(
+        &self,
+        id: &str,
+        start: Option<u64>,
+        body: Body,
+    ) -> Result<u64, OciError> {
         let upload = self.find(id)?;
         let appended = {
             let mut upload = upload.lock().await;
+            if start.is_some_and(|start| start != upload.size) {
+                return Err(OciError::out_of_order(upload.size));
+            }
             upload.append(body).await.map(|()| upload.size)
         };
         if appended.is_err() {
@@ -249,8 +258,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
         uploads.begin("a").await.unwrap();
-        assert_eq!(uploads.append("a", Body::from("one")).await.unwrap(), 3);
-        assert_eq!(uploads.append("a", Body::from("two")).await.unwrap(), 6);
+        assert_eq!(uploads.append("a", None, Body::from("one")).await.unwrap(), 3);
+        assert_eq!(uploads.append("a", None, Body::from("two")).await.unwrap(), 6);
         let file = uploads.finish("a", &digest(b"onetwo")).await.unwrap();
         assert_eq!(std::fs::read(file).unwrap(), b"onetwo");
         assert!(uploads.find("a").is_err());
@@ -261,7 +270,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
         uploads.begin("a").await.unwrap();
-        assert!(uploads.append("a", breaks_after(b"bytes")).await.is_err());
+        assert!(uploads.append("a", None, breaks_after(b"bytes")).await.is_err());
         assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
         assert_eq!(files(&uploads), 0);
     }
@@ -273,7 +282,8 @@ mod tests {
         uploads.begin("a").await.unwrap();
         let first = futures_util::stream::iter([Ok::<_, std::io::Error>("bytes")]);
         let body = Body::from_stream(first.chain(futures_util::stream::pending()));
-        let dropped = tokio::time::timeout(Duration::from_millis(50), uploads.append("a", body));
+        let dropped =
+            tokio::time::timeout(Duration::from_millis(50), uploads.append("a", None, body));
         assert!(dropped.await.is_err());
         assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
         assert!(uploads.find("a").is_err());
@@ -285,7 +295,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
         uploads.begin("a").await.unwrap();
-        uploads.append("a", Body::from("bytes")).await.unwrap();
+        uploads.append("a", None, Body::from("bytes")).await.unwrap();
         std::fs::write(uploads.dir.join("a"), b"byt").unwrap();
         assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
     }
@@ -299,7 +309,7 @@ mod tests {
         }
         assert!(uploads.begin("more").await.is_err());
         assert_eq!(files(&uploads), UPLOADS_MAX, "a refused upload left a file");
-        uploads.append("0", breaks_after(b"x")).await.unwrap_err();
+        uploads.append("0", None, breaks_after(b"x")).await.unwrap_err();
         uploads.finish("1", &digest(b"other")).await.unwrap_err();
         uploads.cancel("2").await.unwrap();
         for id in ["a", "b", "c"] {

@@ -1,6 +1,8 @@
 //! From a bearer token to a user.
 
 use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{Request, header};
 use serde_json::Value;
 
@@ -15,7 +17,8 @@ use crate::apiserver::service_account::{CLAIMS, ISSUER, USER_PREFIX, find};
 const LEEWAY_SECONDS: i64 = 60;
 
 /// Puts the user of a bearer token into the request. A certificate, or the connection of another
-/// process of the cluster, counts before it.
+/// process of the cluster, counts before it. `takes_basic`: a token may be the password of a basic
+/// authentication, whatever the name.
 ///
 /// # Errors
 ///
@@ -23,13 +26,18 @@ const LEEWAY_SECONDS: i64 = 60;
 pub(in crate::apiserver) async fn authenticate(
     context: &Context,
     request: &mut Request<Body>,
+    takes_basic: bool,
 ) -> Result<(), ApiError> {
     if request.extensions().get::<UserInfo>().is_some() {
         return Ok(());
     }
     let header = request.headers().get(header::AUTHORIZATION);
-    let Some(token) = header.and_then(|value| bearer(value.to_str().ok()?)) else { return Ok(()) };
-    let token = token.to_owned();
+    let token = header.and_then(|value| {
+        let value = value.to_str().ok()?;
+        let password = || if takes_basic { password(value) } else { None };
+        bearer(value).map(str::to_owned).or_else(password)
+    });
+    let Some(token) = token else { return Ok(()) };
     let user = user_of(context, &token).await?;
     request.extensions_mut().insert(user);
     Ok(())
@@ -39,6 +47,15 @@ fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// The password of basic authentication: clients of registries know no other way to show a token.
+fn password(header: &str) -> Option<String> {
+    let (scheme, encoded) = header.split_once(' ')?;
+    let decoded = STANDARD.decode(encoded.trim()).ok()?;
+    let decoded = String::from_utf8(decoded).ok()?;
+    let (_, password) = decoded.split_once(':')?;
+    (scheme.eq_ignore_ascii_case("basic") && !password.is_empty()).then(|| password.to_owned())
 }
 
 async fn user_of(context: &Context, token: &str) -> Result<UserInfo, ApiError> {

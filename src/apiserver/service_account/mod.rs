@@ -37,7 +37,7 @@ const CLAIMS: &str = "kubernetes.io";
 const USER_PREFIX: &str = "system:serviceaccount:";
 
 /// Reads an object of the core group; the local copy is enough when it has it.
-async fn find(
+pub(super) async fn find(
     context: &ContextInner,
     plural: &str,
     namespace: Option<&str>,
