@@ -152,11 +152,15 @@ impl Drop for Registry {
 
 /// A namespace that takes what this key signed.
 fn demand(node: &Node, folder: &Path, signer: &Signer) {
-    let key = folder.join("cosign.pub");
-    std::fs::write(&key, signer.public_pem()).unwrap();
-    succeed(&mut node.kubectl(&["create", "namespace", "shop"]));
-    let from = format!("--from-file={}", key.display());
-    succeed(&mut node.kubectl(&["-n", "shop", "create", "configmap", "image-policy", &from]));
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
+        {"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "image-policy", "namespace": "shop"},
+            "data": {"cosign.pub": signer.public_pem()}},
+    ]});
+    let file = folder.join("policy.json");
+    std::fs::write(&file, objects.to_string()).unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", &file.display().to_string()]));
     succeed(&mut node.kubectl(&["label", "namespace", "shop", "edgeorc.io/image-policy=enforce"]));
 }
 

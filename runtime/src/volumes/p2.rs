@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::io::Errno;
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Linker, Resource};
+use wasmtime::component::{Linker, LinkerInstance, Resource};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
 use wasmtime_wasi::p2::FsResult;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
@@ -35,6 +35,12 @@ impl From<Full> for ErrorCode {
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut types = linker.instance(INTERFACE)?;
+    add_writes(&mut types)?;
+    add_names(&mut types)
+}
+
+/// What makes files longer or shorter.
+fn add_writes(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
     types.func_wrap_async(
         "[method]descriptor.write",
         |mut store: StoreContextMut<'_, Guest>, (fd, bytes, offset): (Fd, Vec<u8>, u64)| {
@@ -66,7 +72,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
             let stream = counted(guest, stream, file, None)?;
             Ok((told(guest, stream)?,))
         },
-    )?;
+    )
+}
+
+/// What makes files, folders and links, or moves them.
+fn add_names(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
     types.func_wrap_async(
         "[method]descriptor.open-at",
         |mut store: StoreContextMut<'_, Guest>,

@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{
-    Accessor, FutureReader, Linker, Resource, Source, StreamConsumer, StreamReader, StreamResult,
+    Accessor, FutureReader, Linker, LinkerInstance, Resource, Source, StreamConsumer, StreamReader,
+    StreamResult,
 };
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p3::bindings::filesystem::types::{
@@ -42,6 +43,12 @@ impl From<Full> for ErrorCode {
 
 pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut types = linker.instance(INTERFACE)?;
+    add_writes(&mut types)?;
+    add_names(&mut types)
+}
+
+/// What makes files longer or shorter.
+fn add_writes(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
     types.func_wrap(
         "[method]descriptor.write-via-stream",
         |store: StoreContextMut<'_, Guest>, (fd, data, offset): (Fd, StreamReader<u8>, u64)| {
@@ -59,7 +66,11 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         |store: &Accessor<Guest>, (fd, size): (Fd, u64)| {
             Box::pin(async move { Ok((set_size(store, fd, size).await?,)) })
         },
-    )?;
+    )
+}
+
+/// What makes files, folders and links, or moves them.
+fn add_names(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
     types.func_wrap_concurrent(
         "[method]descriptor.open-at",
         |store: &Accessor<Guest>,

@@ -351,8 +351,7 @@ mod tests {
         );
         let zstd = json!({"layers": [
             layer("application/vnd.oci.image.layer.v1.tar+zstd", "1", json!(null))]});
-        let refused = read_volume(zstd.to_string().as_bytes()).unwrap_err().to_string();
-        assert!(refused.contains("tar+zstd"), "{refused}");
+        assert!(matches!(read_volume(zstd.to_string().as_bytes()), Ok(Found::Layers(_))));
         let many: Vec<_> = (0..=LAYERS_MAX).map(|_| layer("x", "1", json!(null))).collect();
         let many = read_volume(json!({"layers": many}).to_string().as_bytes());
         assert_eq!(many, Err(ManifestError::TooManyLayers(LAYERS_MAX + 1)));

@@ -300,7 +300,8 @@ async fn a_policy_that_only_warns_runs_the_image_and_tells_once() {
 async fn a_hostile_signature_manifest_neither_passes_nor_hides_a_good_one() {
     let signer = Signer::new();
     let good = |world: &World| world.layer(&signer, &hex());
-    let broken: Vec<(&str, Box<dyn Fn(&World) -> Value>)> = vec![
+    type Layer = Box<dyn Fn(&World) -> Value>;
+    let broken: Vec<(&str, Layer)> = vec![
         (
             "another type",
             Box::new(|_| json!({"mediaType": "text/plain", "digest": "x", "size": 1})),

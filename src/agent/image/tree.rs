@@ -29,6 +29,7 @@ use crate::agent::dirs::make_one;
 use crate::agent::image::gunzip::{GZIP_MAGIC, Gunzip};
 use crate::agent::image::manifest::Form;
 use crate::agent::image::tar::{Archive, Entry, Kind, damaged};
+use crate::agent::image::unzstd::{Unzstd, ZSTD_MAGIC};
 
 /// In front of the name of something that a lower layer has and this one takes away.
 const WHITEOUT: &[u8] = b".wh.";
@@ -120,12 +121,15 @@ fn refused(why: String) -> io::Error {
 impl Tree {
     /// Unpacks a layer.
     fn archive(&mut self, layer: &Path) -> io::Result<()> {
-        let mut magic = [0; 2];
-        let count = File::open(layer)?.read(&mut magic)?;
+        let mut magic = [0; 4];
+        // A shorter file is none of them.
+        let _count = File::open(layer)?.read(&mut magic)?;
         let file = BufReader::with_capacity(COPY_BYTES, File::open(layer)?);
-        let is_gzip = magic.get(..count) == Some(GZIP_MAGIC.as_slice());
-        let content: Box<dyn Read> =
-            if is_gzip { Box::new(Gunzip::new(file)) } else { Box::new(file) };
+        let content: Box<dyn Read> = match () {
+            () if magic.starts_with(&GZIP_MAGIC) => Box::new(Gunzip::new(file)),
+            () if magic == ZSTD_MAGIC => Box::new(Unzstd::new(file)),
+            () => Box::new(file),
+        };
         // What is skipped costs time as well.
         let most = self.left.bytes.saturating_add(1);
         let mut archive = Archive::new(content.take(most));

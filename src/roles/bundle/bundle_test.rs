@@ -265,25 +265,36 @@ fn archive(folder: &Path, files: &[(&str, &[u8])]) -> PathBuf {
     file
 }
 
+const WASM: &[u8] = b"\0asm";
+
+/// A manifest whose layer is a component with this digest.
+fn image(digest: &str) -> String {
+    let layer = json!({"mediaType": "application/wasm", "digest": digest, "size": WASM.len()});
+    json!({"schemaVersion": 2, "layers": [layer]}).to_string()
+}
+
+/// An index that names one manifest.
+fn index(manifest: &str, name: &str) -> String {
+    let digest = format!("sha256:{}", digest_of(manifest.as_bytes()));
+    let annotations = json!({TAG_ANNOTATION: name});
+    json!({"schemaVersion": 2, "manifests": [{"mediaType": MANIFEST_TYPE, "digest": digest, "size": 1,
+        "annotations": annotations}]})
+    .to_string()
+}
+
+fn blob_file(content: &[u8]) -> String {
+    format!("blobs/sha256/{}", digest_of(content))
+}
+
 #[tokio::test]
-async fn an_archive_of_another_tool_is_loaded_and_a_hostile_one_is_not() {
+async fn an_archive_of_another_tool_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = Cluster::start().await;
-    let wasm = b"\0asm".as_slice();
-    let layer = |digest: &str| json!({"mediaType": "application/wasm", "digest": digest, "size": wasm.len()});
-    let image = |layers: Value| json!({"schemaVersion": 2, "layers": layers}).to_string();
-    let index = |digest: &str, annotations: Value| {
-        json!({"schemaVersion": 2, "manifests": [{"mediaType": MANIFEST_TYPE, "digest": digest, "size": 1,
-            "annotations": annotations}]})
-        .to_string()
-    };
-    let wasm_hex = digest_of(wasm);
-    let good = image(json!([layer(&format!("sha256:{wasm_hex}"))]));
-    let good_hex = digest_of(good.as_bytes());
-    let good_digest = format!("sha256:{good_hex}");
-    let (wasm_file, good_file) =
-        (format!("blobs/sha256/{wasm_hex}"), format!("blobs/sha256/{good_hex}"));
-    let named = |name: &str| index(&good_digest, json!({TAG_ANNOTATION: name}));
+    let wasm = WASM;
+    let good = image(&format!("sha256:{}", digest_of(wasm)));
+    let good_digest = format!("sha256:{}", digest_of(good.as_bytes()));
+    let (wasm_file, good_file) = (blob_file(wasm), blob_file(good.as_bytes()));
+    let named = |name: &str| index(&good, name);
 
     let full = named("ghcr.io/org/tool:v2");
     let file = archive(
@@ -307,43 +318,38 @@ async fn an_archive_of_another_tool_is_loaded_and_a_hostile_one_is_not() {
     plan.name = Some("ghcr.io/org/tool".to_owned());
     load(&plan, &cluster.client, &mut |_| {}).await.unwrap();
     assert_eq!(get(&cluster, "/v2/ghcr.io/org/tool/manifests/v3").await.0, 200);
+}
 
-    let escape = image(json!([layer("sha256:../../../etc/passwd")]));
-    let escape_hex = digest_of(escape.as_bytes());
-    let escape_file = format!("blobs/sha256/{escape_hex}");
-    let escape_index =
-        index(&format!("sha256:{escape_hex}"), json!({TAG_ANNOTATION: "ghcr.io/a/b:1"}));
-    let other = "\0asn".as_bytes();
-    let fresh = image(json!([layer(&format!("sha256:{}", digest_of(b"\0as!")))]));
-    let fresh_hex = digest_of(fresh.as_bytes());
-    let fresh_file = format!("blobs/sha256/{fresh_hex}");
-    let fresh_index =
-        index(&format!("sha256:{fresh_hex}"), json!({TAG_ANNOTATION: "ghcr.io/a/b:1"}));
-    let lied = format!("blobs/sha256/{}", digest_of(b"\0as!"));
-    let bad_name = named("../../v2/x/y:1");
-    let cases: Vec<(Vec<(&str, &[u8])>, &str)> = vec![
+#[tokio::test]
+async fn a_hostile_archive_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start().await;
+    let good = image(&format!("sha256:{}", digest_of(WASM)));
+    let good_file = blob_file(good.as_bytes());
+    let full = index(&good, "ghcr.io/org/tool:v2");
+    let bad_name = index(&good, "../../v2/x/y:1");
+    let escape = image("sha256:../../../etc/passwd");
+    let (escape_file, escape_index) =
+        (blob_file(escape.as_bytes()), index(&escape, "ghcr.io/a/b:1"));
+    let fresh = image(&format!("sha256:{}", digest_of(b"\0as!")));
+    let (fresh_file, fresh_index) = (blob_file(fresh.as_bytes()), index(&fresh, "ghcr.io/a/b:1"));
+    let lied = blob_file(b"\0as!");
+    let (index, escape_index) = ("index.json", escape_index.as_bytes());
+    let (full, fresh_index) = (full.as_bytes(), fresh_index.as_bytes());
+    type Files<'a> = Vec<(&'a str, &'a [u8])>;
+    let cases: Vec<(Files<'_>, &str)> = vec![
         (vec![("other", b"x")], "no index.json"),
-        (vec![("index.json", b"{")], "index.json"),
-        (vec![("index.json", b"{}")], "0 images"),
-        (vec![("index.json", full.as_bytes())], "is missing"),
-        (vec![("index.json", full.as_bytes()), (&good_file, b"{}")], "damaged"),
+        (vec![(index, b"{")], "index.json"),
+        (vec![(index, b"{}")], "0 images"),
+        (vec![(index, full)], "is missing"),
+        (vec![(index, full), (&good_file, b"{}")], "damaged"),
+        (vec![(index, escape_index), (&escape_file, escape.as_bytes())], "no sha256 digest"),
+        (vec![(index, fresh_index), (&fresh_file, fresh.as_bytes())], "is missing"),
         (
-            vec![("index.json", escape_index.as_bytes()), (&escape_file, escape.as_bytes())],
-            "no sha256 digest",
-        ),
-        (
-            vec![("index.json", fresh_index.as_bytes()), (&fresh_file, fresh.as_bytes())],
-            "is missing",
-        ),
-        (
-            vec![
-                ("index.json", fresh_index.as_bytes()),
-                (&fresh_file, fresh.as_bytes()),
-                (&lied, other),
-            ],
+            vec![(index, fresh_index), (&fresh_file, fresh.as_bytes()), (&lied, b"\0asn")],
             "the bytes have the digest",
         ),
-        (vec![("index.json", bad_name.as_bytes()), (&good_file, good.as_bytes())], "invalid"),
+        (vec![(index, bad_name.as_bytes()), (&good_file, good.as_bytes())], "invalid"),
     ];
     for (files, why) in cases {
         let plan = LoadPlan { file: archive(folder.path(), &files), name: None };
