@@ -90,7 +90,8 @@ impl Commands {
         if is_applet {
             let dir = self.dir.clone();
             let pod = self.tasks.block("pod-read", move || dir.read_pod()).await.flatten();
-            let pod = pod.unwrap_or_default();
+            // Its namespace says which images it may run.
+            let pod = pod.ok_or(NotStarted::Gone)?;
             let image = images
                 .ready(&Wanted {
                     pod: &pod,

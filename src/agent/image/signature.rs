@@ -14,6 +14,8 @@ use crate::api::image_policy::{
 
 /// Most signatures of one form that are looked at.
 const SIGNATURES_MAX: usize = 16;
+/// Layers of one manifest that are looked at.
+const LAYERS_MAX: usize = 64;
 /// Largest payload or bundle, in bytes.
 const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 /// What referrers call themselves that may be signatures; one form of `cosign` gives the type of its
@@ -140,12 +142,31 @@ async fn of_index(source: &Source, content: &[u8], found: &mut Vec<Evidence>) ->
         kind.is_none_or(|kind| ARTIFACT_TYPES.iter().any(|known| kind.starts_with(known)))
     };
     for referrer in index.manifests.iter().filter(is_signature).take(SIGNATURES_MAX) {
-        let hex = checked(&referrer.digest)?;
-        let content = source.manifest(&referrer.digest).await?;
-        check_digest(&content, hex)?;
-        of_manifest(source, &content, found).await?;
+        left_out(of_referrer(source, referrer, found).await)?;
     }
     Ok(())
+}
+
+async fn of_referrer(
+    source: &Source,
+    referrer: &Referrer,
+    found: &mut Vec<Evidence>,
+) -> Result<(), Fault> {
+    let hex = checked(&referrer.digest)?;
+    let content = source.manifest(&referrer.digest).await?;
+    check_digest(&content, hex)?;
+    of_manifest(source, &content, found).await
+}
+
+/// What is missing or damaged does not hide what stands beside it; a registry that does not answer does.
+fn left_out<T>(read: Result<T, Fault>) -> Result<Option<T>, Fault> {
+    match read {
+        Err(fault @ (Fault::Missing(_) | Fault::Refused(_))) => {
+            tracing::debug!(%fault, "an entry that is no signature");
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
 }
 
 /// Adds the signatures of one manifest. What cannot be read as one is left out: others may stand
@@ -156,7 +177,7 @@ async fn of_manifest(
     found: &mut Vec<Evidence>,
 ) -> Result<(), Fault> {
     let manifest: Manifest = parse(content)?;
-    for layer in manifest.layers {
+    for layer in manifest.layers.into_iter().take(LAYERS_MAX) {
         if found.len() >= SIGNATURES_MAX {
             break;
         }
@@ -166,7 +187,8 @@ async fn of_manifest(
             tracing::debug!(media_type = layer.media_type, "a layer that is no signature");
             continue;
         }
-        let payload = small_blob(source, checked(&layer.digest)?).await?;
+        let payload = async { small_blob(source, checked(&layer.digest)?).await };
+        let Some(payload) = left_out(payload.await)? else { continue };
         let read = if is_simple {
             let signature = layer.annotations.get(SIGNATURE_ANNOTATION);
             let signature = signature.ok_or_else(|| "it has no signature".to_owned());

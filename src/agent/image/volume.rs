@@ -59,6 +59,28 @@ impl Images {
         self.dirs.image_tree(hex).exists()
     }
 
+    /// Has the registry say that it has the layers of a folder that is here: one may be named in the
+    /// manifest of a registry that has none of it.
+    async fn prove_held(
+        &self,
+        source: &Source,
+        layers: &[Layer],
+        repository: &str,
+    ) -> Result<(), Fault> {
+        for Layer { blob, .. } in layers {
+            let pulled = (blob.hex.clone(), repository.to_owned());
+            if self.swarm.is_ours(&pulled) {
+                continue;
+            }
+            if !source.holds(&blob.hex).await {
+                let why = "the registry does not say that it has the image's layers";
+                return Err(Fault::unavailable(why));
+            }
+            self.swarm.keep(&blob.hex, repository);
+        }
+        Ok(())
+    }
+
     /// Fetches the layers of the manifest `hex` and makes its folder, unless that is there. Gives
     /// the bytes of the layers.
     pub(super) async fn fetch_tree(
@@ -77,6 +99,7 @@ impl Images {
         }
         let turn = self.locks.lock(hex).await;
         if self.dirs.image_tree(hex).exists() {
+            self.prove_held(source, &layers, repository).await?;
             return Ok(bytes);
         }
         let mut fetched = BTreeSet::new();

@@ -1,5 +1,6 @@
 //! From an archive into the cluster's own registry, where nodes find what they name by its own name.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,7 +87,7 @@ pub async fn load(
     let mut named = names(&archive, plan.name.as_deref())?;
     // Signatures first: an image is never there without them.
     named.sort_by_key(|one| !one.is_signature());
-    let mut load = Load { archive, client, loaded: Loaded::default() };
+    let mut load = Load { archive, client, loaded: Loaded::default(), sent: BTreeSet::new() };
     for one in &named {
         if !one.is_signature() {
             tell(&format!("loading {}", one.image));
@@ -142,6 +143,8 @@ struct Load<'a> {
     archive: Archive,
     client: &'a kube::Client,
     loaded: Loaded,
+    /// Manifests without a tag that were sent, with their repository: an index may name one often.
+    sent: BTreeSet<(String, String)>,
 }
 
 impl Load<'_> {
@@ -155,6 +158,9 @@ impl Load<'_> {
         depth: usize,
     ) -> Result<(), BundleError> {
         let hex = entry.hex().map_err(|why| self.archive.bad(&why))?.to_owned();
+        if tag.is_none() && !self.sent.insert((of.repository.clone(), hex.clone())) {
+            return Ok(());
+        }
         let Some(content) = self.archive.manifest(&hex).await? else {
             if depth > 0 {
                 return Ok(());
