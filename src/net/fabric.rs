@@ -11,12 +11,13 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, RwLock};
+use prometheus_client::metrics::counter::Counter;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
@@ -69,7 +70,7 @@ struct Inner {
     reader: AtomicWaker,
     /// Tunnels and the socket are read in turns.
     is_tunnels_turn: AtomicBool,
-    dropped: AtomicU64,
+    dropped: Counter,
 }
 
 #[derive(Default)]
@@ -94,7 +95,7 @@ impl Fabric {
             inbound: Mutex::default(),
             reader: AtomicWaker::new(),
             is_tunnels_turn: AtomicBool::new(true),
-            dropped: AtomicU64::new(0),
+            dropped: Counter::default(),
         }))
     }
 
@@ -147,7 +148,7 @@ impl Fabric {
         let links = self.0.links.read();
         let is_sent = links.get(link).is_some_and(|queue| queue.try_send(packet).is_ok());
         if !is_sent {
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            self.0.dropped.inc();
         }
         is_sent
     }
@@ -157,7 +158,7 @@ impl Fabric {
         let Some(from) = self.address_of(way) else { return };
         let mut inbound = self.0.inbound.lock();
         if inbound.len() >= INBOUND_MAX {
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            self.0.dropped.inc();
             return;
         }
         inbound.push_back((from, payload));
@@ -166,8 +167,8 @@ impl Fabric {
     }
 
     /// Packets that were dropped because a queue was full or a tunnel was gone.
-    pub(super) fn dropped(&self) -> u64 {
-        self.0.dropped.load(Ordering::Relaxed)
+    pub(super) fn dropped(&self) -> &Counter {
+        &self.0.dropped
     }
 
     fn way_at(&self, at: SocketAddr) -> Option<Way> {

@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, RwLock};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{debug, info};
 
@@ -15,35 +19,37 @@ use crate::net::connection::{Alpn, Connection};
 use crate::net::endpoint::{ConnectError, Endpoint};
 use crate::rt::{Rng, TaskGroup};
 
-/// Servers that are tried as relays for one connection.
-const RELAYS_MAX: usize = 3;
-/// Pause between two looks at a connection that is to be closed when it is unused.
-const RETIRE_LOOK: Duration = Duration::from_secs(10);
-
 /// Connections to other nodes, one per node and ALPN. Cheap to clone; all clones are one pool.
 ///
 /// A connection is dialled when it is first asked for, and again, with back-off, whenever it is
 /// lost, for as long as the node's address is known. Inbound connections handed to
 /// [`Self::adopt`] serve as well as dialled ones.
 #[derive(Debug, Clone)]
-pub struct Peers(Arc<Inner>);
+pub struct Peers(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    endpoint: Endpoint,
-    tasks: TaskGroup,
+pub(super) struct Inner {
+    pub(super) endpoint: Endpoint,
+    pub(super) tasks: TaskGroup,
     rng: Rng,
     addresses: RwLock<BTreeMap<String, SocketAddr>>,
     /// Through whom other nodes are reached that cannot be reached directly.
-    servers: RwLock<BTreeMap<String, SocketAddr>>,
+    pub(super) servers: RwLock<BTreeMap<String, SocketAddr>>,
     slots: RwLock<BTreeMap<String, BTreeMap<Alpn, Arc<Slot>>>>,
+    dialled: Family<Way, Counter>,
+}
+
+/// How a connection was made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Way {
+    way: &'static str,
 }
 
 /// One node and ALPN.
 #[derive(Debug)]
-struct Slot {
-    node: String,
-    alpn: Alpn,
+pub(super) struct Slot {
+    pub(super) node: String,
+    pub(super) alpn: Alpn,
     connection: ArcSwapOption<Connection>,
     /// The last attempt failed, or the connection was lost, and none has been made since.
     is_down: AtomicBool,
@@ -60,7 +66,7 @@ struct Keeper {
 }
 
 impl Slot {
-    fn live(&self) -> Option<Connection> {
+    pub(super) fn live(&self) -> Option<Connection> {
         let kept = self.connection.load();
         let conn = kept.as_deref()?;
         (!conn.is_closed()).then(|| conn.clone())
@@ -82,7 +88,7 @@ impl Slot {
         }
     }
 
-    fn failed(&self, err: ConnectError) {
+    pub(super) fn failed(&self, err: ConnectError) {
         self.keeper.lock().last_error = Some(err);
         self.is_down.store(true, Ordering::Release);
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
@@ -130,6 +136,7 @@ impl Peers {
             addresses: RwLock::default(),
             servers: RwLock::default(),
             slots: RwLock::default(),
+            dialled: Family::default(),
         }))
     }
 
@@ -269,7 +276,7 @@ impl Peers {
         Arc::clone(slot)
     }
 
-    fn address(&self, node: &str) -> Option<SocketAddr> {
+    pub(super) fn address(&self, node: &str) -> Option<SocketAddr> {
         self.0.addresses.read().get(node).copied()
     }
 
@@ -365,122 +372,27 @@ impl Peers {
         }
     }
 
-    async fn use_dialled(&self, slot: &Slot, conn: Connection) {
+    /// Adds what is counted here to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "edgeorc_net_connections_dialled",
+            "Connections to other nodes that this one made and keeps, by how",
+            self.0.dialled.clone(),
+        );
+        self.0.endpoint.tunnels().register(registry);
+    }
+
+    /// Puts a connection that this side made in its place.
+    pub(super) async fn use_dialled(&self, slot: &Slot, conn: Connection) {
+        let way = if conn.is_tunnelled() { "tunnel" } else { "direct" };
+        self.0.dialled.get_or_create(&Way { way }).inc();
         slot.set(conn.clone());
         if slot.alpn.listener_opens_streams() {
             self.0.endpoint.offer(conn).await;
         }
     }
 
-    /// Dials directly, and a little later through a tunnel as well; takes what is there first.
-    /// `slot`, if given, is told at once when the direct way fails: who waits need not wait for the
-    /// other.
-    async fn reach(
-        &self,
-        node: &str,
-        alpn: Alpn,
-        slot: Option<&Slot>,
-    ) -> Result<Connection, ConnectError> {
-        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
-        let address = self.address(node).ok_or_else(no_address)?;
-        let endpoint = &self.0.endpoint;
-        let mut direct = std::pin::pin!(endpoint.connect(address, Some(node), alpn));
-        let mut relayed = std::pin::pin!(async {
-            tokio::time::sleep(endpoint.config().tunnel_head_start).await;
-            self.through_tunnel(node, alpn).await
-        });
-        tokio::select! {
-            biased;
-            conn = &mut direct => match conn {
-                Ok(conn) => Ok(conn),
-                Err(err) => {
-                    if let Some(slot) = slot {
-                        slot.failed(err.clone());
-                    }
-                    relayed.await.ok_or(err)
-                }
-            },
-            conn = &mut relayed => match conn {
-                Some(conn) => Ok(conn),
-                None => direct.await,
-            },
-        }
-    }
-
-    /// A connection whose packets a server carries: the node itself if it is one, else one that
-    /// both reach.
-    async fn through_tunnel(&self, node: &str, alpn: Alpn) -> Option<Connection> {
-        let (endpoint, tunnels) = (&self.0.endpoint, self.0.endpoint.tunnels());
-        let me = endpoint.identity().node_name();
-        if endpoint.identity().peer().is_server() {
-            let way = tunnels.way_down(node).await;
-            if let Some(way) = way
-                && let Ok(conn) = endpoint.connect(way, Some(node), alpn).await
-            {
-                return Some(conn);
-            }
-        }
-        let mut servers: Vec<(String, SocketAddr)> = {
-            let servers = self.0.servers.read();
-            servers.iter().filter(|(name, _)| *name != me).map(|(n, at)| (n.clone(), *at)).collect()
-        };
-        // Itself first, then those that are known to be there.
-        servers.sort_by_key(|(name, _)| {
-            (
-                name != node,
-                !self.is_connected(name, Alpn::Node),
-                !self.is_connected(name, Alpn::Api),
-            )
-        });
-        for (server, at) in servers.into_iter().take(RELAYS_MAX) {
-            if let Err(err) = tunnels.open(&server, at).await {
-                debug!(peer = %server, %err, "no tunnel to the server");
-                continue;
-            }
-            let Some(way) = tunnels.way_up(&server, node) else { continue };
-            match endpoint.connect(way, Some(node), alpn).await {
-                Ok(conn) => return Some(conn),
-                Err(err) => debug!(peer = %node, via = %server, %err, "peer not reached"),
-            }
-        }
-        None
-    }
-
-    /// Tries, less and less often, to replace a tunnelled connection; returns when it has been.
-    async fn find_direct(&self, slot: &Slot, tunnelled: &Connection) {
-        if !tunnelled.is_tunnelled() {
-            return std::future::pending().await;
-        }
-        let (mut pause, longest) = self.0.endpoint.config().retry_direct;
-        loop {
-            tokio::time::sleep(self.jittered(pause)).await;
-            pause = pause.saturating_mul(2).min(longest);
-            // The peer may have come by itself meanwhile.
-            if slot.live().is_some_and(|conn| conn.id() != tunnelled.id()) {
-                return;
-            }
-            let Some(address) = self.address(&slot.node) else { continue };
-            let endpoint = &self.0.endpoint;
-            if let Ok(conn) = endpoint.connect(address, Some(&slot.node), slot.alpn).await {
-                info!(peer = %slot.node, alpn = %slot.alpn, "peer connected directly again");
-                return self.use_dialled(slot, conn).await;
-            }
-        }
-    }
-
-    /// Closes a connection that has been replaced once nothing runs on it any more.
-    fn retire(&self, conn: Connection) {
-        self.0.tasks.spawn_until_cancelled("peer-retire", async move {
-            loop {
-                tokio::time::sleep(RETIRE_LOOK).await;
-                if conn.is_closed() || conn.streams() == 0 {
-                    return conn.close("replaced");
-                }
-            }
-        });
-    }
-
-    fn jittered(&self, pause: Duration) -> Duration {
+    pub(super) fn jittered(&self, pause: Duration) -> Duration {
         let half = u64::try_from(pause.as_micros() / 2).unwrap_or(u64::MAX);
         pause.saturating_sub(Duration::from_micros(self.0.rng.below(half)))
     }

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -79,7 +81,7 @@ struct Inner {
     woken: Mutex<BTreeMap<String, Instant>>,
     joiners: AtomicU64,
     joiners_open: AtomicU64,
-    forwarded_bytes: AtomicU64,
+    forwarded_bytes: Counter,
 }
 
 impl std::fmt::Debug for Tunnels {
@@ -99,7 +101,7 @@ impl Tunnels {
             woken: Mutex::default(),
             joiners: AtomicU64::new(0),
             joiners_open: AtomicU64::new(0),
-            forwarded_bytes: AtomicU64::new(0),
+            forwarded_bytes: Counter::default(),
         }))
     }
 
@@ -188,10 +190,24 @@ impl Tunnels {
         }
     }
 
-    /// Bytes that were forwarded between two nodes, and packets dropped for want of room.
+    /// Adds what is counted here to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "edgeorc_net_tunnel_forwarded_bytes",
+            "Bytes of packets that this server passed on between two other nodes",
+            self.0.forwarded_bytes.clone(),
+        );
+        registry.register(
+            "edgeorc_net_tunnel_dropped_packets",
+            "Packets dropped because a tunnel was full or gone",
+            self.0.fabric.dropped().clone(),
+        );
+    }
+
+    /// Bytes that were passed on between two other nodes.
     #[must_use]
-    pub fn counts(&self) -> (u64, u64) {
-        (self.0.forwarded_bytes.load(Ordering::Relaxed), self.0.fabric.dropped())
+    pub fn forwarded_bytes(&self) -> u64 {
+        self.0.forwarded_bytes.get()
     }
 
     pub(super) fn spawn<S>(&self, link: Link, stream: S)
@@ -280,7 +296,7 @@ impl Tunnels {
             return self.wake(node, from);
         }
         let bytes = u64::try_from(packet.payload.len()).unwrap_or(0);
-        self.0.forwarded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.forwarded_bytes.inc_by(bytes);
         self.0.fabric.send(&to, Packet { node: from.clone(), payload: packet.payload });
     }
 

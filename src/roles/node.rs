@@ -274,6 +274,7 @@ fn start_agent(
         )
     });
     base.metrics.register(|registry| mesh.metrics().register(registry));
+    base.metrics.register(|registry| base.peers.register(registry));
     uplink.set(mesh.clone());
     let (servers, known_servers) =
         watch::channel(base.membership.servers().into_keys().collect::<Vec<_>>());

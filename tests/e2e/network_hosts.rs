@@ -272,13 +272,13 @@ fn hosts_behind_nat_on_the_move_and_without_udp_reach_all_pods() {
     inside.ip("route add default via 192.168.77.1");
     gateway.ip("addr add 192.168.77.1/24 dev down0");
     gateway.ip("link set down0 up");
-    succeed(gateway.command("sysctl").args(["-qw", "net.ipv4.ip_forward=1"]));
+    succeed(gateway.command("sh").args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]));
     gateway.nft(
-        "table ip nat { chain out { type nat hook postrouting priority 100; oifname t0 masquerade; } }",
+        "table ip nat { chain out { type nat hook postrouting priority 100; oifname \"t0\" masquerade; }\n}\n",
     );
     hosts[5].space.nft(
-        "table ip f { chain i { type filter hook input priority 0; iifname t0 meta l4proto udp drop; }
-           chain o { type filter hook output priority 0; oifname t0 meta l4proto udp drop; } }",
+        "table ip f { chain i { type filter hook input priority 0; iifname \"t0\" meta l4proto udp drop; }
+           chain o { type filter hook output priority 0; oifname \"t0\" meta l4proto udp drop; }\n}\n",
     );
 
     hosts[0].start(None);
