@@ -36,6 +36,7 @@ pub(super) struct ServiceRoute {
     pub(super) cluster_ips: Vec<IpAddr>,
     pub(super) external_name: Option<String>,
     pub(super) ports: Vec<PortRoute>,
+    pub(super) udp_ports: Vec<PortRoute>,
     /// Addresses of ready endpoints, for headless Services.
     pub(super) ready: Vec<IpAddr>,
     /// Ready endpoints that have a host name.
@@ -143,13 +144,12 @@ impl Routes {
         let mut cluster_ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
         cluster_ips.dedup();
         let mut route = ServiceRoute { cluster_ips, ..Default::default() };
-        route.ports = spec
-            .ports
-            .iter()
-            .flatten()
-            .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
-            .filter_map(|port| self.port(port, slices))
-            .collect();
+        let ports = |protocol: &str| {
+            let ports = spec.ports.iter().flatten();
+            let ports = ports.filter(|p| p.protocol.as_deref().unwrap_or("TCP") == protocol);
+            ports.filter_map(|port| self.port(port, protocol, slices)).collect()
+        };
+        (route.ports, route.udp_ports) = (ports("TCP"), ports("UDP"));
         for endpoint in usable(slices) {
             let ips: Vec<IpAddr> =
                 endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()).collect();
@@ -163,14 +163,19 @@ impl Routes {
         route
     }
 
-    fn port(&self, port: &ServicePort, slices: &[&EndpointSlice]) -> Option<PortRoute> {
+    fn port(
+        &self,
+        port: &ServicePort,
+        protocol: &str,
+        slices: &[&EndpointSlice],
+    ) -> Option<PortRoute> {
         let name = port.name.clone().unwrap_or_default();
         let mut endpoints = Vec::new();
         // Slices name the Service's port and say what it is on their pods, which may differ from
         // slice to slice when the target port is a name.
         let with_port = |slice: &&&EndpointSlice| {
             let ports = slice.ports.iter().flatten();
-            let is_it = |p: &&_| endpoint_port_is(p, &name);
+            let is_it = |p: &&_| endpoint_port_is(p, &name, protocol);
             ports.clone().find(is_it).and_then(|p| p.port).and_then(|p| u16::try_from(p).ok())
         };
         let on_port: Vec<(u16, &EndpointSlice)> =
@@ -210,9 +215,10 @@ impl Routes {
 fn endpoint_port_is(
     port: &k8s_openapi::api::discovery::v1::EndpointPort,
     service_port: &str,
+    protocol: &str,
 ) -> bool {
     port.name.as_deref().unwrap_or_default() == service_port
-        && port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+        && port.protocol.as_deref().unwrap_or("TCP") == protocol
 }
 
 fn is_ready(endpoint: &Endpoint) -> bool {

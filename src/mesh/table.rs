@@ -17,6 +17,7 @@ pub(super) struct Table {
     /// Backends of each Service, in the order of its ports.
     by_service: BTreeMap<(String, String), Vec<Arc<Backend>>>,
     by_cluster_ip: BTreeMap<(IpAddr, u16), Arc<Backend>>,
+    udp_by_cluster_ip: BTreeMap<(IpAddr, u16), Arc<Backend>>,
     cluster_ips: BTreeMap<IpAddr, (String, String)>,
     by_node_port: BTreeMap<u16, Arc<Backend>>,
     /// A rule whose Service or port does not exist has an empty backend.
@@ -34,7 +35,8 @@ impl Table {
         let mut table = Self::default();
         for (key, service) in &routes.services {
             let mut backends = Vec::with_capacity(service.ports.len());
-            for port in &service.ports {
+            let udp_ports = service.udp_ports.iter().map(|port| (port, true));
+            for (port, is_udp) in service.ports.iter().map(|port| (port, false)).chain(udp_ports) {
                 let state_of = |target: &Target| {
                     Arc::clone(table.endpoints.entry(target.clone()).or_insert_with(|| {
                         let known = old.endpoints.get(target).cloned();
@@ -43,6 +45,11 @@ impl Table {
                 };
                 let endpoints = port.endpoints.iter().map(state_of).collect();
                 let backend = Arc::new(Backend { endpoints });
+                if is_udp {
+                    let at = service.cluster_ips.iter().map(|ip| (*ip, port.port));
+                    table.udp_by_cluster_ip.extend(at.map(|at| (at, Arc::clone(&backend))));
+                    continue;
+                }
                 for ip in &service.cluster_ips {
                     table.by_cluster_ip.insert((*ip, port.port), Arc::clone(&backend));
                 }
@@ -86,6 +93,11 @@ impl Table {
     /// The backend behind a Service address.
     pub(super) fn cluster_ip(&self, at: SocketAddr) -> Option<Arc<Backend>> {
         self.by_cluster_ip.get(&(at.ip(), at.port())).cloned()
+    }
+
+    /// The backend behind a Service address, for datagrams.
+    pub(super) fn cluster_ip_udp(&self, at: SocketAddr) -> Option<Arc<Backend>> {
+        self.udp_by_cluster_ip.get(&(at.ip(), at.port())).cloned()
     }
 
     /// Whether the address is a Service's, at whatever port.
