@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::balancer::Backend;
+use super::balancer::{Backend, Tier};
 use super::endpoint::EndpointState;
 use super::ingress_table::IngressTable;
 use super::routes::{Place, PortRef, Routes, Target};
@@ -44,7 +44,8 @@ impl Table {
                     }))
                 };
                 let endpoints = port.endpoints.iter().map(state_of).collect();
-                let backend = Arc::new(Backend { endpoints });
+                let tier = |endpoint: &EndpointState| routes.tier_of(&endpoint.place);
+                let backend = Arc::new(Backend::new(endpoints, tier));
                 if is_udp {
                     let at = service.cluster_ips.iter().map(|ip| (*ip, port.port));
                     table.udp_by_cluster_ip.extend(at.map(|at| (at, Arc::clone(&backend))));
@@ -122,7 +123,7 @@ impl Table {
         let target = Target { address, place: self.routes.place_of(address.ip()) };
         let known = self.endpoints.get(&target).cloned();
         let state = known.unwrap_or_else(|| Arc::new(new_state(&target, &peer)));
-        Backend { endpoints: vec![state] }
+        Backend::new(vec![state], |_| Tier::Node)
     }
 
     /// Whether a pod with this address belongs to this node.
