@@ -1,10 +1,37 @@
-//! Chooses endpoints: power of two choices, and a budget for retries.
+//! Chooses endpoints: the cheaper of two at random, as near as possible.
+//!
+//! The endpoints of a Service stand in three tiers: this node, this node's zone, the rest. Two of
+//! the nearest tier that has an available endpoint are drawn, and the cheaper is taken (latency ×
+//! requests in flight, [`EndpointState::cost`]). It is *overloaded* when it costs more than
+//! [`OVERLOAD_FACTOR`] times what the cheaper of two further away does; then that one is taken.
+//! One request in [`EXPLORE_ONE_IN`] goes further away all the same: otherwise nothing would be
+//! known of the endpoints there when they are needed.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::decisions::{Choice, Fault, Verdict};
 use super::endpoint::EndpointState;
 use crate::rt::Rng;
+
+/// How much dearer than one further away an endpoint must be for the way to be worth it.
+const OVERLOAD_FACTOR: f64 = 4.0;
+/// One request in so many goes beyond the nearest tier.
+const EXPLORE_ONE_IN: usize = 16;
+/// One endpoint in so many may be ejected at most; the others serve, however bad they are.
+const EJECTED_ONE_IN_MAX: usize = 2;
+
+/// How near an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tier {
+    /// On this node.
+    Node,
+    /// On a node of this node's zone.
+    Zone,
+    /// Anywhere else.
+    Cluster,
+}
 
 /// Cheap random numbers without a lock (SplitMix64), seeded once.
 #[derive(Debug)]
@@ -27,149 +54,165 @@ impl Dice {
     }
 }
 
+/// Why no endpoint was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoChoice {
+    /// There is none that was not tried.
+    NoEndpoint,
+    /// All that are left have as many requests in flight as they may.
+    CircuitOpen,
+}
+
 /// The endpoints of one Service port.
 #[derive(Debug, Default)]
 pub(super) struct Backend {
+    /// Nearest first.
     pub(super) endpoints: Vec<Arc<EndpointState>>,
+    /// How many of them are on this node, and how many are there or in this zone.
+    near: [usize; 2],
 }
 
 impl Backend {
-    /// The endpoint for the next request: the cheaper of two at random. `None` when all of them
-    /// are in `tried` (or there is none). Endpoints that are down or ejected come last.
+    /// Of `endpoints`, each as near as `tier` says.
+    pub(super) fn new(
+        mut endpoints: Vec<Arc<EndpointState>>,
+        tier: impl Fn(&EndpointState) -> Tier,
+    ) -> Self {
+        endpoints.sort_by_key(|endpoint| tier(endpoint));
+        let until = |last: Tier| endpoints.iter().take_while(|e| tier(e) <= last).count();
+        let near = [until(Tier::Node), until(Tier::Zone)];
+        Self { endpoints, near }
+    }
+
+    /// As [`Self::choose`], for connections: the circuit does not count for them.
     pub(super) fn pick(
         &self,
         tried: &[Arc<EndpointState>],
         dice: &Dice,
         now_ms: u64,
     ) -> Option<Arc<EndpointState>> {
-        let is_fresh = |e: &Arc<EndpointState>| !tried.iter().any(|t| Arc::ptr_eq(t, e));
-        if let [only] = self.endpoints.as_slice() {
-            return is_fresh(only).then(|| Arc::clone(only));
+        let draw = Draw { backend: self, tried, dice, now_ms, is_request: false };
+        draw.choose().ok().map(|(endpoint, _)| Arc::clone(endpoint))
+    }
+
+    /// The endpoint for the next request, and why it is this one. Endpoints that are down or
+    /// ejected come last.
+    pub(super) fn choose(
+        &self,
+        tried: &[Arc<EndpointState>],
+        dice: &Dice,
+        now_ms: u64,
+    ) -> Result<(Arc<EndpointState>, Choice), NoChoice> {
+        let draw = Draw { backend: self, tried, dice, now_ms, is_request: true };
+        draw.choose().map(|(endpoint, choice)| (Arc::clone(endpoint), choice))
+    }
+
+    /// Counts a fault of `endpoint`, and ejects it if it had too many and not too many others are
+    /// ejected.
+    pub(super) fn failed(&self, endpoint: &EndpointState, fault: Fault, now_ms: u64) -> Verdict {
+        if !endpoint.is_too_bad(fault, now_ms) {
+            return Verdict::Kept;
         }
-        let count = self.endpoints.len();
-        let first = dice.below(count);
-        let second = (first + 1 + dice.below(count.saturating_sub(1))) % count.max(1);
-        let is_good = |e: &&Arc<EndpointState>| is_fresh(e) && e.is_available(now_ms);
-        let a = self.endpoints.get(first).filter(is_good);
-        let b = self.endpoints.get(second).filter(is_good);
-        let found = match (a, b) {
-            (Some(a), Some(b)) if b.cost(now_ms) < a.cost(now_ms) => Some(b),
+        let ejected = self.endpoints.iter().filter(|other| other.is_ejected(now_ms)).count();
+        if (ejected + 1) * EJECTED_ONE_IN_MAX > self.endpoints.len() {
+            return Verdict::Spared;
+        }
+        endpoint.eject(now_ms);
+        Verdict::Ejected
+    }
+
+    /// The tiers, nearest first, with what to say of a choice from them.
+    fn tiers(&self) -> [(Range<usize>, Choice); 3] {
+        let [node, zone] = self.near;
+        let all = self.endpoints.len();
+        [(0..node, Choice::Node), (node..zone, Choice::Zone), (zone..all, Choice::Cluster)]
+    }
+}
+
+/// One choice.
+struct Draw<'a> {
+    backend: &'a Backend,
+    tried: &'a [Arc<EndpointState>],
+    dice: &'a Dice,
+    now_ms: u64,
+    is_request: bool,
+}
+
+impl<'a> Draw<'a> {
+    fn choose(&self) -> Result<(&'a Arc<EndpointState>, Choice), NoChoice> {
+        if let [only] = self.backend.endpoints.as_slice() {
+            return match (self.is_fresh(only), self.is_full(only)) {
+                (true, false) => Ok((only, Choice::Only)),
+                (true, true) => Err(NoChoice::CircuitOpen),
+                (false, _) => Err(NoChoice::NoEndpoint),
+            };
+        }
+        for (tier, choice) in self.backend.tiers() {
+            let beyond = tier.end..self.backend.endpoints.len();
+            let Some(near) = self.cheaper_of_two(tier) else { continue };
+            if choice == Choice::Cluster {
+                return Ok((near, choice));
+            }
+            let Some(far) = self.cheaper_of_two(beyond) else { return Ok((near, choice)) };
+            if near.cost(self.now_ms) > OVERLOAD_FACTOR * far.cost(self.now_ms) {
+                return Ok((far, Choice::Spilled));
+            }
+            if self.dice.below(EXPLORE_ONE_IN) == 0 {
+                return Ok((far, Choice::Explored));
+            }
+            return Ok((near, choice));
+        }
+        // Better one that failed lately than none.
+        let mut ring = self.ring(0..self.backend.endpoints.len());
+        let fresh = |e: &&Arc<EndpointState>| self.is_fresh(e) && !self.is_full(e);
+        if let Some(endpoint) = ring.find(fresh) {
+            return Ok((endpoint, Choice::LastResort));
+        }
+        let is_any_left = self.backend.endpoints.iter().any(|e| self.is_fresh(e));
+        Err(if is_any_left { NoChoice::CircuitOpen } else { NoChoice::NoEndpoint })
+    }
+
+    /// Power of two choices; a look at all of them when neither of the two will do.
+    fn cheaper_of_two(&self, range: Range<usize>) -> Option<&'a Arc<EndpointState>> {
+        let endpoints = self.backend.endpoints.get(range.clone())?;
+        let count = endpoints.len();
+        if count == 0 {
+            return None;
+        }
+        let first = self.dice.below(count);
+        let second = (first + 1 + self.dice.below(count.saturating_sub(1))) % count;
+        let is_good = |e: &&Arc<EndpointState>| self.is_good(e);
+        let a = endpoints.get(first).filter(is_good);
+        let b = endpoints.get(second).filter(is_good);
+        match (a, b) {
+            (Some(a), Some(b)) if b.cost(self.now_ms) < a.cost(self.now_ms) => Some(b),
             (Some(a), _) => Some(a),
             (None, Some(b)) => Some(b),
-            (None, None) => {
-                let (before, after) = self.endpoints.split_at_checked(first)?;
-                let mut ring = after.iter().chain(before);
-                // Better one that failed lately than none.
-                ring.clone().find(is_good).or_else(|| ring.find(|e| is_fresh(e)))
-            }
-        };
-        found.cloned()
-    }
-}
-
-/// Tenths of a retry that each request earns: at most one in five is sent twice for long.
-const EARNED_PER_REQUEST: i64 = 2;
-const COST_OF_RETRY: i64 = 10;
-/// Retries saved up at most: as many as may be in flight to a node that dies.
-const SAVED_MAX: i64 = 1024 * COST_OF_RETRY;
-
-/// Keeps retries from multiplying the load when everything fails.
-#[derive(Debug)]
-pub(super) struct RetryBudget(AtomicI64);
-
-impl Default for RetryBudget {
-    fn default() -> Self {
-        Self(AtomicI64::new(SAVED_MAX))
-    }
-}
-
-impl RetryBudget {
-    /// A request came in.
-    pub(super) fn earn(&self) {
-        if self.0.load(Ordering::Relaxed) < SAVED_MAX {
-            self.0.fetch_add(EARNED_PER_REQUEST, Ordering::Relaxed);
+            (None, None) => self.ring(range).find(is_good),
         }
     }
 
-    /// Whether a request may be sent again.
-    pub(super) fn spend(&self) -> bool {
-        let left = self.0.fetch_sub(COST_OF_RETRY, Ordering::Relaxed);
-        if left >= COST_OF_RETRY {
-            return true;
-        }
-        self.0.fetch_add(COST_OF_RETRY, Ordering::Relaxed);
-        false
+    /// Those in `range`, from a random one on.
+    fn ring(&self, range: Range<usize>) -> impl Iterator<Item = &'a Arc<EndpointState>> {
+        let endpoints = self.backend.endpoints.get(range).unwrap_or_default();
+        let (before, after) =
+            endpoints.split_at_checked(self.dice.below(endpoints.len())).unwrap_or_default();
+        after.iter().chain(before)
+    }
+
+    fn is_fresh(&self, endpoint: &Arc<EndpointState>) -> bool {
+        !self.tried.iter().any(|tried| Arc::ptr_eq(tried, endpoint))
+    }
+
+    fn is_full(&self, endpoint: &EndpointState) -> bool {
+        self.is_request && endpoint.is_full()
+    }
+
+    fn is_good(&self, endpoint: &Arc<EndpointState>) -> bool {
+        endpoint.is_available(self.now_ms) && !self.is_full(endpoint) && self.is_fresh(endpoint)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::mesh::endpoint::InFlight;
-    use crate::mesh::routes::Place;
-
-    fn backend(count: u8) -> Backend {
-        let endpoint = |i| {
-            let address = ([10, 42, 0, i], 80).into();
-            Arc::new(EndpointState::new(address, Place::Local, None))
-        };
-        Backend { endpoints: (0..count).map(endpoint).collect() }
-    }
-
-    fn counts(backend: &Backend, dice: &Dice, now_ms: u64) -> Vec<usize> {
-        let mut counts = vec![0; backend.endpoints.len()];
-        for _ in 0..3000 {
-            let picked = backend.pick(&[], dice, now_ms).unwrap();
-            let at = backend.endpoints.iter().position(|e| Arc::ptr_eq(e, &picked)).unwrap();
-            counts[at] += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn equal_endpoints_get_equal_shares() {
-        let dice = Dice::new(&Rng::seeded(1));
-        let counts = counts(&backend(3), &dice, 0);
-        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
-    }
-
-    #[test]
-    fn busy_slow_and_ejected_endpoints_get_less() {
-        let dice = Dice::new(&Rng::seeded(2));
-        let backend = backend(4);
-        let _busy: Vec<_> = (0..5).map(|_| InFlight::new(&backend.endpoints[0])).collect();
-        backend.endpoints[1].succeeded(Duration::from_millis(200), 0);
-        backend.endpoints[2].failed(0);
-        let spread = counts(&backend, &dice, 0);
-        assert!(spread[3] > spread[0] && spread[3] > spread[1], "{spread:?}");
-        assert_eq!(spread[2], 0);
-        assert!(counts(&backend, &dice, 600)[2] > 500);
-    }
-
-    #[test]
-    fn a_tried_endpoint_is_not_picked_again_and_the_ejected_are_the_last_resort() {
-        let dice = Dice::new(&Rng::seeded(3));
-        let backend = backend(2);
-        let tried = vec![Arc::clone(&backend.endpoints[0])];
-        for _ in 0..50 {
-            let picked = backend.pick(&tried, &dice, 0).unwrap();
-            assert!(Arc::ptr_eq(&picked, &backend.endpoints[1]));
-        }
-        backend.endpoints[1].failed(0);
-        assert!(backend.pick(&tried, &dice, 0).is_some());
-        assert!(backend.pick(&backend.endpoints.clone(), &dice, 0).is_none());
-        assert!(Backend::default().pick(&[], &dice, 0).is_none());
-    }
-
-    #[test]
-    fn retries_are_bounded_by_requests() {
-        let budget = RetryBudget::default();
-        while budget.spend() {}
-        for _ in 0..50 {
-            budget.earn();
-        }
-        assert_eq!((0..100).filter(|_| budget.spend()).count(), 10);
-    }
-}
+#[path = "balancer_test.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderValue;
@@ -14,7 +15,8 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::Mesh;
-use super::balancer::Backend;
+use super::balancer::{Backend, NoChoice};
+use super::decisions::{Fault, Retry};
 use super::endpoint::{EndpointState, InFlight};
 use super::local::LocalError;
 use super::outside;
@@ -35,6 +37,9 @@ pub enum CallError {
     /// The Service has no endpoint that could take the request. Retry later; nothing was sent.
     #[error("no endpoint is ready")]
     NoEndpoint,
+    /// Every endpoint has as many requests in flight as one may have. Retry later; nothing was sent.
+    #[error("every endpoint is busy: the circuit is open")]
+    CircuitOpen,
     /// An endpoint broke off or could not be reached; it may have acted, unless the method is safe.
     #[error("the endpoint gave no answer: {0}")]
     Broken(#[source] BodyError),
@@ -58,6 +63,17 @@ enum Failure {
     /// A pod may have acted.
     Broken(BodyError),
     Timeout,
+}
+
+impl Failure {
+    /// What it says of the endpoint.
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Unsent(..) | Self::NotReached => Fault::Unreachable,
+            Self::Broken(_) => Fault::Broken,
+            Self::Timeout => Fault::Timeout,
+        }
+    }
 }
 
 /// What is kept of a request to send it again.
@@ -105,6 +121,15 @@ impl http_body::Body for Tracked {
     }
 }
 
+/// How long a call may take, to the head of the response.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    /// All tries together, and the reading of a body that is kept for them.
+    pub(super) total: Duration,
+    /// One try. An endpoint that takes longer is held to be at fault.
+    pub(super) per_try: Duration,
+}
+
 impl Mesh {
     /// Sends `request` to an endpoint of `backend` and waits for the head of the response. The URI
     /// must be in origin form and `Host` be set.
@@ -113,43 +138,109 @@ impl Mesh {
         backend: &Backend,
         request: Request<Body>,
     ) -> Result<Response<Tracked>, CallError> {
+        let longest = self.0.head_timeout;
+        self.call_within(backend, request, Timeouts { total: longest, per_try: longest }).await
+    }
+
+    /// As [`Self::call`], with timeouts of the caller's.
+    pub(super) async fn call_within(
+        &self,
+        backend: &Backend,
+        request: Request<Body>,
+        timeouts: Timeouts,
+    ) -> Result<Response<Tracked>, CallError> {
+        let ends_at = Instant::now() + timeouts.total;
         self.0.retries.earn();
         let (mut request, replay) = if backend.endpoints.len() > 1 {
             // A client may be slow to send even a small body.
-            let preparing = tokio::time::timeout(self.0.head_timeout, prepare(request));
-            preparing.await.map_err(|_| CallError::Timeout)??
+            let preparing = tokio::time::timeout_at(ends_at, prepare(request));
+            preparing.await.map_err(|_| self.timed_out())??
         } else {
             (request, None)
         };
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
-        let mut last = CallError::NoEndpoint;
+        let mut last = None;
         loop {
-            let now = self.now_ms();
-            let Some(endpoint) = backend.pick(&tried, &self.0.dice, now) else { return Err(last) };
-            let in_flight = InFlight::new(&endpoint);
+            let endpoint = match backend.choose(&tried, &self.0.dice, self.now_ms()) {
+                Ok((endpoint, choice)) => {
+                    self.0.metrics.decisions.chose(choice);
+                    endpoint
+                }
+                Err(why) => return Err(last.unwrap_or_else(|| self.refused(why))),
+            };
+            let in_flight = InFlight::request(&endpoint);
             let started = Instant::now();
-            let failure = match self.attempt(&endpoint, request).await {
+            let attempt_ends = (started + timeouts.per_try).min(ends_at);
+            let attempt = tokio::time::timeout_at(attempt_ends, self.attempt(&endpoint, request));
+            let failure = match attempt.await.unwrap_or(Err(Failure::Timeout)) {
                 Ok(response) => {
-                    endpoint.succeeded(started.elapsed(), self.now_ms());
+                    self.answered(backend, &endpoint, response.status(), started.elapsed());
                     return Ok(response.map(|body| Tracked { body, _in_flight: in_flight }));
                 }
                 Err(failure) => failure,
             };
             drop(in_flight);
-            endpoint.failed(self.now_ms());
-            self.0.metrics.ejections.inc();
+            let verdict = backend.failed(&endpoint, failure.fault(), self.now_ms());
+            self.0.metrics.decisions.judged(failure.fault(), verdict);
+            if matches!(failure, Failure::Timeout) {
+                self.0.metrics.decisions.timed_out();
+            }
             let (again, err) = again(failure, replay.as_ref());
-            debug!(endpoint = %endpoint.address, %err, is_retried = again.is_some(), "endpoint failed");
-            last = err;
+            debug!(endpoint = %endpoint.address, %err, is_safe = again.is_some(), "endpoint failed");
             tried.push(endpoint);
-            match again {
-                Some(again) if tried.len() <= RETRIES_MAX && self.0.retries.spend() => {
-                    self.0.metrics.retries.inc();
-                    request = again;
-                }
-                _ => return Err(last),
+            match self.retry(again, tried.len()) {
+                Some(again) => request = again,
+                None => return Err(err),
+            }
+            last = Some(err);
+        }
+    }
+
+    /// The request to send once more, if it may be.
+    fn retry(&self, again: Option<Request<Body>>, tried: usize) -> Option<Request<Body>> {
+        let decision = match &again {
+            None => Retry::Unsafe,
+            Some(_) if tried > RETRIES_MAX => Retry::Attempts,
+            Some(_) if !self.0.retries.spend(self.now_ms()) => Retry::Budget,
+            Some(_) => Retry::Sent,
+        };
+        self.0.metrics.decisions.retried(decision);
+        again.filter(|_| decision == Retry::Sent)
+    }
+
+    fn answered(
+        &self,
+        backend: &Backend,
+        endpoint: &EndpointState,
+        status: http::StatusCode,
+        took: Duration,
+    ) {
+        let now = self.now_ms();
+        endpoint.succeeded(took, now);
+        if status.is_server_error() {
+            let verdict = backend.failed(endpoint, Fault::Status, now);
+            self.0.metrics.decisions.judged(Fault::Status, verdict);
+        } else {
+            endpoint.answered_well();
+        }
+    }
+
+    fn refused(&self, why: NoChoice) -> CallError {
+        match why {
+            NoChoice::NoEndpoint => {
+                self.0.metrics.decisions.refused_without_endpoint();
+                CallError::NoEndpoint
+            }
+            NoChoice::CircuitOpen => {
+                self.0.metrics.decisions.refused_by_circuit();
+                CallError::CircuitOpen
             }
         }
+    }
+
+    fn timed_out(&self) -> CallError {
+        self.0.metrics.decisions.timed_out();
+        CallError::Timeout
     }
 
     async fn attempt(
@@ -157,13 +248,10 @@ impl Mesh {
         endpoint: &Arc<EndpointState>,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
-        let sending = async {
-            match &endpoint.place {
-                Place::Local => self.send_local(endpoint, request).await,
-                Place::Node(_) | Place::Outside => send_remote(endpoint, request).await,
-            }
-        };
-        tokio::time::timeout(self.0.head_timeout, sending).await.unwrap_or(Err(Failure::Timeout))
+        match &endpoint.place {
+            Place::Local => self.send_local(endpoint, request).await,
+            Place::Node(_) | Place::Outside => send_remote(endpoint, request).await,
+        }
     }
 
     async fn send_local(

@@ -7,6 +7,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::decisions::Decisions;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeClass {
     code: &'static str,
@@ -20,8 +22,7 @@ pub struct MeshMetrics {
     by_class: [Counter; 5],
     /// Time to the head of an ingress response, in seconds.
     pub(super) ingress_seconds: Histogram,
-    pub(super) retries: Counter,
-    pub(super) ejections: Counter,
+    pub(super) decisions: Decisions,
     pub(super) node_port_connections: Counter,
 }
 
@@ -34,8 +35,7 @@ impl Default for MeshMetrics {
             ingress_requests,
             by_class,
             ingress_seconds: Histogram::new(exponential_buckets(0.000_25, 2.5, 12)),
-            retries: Counter::default(),
-            ejections: Counter::default(),
+            decisions: Decisions::default(),
             node_port_connections: Counter::default(),
         }
     }
@@ -54,16 +54,7 @@ impl MeshMetrics {
             "Time from a request's head to its response's head at the ingress",
             self.ingress_seconds.clone(),
         );
-        registry.register(
-            "edgeorc_mesh_retries",
-            "Requests sent again to another endpoint",
-            self.retries.clone(),
-        );
-        registry.register(
-            "edgeorc_mesh_endpoint_failures",
-            "Endpoints found failing and left out for a while",
-            self.ejections.clone(),
-        );
+        self.decisions.register(registry);
         registry.register(
             "edgeorc_mesh_node_port_connections",
             "Connections accepted at NodePorts",
@@ -82,6 +73,6 @@ impl MeshMetrics {
     /// Requests sent again so far.
     #[must_use]
     pub fn retries(&self) -> u64 {
-        self.retries.get()
+        self.decisions.retries_sent()
     }
 }

@@ -8,11 +8,14 @@ use k8s_openapi::api::core::v1::{Node, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
 
+use super::balancer::Tier;
 use super::cidr::Cidr;
 use super::ingress_table::{IngressTable, PathType};
 
 /// Label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Label of a Node with its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The ingress class that is ours; no class is ours too.
 const INGRESS_CLASS: &str = "edgeorc";
 /// Annotation that named the class before `spec.ingressClassName`.
@@ -74,6 +77,8 @@ pub(super) enum Place {
 pub(super) struct NodeRoute {
     pub(super) name: Arc<str>,
     pub(super) pod_cidrs: Vec<Cidr>,
+    /// Its zone, where it has one.
+    pub(super) zone: Option<String>,
 }
 
 /// A Service port as an Ingress names it.
@@ -128,6 +133,21 @@ impl Routes {
             Some(node) if *node.name == *self.me => Place::Local,
             Some(node) => Place::Node(Arc::clone(&node.name)),
             None => Place::Outside,
+        }
+    }
+
+    /// How near an endpoint is to this node.
+    pub(super) fn tier_of(&self, place: &Place) -> Tier {
+        let zone_of = |name: &str| {
+            self.nodes.iter().find(|node| *node.name == *name).and_then(|node| node.zone.as_ref())
+        };
+        match place {
+            Place::Local => Tier::Node,
+            Place::Outside => Tier::Cluster,
+            Place::Node(name) => match (zone_of(name), zone_of(&self.me)) {
+                (Some(theirs), Some(mine)) if theirs == mine => Tier::Zone,
+                _ => Tier::Cluster,
+            },
         }
     }
 
@@ -242,7 +262,8 @@ fn node_route(node: &Node) -> Option<NodeRoute> {
     let spec = node.spec.as_ref()?;
     let ranges = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr);
     let pod_cidrs = ranges.filter_map(|range| Cidr::parse(range)).collect();
-    Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs })
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned();
+    Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs, zone })
 }
 
 fn ingress_table<'a>(ingresses: impl IntoIterator<Item = &'a Ingress>) -> IngressTable<BackendRef> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::balancer::Backend;
+use super::balancer::{Backend, Tier};
 use super::endpoint::EndpointState;
 use super::ingress_table::IngressTable;
 use super::routes::{Place, PortRef, Routes, Target};
@@ -42,7 +42,8 @@ impl Table {
                     }))
                 };
                 let endpoints = port.endpoints.iter().map(state_of).collect();
-                let backend = Arc::new(Backend { endpoints });
+                let tier = |endpoint: &EndpointState| routes.tier_of(&endpoint.place);
+                let backend = Arc::new(Backend::new(endpoints, tier));
                 for ip in &service.cluster_ips {
                     table.by_cluster_ip.insert((*ip, port.port), Arc::clone(&backend));
                 }
@@ -110,7 +111,7 @@ impl Table {
         let target = Target { address, place: self.routes.place_of(address.ip()) };
         let known = self.endpoints.get(&target).cloned();
         let state = known.unwrap_or_else(|| Arc::new(new_state(&target, &peer)));
-        Backend { endpoints: vec![state] }
+        Backend::new(vec![state], |_| Tier::Node)
     }
 
     /// Whether a pod with this address belongs to this node.

@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::Mesh;
 use super::balancer::Backend;
+use super::decisions::Fault;
 use super::endpoint::{EndpointState, InFlight};
 use super::outside;
 use super::routes::Place;
@@ -59,8 +60,8 @@ impl Mesh {
                 }
                 Err(err) => {
                     debug!(endpoint = %endpoint.address, %err, "endpoint not reached");
-                    endpoint.failed(self.now_ms());
-                    self.0.metrics.ejections.inc();
+                    let verdict = backend.failed(&endpoint, Fault::Unreachable, self.now_ms());
+                    self.0.metrics.decisions.judged(Fault::Unreachable, verdict);
                     last = err;
                     tried.push(endpoint);
                 }

@@ -158,9 +158,10 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
 
     // Balance: any node's ingress reaches pods on all nodes.
     for node in &nodes {
+        let mut seen = BTreeSet::new();
         eventually("every pod answers", PATIENCE, || {
-            let seen = who_answers(node, 60);
-            if seen.len() == 6 { Ok(()) } else { Err(seen) }
+            seen.extend(who_answers(node, 60));
+            if seen.len() == 6 { Ok(()) } else { Err(seen.clone()) }
         });
     }
 
@@ -168,9 +169,10 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
     let lost = leader(&nodes);
     let survivor = (lost + 1) % nodes.len();
     let load = Load::start(nodes[survivor].ingress());
+    let mut seen = BTreeSet::new();
     eventually("the load runs", PATIENCE, || {
-        let seen = who_answers(&nodes[survivor], 20);
-        if seen.len() > 2 { Ok(()) } else { Err(seen) }
+        seen.extend(who_answers(&nodes[survivor], 20));
+        if seen.len() > 2 { Ok(()) } else { Err(seen.clone()) }
     });
     nodes[lost].process.kill();
     let killed = Instant::now();
@@ -315,9 +317,10 @@ fn a_fourth_node_joins_as_an_agent_and_is_used() {
     succeed(&mut nodes[0].edgeorc(&["deploy", hello, "--replicas", "8", "--wait"]));
     let pods = ready_pods(&nodes[0]).unwrap();
     assert_eq!(pods.values().filter(|name| **name == "four").count(), 2, "{pods:?}");
+    let mut seen = BTreeSet::new();
     eventually("every pod answers at the agent", PATIENCE, || {
-        let seen = who_answers(&agent, 80);
-        if seen.len() == 8 { Ok(()) } else { Err(seen) }
+        seen.extend(who_answers(&agent, 80));
+        if seen.len() == 8 { Ok(()) } else { Err(seen.clone()) }
     });
     let pod = pods.iter().find(|(_, node)| *node == "four").unwrap().0.clone();
     let log = succeed(&mut nodes[0].kubectl(&["logs", &pod]));

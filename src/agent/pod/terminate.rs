@@ -60,6 +60,21 @@ impl Worker {
         }
     }
 
+    /// The node stops, the pod does not: it runs again when the node is back. Until then it must
+    /// get no requests, so it leaves the endpoints first here as well.
+    pub(super) async fn leave(&mut self) {
+        let grace = self.shared.shutdown_grace;
+        let ends_at = Instant::now() + grace;
+        let mut drained_at = Instant::now();
+        if self.running.iter().any(Option::is_some) {
+            self.state.is_terminating = true;
+            self.publish();
+            self.until_written(UNREADY_WRITE_MAX.min(grace)).await;
+            drained_at = Instant::now() + DRAIN;
+        }
+        self.stop_all(ends_at.saturating_duration_since(Instant::now()), drained_at).await;
+    }
+
     fn event_of_stop(&self, at: usize) {
         let is_running = self.running.get(at).is_some_and(Option::is_some);
         if let Some(plan) = self.plan.containers.get(at).filter(|_| is_running) {

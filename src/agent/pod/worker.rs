@@ -173,7 +173,7 @@ impl Worker {
         };
         match over {
             Over::Deleted => self.terminate().await,
-            Over::Cancelled => self.stop_all(self.shared.shutdown_grace, Instant::now()).await,
+            Over::Cancelled => self.leave().await,
         }
         self.tasks.shutdown(TASKS_GRACE).await;
     }
