@@ -72,8 +72,8 @@ impl GuestUplink {
 
 #[async_trait]
 impl Uplink for GuestUplink {
-    async fn connect(&self, _from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
-        let stream = self.mesh()?.connect(to).await?;
+    async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
+        let stream = self.mesh()?.connect_from(&from.uid, to).await?;
         Ok(Box::new(stream))
     }
 
@@ -100,6 +100,6 @@ impl Uplink for GuestUplink {
         from: &PodId,
         request: Request<Body>,
     ) -> Result<Response<Body>, BodyError> {
-        Ok(self.mesh()?.http(&from.namespace, request).await?)
+        Ok(self.mesh()?.http_from(&from.namespace, &from.uid, request).await?)
     }
 }

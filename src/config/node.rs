@@ -5,7 +5,8 @@ use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use crate::config::{
-    Environment, EvictionSettings, PodCidrs, Proxies, ThresholdError, parse_thresholds,
+    DnsSettings, Environment, EvictionSettings, PodCidrs, Proxies, ServiceCidrs, ThresholdError,
+    parse_thresholds,
 };
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
@@ -55,6 +56,12 @@ pub struct NodeFlags {
     pub cluster_cidr: Option<String>,
     /// `--node-cidr-mask-size`.
     pub node_cidr_mask_size: Option<u8>,
+    /// `--service-cluster-ip-range`.
+    pub service_cluster_ip_range: Option<String>,
+    /// `--dns-bind`.
+    pub dns_bind: Option<String>,
+    /// `--dns-upstream`, each `IP` or `IP:PORT`.
+    pub dns_upstreams: Vec<String>,
     /// `--max-pods`.
     pub max_pods: Option<u32>,
     /// `--address-bits-max`.
@@ -146,6 +153,11 @@ pub struct NodeSettings {
     /// How pod addresses are given to nodes; only servers look at it. Default: a /24 of
     /// `10.42.0.0/16` for each.
     pub pod_cidrs: PodCidrs,
+    /// What Services have their addresses of; only servers look at it, and the DNS server. Default:
+    /// `10.43.0.0/16`.
+    pub service_cidrs: ServiceCidrs,
+    /// The DNS server for the host and its network. Default: none.
+    pub dns: Option<DnsSettings>,
     /// How many pods this node takes. Default 250.
     pub max_pods: u32,
     /// What the sandboxes are planned for.
@@ -237,11 +249,29 @@ pub enum ConfigError {
     },
     /// `--cluster-cidr` is no range, or not one for pods.
     #[error(
-        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' 10.43.0.0/16"
+        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' ranges"
     )]
     ClusterCidr {
         /// What was given.
         text: String,
+    },
+    /// `--service-cluster-ip-range` is no range, or not a pair of both families.
+    #[error(
+        "--service-cluster-ip-range {text:?} must be one range like 10.43.0.0/16, or one of IPv4 and one of IPv6 with a comma between, each starting at its first address"
+    )]
+    ServiceCidrs {
+        /// What was given.
+        text: String,
+    },
+    /// `--dns-bind` or `--dns-upstream` is no address, or the one is given without the other.
+    #[error("{flag} {text:?} must be an address like {example}")]
+    DnsAddress {
+        /// Which flag.
+        flag: &'static str,
+        /// What was given.
+        text: String,
+        /// What it may look like.
+        example: &'static str,
     },
     /// `--node-cidr-mask-size` does not fit the cluster's range.
     #[error(
@@ -305,6 +335,8 @@ impl NodeSettings {
         if let Some(path) = images.registries_file.clone().filter(|path| !path.is_file()) {
             return Err(ConfigError::RegistriesFile { path });
         }
+        let service_cidrs = ServiceCidrs::build(flags.service_cluster_ip_range.as_deref())?;
+        let (cluster_cidr, mask_size) = (flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size);
         Ok(Self {
             images,
             node_name,
@@ -320,7 +352,9 @@ impl NodeSettings {
                 .iter()
                 .map(|text| HostPath::parse(text))
                 .collect::<Result<_, _>>()?,
-            pod_cidrs: PodCidrs::build(flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size)?,
+            pod_cidrs: PodCidrs::build(cluster_cidr, mask_size, &service_cidrs)?,
+            service_cidrs,
+            dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
             sandboxes: Sandboxes {

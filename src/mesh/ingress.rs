@@ -185,7 +185,10 @@ impl Mesh {
             }
         };
         let mut request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
+        let client = from.clone();
         prepare(&mut request, from);
+        let client = client.as_ref().and_then(|client| client.to_str().ok()).unwrap_or_default();
+        let backend = self.for_client(backend, client);
         match self.call(&backend, request).await {
             Ok(mut response) => {
                 remove_hop_by_hop(response.headers_mut());

@@ -184,7 +184,8 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         metrics: base.metrics.clone(),
-        blob_dir: base.dir.join("registry"),
+        service_cidrs: base.settings.service_cidrs,
+            blob_dir: base.dir.join("registry"),
         bookmark_interval: BOOKMARKS,
         cancel: base.tasks.token().clone(),
     });
@@ -206,6 +207,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         node_name: name,
         ca_pem: authority.cert_pem().to_owned(),
         pod_cidrs: base.settings.pod_cidrs,
+        service_cidrs: base.settings.service_cidrs,
     };
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;

@@ -28,6 +28,7 @@ mod pod_volumes;
 mod replica_set;
 mod secret;
 mod service;
+mod service_rules;
 mod service_account;
 mod storage_class;
 mod workload;
