@@ -28,6 +28,11 @@ const RETRIES_MAX: usize = 2;
 /// Bodies up to this size are kept so that they can be sent again.
 const REPLAY_BYTES_MAX: u64 = 64 * 1024;
 
+/// Longest wait for the head of this request's response, in its extensions: what its route says in
+/// place of the mesh's own limit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadTimeout(pub(super) std::time::Duration);
+
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -157,13 +162,15 @@ impl Mesh {
         endpoint: &Arc<EndpointState>,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
+        let limit = request.extensions().get::<HeadTimeout>().map(|limit| limit.0);
         let sending = async {
             match &endpoint.place {
                 Place::Local => self.send_local(endpoint, request).await,
                 Place::Node(_) | Place::Outside => send_remote(endpoint, request).await,
             }
         };
-        tokio::time::timeout(self.0.head_timeout, sending).await.unwrap_or(Err(Failure::Timeout))
+        let limit = limit.unwrap_or(self.0.head_timeout);
+        tokio::time::timeout(limit, sending).await.unwrap_or(Err(Failure::Timeout))
     }
 
     async fn send_local(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::balancer::Backend;
 use super::endpoint::EndpointState;
-use super::ingress_table::IngressTable;
+use super::ingress::RouteTable;
 use super::routes::{Place, PortRef, Routes, Target};
 use crate::net::PeerHandle;
 
@@ -19,8 +19,7 @@ pub(super) struct Table {
     by_cluster_ip: BTreeMap<(IpAddr, u16), Arc<Backend>>,
     cluster_ips: BTreeMap<IpAddr, (String, String)>,
     by_node_port: BTreeMap<u16, Arc<Backend>>,
-    /// A rule whose Service or port does not exist has an empty backend.
-    pub(super) ingress: IngressTable<Arc<Backend>>,
+    pub(super) ingress: RouteTable<Arc<Backend>>,
     endpoints: BTreeMap<Target, Arc<EndpointState>>,
 }
 
@@ -57,12 +56,9 @@ impl Table {
             table.by_service.insert(key.clone(), backends);
         }
         table.routes = routes;
-        let nothing = Arc::new(Backend::default());
-        table.ingress = table.routes.ingress.map(|backend| {
+        table.ingress = table.routes.http.table.map(|backend| {
             let (namespace, name) = &backend.service;
-            table
-                .service_port(namespace, name, &backend.port)
-                .unwrap_or_else(|| Arc::clone(&nothing))
+            table.service_port(namespace, name, &backend.port)
         });
         table
     }
