@@ -111,6 +111,7 @@ async fn assemble(
     let ingress_at = SocketAddr::new(settings.bind_address, settings.ingress_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
     let ingress_listener = listen("ingress", "--ingress-port", ingress_at).await?;
+    let https = listen_https(&settings).await?;
     let (clock, rng) = (WallClock::system(), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
@@ -145,7 +146,28 @@ async fn assemble(
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
     };
-    start_agent(base, server, ingress_listener)
+    start_agent(base, server, IngressListeners { http: ingress_listener, https })
+}
+
+/// Where clients from outside come in.
+struct IngressListeners {
+    http: TcpListener,
+    https: Option<TcpListener>,
+}
+
+/// The port for TLS, unless there is to be none. One that nobody asked for may be in use.
+async fn listen_https(settings: &NodeSettings) -> Result<Option<TcpListener>, NodeError> {
+    if settings.ingress_https_port == 0 {
+        return Ok(None);
+    }
+    let at = SocketAddr::new(settings.bind_address, settings.ingress_https_port);
+    match listen("HTTPS ingress", "--ingress-https-port", at).await {
+        Err(err) if !settings.is_https_port_required => {
+            tracing::warn!(%err, "no HTTPS at the ingress");
+            Ok(None)
+        }
+        listening => listening.map(Some),
+    }
 }
 
 async fn listen(
@@ -246,7 +268,7 @@ async fn lead_alone(replica: &Replica, leader: &Leader) {
 fn start_agent(
     base: Base,
     server: Option<Server>,
-    ingress: TcpListener,
+    ingress: IngressListeners,
 ) -> Result<RunningNode, NodeError> {
     let name = base.settings.node_name.clone();
     let tasks = base.tasks.clone();
@@ -263,6 +285,8 @@ fn start_agent(
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
     let guest_threads = runtime.threads();
     let mesh = Mesh::new(MeshConfig {
+        ingress_threads: Some(guest_threads.handle().clone()),
+        has_access_log: base.settings.ingress_access_log,
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
         ..MeshConfig::new(
@@ -298,10 +322,7 @@ fn start_agent(
     }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
-    let ingress_mesh = mesh.clone();
-    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
-        ingress_mesh.serve_ingress(ingress).await;
-    });
+    serve_ingress(&mesh, ingress, &guest_threads, &tasks);
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),
@@ -317,6 +338,25 @@ fn start_agent(
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
     Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
+}
+
+/// The ingress runs on the guests' threads, so that a request to a local pod changes no thread.
+fn serve_ingress(
+    mesh: &Mesh,
+    listeners: IngressListeners,
+    guest_threads: &GuestThreads,
+    tasks: &TaskGroup,
+) {
+    let serving = mesh.clone();
+    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
+        serving.serve_ingress(listeners.http).await;
+    });
+    if let Some(https) = listeners.https {
+        let serving = mesh.clone();
+        tasks.spawn_on(guest_threads.handle(), "ingress-https", |_| async move {
+            serving.serve_ingress_tls(https).await;
+        });
+    }
 }
 
 /// The agent's ways to the cluster.
