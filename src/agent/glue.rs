@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use edgeorc_runtime::{Body, BodyError, BoxIo, HttpError, PodId, Uplink, VirtualNetwork};
+use edgeorc_runtime::{
+    Body, BodyError, BoxIo, Datagrams, HttpError, PodId, Uplink, VirtualNetwork,
+};
 use http::{Request, Response};
 
 use crate::mesh::{Local, LocalError, Mesh};
@@ -26,6 +28,16 @@ impl Local for LocalPods {
     async fn connect(&self, to: SocketAddr) -> std::io::Result<crate::mesh::BoxIo> {
         let stream = self.0.connect(to).await?;
         Ok(Box::new(stream))
+    }
+
+    async fn datagrams(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        flow: crate::mesh::Datagrams,
+    ) -> std::io::Result<()> {
+        let crate::mesh::Datagrams { tx, rx } = flow;
+        self.0.datagrams(from, to, Datagrams { tx, rx }).await
     }
 
     async fn http(
@@ -63,6 +75,17 @@ impl Uplink for GuestUplink {
     async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
         let stream = self.mesh()?.connect_from(&from.uid, to).await?;
         Ok(Box::new(stream))
+    }
+
+    async fn datagrams(
+        &self,
+        _from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+        flow: Datagrams,
+    ) -> std::io::Result<()> {
+        let Datagrams { tx, rx } = flow;
+        self.mesh()?.datagrams(source, to, crate::mesh::Datagrams { tx, rx }).await
     }
 
     async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr> {

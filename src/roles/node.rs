@@ -10,7 +10,7 @@ use edgeorc_runtime::{GuestThreads, RuntimeConfig, VirtualNetwork, WasmRuntime};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::watcher;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::agent::{
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
-use crate::mesh::{Mesh, MeshConfig};
+use crate::mesh::{DnsConfig, DnsSockets, Mesh, MeshConfig};
 use crate::net::{Alpn, Endpoint, NetConfig, Peers};
 use crate::roles::addresses::Directory;
 use crate::roles::data_dir::DataDir;
@@ -111,6 +111,10 @@ async fn assemble(
     let ingress_at = SocketAddr::new(settings.bind_address, settings.ingress_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
     let ingress_listener = listen("ingress", "--ingress-port", ingress_at).await?;
+    let dns = match &settings.dns {
+        Some(dns) => Some(listen_dns(dns.bind).await?),
+        None => None,
+    };
     let (clock, rng) = (WallClock::system(), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
@@ -145,7 +149,7 @@ async fn assemble(
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
     };
-    start_agent(base, server, ingress_listener)
+    start_agent(base, server, ingress_listener, dns)
 }
 
 async fn listen(
@@ -154,6 +158,27 @@ async fn listen(
     address: SocketAddr,
 ) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|cause| NodeError::listen(what, flag, address, cause))
+}
+
+/// The port of DNS is one by UDP and by TCP.
+async fn listen_dns(at: SocketAddr) -> Result<DnsSockets, NodeError> {
+    let tcp = listen("DNS", "--dns-bind", at).await?;
+    let udp = UdpSocket::bind(at)
+        .await
+        .map_err(|cause| NodeError::listen("DNS", "--dns-bind", at, cause))?;
+    tracing::info!(address = %at, "the cluster's names are served");
+    Ok(DnsSockets { udp, tcp })
+}
+
+/// Serves the cluster's names to the host and its network.
+fn spawn_dns(base: &Base, mesh: Mesh, sockets: DnsSockets) {
+    let settings = &base.settings;
+    let config = DnsConfig {
+        upstreams: settings.dns.as_ref().map(|dns| dns.upstreams.clone()).unwrap_or_default(),
+        service_ranges: settings.service_cidrs.iter().map(ToString::to_string).collect(),
+    };
+    let rng = base.rng.clone();
+    base.tasks.spawn("dns", |_| async move { mesh.serve_dns(sockets, config, rng).await });
 }
 
 /// The store, the API over it, and the leader's work.
@@ -247,6 +272,7 @@ fn start_agent(
     base: Base,
     server: Option<Server>,
     ingress: TcpListener,
+    dns: Option<DnsSockets>,
 ) -> Result<RunningNode, NodeError> {
     let name = base.settings.node_name.clone();
     let tasks = base.tasks.clone();
@@ -302,6 +328,9 @@ fn start_agent(
     tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
         ingress_mesh.serve_ingress(ingress).await;
     });
+    if let Some(sockets) = dns {
+        spawn_dns(&base, mesh.clone(), sockets);
+    }
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),

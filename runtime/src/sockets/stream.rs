@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite as _;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
@@ -15,6 +15,7 @@ use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::Pollable;
 use wasmtime_wasi_io::streams::{InputStream, OutputStream, StreamError, StreamResult};
 
+use super::code::Code;
 use crate::tasks::Guests;
 use crate::types::BoxIo;
 
@@ -101,8 +102,57 @@ impl Connection {
         let _ = self.poll_output(&mut noop());
     }
 
+    /// Reads what there is; 0 is the end.
+    pub(super) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        into: &mut [u8],
+    ) -> Poll<Result<usize, Code>> {
+        ready!(self.poll_input(cx));
+        let input = &mut self.state.lock().input;
+        let size = into.len().min(input.buffer.len());
+        if let Some(into) = into.get_mut(..size)
+            && size > 0
+        {
+            input.buffer.copy_to_slice(into);
+            return Poll::Ready(Ok(size));
+        }
+        Poll::Ready(match input.error.take() {
+            Some(error) => Err(error.kind().into()),
+            None => Ok(0),
+        })
+    }
+
+    /// Writes what the pipe takes: what is written is with the peer, as far as this node can tell.
+    pub(super) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<Result<usize, Code>> {
+        ready!(self.poll_output(cx));
+        let written = {
+            let state = &mut *self.state.lock();
+            let output = &mut state.output;
+            if !output.is_writable() {
+                return Poll::Ready(Err(output.broken()));
+            }
+            match ready!(Pin::new(&mut state.io).poll_write(cx, from)) {
+                Ok(written) if written > 0 => {
+                    output.is_flushed = false;
+                    Ok(written)
+                }
+                other => {
+                    output.is_open = false;
+                    Err(other.err().map_or(Code::ConnectionBroken, |error| error.kind().into()))
+                }
+            }
+        };
+        let _ = self.poll_output(&mut noop());
+        Poll::Ready(written)
+    }
+
     /// Ready when there is something to read, or never will be.
-    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
         let state = &mut *self.state.lock();
         let input = &mut state.input;
         if !input.buffer.is_empty() || !input.is_open {
@@ -121,7 +171,7 @@ impl Connection {
     }
 
     /// Ready when everything written is with the peer, or never will be.
-    fn poll_output(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_output(&self, cx: &mut Context<'_>) -> Poll<()> {
         let state = &mut *self.state.lock();
         if !state.output.is_draining {
             if state.poll_drain(&mut noop()).is_ready() {
@@ -203,7 +253,12 @@ impl Output {
         self.is_open && !self.is_closing
     }
 
-    /// Why nothing can be written any more. The cause is told once.
+    /// Why nothing can be written any more, as WASI 0.3 has it.
+    fn broken(&mut self) -> Code {
+        self.error.take().map_or(Code::ConnectionBroken, |error| error.kind().into())
+    }
+
+    /// Why nothing can be written any more, as WASI 0.2 has it. The cause is told once.
     fn closed(&mut self) -> StreamError {
         match self.error.take() {
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
