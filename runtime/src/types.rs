@@ -51,8 +51,11 @@ pub struct PodConfig {
     pub memory_bytes_max: Option<u64>,
     /// Names with addresses of their own, asked before all others: Kubernetes' `hostAliases`.
     pub hosts: Vec<(String, IpAddr)>,
-    /// Domains that a name which nobody knows is tried in: the searches of Kubernetes' `dnsConfig`.
+    /// Domains that a name which is not whole is tried in, in this order: the searches of the pod's
+    /// resolver, the cluster's own among them.
     pub searches: Vec<String>,
+    /// Names with at least this many dots are tried as they stand before the searches.
+    pub ndots: usize,
 }
 
 /// A folder of the host that a guest sees.
@@ -348,7 +351,7 @@ pub trait Uplink: Send + Sync + 'static {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    /// Resolves a name with the pod's search domains. Empty is "no such name".
+    /// Resolves a whole name, which ends with a dot. Empty is "no such name".
     async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr>;
 
     /// Sends an HTTP request; the authority names a pod, Service or outside host.

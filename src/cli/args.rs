@@ -208,14 +208,13 @@ pub(super) struct NodeStart {
     /// Prefix length of the part of it that each node gets [default: 24]
     #[arg(long, value_name = "BITS")]
     pub(super) node_cidr_mask_size: Option<u8>,
-    /// Range that Services have addresses of, or one of IPv4 and one of IPv6 with a comma between; the
-    /// same on all servers [default: 10.43.0.0/16]
-    #[arg(long, value_name = "CIDR[,CIDR]", alias = "service-cidr")]
-    pub(super) service_cluster_ip_range: Option<String>,
-    /// Serve the cluster's names to the host and its network, by UDP and TCP [default: not]
+    /// Range of Services, or one of each family; the same on all servers [default: 10.43.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]", alias = "service-cluster-ip-range")]
+    pub(super) service_cidr: Option<String>,
+    /// Serve the cluster's names to the host and its network [default: not]
     #[arg(long, value_name = "IP[:PORT]")]
     pub(super) dns_bind: Option<String>,
-    /// Server that other names are asked of [default: those of /etc/resolv.conf]
+    /// Server that other names are asked of [default: the host's]
     #[arg(long, value_name = "IP[:PORT]", requires = "dns_bind")]
     pub(super) dns_upstream: Vec<String>,
     /// How many pods this node takes [default: 250]

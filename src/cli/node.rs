@@ -49,7 +49,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         host_paths: flags.allow_host_path,
         cluster_cidr: flags.cluster_cidr,
         node_cidr_mask_size: flags.node_cidr_mask_size,
-        service_cluster_ip_range: flags.service_cluster_ip_range,
+        service_cidr: flags.service_cidr,
         dns_bind: flags.dns_bind,
         dns_upstreams: flags.dns_upstream,
         max_pods: flags.max_pods,

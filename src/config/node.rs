@@ -62,8 +62,8 @@ pub struct NodeFlags {
     pub cluster_cidr: Option<String>,
     /// `--node-cidr-mask-size`.
     pub node_cidr_mask_size: Option<u8>,
-    /// `--service-cluster-ip-range`.
-    pub service_cluster_ip_range: Option<String>,
+    /// `--service-cidr`.
+    pub service_cidr: Option<String>,
     /// `--dns-bind`.
     pub dns_bind: Option<String>,
     /// `--dns-upstream`, each `IP` or `IP:PORT`.
@@ -268,9 +268,9 @@ pub enum ConfigError {
         /// What was given.
         text: String,
     },
-    /// `--service-cluster-ip-range` is no range, or not a pair of both families.
+    /// `--service-cidr` is no range, or not a pair of both families.
     #[error(
-        "--service-cluster-ip-range {text:?} must be one range like 10.43.0.0/16, or one of IPv4 and one of IPv6 with a comma between, each starting at its first address"
+        "--service-cidr {text:?} must be one range like 10.43.0.0/16, or one of IPv4 and one of IPv6 with a comma between, each starting at its first address"
     )]
     ServiceCidrs {
         /// What was given.
@@ -348,7 +348,7 @@ impl NodeSettings {
         if let Some(path) = images.registries_file.clone().filter(|path| !path.is_file()) {
             return Err(ConfigError::RegistriesFile { path });
         }
-        let service_cidrs = ServiceCidrs::build(flags.service_cluster_ip_range.as_deref())?;
+        let service_cidrs = ServiceCidrs::build(flags.service_cidr.as_deref())?;
         let (cluster_cidr, mask_size) = (flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size);
         Ok(Self {
             images,

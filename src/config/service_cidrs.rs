@@ -145,7 +145,7 @@ impl Default for ServiceCidrs {
 }
 
 impl ServiceCidrs {
-    /// Reads `--service-cluster-ip-range`: one range, or one of each family with a comma between.
+    /// Reads `--service-cidr`: one range, or one of each family with a comma between.
     ///
     /// # Errors
     ///

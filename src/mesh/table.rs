@@ -1,6 +1,6 @@
 //! The routing table in use: [`Routes`] with the live state of every endpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) struct Table {
     /// Backends of each Service, in the order of its ports.
     by_service: BTreeMap<ServiceKey, Vec<PortBackends>>,
     by_cluster_ip: BTreeMap<(Protocol, IpAddr, u16), Arc<Backend>>,
-    cluster_ips: BTreeMap<IpAddr, ServiceKey>,
+    cluster_ips: BTreeSet<IpAddr>,
     /// What this node listens at.
     doors: BTreeMap<Door, DoorRoute>,
     pub(super) ingress: RouteTable<Arc<Backend>>,
@@ -59,7 +59,7 @@ impl Table {
             }
             table.add_health(key, service);
             for ip in &service.cluster_ips {
-                table.cluster_ips.insert(*ip, key.clone());
+                table.cluster_ips.insert(*ip);
             }
             table.by_service.insert(key.clone(), ports);
         }
@@ -162,12 +162,7 @@ impl Table {
 
     /// Whether the address is a Service's, at whatever port.
     pub(super) fn is_cluster_ip(&self, ip: IpAddr) -> bool {
-        self.cluster_ips.contains_key(&ip)
-    }
-
-    /// The Service whose address it is.
-    pub(super) fn service_of_ip(&self, ip: IpAddr) -> Option<&ServiceKey> {
-        self.cluster_ips.get(&ip)
+        self.cluster_ips.contains(&ip)
     }
 
     /// What is behind a port of this node.

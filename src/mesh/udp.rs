@@ -77,6 +77,7 @@ impl Mesh {
                 None => Arc::new(table.single(to, |node| self.peer(node))),
             }
         };
+        let backend = self.for_client(backend, &from.ip().to_string());
         self.datagrams_to(&backend, from, flow).await
     }
 

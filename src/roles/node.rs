@@ -10,7 +10,7 @@ use edgeorc_runtime::{GuestThreads, RuntimeConfig, VirtualNetwork, WasmRuntime};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::watcher;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::agent::{
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
-use crate::mesh::{Mesh, MeshConfig};
+use crate::mesh::{DnsConfig, DnsSockets, Mesh, MeshConfig};
 use crate::net::{Alpn, Endpoint, NetConfig, Peers};
 use crate::roles::addresses::Directory;
 use crate::roles::data_dir::DataDir;
@@ -112,6 +112,10 @@ async fn assemble(
     let api_listener = listen("API", "--api-port", api_at).await?;
     let ingress_listener = listen("ingress", "--ingress-port", ingress_at).await?;
     let https = listen_https(&settings).await?;
+    let dns = match &settings.dns {
+        Some(dns) => Some(listen_dns(dns.bind).await?),
+        None => None,
+    };
     let (clock, rng) = (WallClock::system(), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
@@ -146,13 +150,14 @@ async fn assemble(
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
     };
-    start_agent(base, server, IngressListeners { http: ingress_listener, https })
+    start_agent(base, server, Listeners { http: ingress_listener, https, dns })
 }
 
 /// Where clients from outside come in.
-struct IngressListeners {
+struct Listeners {
     http: TcpListener,
     https: Option<TcpListener>,
+    dns: Option<DnsSockets>,
 }
 
 /// The port for TLS, unless there is to be none. One that nobody asked for may be in use.
@@ -176,6 +181,27 @@ async fn listen(
     address: SocketAddr,
 ) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|cause| NodeError::listen(what, flag, address, cause))
+}
+
+/// The port of DNS is one by UDP and by TCP.
+async fn listen_dns(at: SocketAddr) -> Result<DnsSockets, NodeError> {
+    let tcp = listen("DNS", "--dns-bind", at).await?;
+    let udp = UdpSocket::bind(at)
+        .await
+        .map_err(|cause| NodeError::listen("DNS", "--dns-bind", at, cause))?;
+    tracing::info!(address = %at, "the cluster's names are served");
+    Ok(DnsSockets { udp, tcp })
+}
+
+/// Serves the cluster's names to the host and its network.
+fn spawn_dns(base: &Base, mesh: Mesh, sockets: DnsSockets) {
+    let settings = &base.settings;
+    let config = DnsConfig {
+        upstreams: settings.dns.as_ref().map(|dns| dns.upstreams.clone()).unwrap_or_default(),
+        service_ranges: settings.service_cidrs.iter().map(ToString::to_string).collect(),
+    };
+    let rng = base.rng.clone();
+    base.tasks.spawn("dns", |_| async move { mesh.serve_dns(sockets, config, rng).await });
 }
 
 /// The store, the API over it, and the leader's work.
@@ -268,7 +294,7 @@ async fn lead_alone(replica: &Replica, leader: &Leader) {
 fn start_agent(
     base: Base,
     server: Option<Server>,
-    ingress: IngressListeners,
+    mut ingress: Listeners,
 ) -> Result<RunningNode, NodeError> {
     let name = base.settings.node_name.clone();
     let tasks = base.tasks.clone();
@@ -322,6 +348,9 @@ fn start_agent(
     }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
+    if let Some(sockets) = ingress.dns.take() {
+        spawn_dns(&base, mesh.clone(), sockets);
+    }
     serve_ingress(&mesh, ingress, &guest_threads, &tasks);
     let doors = Doors {
         mesh: mesh.clone(),
@@ -343,7 +372,7 @@ fn start_agent(
 /// The ingress runs on the guests' threads, so that a request to a local pod changes no thread.
 fn serve_ingress(
     mesh: &Mesh,
-    listeners: IngressListeners,
+    listeners: Listeners,
     guest_threads: &GuestThreads,
     tasks: &TaskGroup,
 ) {

@@ -81,6 +81,7 @@ impl Node {
             memory_bytes_max: None,
             hosts: Vec::new(),
             searches: Vec::new(),
+            ndots: 1,
         };
         let mesh = Mesh { network: Arc::downgrade(&self.network), held: self.keep.clone() };
         let guests = Arc::clone(&self.guests);

@@ -33,6 +33,7 @@ pub(crate) struct PodNet {
     ips: Vec<IpAddr>,
     hosts: Vec<(String, IpAddr)>,
     searches: Vec<String>,
+    ndots: usize,
     ports: Arc<Ports>,
     udp_ports: Arc<Ports>,
     sockets: Arc<Semaphore>,
@@ -66,6 +67,7 @@ impl PodNet {
             ips: pod.ips.clone(),
             hosts: pod.hosts.clone(),
             searches: pod.searches.clone(),
+            ndots: pod.ndots,
             ports: Ports::new(pod.ips.clone()),
             udp_ports: Ports::new(pod.ips.clone()),
             sockets: Arc::new(Semaphore::new(SOCKETS_PER_POD_MAX)),
@@ -197,18 +199,28 @@ impl PodNet {
         if name == self.hostname {
             return self.ips.clone();
         }
-        let found = self.uplink.resolve(&self.id, &name).await;
-        // A trailing dot: the name is whole.
-        if !found.is_empty() || name.ends_with('.') {
-            return found;
-        }
-        for domain in &self.searches {
-            let found = self.uplink.resolve(&self.id, &format!("{name}.{domain}")).await;
+        for whole in self.whole_names(&name) {
+            let found = self.uplink.resolve(&self.id, &whole).await;
             if !found.is_empty() {
                 return found;
             }
         }
         Vec::new()
+    }
+
+    /// The whole names that `name` may stand for, in the order in which a resolver tries them.
+    fn whole_names(&self, name: &str) -> Vec<String> {
+        // A trailing dot: the name is whole.
+        if name.ends_with('.') {
+            return vec![name.to_owned()];
+        }
+        let searched = self.searches.iter().map(|domain| format!("{name}.{domain}."));
+        let itself = std::iter::once(format!("{name}."));
+        if name.matches('.').count() >= self.ndots {
+            itself.chain(searched).collect()
+        } else {
+            searched.chain(itself).collect()
+        }
     }
 
     /// The addresses that the pod itself gives to a name.
@@ -320,7 +332,7 @@ mod tests {
         }
 
         async fn resolve(&self, _: &PodId, name: &str) -> Vec<IpAddr> {
-            let known = name == "db.example.org" || name == "alias.test";
+            let known = name == "db.example.org." || name == "alias.test.";
             if known { vec![[192, 0, 2, 9].into()] } else { Vec::new() }
         }
 
@@ -350,13 +362,23 @@ mod tests {
                 (word("Six"), Ipv6Addr::LOCALHOST.into()),
             ],
             searches: vec![word("example.com"), word("example.org")],
+            ndots: 2,
         };
         let guests = Guests::start(1, 0).unwrap();
         PodNet::new(&config, Arc::new(guests), Arc::new(Outside), CancellationToken::new())
     }
 
     #[tokio::test]
-    async fn a_pods_own_names_are_asked_first_and_its_searches_last() {
+    async fn names_are_tried_in_the_order_of_the_pods_resolver() {
+        let pod = pod();
+        assert_eq!(pod.whole_names("a"), ["a.example.com.", "a.example.org.", "a."]);
+        assert_eq!(pod.whole_names("a.b"), ["a.b.example.com.", "a.b.example.org.", "a.b."]);
+        assert_eq!(pod.whole_names("a.b.c"), ["a.b.c.", "a.b.c.example.com.", "a.b.c.example.org."]);
+        assert_eq!(pod.whole_names("a.b."), ["a.b."]);
+    }
+
+    #[tokio::test]
+    async fn a_pods_own_names_are_asked_first_and_then_its_searches() {
         let pod = pod();
         for (name, ips) in [
             ("alias.test", vec![IpAddr::from([10, 1, 2, 3])]),

@@ -128,6 +128,7 @@ impl Node {
             memory_bytes_max: max,
             hosts: Vec::new(),
             searches: Vec::new(),
+            ndots: 1,
         };
         self.runtime.create(pod).await.unwrap()
     }

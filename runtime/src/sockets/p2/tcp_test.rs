@@ -64,6 +64,7 @@ impl Guest {
             memory_bytes_max: None,
             hosts: Vec::new(),
             searches: Vec::new(),
+            ndots: 1,
         };
         let mesh = Arc::new(Mesh(Arc::downgrade(network)));
         let net = PodNet::new(&pod, Arc::clone(guests), mesh, CancellationToken::new());
