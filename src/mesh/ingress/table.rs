@@ -40,7 +40,7 @@ pub struct HttpRoutes {
 
 /// Which certificate is shown where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct CertificateUse {
+pub(in crate::mesh) struct CertificateUse {
     pub(super) port: u16,
     /// In lower case, `*.` for wildcards; empty: the names in the certificate, and where nothing
     /// else fits.
