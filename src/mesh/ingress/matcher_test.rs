@@ -32,7 +32,7 @@ fn ask(
     uri: &str,
     headers: &[(&str, &str)],
 ) -> Option<Found> {
-    let mut request = http::Request::builder().method(method).uri(uri);
+    let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -213,7 +213,7 @@ fn a_listener_does_not_see_the_requests_of_a_more_specific_one() {
 fn ports_are_apart() {
     let mut matcher = matcher(vec![(HostTest::Any, prefix("/"))]);
     matcher.add(443, &HostTest::Any, prefix("/"), Rule::plain(1));
-    let request = http::Request::get("/").body(()).unwrap();
+    let request = Request::get("/").body(()).unwrap();
     let head = Head::of("h", &request);
     let action = |port| matcher.find(port, &head).map(|found| found.action);
     assert_eq!([action(80), action(443), action(81)], [Some(0), Some(1), None]);

@@ -101,12 +101,16 @@ impl Certificates {
         self: &Arc<Self>,
         port: u16,
     ) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let resolver = Resolver { certificates: Arc::clone(self), port };
-        web_server_config(Arc::new(resolver))
+        web_server_config(self.resolver(port))
+    }
+
+    /// What chooses the certificate of each handshake at a port.
+    pub(super) fn resolver(self: &Arc<Self>, port: u16) -> Arc<dyn ResolvesServerCert> {
+        Arc::new(Resolver { certificates: Arc::clone(self), port })
     }
 
     /// Which certificates are shown where from now on.
-    pub(in crate::mesh) fn set_uses(&self, uses: &[CertificateUse]) {
+    pub(super) fn set_uses(&self, uses: &[CertificateUse]) {
         let mut known = self.known.lock();
         if known.uses != uses {
             known.uses = uses.to_vec();
