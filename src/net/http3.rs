@@ -52,7 +52,7 @@ const HEAD_BYTES_MAX: u64 = 64 * 1024;
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 type Receive = h3::server::RequestStream<h3_quinn::RecvStream, Bytes>;
-type Send = h3::server::RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
+type Sender = h3::server::RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
 type Resolver = h3::server::RequestResolver<h3_quinn::Connection, Bytes>;
 
 /// A UDP port at which HTTP/3 is spoken.
@@ -118,9 +118,9 @@ impl Http3Listener {
     /// Serves every request with `answer` until `tasks` are cancelled.
     pub async fn serve<A, F, B>(self, tasks: &TaskGroup, answer: A)
     where
-        A: Fn(SocketAddr, Request<Body>) -> F + Clone + std::marker::Send + Sync + 'static,
-        F: Future<Output = Response<B>> + std::marker::Send + 'static,
-        B: http_body::Body<Data = Bytes> + std::marker::Send + Unpin + 'static,
+        A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -152,9 +152,9 @@ impl Http3Listener {
 
 async fn serve_connection<A, F, B>(quic: quinn::Connection, tasks: &TaskGroup, answer: A)
 where
-    A: Fn(SocketAddr, Request<Body>) -> F + Clone + std::marker::Send + Sync + 'static,
-    F: Future<Output = Response<B>> + std::marker::Send + 'static,
-    B: http_body::Body<Data = Bytes> + std::marker::Send + Unpin + 'static,
+    A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BodyError>,
 {
     let from = quic.remote_address();
@@ -220,7 +220,7 @@ where
     finish(&mut send).await
 }
 
-async fn finish(send: &mut Send) -> Result<(), BodyError> {
+async fn finish(send: &mut Sender) -> Result<(), BodyError> {
     within(send.finish()).await
 }
 

@@ -55,7 +55,11 @@ fn kubectl_applies_a_gateway_and_clients_reach_the_pods() {
     let hello = hello();
     succeed(&mut node.edgeorc(&["deploy", hello.to_str().unwrap(), "--wait"]));
     let port = succeed(&mut node.kubectl(&[
-        "get", "service", "hello", "-o", "jsonpath={.spec.ports[0].port}",
+        "get",
+        "service",
+        "hello",
+        "-o",
+        "jsonpath={.spec.ports[0].port}",
     ]));
 
     let manifest = folder.path().join("gateway.yaml");
@@ -64,7 +68,13 @@ fn kubectl_applies_a_gateway_and_clients_reach_the_pods() {
     succeed(
         Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
-            .args(["-nodes", "-subj", "/CN=secure.test", "-addext", "subjectAltName=DNS:secure.test"])
+            .args([
+                "-nodes",
+                "-subj",
+                "/CN=secure.test",
+                "-addext",
+                "subjectAltName=DNS:secure.test",
+            ])
             .arg("-keyout")
             .arg(&key)
             .arg("-out")
@@ -78,13 +88,23 @@ fn kubectl_applies_a_gateway_and_clients_reach_the_pods() {
     });
     assert_eq!(missing, "InvalidCertificateRef");
     succeed(&mut node.kubectl(&[
-        "create", "secret", "tls", "web-tls",
-        "--cert", cert.to_str().unwrap(), "--key", key.to_str().unwrap(),
+        "create",
+        "secret",
+        "tls",
+        "web-tls",
+        "--cert",
+        cert.to_str().unwrap(),
+        "--key",
+        key.to_str().unwrap(),
     ]));
 
     let answer = |at, path: &str| {
         let answer = get(at, "route.test", path, PATIENCE).map_err(|err| err.to_string())?;
-        if answer.code == 404 || answer.code >= 500 { Err(format!("{answer:?}")) } else { Ok(answer) }
+        if answer.code == 404 || answer.code >= 500 {
+            Err(format!("{answer:?}"))
+        } else {
+            Ok(answer)
+        }
     };
     let first = eventually("the route answers", PATIENCE, || answer(node.ingress(), "/"));
     assert_eq!(first.code, 200);
@@ -116,14 +136,19 @@ fn kubectl_applies_a_gateway_and_clients_reach_the_pods() {
         if is_so { Ok(text) } else { Err(text) }
     });
     let reason = |route: &str, kind: &str| {
-        let path = format!("jsonpath={{.status.parents[0].conditions[?(@.type=='{kind}')].reason}}");
+        let path =
+            format!("jsonpath={{.status.parents[0].conditions[?(@.type=='{kind}')].reason}}");
         succeed(&mut node.kubectl(&["get", "httproute", route, "-o", &path]))
     };
     assert_eq!(reason("web", "Accepted"), "Accepted");
     assert_eq!(reason("web", "ResolvedRefs"), "ResolvedRefs");
     assert_eq!(reason("astray", "Accepted"), "NoMatchingParent");
     let ip = succeed(&mut node.kubectl(&[
-        "get", "ingress", "hello", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}",
+        "get",
+        "ingress",
+        "hello",
+        "-o",
+        "jsonpath={.status.loadBalancer.ingress[0].ip}",
     ]));
     assert_eq!(ip, node.address.to_string());
 }

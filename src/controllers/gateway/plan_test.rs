@@ -79,12 +79,15 @@ fn a_gateway_that_is_served_says_so() {
     let listener = &gateway["listeners"][0];
     assert_eq!(listener["attachedRoutes"], 1);
     assert_eq!(listener["supportedKinds"][0]["kind"], "HTTPRoute");
-    assert_eq!(conditions(listener), [
-        "Accepted=True/Accepted",
-        "Programmed=True/Programmed",
-        "ResolvedRefs=True/ResolvedRefs",
-        "Conflicted=False/NoConflicts",
-    ]);
+    assert_eq!(
+        conditions(listener),
+        [
+            "Accepted=True/Accepted",
+            "Programmed=True/Programmed",
+            "ResolvedRefs=True/ResolvedRefs",
+            "Conflicted=False/NoConflicts",
+        ]
+    );
     let parent = &status(&writes, Kind::HttpRoute)["parents"][0];
     assert_eq!(parent["controllerName"], CONTROLLER);
     assert_eq!(parent["parentRef"], json!({"name": "gw"}));
@@ -126,9 +129,7 @@ fn a_route_that_is_not_taken_says_why() {
         conditions(&status(&writes, Kind::HttpRoute)["parents"][0])
     };
     let backend = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
-    let route = |parent: Value, hosts: Value| {
-        json!({"parentRefs": [parent], "hostnames": hosts, "rules": backend})
-    };
+    let route = |parent: Value, hosts: Value| json!({"parentRefs": [parent], "hostnames": hosts, "rules": backend});
     let resolved = "ResolvedRefs=True/ResolvedRefs";
     let gw = json!({"name": "gw"});
     assert_eq!(
@@ -178,13 +179,39 @@ fn a_listener_that_cannot_be_served_says_why() {
     odd["allowedRoutes"] = json!({"kinds": [{"kind": "HTTPRoute"}, {"kind": "Odd"}]});
     let accepted = "Accepted=True/Accepted";
     for (listener, wanted) in [
-        (https(json!({"name": "good"})), [accepted, "Programmed=True/Programmed", "ResolvedRefs=True/ResolvedRefs"]),
-        (https(json!({"name": "bad"})), [accepted, "Programmed=False/Invalid", "ResolvedRefs=False/InvalidCertificateRef"]),
-        (https(json!({"name": "none"})), [accepted, "Programmed=False/Invalid", "ResolvedRefs=False/InvalidCertificateRef"]),
-        (https(json!({"name": "x", "namespace": "other"})), [accepted, "Programmed=False/Invalid", "ResolvedRefs=False/RefNotPermitted"]),
-        (http(9000), ["Accepted=False/PortUnavailable", "Programmed=False/Invalid", "ResolvedRefs=True/ResolvedRefs"]),
+        (
+            https(json!({"name": "good"})),
+            [accepted, "Programmed=True/Programmed", "ResolvedRefs=True/ResolvedRefs"],
+        ),
+        (
+            https(json!({"name": "bad"})),
+            [accepted, "Programmed=False/Invalid", "ResolvedRefs=False/InvalidCertificateRef"],
+        ),
+        (
+            https(json!({"name": "none"})),
+            [accepted, "Programmed=False/Invalid", "ResolvedRefs=False/InvalidCertificateRef"],
+        ),
+        (
+            https(json!({"name": "x", "namespace": "other"})),
+            [accepted, "Programmed=False/Invalid", "ResolvedRefs=False/RefNotPermitted"],
+        ),
+        (
+            http(9000),
+            [
+                "Accepted=False/PortUnavailable",
+                "Programmed=False/Invalid",
+                "ResolvedRefs=True/ResolvedRefs",
+            ],
+        ),
         (odd, [accepted, "Programmed=True/Programmed", "ResolvedRefs=False/InvalidRouteKinds"]),
-        (json!({"name": "l", "port": 53, "protocol": "UDP"}), ["Accepted=False/UnsupportedProtocol", "Programmed=False/Invalid", "ResolvedRefs=True/ResolvedRefs"]),
+        (
+            json!({"name": "l", "port": 53, "protocol": "UDP"}),
+            [
+                "Accepted=False/UnsupportedProtocol",
+                "Programmed=False/Invalid",
+                "ResolvedRefs=True/ResolvedRefs",
+            ],
+        ),
     ] {
         let writes = plan(&view(json!([listener]), json!({})));
         let gateway = status(&writes, Kind::Gateway);

@@ -169,8 +169,7 @@ fn values_are_compared_as_they_are_meant() {
     };
     matcher.add(80, &HostTest::Any, prefix("/h"), many);
     let regex = ValueTest::Regex(compile_regex("v[12]").unwrap());
-    let by_regex =
-        Rule { headers: vec![(HeaderName::from_static("x"), regex)], ..Rule::plain(2) };
+    let by_regex = Rule { headers: vec![(HeaderName::from_static("x"), regex)], ..Rule::plain(2) };
     matcher.add(80, &HostTest::Any, prefix("/r"), by_regex);
     matcher.finish();
     assert_eq!(find(&matcher, "h", "/q?z&the+name=a%20b%2f%C3%BC"), Some(0));

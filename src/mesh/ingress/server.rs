@@ -289,7 +289,8 @@ fn judge(err: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
                 return Some(Refusal::TooSlow);
             }
         }
-        if err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::TimedOut) {
+        if err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::TimedOut)
+        {
             return Some(Refusal::NotRead);
         }
         let text = err.to_string();
@@ -342,7 +343,11 @@ impl<I> Patient<I> {
         Self { io, pause: None, is_waiting: false }
     }
 
-    fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn judge<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.is_waiting = false;
             return polled;

@@ -151,11 +151,8 @@ impl Certificates {
             let is_for_any = one.hosts.is_empty();
             // The names of the listener or the Ingress, and those that the certificate is for, but
             // only as far as it may be shown there.
-            let named: BTreeSet<&String> = if is_for_any {
-                parsed.names.iter().collect()
-            } else {
-                one.hosts.iter().collect()
-            };
+            let named: BTreeSet<&String> =
+                if is_for_any { parsed.names.iter().collect() } else { one.hosts.iter().collect() };
             for name in named {
                 let (map, name) = match name.strip_prefix("*.") {
                     Some(rest) => (&mut port.wildcard, rest),

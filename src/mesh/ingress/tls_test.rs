@@ -88,9 +88,8 @@ fn certificates(of: &[(&str, &str)]) -> BTreeMap<(String, String), CertificatePe
         let pair = pki::self_signed(name).unwrap();
         CertificatePem { chain: pair.cert_pem.into(), key: pair.key_pem.into() }
     };
-    let named = |(secret, name): &(&str, &str)| {
-        (("default".to_owned(), (*secret).to_owned()), made(name))
-    };
+    let named =
+        |(secret, name): &(&str, &str)| (("default".to_owned(), (*secret).to_owned()), made(name));
     of.iter().map(named).collect()
 }
 

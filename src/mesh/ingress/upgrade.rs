@@ -74,8 +74,8 @@ impl Mesh {
         let mut response = limited.await.unwrap_or(Err(Refusal::Timeout))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response.headers_mut());
-            return Ok(response.map(|body| {
-                AnswerBody::Other { body: body.map_err(BodyError::from).boxed_unsync() }
+            return Ok(response.map(|body| AnswerBody::Other {
+                body: body.map_err(BodyError::from).boxed_unsync(),
             }));
         }
         let pod = hyper::upgrade::on(&mut response);
