@@ -210,7 +210,8 @@ async fn tell(
             let has = node.and_then(|node| node.annotations().get(CLOSED_PORTS).cloned());
             if has.unwrap_or_default() != wanted {
                 let value = if wanted.is_empty() { json!(null) } else { json!(wanted) };
-                let patch = Patch::Merge(json!({"metadata": {"annotations": {CLOSED_PORTS: value}}}));
+                let patch =
+                    Patch::Merge(json!({"metadata": {"annotations": {CLOSED_PORTS: value}}}));
                 if let Err(err) = api.patch(&name, &PatchParams::default(), &patch).await {
                     debug!(%err, "cannot tell which gateway ports are closed");
                     tokio::time::sleep(TELL_RETRY).await;

@@ -31,10 +31,7 @@ pub(crate) async fn run(
     let node = mesh.node_name().to_owned();
     let mut http = HttpSources::start(client, node, nodes.clone(), &tasks);
     let ready = async {
-        services.ready().await
-            && slices.ready().await
-            && nodes.ready().await
-            && http.ready().await
+        services.ready().await && slices.ready().await && nodes.ready().await && http.ready().await
     };
     if cancel.run_until_cancelled(ready).await != Some(true) {
         return;

@@ -81,8 +81,8 @@ pub struct MeshMetrics {
 impl Default for MeshMetrics {
     fn default() -> Self {
         let ingress_requests: Family<CodeClass, Counter> = Family::default();
-        let by_class = CLASSES
-            .map(|code| ingress_requests.get_or_create(&CodeClass { code }).clone());
+        let by_class =
+            CLASSES.map(|code| ingress_requests.get_or_create(&CodeClass { code }).clone());
         Self {
             ingress_requests,
             by_class,

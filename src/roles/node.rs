@@ -381,10 +381,29 @@ fn serve_ingress(
         serving.serve_ingress(listeners.http).await;
     });
     if let Some(https) = listeners.https {
+        serve_http3(mesh, &https, guest_threads, tasks);
         let serving = mesh.clone();
         tasks.spawn_on(guest_threads.handle(), "ingress-https", |_| async move {
             serving.serve_ingress_tls(https).await;
         });
+    }
+}
+
+/// HTTP/3 at the port of HTTPS. Without it clients go on with HTTP/2.
+fn serve_http3(mesh: &Mesh, https: &TcpListener, threads: &GuestThreads, tasks: &TaskGroup) {
+    let Ok(at) = https.local_addr() else { return };
+    let bound = {
+        let _threads = threads.handle().enter();
+        mesh.bind_http3(at)
+    };
+    match bound {
+        Ok(listener) => {
+            let serving = mesh.clone();
+            tasks.spawn_on(threads.handle(), "ingress-http3", |_| async move {
+                serving.serve_ingress_http3(listener).await;
+            });
+        }
+        Err(err) => tracing::warn!(%err, "no HTTP/3 at the ingress"),
     }
 }
 

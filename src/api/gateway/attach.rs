@@ -99,9 +99,10 @@ impl GatewayObjects {
     /// Whether the Gateway's class is one of ours.
     #[must_use]
     pub fn is_ours(&self, gateway: &Gateway) -> bool {
-        let class = self.classes.iter().find(|class| {
-            class.metadata.name.as_deref() == Some(&gateway.spec.gateway_class_name)
-        });
+        let class = self
+            .classes
+            .iter()
+            .find(|class| class.metadata.name.as_deref() == Some(&gateway.spec.gateway_class_name));
         class.is_some_and(|class| class.spec.controller_name == CONTROLLER)
     }
 
@@ -131,10 +132,8 @@ impl GatewayObjects {
 
     /// What is spoken at each port: the oldest Gateway decides, after the ingress.
     fn protocols(&self) -> BTreeMap<u16, String> {
-        let mut protocols = BTreeMap::from([
-            (HTTP_PORT, "HTTP".to_owned()),
-            (HTTPS_PORT, "HTTPS".to_owned()),
-        ]);
+        let mut protocols =
+            BTreeMap::from([(HTTP_PORT, "HTTP".to_owned()), (HTTPS_PORT, "HTTPS".to_owned())]);
         for gateway in self.our_gateways() {
             for (state, listener) in ListenerState::of(gateway).iter().zip(&gateway.spec.listeners)
             {
@@ -358,7 +357,10 @@ mod tests {
         let any = parent(None, None);
         assert_eq!(attach(&route("infra", &[]), &any), Ok(vec![0, 1]));
         assert_eq!(attach(&route("red", &["x.a.com"]), &any), Ok(vec![1, 2]));
-        assert_eq!(attach(&route("blue", &["b.com"]), &any), Err(Refusal::NoMatchingListenerHostname));
+        assert_eq!(
+            attach(&route("blue", &["b.com"]), &any),
+            Err(Refusal::NoMatchingListenerHostname)
+        );
         assert_eq!(
             attach(&route("blue", &[]), &parent(Some("red"), None)),
             Err(Refusal::NotAllowedByListeners)
@@ -367,7 +369,9 @@ mod tests {
         for nowhere in [parent(Some("none"), None), parent(None, Some(1))] {
             assert_eq!(attach(&route("red", &[]), &nowhere), Err(Refusal::NoMatchingParent));
         }
-        assert!(all.parent("red", &ParentRef { name: "gw".into(), ..Default::default() }).is_none());
+        assert!(
+            all.parent("red", &ParentRef { name: "gw".into(), ..Default::default() }).is_none()
+        );
     }
 
     #[test]

@@ -42,8 +42,7 @@ mod tests {
     use super::*;
 
     fn class(name: &str, controller: &str, is_default: bool) -> Arc<IngressClass> {
-        let annotations =
-            if is_default { json!({IS_DEFAULT_CLASS: "true"}) } else { json!({}) };
+        let annotations = if is_default { json!({IS_DEFAULT_CLASS: "true"}) } else { json!({}) };
         Arc::new(
             serde_json::from_value(json!({
                 "metadata": {"name": name, "annotations": annotations},

@@ -50,9 +50,8 @@ fn refusal(listener: &Listener) -> Option<(&'static str, String)> {
         }
     }
     let mode = listener.tls.as_ref().and_then(|tls| tls.mode.as_deref());
-    (listener.protocol == "HTTPS" && mode == Some("Passthrough")).then(|| {
-        ("UnsupportedProtocol", "an HTTPS listener cannot pass TLS through".to_owned())
-    })
+    (listener.protocol == "HTTPS" && mode == Some("Passthrough"))
+        .then(|| ("UnsupportedProtocol", "an HTTPS listener cannot pass TLS through".to_owned()))
 }
 
 fn conflict(listener: &Listener, all: &[Listener]) -> Option<&'static str> {
@@ -108,9 +107,7 @@ fn common(a: &str, b: &str) -> Option<String> {
 pub fn matches_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix('*') {
         // With its dot, so that at least one label is before it.
-        Some(suffix) => {
-            host.strip_suffix(suffix).is_some_and(|label| !label.is_empty())
-        }
+        Some(suffix) => host.strip_suffix(suffix).is_some_and(|label| !label.is_empty()),
         None => pattern == host,
     }
 }
@@ -165,12 +162,10 @@ mod tests {
         assert_eq!(conflicts, [host, host, protocol, protocol, "", "", "", "", ""]);
         assert_eq!(states[4].refusal.as_ref().unwrap().0, "UnsupportedProtocol");
         let kinds = |at: usize| (states[at].takes_http_routes, states[at].has_unknown_kinds);
-        assert_eq!([kinds(4), kinds(5), kinds(6), kinds(7)], [
-            (false, false),
-            (true, true),
-            (false, true),
-            (true, false)
-        ]);
+        assert_eq!(
+            [kinds(4), kinds(5), kinds(6), kinds(7)],
+            [(false, false), (true, true), (false, true), (true, false)]
+        );
         assert!(states[7].is_served() && !states[0].is_served());
     }
 }

@@ -178,13 +178,16 @@ mod tests {
             {"name": "b", "port": 443, "protocol": "HTTPS", "tls": {"mode": "Terminate"}},
         ]}}));
         let fields: Vec<_> = refused.iter().filter_map(|text| text.split(": ").next()).collect();
-        assert_eq!(fields, [
-            "spec.gatewayClassName",
-            "spec.listeners[0].port",
-            "spec.listeners[0].hostname",
-            "spec.listeners[1].name",
-            "spec.listeners[1].tls",
-            "spec.listeners[2].tls.certificateRefs",
-        ]);
+        assert_eq!(
+            fields,
+            [
+                "spec.gatewayClassName",
+                "spec.listeners[0].port",
+                "spec.listeners[0].hostname",
+                "spec.listeners[1].name",
+                "spec.listeners[1].tls",
+                "spec.listeners[2].tls.certificateRefs",
+            ]
+        );
     }
 }

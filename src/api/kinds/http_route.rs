@@ -255,7 +255,10 @@ fn validate_backend(backend: &Value, field: &str, errors: &mut Errors) {
     let is_service = text_at(backend, "/group").is_empty()
         && matches!(text_at(backend, "/kind"), "" | "Service");
     if is_service && is_unset(backend.get("port")) {
-        errors.push(FieldError::required(format!("{field}.port"), "Must have port for Service reference"));
+        errors.push(FieldError::required(
+            format!("{field}.port"),
+            "Must have port for Service reference",
+        ));
     }
     let weight = backend.get("weight").and_then(Value::as_u64);
     if weight.is_some_and(|weight| weight > WEIGHT_MAX) {
@@ -280,7 +283,10 @@ fn validate_filters(of: &Value, field: &str, errors: &mut Errors) {
             _ => continue,
         };
         if is_unset(filter.get(name)) {
-            errors.push(FieldError::required(format!("{field}.{name}"), "must be set for this type of filter"));
+            errors.push(FieldError::required(
+                format!("{field}.{name}"),
+                "must be set for this type of filter",
+            ));
         }
         for list in ["set", "add"] {
             for pair in items_at(filter, &format!("/{name}/{list}")) {
@@ -307,7 +313,8 @@ fn validate_filters(of: &Value, field: &str, errors: &mut Errors) {
             validate_backend(backend, &format!("{field}.{name}.backendRef"), errors);
         }
     }
-    for kind in ["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite"] {
+    for kind in ["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite"]
+    {
         if filters.iter().filter(|filter| text_at(filter, "/type") == kind).count() > 1 {
             let detail = format!("{kind} filter cannot be repeated");
             errors.invalid(format!("{field}.filters"), &Value::Null, &detail);
@@ -378,20 +385,23 @@ mod tests {
             "backendRefs": [{"name": "web"}, {"name": "web", "port": 80, "weight": 2_000_000}],
             "timeouts": {"request": "1s", "backendRequest": "2s"},
         }]}}));
-        assert_eq!(refused, [
-            "spec.hostnames[0]",
-            "spec.rules[0].matches[0].path.value",
-            "spec.rules[0].matches[1].path.value",
-            "spec.rules[0].matches[2].path.value",
-            "spec.rules[0].matches[3].method",
-            "spec.rules[0].matches[4].headers[0].name",
-            "spec.rules[0].filters[0].urlRewrite",
-            "spec.rules[0].filters[1].type",
-            "spec.rules[0].filters[2].requestRedirect.statusCode",
-            "spec.rules[0].backendRefs[0].port",
-            "spec.rules[0].backendRefs[1].weight",
-            "spec.rules[0]",
-            "spec.rules[0].timeouts",
-        ]);
+        assert_eq!(
+            refused,
+            [
+                "spec.hostnames[0]",
+                "spec.rules[0].matches[0].path.value",
+                "spec.rules[0].matches[1].path.value",
+                "spec.rules[0].matches[2].path.value",
+                "spec.rules[0].matches[3].method",
+                "spec.rules[0].matches[4].headers[0].name",
+                "spec.rules[0].filters[0].urlRewrite",
+                "spec.rules[0].filters[1].type",
+                "spec.rules[0].filters[2].requestRedirect.statusCode",
+                "spec.rules[0].backendRefs[0].port",
+                "spec.rules[0].backendRefs[1].weight",
+                "spec.rules[0]",
+                "spec.rules[0].timeouts",
+            ]
+        );
     }
 }

@@ -28,12 +28,7 @@ pub(super) const RESOURCE: Resource = Resource {
     has_scale: false,
     has_generation: true,
     subresources: &[],
-    columns: &[
-        Column::NAME,
-        Column::text("Controller"),
-        Column::text("Parameters"),
-        Column::AGE,
-    ],
+    columns: &[Column::NAME, Column::text("Controller"), Column::text("Parameters"), Column::AGE],
     field_selectors: &[],
     strategy: Strategy {
         validate,

@@ -96,7 +96,8 @@ pub(super) struct Write {
 impl Write {
     /// `None` when the object says so already.
     fn new(kind: Kind, meta: &ObjectMeta, had: Option<&Value>, status: Value) -> Option<Self> {
-        let says = |(key, value): (&String, &Value)| had.and_then(|had| had.get(key)) == Some(value);
+        let says =
+            |(key, value): (&String, &Value)| had.and_then(|had| had.get(key)) == Some(value);
         let is_there = status.as_object().is_some_and(|status| status.iter().all(says));
         (!is_there).then(|| Self {
             kind,
@@ -197,9 +198,7 @@ fn listener_status(
 ) -> (Value, bool, bool) {
     let accepted = match (&state.refusal, state.conflict) {
         (Some((reason, message)), _) => Condition::no("Accepted", reason, message.clone()),
-        (None, Some(reason)) => {
-            Condition::no("Accepted", reason, "another listener has this port")
-        }
+        (None, Some(reason)) => Condition::no("Accepted", reason, "another listener has this port"),
         (None, None) => port_condition(view, listener.port),
     };
     let conflicted = match state.conflict {
@@ -302,12 +301,13 @@ fn attached(view: &View, gateway: &Gateway, at: usize) -> usize {
         let namespace = route.metadata.namespace.as_deref().unwrap_or_default();
         route.spec.parent_refs.iter().any(|parent| {
             let found = objects.parent(namespace, parent);
-            found.is_some_and(|found| found.metadata.uid == gateway.metadata.uid
-                && found.metadata.name == gateway.metadata.name
-                && found.metadata.namespace == gateway.metadata.namespace)
-                && objects
-                    .attach(gateway, route, parent)
-                    .is_ok_and(|all| all.iter().any(|one| one.listener == at))
+            found.is_some_and(|found| {
+                found.metadata.uid == gateway.metadata.uid
+                    && found.metadata.name == gateway.metadata.name
+                    && found.metadata.namespace == gateway.metadata.namespace
+            }) && objects
+                .attach(gateway, route, parent)
+                .is_ok_and(|all| all.iter().any(|one| one.listener == at))
         })
     };
     objects.routes.iter().filter(attaches).count()

@@ -90,12 +90,12 @@ impl<B> Action<B> {
         }
     }
 
-    /// The backend for a number below `weight_total`.
-    pub(super) fn choose(&self, below_total: u64) -> Option<&Choice<B>> {
+    /// A backend by the shares; `below` gives a number below the one it gets.
+    pub(super) fn choose(&self, below: impl FnOnce(u64) -> u64) -> Option<&Choice<B>> {
         if let [only] = self.choices.as_slice() {
             return Some(only);
         }
-        let mut left = below_total;
+        let mut left = below(self.weight_total);
         self.choices.iter().find(|choice| {
             let is_it = left < choice.weight;
             left = left.saturating_sub(choice.weight);
@@ -289,7 +289,7 @@ mod tests {
             });
         }
         assert_eq!(action.weight_total, 4);
-        let chosen: Vec<_> = (0..5).map(|n| action.choose(n).and_then(|c| c.backend)).collect();
+        let chosen: Vec<_> = (0..5).map(|n| action.choose(|_| n).and_then(|c| c.backend)).collect();
         assert_eq!(chosen, [Some("a"), Some("a"), Some("a"), Some("c"), None]);
     }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::mesh::call::Tracked;
@@ -64,6 +63,17 @@ impl http_body::Body for AnswerBody {
     }
 }
 
+/// The body of a client's request, by whatever version of HTTP it came.
+pub(super) trait ClientBody:
+    http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static
+{
+}
+
+impl<B> ClientBody for B where
+    B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static
+{
+}
+
 /// Whether a request's body was cut off for its size: what failed later failed for that.
 #[derive(Debug, Clone, Default)]
 pub(super) struct WasTooLarge(Option<Arc<AtomicBool>>);
@@ -77,9 +87,9 @@ impl WasTooLarge {
 /// A request's body that ends with an error beyond `bytes_max`, or after too long a pause.
 ///
 /// `None`: it says itself that it is larger.
-pub(super) fn limited(body: Incoming, bytes_max: u64) -> Option<(Body, WasTooLarge)> {
+pub(super) fn limited<B: ClientBody>(body: B, bytes_max: u64) -> Option<(Body, WasTooLarge)> {
     if body.is_end_stream() {
-        return Some((body.map_err(BodyError::from).boxed_unsync(), WasTooLarge::default()));
+        return Some((body.map_err(Into::into).boxed_unsync(), WasTooLarge::default()));
     }
     let flag = match body.size_hint().exact() {
         Some(bytes) if bytes > bytes_max => return None,
@@ -92,15 +102,15 @@ pub(super) fn limited(body: Incoming, bytes_max: u64) -> Option<(Body, WasTooLar
     Some((limited.boxed_unsync(), too_large))
 }
 
-struct Limited {
-    body: Incoming,
+struct Limited<B> {
+    body: B,
     left: u64,
     too_large: Option<Arc<AtomicBool>>,
     /// Made when the client first lets us wait.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl http_body::Body for Limited {
+impl<B: ClientBody> http_body::Body for Limited<B> {
     type Data = Bytes;
     type Error = BodyError;
 

@@ -89,8 +89,7 @@ async fn a_request_is_for_the_most_specific_listener_only() {
         {"name": "any", "port": 80, "protocol": "HTTP"},
         {"name": "wild", "port": 80, "protocol": "HTTP", "hostname": "*.example.com"},
     ]);
-    let mut objects =
-        gateway(&listeners, &[(&[], json!([{"backendRefs": to("a")}]))]);
+    let mut objects = gateway(&listeners, &[(&[], json!([{"backendRefs": to("a")}]))]);
     objects.gateway.routes = vec![object(json!({
         "metadata": {"namespace": "default", "name": "r"},
         "spec": {"parentRefs": [{"name": "gw", "sectionName": "any"}],
@@ -142,17 +141,17 @@ async fn what_has_no_backend_is_500_and_what_has_no_pod_is_503() {
 
 #[tokio::test]
 async fn a_grant_lets_a_route_refer_to_another_namespace() {
-    let mut objects = gateway(&json!([{"name": "http", "port": 80, "protocol": "HTTP",
-        "allowedRoutes": {"namespaces": {"from": "All"}}}]), &[]);
+    let mut objects = gateway(
+        &json!([{"name": "http", "port": 80, "protocol": "HTTP",
+        "allowedRoutes": {"namespaces": {"from": "All"}}}]),
+        &[],
+    );
     objects.gateway.routes = vec![object(json!({
         "metadata": {"namespace": "team", "name": "r"},
         "spec": {"parentRefs": [{"name": "gw", "namespace": "default"}], "rules": [{
             "backendRefs": [{"name": "a", "port": 80, "namespace": "default"}]}]}}))];
-    let site = Site::new(HttpObjects {
-        gateway: objects.gateway.clone(),
-        ..HttpObjects::default()
-    })
-    .await;
+    let site =
+        Site::new(HttpObjects { gateway: objects.gateway.clone(), ..HttpObjects::default() }).await;
     assert_eq!(site.get("h", "/").await.status, StatusCode::INTERNAL_SERVER_ERROR);
     objects.gateway.grants = vec![object(json!({
         "metadata": {"namespace": "default", "name": "g"},
@@ -229,8 +228,11 @@ async fn host_and_path_are_rewritten() {
     };
     let site = Site::new(rules(json!([
         rule("/host", json!({"hostname": "inner"})),
-        rule("/pre/one", json!({"path": {"type": "ReplacePrefixMatch",
-            "replacePrefixMatch": "/one"}})),
+        rule(
+            "/pre/one",
+            json!({"path": {"type": "ReplacePrefixMatch",
+            "replacePrefixMatch": "/one"}})
+        ),
         rule("/strip", json!({"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}})),
         rule("/full", json!({"path": {"type": "ReplaceFullPath", "replaceFullPath": "/all"}})),
     ])))
@@ -323,8 +325,7 @@ async fn a_websocket_is_passed_through() {
             .unwrap()
     };
     let io = TokioIo::new(TcpStream::connect(site.http).await.unwrap());
-    let (mut sender, conn) =
-        hyper::client::conn::http1::handshake::<_, Body>(io).await.unwrap();
+    let (mut sender, conn) = hyper::client::conn::http1::handshake::<_, Body>(io).await.unwrap();
     site.tasks.spawn_until_cancelled("client", async move {
         let _ = conn.with_upgrades().await;
     });

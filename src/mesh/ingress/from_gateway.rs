@@ -11,7 +11,7 @@ use super::action::{
 use super::matcher::{HostTest, Owner, PathTest, Rule, ValueTest};
 use super::table::{Building, CertificateUse};
 use crate::api::gateway::{
-    Attached, Gateway, GatewayObjects, HTTPRoute, HTTP_PORT, HTTPS_PORT, HeaderModifier,
+    Attached, Gateway, GatewayObjects, HTTP_PORT, HTTPRoute, HTTPS_PORT, HeaderModifier,
     HttpBackendRef, HttpRouteFilter, HttpRouteMatch, HttpRouteRule, PathModifier, RequestMirror,
     ServiceRef, ValueMatch, compile_regex, parse_duration, precedence,
 };
@@ -222,10 +222,7 @@ fn choice(
 }
 
 fn to_backend(service: ServiceRef) -> BackendRef {
-    BackendRef {
-        service: (service.namespace, service.name),
-        port: PortRef::Number(service.port),
-    }
+    BackendRef { service: (service.namespace, service.name), port: PortRef::Number(service.port) }
 }
 
 /// Returns whether all of them can be applied.
@@ -235,9 +232,7 @@ fn add_filters(
     filters: &[HttpRouteFilter],
     action: &mut Action<BackendRef>,
 ) -> bool {
-    filters.iter().all(|filter| {
-        add_filter(objects, namespace, filter, action).is_some()
-    })
+    filters.iter().all(|filter| add_filter(objects, namespace, filter, action).is_some())
 }
 
 fn add_filter(
@@ -316,11 +311,7 @@ fn header_change(modifier: &HeaderModifier) -> Option<HeaderChange> {
     })
 }
 
-fn mirror(
-    objects: &GatewayObjects,
-    namespace: &str,
-    mirror: &RequestMirror,
-) -> Mirror<BackendRef> {
+fn mirror(objects: &GatewayObjects, namespace: &str, mirror: &RequestMirror) -> Mirror<BackendRef> {
     let (numerator, denominator) = match (&mirror.percent, &mirror.fraction) {
         (Some(percent), _) => (*percent, 100),
         (None, Some(fraction)) => (fraction.numerator, fraction.denominator.unwrap_or(100)),

@@ -9,9 +9,7 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressClass, In
 use super::action::{Action, Choice, HeaderChange, Redirect};
 use super::matcher::{ActionId, HostTest, PathTest, Rule};
 use super::table::{Building, CertificateUse, ingress_action};
-use crate::api::gateway::{
-    HTTP_PORT, HTTPS_PORT, ingress_is_ours, parse_duration, precedence,
-};
+use crate::api::gateway::{HTTP_PORT, HTTPS_PORT, ingress_is_ours, parse_duration, precedence};
 use crate::api::quantity::parse_bytes;
 use crate::mesh::routes::{BackendRef, PortRef};
 

@@ -137,7 +137,10 @@ impl Mesh {
         Err(if tried.is_empty() { Refusal::NoEndpoint } else { Refusal::BadGateway })
     }
 
-    async fn http2_to(&self, endpoint: &Arc<EndpointState>) -> Result<SendRequest<Body>, BodyError> {
+    async fn http2_to(
+        &self,
+        endpoint: &Arc<EndpointState>,
+    ) -> Result<SendRequest<Body>, BodyError> {
         let place = (endpoint.address, endpoint.place.clone());
         if let Some(sender) = self.0.ingress.http2.get(&place) {
             return Ok(sender);

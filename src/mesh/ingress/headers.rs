@@ -68,7 +68,11 @@ fn split(named: &str) -> Option<Target<'_>> {
 }
 
 /// Turns the client's request into the one that the pod gets.
-pub(super) fn prepare(request: &mut Request<Body>, from: Option<&HeaderValue>, scheme: &'static str) {
+pub(super) fn prepare(
+    request: &mut Request<Body>,
+    from: Option<&HeaderValue>,
+    scheme: &'static str,
+) {
     // Sets Host from the authority of an HTTP/2 request.
     to_origin_form(request);
     *request.version_mut() = Version::HTTP_11;

@@ -292,9 +292,8 @@ impl PortRules {
     fn hidden(&self, host: &str) -> Vec<Owner> {
         let mut hidden = Vec::new();
         for (gateway, hosts) in &self.isolated {
-            let is_for = |(pattern, _): &&(String, usize)| {
-                pattern.is_empty() || matches_host(pattern, host)
-            };
+            let is_for =
+                |(pattern, _): &&(String, usize)| pattern.is_empty() || matches_host(pattern, host);
             let chosen = hosts.iter().find(is_for).map(|(_, listener)| *listener);
             let others = hosts.iter().map(|(_, listener)| *listener);
             let others = others.filter(|listener| Some(*listener) != chosen);

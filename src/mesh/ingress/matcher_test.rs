@@ -32,7 +32,7 @@ fn ask(
     uri: &str,
     headers: &[(&str, &str)],
 ) -> Option<Found> {
-    let mut request = http::Request::builder().method(method).uri(uri);
+    let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -169,8 +169,7 @@ fn values_are_compared_as_they_are_meant() {
     };
     matcher.add(80, &HostTest::Any, prefix("/h"), many);
     let regex = ValueTest::Regex(compile_regex("v[12]").unwrap());
-    let by_regex =
-        Rule { headers: vec![(HeaderName::from_static("x"), regex)], ..Rule::plain(2) };
+    let by_regex = Rule { headers: vec![(HeaderName::from_static("x"), regex)], ..Rule::plain(2) };
     matcher.add(80, &HostTest::Any, prefix("/r"), by_regex);
     matcher.finish();
     assert_eq!(find(&matcher, "h", "/q?z&the+name=a%20b%2f%C3%BC"), Some(0));
@@ -213,7 +212,7 @@ fn a_listener_does_not_see_the_requests_of_a_more_specific_one() {
 fn ports_are_apart() {
     let mut matcher = matcher(vec![(HostTest::Any, prefix("/"))]);
     matcher.add(443, &HostTest::Any, prefix("/"), Rule::plain(1));
-    let request = http::Request::get("/").body(()).unwrap();
+    let request = Request::get("/").body(()).unwrap();
     let head = Head::of("h", &request);
     let action = |port| matcher.find(port, &head).map(|found| found.action);
     assert_eq!([action(80), action(443), action(81)], [Some(0), Some(1), None]);

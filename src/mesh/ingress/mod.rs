@@ -47,9 +47,10 @@ mod testing;
 #[cfg(test)]
 mod tls_test;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
+use std::sync::{Arc, OnceLock};
 
+use http::HeaderValue;
 use tokio::sync::Semaphore;
 
 use self::h2c::Http2Connections;
@@ -74,6 +75,8 @@ pub(super) struct Ingress {
     /// Real ports of the node's HTTP and HTTPS ingress; 0: there is none.
     http_port: AtomicU16,
     https_port: AtomicU16,
+    /// Tells clients of the HTTPS ingress that they can have HTTP/3.
+    alt_svc: OnceLock<HeaderValue>,
     has_access_log: bool,
 }
 
@@ -91,6 +94,7 @@ impl Ingress {
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             http_port: AtomicU16::new(0),
             https_port: AtomicU16::new(0),
+            alt_svc: OnceLock::new(),
             has_access_log,
         }
     }

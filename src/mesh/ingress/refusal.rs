@@ -60,9 +60,7 @@ impl Refusal {
             Self::NoBackend(status) => (*status, "the route has no backend for this request"),
             Self::NoEndpoint => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "every endpoint is busy"),
-            Self::Timeout => {
-                (StatusCode::GATEWAY_TIMEOUT, "the endpoint gave no answer in time")
-            }
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "the endpoint gave no answer in time"),
             Self::BadGateway => (StatusCode::BAD_GATEWAY, "the endpoint gave no answer"),
             Self::Broken => (StatusCode::BAD_REQUEST, "the request's body broke off"),
         }

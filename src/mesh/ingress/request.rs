@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::action::{Action, Arrival, Choice, Protocol, Redirect, Rewrite};
-use super::body::{AnswerBody, limited};
+use super::body::{AnswerBody, ClientBody, limited};
 use super::headers::{self, Target};
 use super::refusal::Refusal;
 use super::server::Client;
@@ -66,9 +65,9 @@ impl Asked {
 }
 
 impl Mesh {
-    pub(super) async fn answer_client(
+    pub(super) async fn answer_client<B: ClientBody>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         client: &Client,
     ) -> Answer {
         let started = Instant::now();
@@ -95,12 +94,18 @@ impl Mesh {
             // Fields of a connection mean nothing there, and clients refuse them.
             answer.headers_mut().remove(header::CONNECTION);
         }
+        if client.entry.is_tls
+            && client.entry.port == HTTPS_PORT
+            && let Some(alt_svc) = self.0.ingress.alt_svc.get()
+        {
+            answer.headers_mut().insert(header::ALT_SVC, alt_svc.clone());
+        }
         answer
     }
 
-    async fn route_client(
+    async fn route_client<B: ClientBody>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         client: &Client,
         route: &mut Option<Arc<LiveAction>>,
     ) -> Result<Answer, Refusal> {
@@ -126,24 +131,26 @@ impl Mesh {
         if let Some(redirect) = &action.redirect {
             return Ok(self.redirect(redirect, client, target, request.uri(), prefix_bytes));
         }
-        let choice = action.choose(self.0.dice.below64(action.weight_total));
+        let choice = action.choose(|total| self.0.dice.below64(total));
         let choice = choice.ok_or(Refusal::NoBackend(action.missing))?;
         let backend = choice.backend.as_ref().ok_or(Refusal::NoBackend(action.missing))?;
         let from = client.from.as_ref().and_then(|from| from.to_str().ok()).unwrap_or_default();
         let backend = &self.for_client(Arc::clone(backend), from);
-        let sending = self.send_client(request, client, (action, choice, backend), prefix_bytes);
+        let way = (action, choice, backend);
         match action.timeout {
-            None => sending.await,
+            None => self.send_client(request, client, way, prefix_bytes).await,
             Some(limit) => {
-                let limited = tokio::time::timeout(limit.min(NO_LIMIT), sending);
+                let sending = self.send_client(request, client, way, prefix_bytes);
+                // Boxed: most routes have no limit, and their requests should not be as large.
+                let limited = Box::pin(tokio::time::timeout(limit.min(NO_LIMIT), sending));
                 limited.await.unwrap_or(Err(Refusal::Timeout))
             }
         }
     }
 
-    async fn send_client(
+    async fn send_client<B: ClientBody>(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<B>,
         client: &Client,
         (action, choice, backend): (&LiveAction, &LiveChoice, &Arc<Backend>),
         prefix_bytes: usize,

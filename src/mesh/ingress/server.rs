@@ -26,6 +26,8 @@ use tracing::{debug, warn};
 use super::refusal::Refusal;
 use crate::api::gateway::{HTTP_PORT, HTTPS_PORT};
 use crate::mesh::Mesh;
+use crate::net::http3::Http3Listener;
+use crate::net::{BindError, Body};
 use crate::rt::TaskGroup;
 
 /// Connections of one listener at once; more wait to be accepted.
@@ -54,6 +56,8 @@ const ERROR_RESETS_MAX: usize = 256;
 const SEND_BYTES_MAX: usize = 256 * 1024;
 /// Time for running requests to end when the process does.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for which clients may keep in mind that there is HTTP/3.
+const ALT_SVC_SECONDS: u32 = 24 * 60 * 60;
 /// Pause after a failed accept: the process is out of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -99,6 +103,7 @@ pub(super) struct Client {
     pub(super) entry: Arc<Entry>,
     /// Its address; made once per connection.
     pub(super) from: Option<HeaderValue>,
+    /// HTTP/2 or later.
     pub(super) is_http2: bool,
 }
 
@@ -123,6 +128,35 @@ impl Mesh {
         note_port(&self.0.ingress.https_port, &listener);
         let cancel = self.0.tasks.token().clone();
         self.serve_entry(listener, Entry { port: HTTPS_PORT, is_tls: true }, &cancel).await;
+    }
+
+    /// A UDP port for HTTP/3, with the certificates of port 443. Must be called within the runtime
+    /// that is to serve it.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind_http3(&self, at: SocketAddr) -> Result<Http3Listener, BindError> {
+        Http3Listener::bind(at, self.0.ingress.certificates.resolver(HTTPS_PORT))
+    }
+
+    /// Serves the routes of port 443 by HTTP/3, and tells clients of HTTPS that they can have it.
+    pub async fn serve_ingress_http3(&self, listener: Http3Listener) {
+        if let Some(at) = listener.local_addr() {
+            let value = format!("h3=\":{}\"; ma={ALT_SVC_SECONDS}", at.port());
+            if let Ok(value) = HeaderValue::try_from(value) {
+                let _ = self.0.ingress.alt_svc.set(value);
+            }
+        }
+        let entry = Arc::new(Entry { port: HTTPS_PORT, is_tls: true });
+        let mesh = self.clone();
+        let answer = move |from: SocketAddr, request: Request<Body>| {
+            let from = HeaderValue::try_from(from.ip().to_canonical().to_string()).ok();
+            let client = Client { entry: Arc::clone(&entry), from, is_http2: true };
+            let mesh = mesh.clone();
+            async move { mesh.answer_client(request, &client).await }
+        };
+        listener.serve(&self.0.tasks, answer).await;
     }
 
     /// Serves one listener until `cancel`, its connections until the mesh's tasks are cancelled.
@@ -255,7 +289,8 @@ fn judge(err: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
                 return Some(Refusal::TooSlow);
             }
         }
-        if err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::TimedOut) {
+        if err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == io::ErrorKind::TimedOut)
+        {
             return Some(Refusal::NotRead);
         }
         let text = err.to_string();
@@ -308,7 +343,11 @@ impl<I> Patient<I> {
         Self { io, pause: None, is_waiting: false }
     }
 
-    fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn judge<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.is_waiting = false;
             return polled;

@@ -32,6 +32,8 @@ use crate::net::http::{HttpStream, full};
 use crate::net::{Body, BodyError};
 use crate::rt::{Rng, TaskGroup};
 
+/// What is answered at `/big`: more than sockets hold.
+pub(super) const BIG_BYTES: usize = 32 * 1024 * 1024;
 const SOON: Duration = Duration::from_secs(20);
 
 /// Services of the tests, each with one pod; all have port 80.
@@ -61,6 +63,9 @@ impl Echo {
         self.arrived.notify_waiters();
         if *service == "slow" {
             std::future::pending::<()>().await;
+        }
+        if request.uri().path() == "/big" {
+            return Response::new(full(vec![b'x'; BIG_BYTES]));
         }
         let (parts, body) = request.into_parts();
         let mut text = format!("{service}: {} {} {:?}\n", parts.method, parts.uri, parts.version);

@@ -101,12 +101,16 @@ impl Certificates {
         self: &Arc<Self>,
         port: u16,
     ) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let resolver = Resolver { certificates: Arc::clone(self), port };
-        web_server_config(Arc::new(resolver))
+        web_server_config(self.resolver(port))
+    }
+
+    /// What chooses the certificate of each handshake at a port.
+    pub(super) fn resolver(self: &Arc<Self>, port: u16) -> Arc<dyn ResolvesServerCert> {
+        Arc::new(Resolver { certificates: Arc::clone(self), port })
     }
 
     /// Which certificates are shown where from now on.
-    pub(in crate::mesh) fn set_uses(&self, uses: &[CertificateUse]) {
+    pub(super) fn set_uses(&self, uses: &[CertificateUse]) {
         let mut known = self.known.lock();
         if known.uses != uses {
             known.uses = uses.to_vec();
@@ -147,11 +151,8 @@ impl Certificates {
             let is_for_any = one.hosts.is_empty();
             // The names of the listener or the Ingress, and those that the certificate is for, but
             // only as far as it may be shown there.
-            let named: BTreeSet<&String> = if is_for_any {
-                parsed.names.iter().collect()
-            } else {
-                one.hosts.iter().collect()
-            };
+            let named: BTreeSet<&String> =
+                if is_for_any { parsed.names.iter().collect() } else { one.hosts.iter().collect() };
             for name in named {
                 let (map, name) = match name.strip_prefix("*.") {
                     Some(rest) => (&mut port.wildcard, rest),

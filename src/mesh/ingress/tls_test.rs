@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::CertificatePem;
 use super::testing::{Got, Site, gateway, got, object, soon, to};
 use crate::net::http::empty;
-use crate::net::{Body, pki};
+use crate::net::{Body, http3, pki};
 
 #[derive(Debug)]
 struct Anybody;
@@ -88,9 +88,8 @@ fn certificates(of: &[(&str, &str)]) -> BTreeMap<(String, String), CertificatePe
         let pair = pki::self_signed(name).unwrap();
         CertificatePem { chain: pair.cert_pem.into(), key: pair.key_pem.into() }
     };
-    let named = |(secret, name): &(&str, &str)| {
-        (("default".to_owned(), (*secret).to_owned()), made(name))
-    };
+    let named =
+        |(secret, name): &(&str, &str)| (("default".to_owned(), (*secret).to_owned()), made(name));
     of.iter().map(named).collect()
 }
 
@@ -194,4 +193,31 @@ async fn what_is_no_tls_is_refused_and_harms_nobody() {
         assert!(!answer.starts_with(b"HTTP/1.1 200"));
     }
     assert_eq!(shown(&site, "named.com").await, "edgeorc.invalid");
+}
+
+#[tokio::test]
+async fn http_3_is_offered_and_served_with_the_same_routes() {
+    let site = Site::new(site_objects()).await;
+    site.mesh.set_certificates(certificates(SHOWN));
+    let listener = site.mesh.bind_http3("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = site.mesh.clone();
+    site.tasks.spawn_until_cancelled("http3", async move {
+        serving.serve_ingress_http3(listener).await;
+    });
+    for _ in 0..3 {
+        let request = Request::post("https://named.com/x").body(bytes::Bytes::from("body"));
+        let asking = http3::testing::ask(at, "named.com", Arc::new(Anybody), request.unwrap());
+        let answer = soon(asking).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let alt_svc = answer.headers()["alt-svc"].to_str().unwrap();
+        assert_eq!(alt_svc, format!("h3=\":{}\"; ma=86400", at.port()));
+        let text = String::from_utf8(answer.into_body().to_vec()).unwrap();
+        assert!(text.contains("host: named.com\n") && text.ends_with("\nbody"), "{text}");
+        assert!(text.contains("x-forwarded-proto: https\n"), "{text}");
+    }
+    let request = Request::get("https://named.com/x").header("host", "other");
+    let request = request.body(bytes::Bytes::new()).unwrap();
+    let refused = http3::testing::ask(at, "named.com", Arc::new(Anybody), request);
+    assert!(soon(refused).await.map_or(true, |answer| answer.status() == StatusCode::BAD_REQUEST));
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use http::header::{self, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tracing::debug;
@@ -30,7 +29,7 @@ pub(super) struct Upgrade {
 }
 
 /// The upgrade that the request asks for, if it does.
-pub(super) fn wanted(request: &mut Request<Incoming>) -> Option<Upgrade> {
+pub(super) fn wanted<B>(request: &mut Request<B>) -> Option<Upgrade> {
     let protocol = request.headers().get(header::UPGRADE)?.clone();
     let is_asked = request.version() == Version::HTTP_11
         && has_word(request.headers(), &header::CONNECTION, "upgrade");
@@ -75,8 +74,8 @@ impl Mesh {
         let mut response = limited.await.unwrap_or(Err(Refusal::Timeout))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response.headers_mut());
-            return Ok(response.map(|body| {
-                AnswerBody::Other { body: body.map_err(BodyError::from).boxed_unsync() }
+            return Ok(response.map(|body| AnswerBody::Other {
+                body: body.map_err(BodyError::from).boxed_unsync(),
             }));
         }
         let pod = hyper::upgrade::on(&mut response);
