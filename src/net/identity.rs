@@ -199,7 +199,8 @@ impl Identity {
     pub fn https_server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
         let versions: &[_] = &[&rustls::version::TLS13, &rustls::version::TLS12];
         let mut config = self.server_config(versions)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols =
+            vec![b"h2".to_vec(), b"http/1.1".to_vec(), Alpn::Tunnel.as_bytes().to_vec()];
         Ok(Arc::new(config))
     }
 

@@ -15,6 +15,11 @@ use crate::net::connection::{Alpn, Connection};
 use crate::net::endpoint::{ConnectError, Endpoint};
 use crate::rt::{Rng, TaskGroup};
 
+/// Servers that are tried as relays for one connection.
+const RELAYS_MAX: usize = 3;
+/// Pause between two looks at a connection that is to be closed when it is unused.
+const RETIRE_LOOK: Duration = Duration::from_secs(10);
+
 /// Connections to other nodes, one per node and ALPN. Cheap to clone; all clones are one pool.
 ///
 /// A connection is dialled when it is first asked for, and again, with back-off, whenever it is
@@ -29,6 +34,8 @@ struct Inner {
     tasks: TaskGroup,
     rng: Rng,
     addresses: RwLock<BTreeMap<String, SocketAddr>>,
+    /// Through whom other nodes are reached that cannot be reached directly.
+    servers: RwLock<BTreeMap<String, SocketAddr>>,
     slots: RwLock<BTreeMap<String, BTreeMap<Alpn, Arc<Slot>>>>,
 }
 
@@ -121,6 +128,7 @@ impl Peers {
             tasks: tasks.child(),
             rng,
             addresses: RwLock::default(),
+            servers: RwLock::default(),
             slots: RwLock::default(),
         }))
     }
@@ -143,6 +151,23 @@ impl Peers {
         if self.address(node) != Some(address) {
             self.0.addresses.write().insert(node.to_owned(), address);
         }
+    }
+
+    /// Sets the servers, with the addresses of their APIs: through one of them a node is reached to
+    /// which there is no direct way.
+    pub fn set_servers(&self, servers: BTreeMap<String, SocketAddr>) {
+        *self.0.servers.write() = servers;
+    }
+
+    /// Opens a tunnel to a server, so that it can relay what others have for this node.
+    ///
+    /// # Errors
+    ///
+    /// When the server is not known, or does not answer.
+    pub async fn open_tunnel(&self, server: &str) -> std::io::Result<()> {
+        let at = self.0.servers.read().get(server).copied();
+        let at = at.ok_or(std::io::ErrorKind::NotFound)?;
+        self.0.endpoint.tunnels().open(server, at).await
     }
 
     /// The connection to `node`: the kept one, or a new one. The first attempt is waited for, at
@@ -171,9 +196,7 @@ impl Peers {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn dial(&self, node: &str, alpn: Alpn) -> Result<Connection, ConnectError> {
-        let address = self.address(node);
-        let address = address.ok_or_else(|| ConnectError::NoAddress { peer: node.to_owned() })?;
-        self.0.endpoint.connect(address, Some(node), alpn).await
+        self.reach(node, alpn, None).await
     }
 
     /// A handle for repeated use.
@@ -298,7 +321,13 @@ impl Peers {
         loop {
             if let Some(conn) = slot.live() {
                 let since = tokio::time::Instant::now();
-                let lost = conn.closed().await;
+                let lost = tokio::select! {
+                    lost = conn.closed() => lost,
+                    () = self.find_direct(slot, &conn) => {
+                        self.retire(conn);
+                        continue;
+                    }
+                };
                 slot.lost(&conn);
                 debug!(peer = %slot.node, alpn = %slot.alpn, reason = %lost.reason, "peer lost");
                 if since.elapsed() > longest {
@@ -312,20 +341,18 @@ impl Peers {
                     continue;
                 }
             }
-            let Some(address) = self.address(&slot.node) else {
+            if self.address(&slot.node).is_none() {
                 let mut keeper = slot.keeper.lock();
                 keeper.is_running = false;
                 // Should it come back, the first attempt is waited for again.
                 slot.is_down.store(false, Ordering::Release);
                 return;
             };
-            match self.0.endpoint.connect(address, Some(&slot.node), slot.alpn).await {
+            match self.reach(&slot.node, slot.alpn, Some(slot)).await {
                 Ok(conn) => {
-                    info!(peer = %slot.node, alpn = %slot.alpn, "peer connected");
-                    slot.set(conn.clone());
-                    if slot.alpn.listener_opens_streams() {
-                        self.0.endpoint.offer(conn).await;
-                    }
+                    let is_tunnelled = conn.is_tunnelled();
+                    info!(peer = %slot.node, alpn = %slot.alpn, is_tunnelled, "peer connected");
+                    self.use_dialled(slot, conn).await;
                     continue;
                 }
                 Err(err) => {
@@ -338,10 +365,129 @@ impl Peers {
         }
     }
 
+    async fn use_dialled(&self, slot: &Slot, conn: Connection) {
+        slot.set(conn.clone());
+        if slot.alpn.listener_opens_streams() {
+            self.0.endpoint.offer(conn).await;
+        }
+    }
+
+    /// Dials directly, and a little later through a tunnel as well; takes what is there first.
+    /// `slot`, if given, is told at once when the direct way fails: who waits need not wait for the
+    /// other.
+    async fn reach(
+        &self,
+        node: &str,
+        alpn: Alpn,
+        slot: Option<&Slot>,
+    ) -> Result<Connection, ConnectError> {
+        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
+        let address = self.address(node).ok_or_else(no_address)?;
+        let endpoint = &self.0.endpoint;
+        let mut direct = std::pin::pin!(endpoint.connect(address, Some(node), alpn));
+        let mut relayed = std::pin::pin!(async {
+            tokio::time::sleep(endpoint.config().tunnel_head_start).await;
+            self.through_tunnel(node, alpn).await
+        });
+        tokio::select! {
+            biased;
+            conn = &mut direct => match conn {
+                Ok(conn) => Ok(conn),
+                Err(err) => {
+                    if let Some(slot) = slot {
+                        slot.failed(err.clone());
+                    }
+                    relayed.await.ok_or(err)
+                }
+            },
+            conn = &mut relayed => match conn {
+                Some(conn) => Ok(conn),
+                None => direct.await,
+            },
+        }
+    }
+
+    /// A connection whose packets a server carries: the node itself if it is one, else one that
+    /// both reach.
+    async fn through_tunnel(&self, node: &str, alpn: Alpn) -> Option<Connection> {
+        let (endpoint, tunnels) = (&self.0.endpoint, self.0.endpoint.tunnels());
+        let me = endpoint.identity().node_name();
+        if endpoint.identity().peer().is_server() {
+            let way = tunnels.way_down(node).await;
+            if let Some(way) = way
+                && let Ok(conn) = endpoint.connect(way, Some(node), alpn).await
+            {
+                return Some(conn);
+            }
+        }
+        let mut servers: Vec<(String, SocketAddr)> = {
+            let servers = self.0.servers.read();
+            servers.iter().filter(|(name, _)| *name != me).map(|(n, at)| (n.clone(), *at)).collect()
+        };
+        // Itself first, then those that are known to be there.
+        servers.sort_by_key(|(name, _)| {
+            (
+                name != node,
+                !self.is_connected(name, Alpn::Node),
+                !self.is_connected(name, Alpn::Api),
+            )
+        });
+        for (server, at) in servers.into_iter().take(RELAYS_MAX) {
+            if let Err(err) = tunnels.open(&server, at).await {
+                debug!(peer = %server, %err, "no tunnel to the server");
+                continue;
+            }
+            let Some(way) = tunnels.way_up(&server, node) else { continue };
+            match endpoint.connect(way, Some(node), alpn).await {
+                Ok(conn) => return Some(conn),
+                Err(err) => debug!(peer = %node, via = %server, %err, "peer not reached"),
+            }
+        }
+        None
+    }
+
+    /// Tries, less and less often, to replace a tunnelled connection; returns when it has been.
+    async fn find_direct(&self, slot: &Slot, tunnelled: &Connection) {
+        if !tunnelled.is_tunnelled() {
+            return std::future::pending().await;
+        }
+        let (mut pause, longest) = self.0.endpoint.config().retry_direct;
+        loop {
+            tokio::time::sleep(self.jittered(pause)).await;
+            pause = pause.saturating_mul(2).min(longest);
+            // The peer may have come by itself meanwhile.
+            if slot.live().is_some_and(|conn| conn.id() != tunnelled.id()) {
+                return;
+            }
+            let Some(address) = self.address(&slot.node) else { continue };
+            let endpoint = &self.0.endpoint;
+            if let Ok(conn) = endpoint.connect(address, Some(&slot.node), slot.alpn).await {
+                info!(peer = %slot.node, alpn = %slot.alpn, "peer connected directly again");
+                return self.use_dialled(slot, conn).await;
+            }
+        }
+    }
+
+    /// Closes a connection that has been replaced once nothing runs on it any more.
+    fn retire(&self, conn: Connection) {
+        self.0.tasks.spawn_until_cancelled("peer-retire", async move {
+            loop {
+                tokio::time::sleep(RETIRE_LOOK).await;
+                if conn.is_closed() || conn.streams() == 0 {
+                    return conn.close("replaced");
+                }
+            }
+        });
+    }
+
+    fn jittered(&self, pause: Duration) -> Duration {
+        let half = u64::try_from(pause.as_micros() / 2).unwrap_or(u64::MAX);
+        pause.saturating_sub(Duration::from_micros(self.0.rng.below(half)))
+    }
+
     /// Waits out the back-off, less if the peer connects by itself meanwhile.
     async fn pause(&self, slot: &Slot, pause: Duration) {
-        let half = u64::try_from(pause.as_micros() / 2).unwrap_or(u64::MAX);
-        let jittered = pause.saturating_sub(Duration::from_micros(self.0.rng.below(half)));
+        let jittered = self.jittered(pause);
         let mut changed = slot.changed.subscribe();
         let arrived = async {
             while slot.live().is_none() {

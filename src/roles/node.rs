@@ -32,7 +32,7 @@ use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
 use crate::roles::verify::AgentVerifier;
-use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig};
+use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig, relay};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
@@ -130,6 +130,8 @@ async fn assemble(
     )?;
     let peers = Peers::new(endpoint.clone(), &tasks, rng.clone());
     peers.set_addresses(membership.servers());
+    peers.set_servers(membership.servers());
+    relay::wake_by_request(&peers, &tasks);
     let node_api = NodeApi::new(clock.clone());
     let metrics = Metrics::new();
     let compiler = compiled::compiler(&settings, &metrics)?;
@@ -268,8 +270,9 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
     let tls = base.membership.identity.https_server_config().map_err(NodeError::failed)?;
     let (tls_router, group) = (router.clone(), base.tasks.clone());
+    let tunnels = base.endpoint.tunnels().clone();
     base.tasks.spawn("https", |_| async move {
-        apiserver::serve_tls(listener, tls, tls_router, &group).await;
+        apiserver::serve_tls(listener, tls, tls_router, tunnels, &group).await;
     });
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
@@ -355,7 +358,7 @@ fn start_agent(
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),
-        node_api: base.node_api.router(),
+        node_api: base.node_api.router().merge(relay::router(base.peers.clone(), tasks.clone())),
         blobs: base.node_api.blobs(),
         server: server.as_ref().and_then(|server| server_doors(&base, server)),
     };

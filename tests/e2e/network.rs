@@ -40,12 +40,21 @@ pub(crate) struct Load {
 impl Load {
     /// Half of the users send GET, the others POST.
     pub(crate) fn start(at: SocketAddr) -> Self {
+        Self::start_in(at, || {})
+    }
+
+    /// The same on threads that first do `enter`.
+    pub(crate) fn start_in(at: SocketAddr, enter: impl Fn() + Clone + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let users = ["GET", "POST"].into_iter().flat_map(|method| (0..USERS).map(move |_| method));
         let users = users
             .map(|method| {
                 let stop = Arc::clone(&stop);
-                std::thread::spawn(move || user(at, method, &stop))
+                let enter = enter.clone();
+                std::thread::spawn(move || {
+                    enter();
+                    user(at, method, &stop)
+                })
             })
             .collect();
         Self { stop, users }
@@ -116,7 +125,9 @@ fn exchange(stream: &mut TcpStream, method: &str) -> std::io::Result<u16> {
             return Err(kind.into());
         }
         bytes.extend_from_slice(&chunk[..len]);
-        let Some(head_end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let Some(head_end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+            continue;
+        };
         let head = String::from_utf8_lossy(&bytes[..head_end]).to_lowercase();
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         let code = code.ok_or_else(|| invalid("no status"))?;
