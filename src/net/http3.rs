@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ::http::{Request, Response};
 use bytes::{Buf as _, Bytes};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{IdleTimeout, VarInt};
@@ -121,7 +121,7 @@ impl Http3Listener {
         A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BodyError>,
+        B::Error: Into<BodyError> + Send,
     {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let token = tasks.token().clone();
@@ -155,7 +155,7 @@ where
     A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BodyError>,
+    B::Error: Into<BodyError> + Send,
 {
     let from = quic.remote_address();
     let mut builder = h3::server::builder();
@@ -189,7 +189,7 @@ where
     A: Fn(SocketAddr, Request<Body>) -> F,
     F: Future<Output = Response<B>>,
     B: http_body::Body<Data = Bytes> + Unpin,
-    B::Error: Into<BodyError>,
+    B::Error: Into<BodyError> + Send,
 {
     let resolving = tokio::time::timeout(HEAD_TIMEOUT, resolver.resolve_request());
     let (request, stream) = resolving.await.map_err(|_| "no head in time")??;
