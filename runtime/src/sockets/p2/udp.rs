@@ -160,7 +160,8 @@ impl HostUdpSocket for SocketsView<'_> {
         remote_address: Option<IpSocketAddress>,
     ) -> SocketResult<Streams> {
         let this = ours::<_, Socket>(&this);
-        let is_stream = |child: &dyn std::any::Any| child.is::<Incoming>() || child.is::<Outgoing>();
+        let is_stream =
+            |child: &dyn std::any::Any| child.is::<Incoming>() || child.is::<Outgoing>();
         if self.table.iter_children(&this)?.any(|child| is_stream(child)) {
             let words = "the streams of the UDP socket are not dropped yet";
             return Err(SocketError::trap(wasmtime::format_err!("{words}")));

@@ -5,8 +5,8 @@ mod tcp;
 mod udp;
 
 use wasmtime::component::Linker;
-use wasmtime_wasi::p3::bindings::sockets::types::{self, ErrorCode, IpAddressFamily};
 use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup;
+use wasmtime_wasi::p3::bindings::sockets::types::{self, ErrorCode, IpAddressFamily};
 use wasmtime_wasi::p3::sockets::SocketError;
 
 use super::{GuestSockets, SocketsView, ours, theirs};
