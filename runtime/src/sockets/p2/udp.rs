@@ -18,11 +18,11 @@ use wasmtime_wasi::p2::{SocketError, SocketResult, UdpSocket};
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 
-use super::super::code::Code;
-use super::super::options::Options;
-use super::super::udp::{Udp, check_size, destination};
 use super::{SocketsView, family, is_ipv6, ours, theirs};
 use crate::network::{Arrived, DatagramSocket, Refused, SendError};
+use crate::sockets::code::Code;
+use crate::sockets::options::Options;
+use crate::sockets::udp::{Udp, check_size, destination};
 
 /// Datagrams of one call.
 const DATAGRAMS_MAX: usize = 16;
