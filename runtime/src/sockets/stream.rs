@@ -370,7 +370,7 @@ impl OutputStream for Writer {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+    use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
     use super::*;
 
