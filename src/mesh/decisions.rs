@@ -89,7 +89,14 @@ impl Default for Decisions {
     fn default() -> Self {
         Self {
             choices: by_reason([
-                "only", "kept", "node", "zone", "cluster", "spilled", "explored", "last_resort",
+                "only",
+                "kept",
+                "node",
+                "zone",
+                "cluster",
+                "spilled",
+                "explored",
+                "last_resort",
             ]),
             ejections: by_reason(["unreachable", "broken", "timeout", "status"]),
             spared: Counter::default(),
@@ -182,11 +189,5 @@ impl Decisions {
     /// Requests that were sent again.
     pub(super) fn retries_sent(&self) -> u64 {
         self.retries.1[0].get()
-    }
-
-    /// Ejections so far, whatever the reason.
-    #[cfg(test)]
-    pub(super) fn ejections(&self) -> u64 {
-        self.ejections.1.iter().map(Counter::get).sum()
     }
 }

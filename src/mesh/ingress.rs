@@ -276,9 +276,7 @@ fn refusal(err: &CallError) -> Answer {
     debug!(%err, "ingress request failed");
     match err {
         CallError::NoEndpoint => line(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready"),
-        CallError::CircuitOpen => {
-            line(StatusCode::SERVICE_UNAVAILABLE, "every endpoint is busy")
-        }
+        CallError::CircuitOpen => line(StatusCode::SERVICE_UNAVAILABLE, "every endpoint is busy"),
         CallError::Timeout => {
             line(StatusCode::GATEWAY_TIMEOUT, "the endpoint gave no answer in time")
         }

@@ -37,12 +37,7 @@ pub trait Local: Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// `ConnectionRefused` or `HostUnreachable` when no socket is bound there.
-    async fn datagrams(
-        &self,
-        from: SocketAddr,
-        to: SocketAddr,
-        flow: Datagrams,
-    ) -> io::Result<()> {
+    async fn datagrams(&self, from: SocketAddr, to: SocketAddr, flow: Datagrams) -> io::Result<()> {
         drop((from, to, flow));
         Err(io::ErrorKind::ConnectionRefused.into())
     }

@@ -164,7 +164,9 @@ async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<()> {
 }
 
 /// The next datagram; `None` at the end of the stream.
-async fn read_datagram(read: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
+async fn read_datagram(
+    read: &mut (impl tokio::io::AsyncRead + Unpin),
+) -> io::Result<Option<Bytes>> {
     let length = match read.read_u16().await {
         Ok(length) => length,
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

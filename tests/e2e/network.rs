@@ -116,7 +116,9 @@ fn exchange(stream: &mut TcpStream, method: &str) -> std::io::Result<u16> {
             return Err(kind.into());
         }
         bytes.extend_from_slice(&chunk[..len]);
-        let Some(head_end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let Some(head_end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+            continue;
+        };
         let head = String::from_utf8_lossy(&bytes[..head_end]).to_lowercase();
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         let code = code.ok_or_else(|| invalid("no status"))?;

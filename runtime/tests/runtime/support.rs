@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use edgeorc_runtime::{
-    Body, BodyError, BoxIo, Container, ContainerConfig, Datagrams, HttpError, Machine, MemoryKeyValue, Mount,
-    Pod, PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime,
-    compatibility_hash_for, compile_file_for,
+    Body, BodyError, BoxIo, Container, ContainerConfig, Datagrams, HttpError, Machine,
+    MemoryKeyValue, Mount, Pod, PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink,
+    VirtualNetwork, WasmRuntime, compatibility_hash_for, compile_file_for,
 };
 use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;
