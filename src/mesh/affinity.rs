@@ -57,8 +57,7 @@ impl Affinity {
             let oldest_kept = median(clients.values().map(|pin| pin.used_at_ms).collect());
             let timeout_ms = self.timeout_ms;
             clients.retain(|_, pin| {
-                pin.used_at_ms > oldest_kept
-                    && now_ms.saturating_sub(pin.used_at_ms) < timeout_ms
+                pin.used_at_ms > oldest_kept && now_ms.saturating_sub(pin.used_at_ms) < timeout_ms
             });
         }
         clients.insert(client.into(), pin);

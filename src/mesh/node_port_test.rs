@@ -81,8 +81,10 @@ impl Fixture {
     /// could not: port 0, which the host chooses.
     fn publish(&self, spec: Value, ips: &[&str], change: impl FnOnce(&mut ServiceRoute)) {
         let web = service(WEB.1, spec);
-        let endpoints: Vec<Value> =
-            ips.iter().map(|ip| json!({ "addresses": [ip], "conditions": { "ready": true } })).collect();
+        let endpoints: Vec<Value> = ips
+            .iter()
+            .map(|ip| json!({ "addresses": [ip], "conditions": { "ready": true } }))
+            .collect();
         let ports = json!([
             { "port": 8080, "protocol": "TCP" }, { "name": "u", "port": 53, "protocol": "UDP" },
         ]);
@@ -149,9 +151,7 @@ async fn a_client_with_affinity_comes_to_the_same_pod_and_others_to_all() {
 #[tokio::test]
 async fn a_load_balancers_port_admits_its_source_ranges_only() {
     let node = Fixture::start();
-    let spec = |range: &str| {
-        json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": [range], "ports": [{ "port": 80 }] })
-    };
+    let spec = |range: &str| json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": [range], "ports": [{ "port": 80 }] });
     let any_port = |web: &mut ServiceRoute| web.ports[0].port = 0;
     node.publish(spec("127.0.0.0/8"), &["10.42.0.2"], any_port);
     assert_eq!(said(node.tcp()).await, "10.42.0.2");

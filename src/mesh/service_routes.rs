@@ -195,11 +195,8 @@ impl View<'_> {
         let near = self.nearest(serving(&all)).map(targets);
         let local = || targets(serving_here(&all));
         let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
-        let internal = if is_local(&self.spec.internal_traffic_policy) {
-            Some(local())
-        } else {
-            near.clone()
-        };
+        let internal =
+            if is_local(&self.spec.internal_traffic_policy) { Some(local()) } else { near.clone() };
         let external =
             if is_local(&self.spec.external_traffic_policy) { Some(local()) } else { near };
         let port = u16::try_from(port.port).ok()?;
@@ -335,7 +332,8 @@ fn hosts(slices: &[&EndpointSlice], is_headless: bool) -> Vec<HostRoute> {
                     hostname: None,
                     ports: Vec::new(),
                 });
-                host.hostname = hostname.map(|name| name.to_ascii_lowercase()).or(host.hostname.take());
+                host.hostname =
+                    hostname.map(|name| name.to_ascii_lowercase()).or(host.hostname.take());
                 let more = ports.iter().filter(|port| !host.ports.contains(port));
                 let more: Vec<_> = more.cloned().collect();
                 host.ports.extend(more);

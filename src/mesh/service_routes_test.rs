@@ -120,11 +120,8 @@ fn one_number_of_two_protocols_is_two_ports() {
         { "name": "u", "port": 1054, "protocol": "UDP" },
     ]);
     let route = route_of(spec, &[slice_of("web", &ports, &json!([at(HERE)]))]);
-    let found: Vec<_> = route
-        .ports
-        .iter()
-        .map(|port| (port.protocol, port.endpoints[0].address.port()))
-        .collect();
+    let found: Vec<_> =
+        route.ports.iter().map(|port| (port.protocol, port.endpoints[0].address.port())).collect();
     assert_eq!(found, [(Protocol::Tcp, 1053), (Protocol::Udp, 1054)]);
 }
 

@@ -207,12 +207,7 @@ struct Builder<'a, P> {
 }
 
 impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
-    fn port(
-        &mut self,
-        key: &ServiceKey,
-        service: &ServiceRoute,
-        port: &PortRoute,
-    ) -> PortBackends {
+    fn port(&mut self, key: &ServiceKey, service: &ServiceRoute, port: &PortRoute) -> PortBackends {
         let affinity = service.affinity_seconds.map(|seconds| {
             let key = (key.clone(), port.protocol, port.port);
             let known = self.old.affinities.get(&key).filter(|known| known.is_for(seconds));

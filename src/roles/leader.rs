@@ -75,11 +75,8 @@ impl Leader {
         group.spawn_until_cancelled("bootstrap", async move { leader.bootstrap().await });
         let leader = self.clone();
         group.spawn_until_cancelled("membership", async move { leader.keep_voters().await });
-        let api_service = api_service::keep(
-            self.clients.0.clone(),
-            self.replica.clone(),
-            self.service_cidrs,
-        );
+        let api_service =
+            api_service::keep(self.clients.0.clone(), self.replica.clone(), self.service_cidrs);
         group.spawn_until_cancelled("api-service", api_service);
         let informers = Informers::start(&self.clients.0, group);
         let (roll, nodes) = (Roll::new(self.clients.0.clone()), informers.nodes.clone());

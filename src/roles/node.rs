@@ -235,7 +235,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         rng: base.rng.clone(),
         metrics: base.metrics.clone(),
         service_cidrs: base.settings.service_cidrs,
-            blob_dir: base.dir.join("registry"),
+        blob_dir: base.dir.join("registry"),
         bookmark_interval: BOOKMARKS,
         cancel: base.tasks.token().clone(),
     });

@@ -155,7 +155,10 @@ impl Cluster {
         cluster.post("/api/v1/namespaces/default/services", &service).await;
         cluster.lead(&clock, &rng);
         let client = cluster.client("system:kube-controller-manager", "system:masters");
-        cluster.tasks.spawn_until_cancelled("api-service", api_service::keep(client, replica, crate::config::ServiceCidrs::default()));
+        cluster.tasks.spawn_until_cancelled(
+            "api-service",
+            api_service::keep(client, replica, crate::config::ServiceCidrs::default()),
+        );
         cluster.run_agent(clock, rng);
         cluster
     }

@@ -205,8 +205,11 @@ fn a_service_changes_its_type_and_gives_back_what_it_no_longer_needs() {
             [node_port, 8099].into_iter().filter(|port| ask(&one, *port).is_ok()).collect();
         if open.is_empty() { Ok(()) } else { Err(open) }
     });
-    one.apply_service("web", &json!({"type": "ExternalName", "externalName": "web.example",
-        "clusterIP": null, "clusterIPs": null, "selector": null, "ports": null}));
+    one.apply_service(
+        "web",
+        &json!({"type": "ExternalName", "externalName": "web.example",
+        "clusterIP": null, "clusterIPs": null, "selector": null, "ports": null}),
+    );
     assert_eq!(one.read("service/web", "{.spec.clusterIP}"), "");
     // The address is free for another.
     one.apply_service("heir", &json!({"clusterIP": ip, "ports": [{"port": 80}]}));
@@ -220,7 +223,10 @@ fn a_service_changes_its_type_and_gives_back_what_it_no_longer_needs() {
 fn endpoints_that_a_user_writes_become_slices_and_names() {
     let one = Fixture::start();
     one.apply_service("db", &json!({"ports": [{"name": "sql", "port": 5432}]}));
-    one.apply_service("bare", &json!({"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}));
+    one.apply_service(
+        "bare",
+        &json!({"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}),
+    );
     for name in ["db", "bare"] {
         one.apply(&json!({
             "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name},

@@ -373,7 +373,10 @@ mod tests {
         let pod = pod();
         assert_eq!(pod.whole_names("a"), ["a.example.com.", "a.example.org.", "a."]);
         assert_eq!(pod.whole_names("a.b"), ["a.b.example.com.", "a.b.example.org.", "a.b."]);
-        assert_eq!(pod.whole_names("a.b.c"), ["a.b.c.", "a.b.c.example.com.", "a.b.c.example.org."]);
+        assert_eq!(
+            pod.whole_names("a.b.c"),
+            ["a.b.c.", "a.b.c.example.com.", "a.b.c.example.org."]
+        );
         assert_eq!(pod.whole_names("a.b."), ["a.b."]);
     }
 

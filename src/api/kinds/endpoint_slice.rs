@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{int_at, items_at, set_default, set_default_text, str_at, text_at};
-use crate::api::{meta, names};
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
 use crate::api::table::age;
+use crate::api::{meta, names};
 
 pub(super) const RESOURCE: Resource = Resource {
     group: "discovery.k8s.io",
@@ -96,7 +96,8 @@ fn validate(object: &Value, errors: &mut Errors) {
         return;
     }
     for (at, endpoint) in endpoints.iter().enumerate() {
-        let of = Addresses { kind: kind.as_str().unwrap_or_default(), is_of_api: is_of_api(object) };
+        let of =
+            Addresses { kind: kind.as_str().unwrap_or_default(), is_of_api: is_of_api(object) };
         validate_endpoint(endpoint, of, at, errors);
     }
     let ports = items_at(object, "/ports");
@@ -250,7 +251,9 @@ mod tests {
         ] {
             assert_eq!(of(kind, ip).len(), 1, "{kind} {ip}");
         }
-        assert!(refusals(json!({"addressType": "IPv4", "endpoints": [{}]}))[0].contains("at least"));
+        assert!(
+            refusals(json!({"addressType": "IPv4", "endpoints": [{}]}))[0].contains("at least")
+        );
         let many = vec![json!({"addresses": ["10.42.0.1"]}); ENDPOINTS_MAX + 1];
         let refused = refusals(json!({"addressType": "IPv4", "endpoints": many}));
         assert!(refused[0].contains("must have at most 1000 items"), "{refused:?}");

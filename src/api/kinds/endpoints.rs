@@ -174,7 +174,10 @@ mod tests {
             validate(&object, &mut errors);
             errors.into_vec().len()
         };
-        assert_eq!(refused(json!({"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 80}]})), 0);
+        assert_eq!(
+            refused(json!({"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 80}]})),
+            0
+        );
         for subset in [
             json!({"ports": [{"port": 80}]}),
             json!({"addresses": [{"ip": "127.0.0.1"}]}),

@@ -32,8 +32,8 @@ mod pod_volumes;
 mod replica_set;
 mod secret;
 mod service;
-mod service_rules;
 mod service_account;
+mod service_rules;
 mod storage_class;
 mod workload;
 

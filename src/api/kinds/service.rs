@@ -107,7 +107,8 @@ fn default(object: &mut Value) {
 }
 
 fn default_status(object: &mut Value) {
-    let addresses = object.pointer_mut("/status/loadBalancer/ingress").and_then(Value::as_array_mut);
+    let addresses =
+        object.pointer_mut("/status/loadBalancer/ingress").and_then(Value::as_array_mut);
     for address in addresses.into_iter().flatten() {
         if !text_at(address, "/ip").is_empty() {
             set_default_text(address, "ipMode", "VIP");
@@ -270,7 +271,11 @@ fn outside(object: &Value) -> String {
         "ExternalName" => return text_at(object, "/spec/externalName").to_owned(),
         "LoadBalancer" => {
             for at in items_at(object, "/status/loadBalancer/ingress") {
-                all.push(Some(text_at(at, "/ip")).filter(|ip| !ip.is_empty()).unwrap_or_else(|| text_at(at, "/hostname")));
+                all.push(
+                    Some(text_at(at, "/ip"))
+                        .filter(|ip| !ip.is_empty())
+                        .unwrap_or_else(|| text_at(at, "/hostname")),
+                );
             }
             all.extend(external_ips);
             if all.is_empty() {

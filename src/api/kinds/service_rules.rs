@@ -187,7 +187,11 @@ fn validate_addresses(spec: &Value, errors: &mut Errors) {
             continue;
         }
         let Some(family) = family_of(text) else {
-            errors.invalid(path, ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            errors.invalid(
+                path,
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
             continue;
         };
         if !seen.insert(family) {
@@ -373,8 +377,7 @@ pub(super) fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
         }
     }
     if has_health_port(old) && has_health_port(new) {
-        let (had, has) =
-            (int_at(old, "/healthCheckNodePort"), int_at(new, "/healthCheckNodePort"));
+        let (had, has) = (int_at(old, "/healthCheckNodePort"), int_at(new, "/healthCheckNodePort"));
         if had.unwrap_or(0) != 0 && had != has {
             errors.invalid("spec.healthCheckNodePort", &json!(has), "field is immutable");
         }

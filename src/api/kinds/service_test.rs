@@ -29,7 +29,8 @@ fn change_refusals(old: &Value, new: &Value) -> Vec<String> {
 
 #[test]
 fn defaults_are_those_of_kubernetes() {
-    let service = made(json!({"ports": [{"port": 80}, {"name": "b", "port": 81, "targetPort": 0}]}));
+    let service =
+        made(json!({"ports": [{"port": 80}, {"name": "b", "port": 81, "targetPort": 0}]}));
     let spec = &service["spec"];
     assert_eq!(spec["type"], "ClusterIP");
     assert_eq!(spec["ports"][0], json!({"port": 80, "protocol": "TCP", "targetPort": 80}));
@@ -68,7 +69,10 @@ fn what_breaks_a_rule_is_refused_with_the_field() {
         (json!({}), "spec.ports: Required value"),
         (json!({"type": "X", "ports": port}), "spec.type: Unsupported value"),
         (json!({"type": "ExternalName"}), "spec.externalName: Required value"),
-        (json!({"type": "ExternalName", "externalName": "A_b"}), "spec.externalName: Invalid value"),
+        (
+            json!({"type": "ExternalName", "externalName": "A_b"}),
+            "spec.externalName: Invalid value",
+        ),
         (
             json!({"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.43.0.1"}),
             "spec.clusterIP: Forbidden: may not be set for ExternalName services",
@@ -104,13 +108,21 @@ fn what_breaks_a_rule_is_refused_with_the_field() {
         (json!({"loadBalancerSourceRanges": ["10.0.0.0/8"], "ports": port}), "SourceRanges"),
         (json!({"externalIPs": ["127.0.0.1"], "ports": port}), "spec.externalIPs[0]"),
         (json!({"clusterIP": "x", "ports": port}), "spec.clusterIPs[0]"),
-        (json!({"clusterIPs": ["10.43.0.1", "10.43.0.2"], "ports": port,
-            "ipFamilyPolicy": "RequireDualStack"}), "no more than one IP for each IP family"),
-        (json!({"clusterIP": "fd00::1", "ipFamilies": ["IPv4"], "ports": port}),
-            "expected an IPv6 value as indicated by `ipFamilies[0]`"),
+        (
+            json!({"clusterIPs": ["10.43.0.1", "10.43.0.2"], "ports": port,
+            "ipFamilyPolicy": "RequireDualStack"}),
+            "no more than one IP for each IP family",
+        ),
+        (
+            json!({"clusterIP": "fd00::1", "ipFamilies": ["IPv4"], "ports": port}),
+            "expected an IPv6 value as indicated by `ipFamilies[0]`",
+        ),
         (json!({"ipFamilies": ["IPv4", "IPv6"], "ports": port}), "spec.ipFamilyPolicy"),
-        (json!({"ipFamilies": ["IPv4", "IPv4"], "ports": port,
-            "ipFamilyPolicy": "RequireDualStack"}), "spec.ipFamilies[1]: Duplicate value"),
+        (
+            json!({"ipFamilies": ["IPv4", "IPv4"], "ports": port,
+            "ipFamilyPolicy": "RequireDualStack"}),
+            "spec.ipFamilies[1]: Duplicate value",
+        ),
         (json!({"selector": {"a b": "c"}, "ports": port}), "spec.selector"),
     ] {
         let refused = refusals(&made(spec.clone()));
@@ -205,8 +217,11 @@ fn what_a_type_does_not_need_goes_with_the_change_of_the_type() {
     assert_eq!(plain["spec"]["ports"][0]["nodePort"], 30080);
     assert!(change_refusals(&balanced, &plain).is_empty());
     // One who writes a new value for what the type does not have is told so.
-    let mixed = changed(&old, &json!({"spec": {"type": "ClusterIP", "ports":
-        [{"port": 80, "protocol": "TCP", "targetPort": 80, "nodePort": 30081}]}}));
+    let mixed = changed(
+        &old,
+        &json!({"spec": {"type": "ClusterIP", "ports":
+        [{"port": 80, "protocol": "TCP", "targetPort": 80, "nodePort": 30081}]}}),
+    );
     assert!(change_refusals(&old, &mixed)[0].contains("may not be used when `type`"));
 }
 

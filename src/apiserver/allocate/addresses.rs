@@ -127,6 +127,7 @@ fn free(source: &Source<'_>, family: &str) -> Result<String, Refused> {
     let (all, from) = (range.offsets(), range.dynamic_from());
     let is_free = |offset| !source.taken.contains(&address_key(range.address(offset)));
     // The first address is the API's own, whether or not its Service is there yet.
-    let found = source.pick(from.max(2)..all.end, 2..from, is_free).ok_or(Refused::Full("serviceIP"))?;
+    let found =
+        source.pick(from.max(2)..all.end, 2..from, is_free).ok_or(Refused::Full("serviceIP"))?;
     Ok(range.address(found).to_string())
 }

@@ -198,10 +198,7 @@ fn a_change_claims_what_is_new_and_releases_what_is_gone() {
     let sides = claims(&source, services(), Some(&old), &mut named).unwrap();
     assert_eq!(
         sides,
-        [
-            Side::Release("clusterip/10.43.1.1".into()),
-            Side::Release("tcp-nodeport/30001".into())
-        ]
+        [Side::Release("clusterip/10.43.1.1".into()), Side::Release("tcp-nodeport/30001".into())]
     );
     let mut same = old.clone();
     assert!(claims(&source, services(), Some(&old), &mut same).unwrap().is_empty());

@@ -128,7 +128,8 @@ fn choose_health(
             }
         }
         None => {
-            let chosen = free(source, used, "TCP", 0).ok_or(Refused::Full("healthCheckNodePort"))?;
+            let chosen =
+                free(source, used, "TCP", 0).ok_or(Refused::Full("healthCheckNodePort"))?;
             crate::api::json::set(spec, "healthCheckNodePort", chosen);
         }
     }

@@ -116,10 +116,8 @@ async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, ku
     slices.retain(|slice| is_kept_for(slice, &name));
     let pods = informers.pods.store.in_namespace(&namespace);
     let nodes = informers.nodes.store.state();
-    let zones: Zones = nodes
-        .iter()
-        .filter_map(|node| Some((node.name_any(), zone_of(node)?.clone())))
-        .collect();
+    let zones: Zones =
+        nodes.iter().filter_map(|node| Some((node.name_any(), zone_of(node)?.clone()))).collect();
     let plan = plan(&View { service: &service, pods: &pods, slices: &slices, zones: &zones });
     let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &namespace);
     let (params, mut revision) = (PostParams::default(), 0);

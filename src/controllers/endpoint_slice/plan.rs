@@ -216,12 +216,13 @@ impl Group<'_> {
         if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
             labels.insert(HEADLESS.to_owned(), String::new());
         }
-        let ports = self.ports.iter().cloned().map(|(name, protocol, port, app_protocol)| EndpointPort {
-            name: Some(name.unwrap_or_default()),
-            protocol: Some(protocol),
-            port: Some(port),
-            app_protocol,
-        });
+        let ports =
+            self.ports.iter().cloned().map(|(name, protocol, port, app_protocol)| EndpointPort {
+                name: Some(name.unwrap_or_default()),
+                protocol: Some(protocol),
+                port: Some(port),
+                app_protocol,
+            });
         EndpointSlice {
             metadata: ObjectMeta {
                 generate_name: Some(format!("{}-", service.name_any())),

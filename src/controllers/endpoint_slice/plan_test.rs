@@ -4,9 +4,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
-use crate::controllers::endpoint_slice::plan::{
-    MANAGED_BY, Plan, SERVICE_NAME, View, Zones, plan,
-};
+use crate::controllers::endpoint_slice::plan::{MANAGED_BY, Plan, SERVICE_NAME, View, Zones, plan};
 
 fn service(changes: &Value) -> Service {
     let mut service = json!({

@@ -42,7 +42,9 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
         keys.push(key(change.object().as_ref()));
     }));
     informers.endpoint_slices.subscribe(queue.feed(|change: &Change<'_, EndpointSlice>, keys| {
-        keys.extend(Some(change.object()).filter(|slice| is_ours(slice)).and_then(|s| service_of(s)));
+        keys.extend(
+            Some(change.object()).filter(|slice| is_ours(slice)).and_then(|s| service_of(s)),
+        );
     }));
     let workers = Workers {
         controller: "endpoint-slice-mirroring",

@@ -212,9 +212,8 @@ mod tests {
 
     #[test]
     fn a_change_is_written_over_the_slice_that_is_there_and_nothing_is_written_twice() {
-        let at = |ip: &str| {
-            endpoints(json!([{"addresses": [{"ip": ip}], "ports": [{"port": 80}]}]))
-        };
+        let at =
+            |ip: &str| endpoints(json!([{"addresses": [{"ip": ip}], "ports": [{"port": 80}]}]));
         let slices = stored(plan(Some(&at("192.0.2.1")), &[]));
         let same = plan(Some(&at("192.0.2.1")), &slices);
         assert!(same.create.is_empty() && same.update.is_empty() && same.delete.is_empty());

@@ -95,12 +95,7 @@ impl Forward {
 }
 
 /// A socket of its own for each question: an answer must guess its port as well as its id.
-async fn by_udp(
-    upstream: SocketAddr,
-    bytes: &[u8],
-    id: u16,
-    query: &Query,
-) -> io::Result<Message> {
+async fn by_udp(upstream: SocketAddr, bytes: &[u8], id: u16, query: &Query) -> io::Result<Message> {
     let any: IpAddr = match upstream {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -118,12 +113,7 @@ async fn by_udp(
     Err(io::ErrorKind::InvalidData.into())
 }
 
-async fn by_tcp(
-    upstream: SocketAddr,
-    bytes: &[u8],
-    id: u16,
-    query: &Query,
-) -> io::Result<Message> {
+async fn by_tcp(upstream: SocketAddr, bytes: &[u8], id: u16, query: &Query) -> io::Result<Message> {
     let mut stream = TcpStream::connect(upstream).await?;
     let length = u16::try_from(bytes.len()).map_err(invalid)?;
     stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;

@@ -53,11 +53,7 @@ pub(super) fn find<'a>(routes: &'a Routes, within: &str) -> Option<Named<'a>> {
     }
 }
 
-fn below_service<'a>(
-    key: ServiceKey,
-    route: &'a ServiceRoute,
-    rest: &[&str],
-) -> Option<Named<'a>> {
+fn below_service<'a>(key: ServiceKey, route: &'a ServiceRoute, rest: &[&str]) -> Option<Named<'a>> {
     match rest {
         [] => Some(Named::Service(key, route)),
         [label] => match protocol(label) {

@@ -96,8 +96,8 @@ pub(super) fn look_up(routes: &Routes, ranges: &[Cidr], name: &str, kind: Kind) 
 fn of_address(routes: &Routes, ranges: &[Cidr], name: &str, ip: IpAddr, kind: Kind) -> Found {
     let pointers = names::pointers(routes, ip);
     if pointers.is_empty() {
-        let is_ours = ranges.iter().any(|range| range.contains(ip))
-            || routes.place_of(ip) != Place::Outside;
+        let is_ours =
+            ranges.iter().any(|range| range.contains(ip)) || routes.place_of(ip) != Place::Outside;
         return if is_ours { Found::NoSuchName } else { Found::NotOurs };
     }
     match kind {
@@ -145,7 +145,8 @@ fn of_ports(
     let domain = format!("{service}.{namespace}.svc.{CLUSTER_DOMAIN}");
     let mut places: Vec<(u16, String)> = Vec::new();
     let mut additional = Vec::new();
-    let address = |name: &str, ip: IpAddr| Record { name: name.to_owned(), data: Data::Address(ip) };
+    let address =
+        |name: &str, ip: IpAddr| Record { name: name.to_owned(), data: Data::Address(ip) };
     if route.is_headless {
         for host in &route.hosts {
             let target = format!("{}.{domain}", host.label());

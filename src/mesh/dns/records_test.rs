@@ -12,10 +12,7 @@ fn routes() -> Routes {
                 "ports": [{ "name": "http", "port": 80 }, { "name": "dns", "port": 53, "protocol": "UDP" }],
             }),
         ),
-        service(
-            "db",
-            json!({ "clusterIP": "None", "ports": [{ "name": "sql", "port": 5432 }] }),
-        ),
+        service("db", json!({ "clusterIP": "None", "ports": [{ "name": "sql", "port": 5432 }] })),
         service("idle", json!({ "clusterIP": "None" })),
         service("ext", json!({ "type": "ExternalName", "externalName": "Example.org." })),
     ];

@@ -64,7 +64,8 @@ async fn sockets() -> (UdpSocket, TcpListener) {
 }
 
 fn routes() -> Routes {
-    let many: Vec<_> = (0..100).map(|at| json!({ "addresses": [format!("10.42.0.{at}")] })).collect();
+    let many: Vec<_> =
+        (0..100).map(|at| json!({ "addresses": [format!("10.42.0.{at}")] })).collect();
     let slices = [
         slice_of("many", &json!([{ "port": 1 }]), &json!(many)),
         slice_of(
@@ -146,10 +147,8 @@ async fn start() -> Server {
     });
     let (udp, tcp) = sockets().await;
     let at = udp.local_addr().unwrap();
-    let config = DnsConfig {
-        upstreams: vec![upstream_at],
-        service_ranges: vec!["10.43.0.0/16".to_owned()],
-    };
+    let config =
+        DnsConfig { upstreams: vec![upstream_at], service_ranges: vec!["10.43.0.0/16".to_owned()] };
     tasks.spawn_until_cancelled("dns", async move {
         mesh.serve_dns(DnsSockets { udp, tcp }, config, Rng::seeded(2)).await;
     });
@@ -217,11 +216,7 @@ async fn the_clusters_records_are_served() {
             RecordType::SRV,
             vec!["SRV 0 100 80 web.default.svc.cluster.local."],
         ),
-        (
-            "9.0.43.10.in-addr.arpa.",
-            RecordType::PTR,
-            vec!["PTR web.default.svc.cluster.local."],
-        ),
+        ("9.0.43.10.in-addr.arpa.", RecordType::PTR, vec!["PTR web.default.svc.cluster.local."]),
         ("db.default.svc.cluster.local.", RecordType::A, vec!["A 10.42.0.5"]),
         ("db-0.db.default.svc.cluster.local.", RecordType::A, vec!["A 10.42.0.5"]),
         ("dns-version.cluster.local.", RecordType::TXT, vec!["TXT 1.1.0"]),
@@ -324,7 +319,10 @@ async fn what_is_no_question_is_refused_or_ignored() {
         socket.send_to(silence, server.at).await.unwrap();
     }
     socket
-        .send_to(&query("db.default.svc.cluster.local.", RecordType::A).to_vec().unwrap(), server.at)
+        .send_to(
+            &query("db.default.svc.cluster.local.", RecordType::A).to_vec().unwrap(),
+            server.at,
+        )
         .await
         .unwrap();
     let mut buffer = [0; 512];

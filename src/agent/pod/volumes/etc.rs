@@ -263,7 +263,8 @@ mod tests {
         let of = |spec: Value| lookups(&pod(spec));
         let cluster = ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"];
         assert_eq!(of(json!({})), (cluster.map(str::to_owned).to_vec(), 5));
-        let own = json!({"searches": ["example.org."], "options": [{"name": "ndots", "value": "2"}]});
+        let own =
+            json!({"searches": ["example.org."], "options": [{"name": "ndots", "value": "2"}]});
         let none = json!({"dnsPolicy": "None", "dnsConfig": own});
         assert_eq!(of(none), (vec!["example.org".to_owned()], 2));
         assert_eq!(of(json!({"dnsPolicy": "None"})), (Vec::new(), 1));
