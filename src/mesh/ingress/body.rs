@@ -41,7 +41,9 @@ impl HttpBody for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Pod { body } => HttpBody::poll_frame(Pin::new(body), cx),
-            Self::Line { body } => HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {}),
+            Self::Line { body } => {
+                HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {})
+            }
             Self::Other { body } => HttpBody::poll_frame(Pin::new(body), cx),
         }
     }
