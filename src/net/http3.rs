@@ -116,12 +116,10 @@ impl Http3Listener {
     }
 
     /// Serves every request with `answer` until `tasks` are cancelled.
-    pub async fn serve<A, F, B>(self, tasks: &TaskGroup, answer: A)
+    pub async fn serve<A, F>(self, tasks: &TaskGroup, answer: A)
     where
         A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Response<B>> + Send + 'static,
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BodyError> + Send,
+        F: Future<Output = Response<Body>> + Send + 'static,
     {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let token = tasks.token().clone();
@@ -150,12 +148,10 @@ impl Http3Listener {
     }
 }
 
-async fn serve_connection<A, F, B>(quic: quinn::Connection, tasks: &TaskGroup, answer: A)
+async fn serve_connection<A, F>(quic: quinn::Connection, tasks: &TaskGroup, answer: A)
 where
     A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<BodyError> + Send,
+    F: Future<Output = Response<Body>> + Send + 'static,
 {
     let from = quic.remote_address();
     let mut builder = h3::server::builder();
@@ -184,12 +180,10 @@ where
     }
 }
 
-async fn exchange<A, F, B>(resolver: Resolver, from: SocketAddr, answer: A) -> Result<(), BodyError>
+async fn exchange<A, F>(resolver: Resolver, from: SocketAddr, answer: A) -> Result<(), BodyError>
 where
     A: Fn(SocketAddr, Request<Body>) -> F,
-    F: Future<Output = Response<B>>,
-    B: http_body::Body<Data = Bytes> + Unpin,
-    B::Error: Into<BodyError> + Send,
+    F: Future<Output = Response<Body>>,
 {
     let resolving = tokio::time::timeout(HEAD_TIMEOUT, resolver.resolve_request());
     let (request, stream) = resolving.await.map_err(|_| "no head in time")??;
@@ -205,7 +199,7 @@ where
             Err(err) => {
                 // Without this the client would take what it has for the whole.
                 send.stop_stream(h3::error::Code::H3_INTERNAL_ERROR);
-                return Err(err.into());
+                return Err(err);
             }
         };
         match frame.into_data() {

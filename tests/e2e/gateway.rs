@@ -82,12 +82,13 @@ fn kubectl_applies_a_gateway_and_clients_reach_the_pods() {
     );
     succeed(&mut node.kubectl(&["apply", "-f", manifest.to_str().unwrap()]));
     let missing = eventually("the listener lacks its certificate", PATIENCE, || {
-        let path = "jsonpath={.status.listeners[2].conditions[?(@.type=='ResolvedRefs')].reason}";
-        let reason = succeed(&mut node.kubectl(&["get", "gateway", "web", "-o", path]));
+        let listener = ".status.listeners[?(@.name=='https')]";
+        let path = format!("jsonpath={{{listener}.conditions[?(@.type=='ResolvedRefs')].reason}}");
+        let reason = succeed(&mut node.kubectl(&["get", "gateway", "web", "-o", &path]));
         if reason.is_empty() { Err(reason) } else { Ok(reason) }
     });
     assert_eq!(missing, "InvalidCertificateRef");
-    succeed(&mut node.kubectl(&[
+    let secret = succeed(&mut node.kubectl(&[
         "create",
         "secret",
         "tls",
@@ -96,8 +97,13 @@ fn kubectl_applies_a_gateway_and_clients_reach_the_pods() {
         cert.to_str().unwrap(),
         "--key",
         key.to_str().unwrap(),
+        "--dry-run=client",
+        "-o",
+        "yaml",
     ]));
-
+    let file = folder.path().join("secret.yaml");
+    std::fs::write(&file, secret).unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
     let answer = |at, path: &str| {
         let answer = get(at, "route.test", path, PATIENCE).map_err(|err| err.to_string())?;
         if answer.code == 404 || answer.code >= 500 {

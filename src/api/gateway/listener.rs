@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn hosts_of_listener_and_route_are_those_in_common() {
         let some = |hosts: &[&str]| Some(hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
-        let cases: &[(Option<&str>, &[&str], Option<Vec<String>>)] = &[
+        type Case = (Option<&'static str>, &'static [&'static str], Option<Vec<String>>);
+        let cases: &[Case] = &[
             (None, &[], some(&[])),
             (Some(""), &["A.com"], some(&["a.com"])),
             (Some("a.com"), &[], some(&["a.com"])),

@@ -165,7 +165,7 @@ fn plan_gateway(view: &View, gateway: &Gateway) -> Option<Write> {
     let accepted = if !gateway.spec.addresses.is_empty() {
         let text = "the addresses of a Gateway are those of the nodes";
         Condition::no("Accepted", "UnsupportedAddress", text)
-    } else if valid > 0 {
+    } else if valid > 0 || is_programmed {
         Condition::yes("Accepted", reason)
     } else {
         Condition::no("Accepted", reason, "no listener can be served")

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, Sleep};
 
@@ -31,7 +31,7 @@ impl std::fmt::Debug for AnswerBody {
     }
 }
 
-impl http_body::Body for AnswerBody {
+impl HttpBody for AnswerBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -40,37 +40,39 @@ impl http_body::Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Pod { body } => Pin::new(body).poll_frame(cx),
-            Self::Line { body } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Other { body } => Pin::new(body).poll_frame(cx),
+            Self::Pod { body } => HttpBody::poll_frame(Pin::new(body), cx),
+            Self::Line { body } => {
+                HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {})
+            }
+            Self::Other { body } => HttpBody::poll_frame(Pin::new(body), cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Pod { body } => body.is_end_stream(),
-            Self::Line { body } => body.is_end_stream(),
-            Self::Other { body } => body.is_end_stream(),
+            Self::Pod { body } => HttpBody::is_end_stream(body),
+            Self::Line { body } => HttpBody::is_end_stream(body),
+            Self::Other { body } => HttpBody::is_end_stream(body),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Pod { body } => body.size_hint(),
-            Self::Line { body } => body.size_hint(),
-            Self::Other { body } => body.size_hint(),
+            Self::Pod { body } => HttpBody::size_hint(body),
+            Self::Line { body } => HttpBody::size_hint(body),
+            Self::Other { body } => HttpBody::size_hint(body),
         }
     }
 }
 
 /// The body of a client's request, by whatever version of HTTP it came.
 pub(super) trait ClientBody:
-    http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static
+    HttpBody<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static
 {
 }
 
 impl<B> ClientBody for B where
-    B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static
+    B: HttpBody<Data = Bytes, Error: Into<BodyError>> + Send + Unpin + 'static
 {
 }
 
@@ -88,10 +90,10 @@ impl WasTooLarge {
 ///
 /// `None`: it says itself that it is larger.
 pub(super) fn limited<B: ClientBody>(body: B, bytes_max: u64) -> Option<(Body, WasTooLarge)> {
-    if body.is_end_stream() {
+    if HttpBody::is_end_stream(&body) {
         return Some((body.map_err(Into::into).boxed_unsync(), WasTooLarge::default()));
     }
-    let flag = match body.size_hint().exact() {
+    let flag = match HttpBody::size_hint(&body).exact() {
         Some(bytes) if bytes > bytes_max => return None,
         // The length is kept by the codec; nothing needs to be counted.
         Some(_) => None,
@@ -110,7 +112,7 @@ struct Limited<B> {
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B: ClientBody> http_body::Body for Limited<B> {
+impl<B: ClientBody> HttpBody for Limited<B> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -119,7 +121,7 @@ impl<B: ClientBody> http_body::Body for Limited<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+        let Poll::Ready(frame) = HttpBody::poll_frame(Pin::new(&mut this.body), cx) else {
             let pause =
                 this.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE_MAX)));
             return match pause.as_mut().poll(cx) {
@@ -149,10 +151,10 @@ impl<B: ClientBody> http_body::Body for Limited<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        HttpBody::is_end_stream(&self.body)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        HttpBody::size_hint(&self.body)
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use http::header::HeaderValue;
 use http::{Request, Version};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -154,7 +155,10 @@ impl Mesh {
             let from = HeaderValue::try_from(from.ip().to_canonical().to_string()).ok();
             let client = Client { entry: Arc::clone(&entry), from, is_http2: true };
             let mesh = mesh.clone();
-            async move { mesh.answer_client(request, &client).await }
+            async move {
+                let answer = mesh.answer_client(request, &client).await;
+                answer.map(|body| body.boxed_unsync())
+            }
         };
         listener.serve(&self.0.tasks, answer).await;
     }
