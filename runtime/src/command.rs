@@ -43,6 +43,8 @@ pub(crate) async fn run(
             exit
         }
     };
+    // Tells its listeners that they go with it, and not by its guest's wish.
+    kill.cancel();
     // Writes the last unfinished lines.
     drop(store);
     template.log.flush().await;

@@ -1,8 +1,8 @@
 //! What guests may import: one linker for all worlds.
 //!
-//! WASI p2 comes from `wasmtime-wasi`, except for TCP sockets and name lookup, which are the
-//! virtual network's. UDP and the sockets of WASI p3 are linked and refuse. Everything that is
-//! not in here is a missing import, found before anything runs.
+//! WASI p2 and p3 come from `wasmtime-wasi`, except for sockets and name lookup, which are the
+//! virtual network's. Everything that is not in here is a missing import, found before anything
+//! runs.
 
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasData, InstancePre, Linker, ResourceTable};
@@ -12,12 +12,10 @@ use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView as _};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings as p2;
 use wasmtime_wasi::random::WasiRandom;
-use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 
 use crate::guest::Guest;
-use crate::sockets::GuestSockets;
 use crate::types::StartError;
-use crate::{imports, keyvalue, tls, volumes};
+use crate::{imports, keyvalue, sockets, tls, volumes};
 
 struct GuestIo;
 
@@ -30,9 +28,12 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
     add_io(&mut linker)?;
     add_p2(&mut linker)?;
-    add_sockets(&mut linker)?;
+    sockets::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi::p3::cli::add_to_linker(&mut linker)?;
+    wasmtime_wasi::p3::clocks::add_to_linker(&mut linker)?;
+    wasmtime_wasi::p3::filesystem::add_to_linker(&mut linker)?;
+    wasmtime_wasi::p3::random::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, Guest::config)?;
     keyvalue::add_to_linker(&mut linker)?;
@@ -69,20 +70,6 @@ fn add_p2(l: &mut Linker<Guest>) -> wasmtime::Result<()> {
     cli::terminal_stdin::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
     cli::terminal_stdout::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
     cli::terminal_stderr::add_to_linker::<Guest, WasiCli>(l, Guest::cli)
-}
-
-fn add_sockets(l: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    use p2::sockets;
-
-    let options = sockets::network::LinkOptions::default();
-    sockets::network::add_to_linker::<Guest, GuestSockets>(l, &options, Guest::sockets)?;
-    sockets::instance_network::add_to_linker::<Guest, GuestSockets>(l, Guest::sockets)?;
-    sockets::tcp::add_to_linker::<Guest, GuestSockets>(l, Guest::sockets)?;
-    sockets::tcp_create_socket::add_to_linker::<Guest, GuestSockets>(l, Guest::sockets)?;
-    sockets::ip_name_lookup::add_to_linker::<Guest, GuestSockets>(l, Guest::sockets)?;
-    // These see a context in which UDP is off, and refuse.
-    sockets::udp::add_to_linker::<Guest, WasiSockets>(l, WasiSocketsView::sockets)?;
-    sockets::udp_create_socket::add_to_linker::<Guest, WasiSockets>(l, WasiSocketsView::sockets)
 }
 
 /// Checks a component's imports.

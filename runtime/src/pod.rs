@@ -243,7 +243,7 @@ impl Pod for WasmPod {
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let mut last = std::io::ErrorKind::ConnectionRefused.into();
         for ip in loopback.iter().chain(self.net.ips()) {
-            match self.net.dial(UNKNOWN_PEER, SocketAddr::new(*ip, port)) {
+            match self.net.dial(UNKNOWN_PEER, SocketAddr::new(*ip, port)).await {
                 Ok(io) => return Ok(io),
                 Err(error) => last = error,
             }

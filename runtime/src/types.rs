@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 
 pub use crate::imports::{Capability, MissingImport, MissingImports};
 pub use crate::keyvalue::{KeyValue, KeyValueError};
@@ -50,8 +51,11 @@ pub struct PodConfig {
     pub memory_bytes_max: Option<u64>,
     /// Names with addresses of their own, asked before all others: Kubernetes' `hostAliases`.
     pub hosts: Vec<(String, IpAddr)>,
-    /// Domains that a name which nobody knows is tried in: the searches of Kubernetes' `dnsConfig`.
+    /// Domains that a name which is not whole is tried in, in this order: the searches of the pod's
+    /// resolver, the cluster's own among them.
     pub searches: Vec<String>,
+    /// Names with at least this many dots are tried as they stand before the searches.
+    pub ndots: usize,
 }
 
 /// A folder of the host that a guest sees.
@@ -297,6 +301,28 @@ pub trait Container: Send + Sync + 'static {
     fn usage(&self) -> Usage;
 }
 
+/// Datagrams that one flow may hold in each direction before its sender waits or drops.
+pub const FLOW_DATAGRAMS_MAX: usize = 32;
+
+/// One end of a flow of datagrams between two addresses. Dropping it ends the flow.
+#[derive(Debug)]
+pub struct Datagrams {
+    /// To the other end.
+    pub tx: mpsc::Sender<Bytes>,
+    /// From the other end.
+    pub rx: mpsc::Receiver<Bytes>,
+}
+
+impl Datagrams {
+    /// The two ends of a new flow.
+    #[must_use]
+    pub fn pair() -> (Self, Self) {
+        let (near_tx, far_rx) = mpsc::channel(FLOW_DATAGRAMS_MAX);
+        let (far_tx, near_rx) = mpsc::channel(FLOW_DATAGRAMS_MAX);
+        (Self { tx: near_tx, rx: near_rx }, Self { tx: far_tx, rx: far_rx })
+    }
+}
+
 /// The way from a guest to everything that is not its own pod. Implemented by the node's mesh.
 #[async_trait]
 pub trait Uplink: Send + Sync + 'static {
@@ -307,7 +333,25 @@ pub trait Uplink: Send + Sync + 'static {
     /// `ConnectionRefused`, `TimedOut`, `HostUnreachable`, `PermissionDenied` become the WASI codes.
     async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo>;
 
-    /// Resolves a name with the pod's search domains. Empty is "no such name".
+    /// Carries a flow of datagrams from a guest's socket at `source` to a pod, Service or outside
+    /// address, until the guest's side lets go of it. Which endpoint of a Service gets them is
+    /// decided once per flow.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Uplink::connect`]. What was sent by then is lost, as UDP may lose anything.
+    async fn datagrams(
+        &self,
+        from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+        flow: Datagrams,
+    ) -> std::io::Result<()> {
+        drop((from, source, to, flow));
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// Resolves a whole name, which ends with a dot. Empty is "no such name".
     async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr>;
 
     /// Sends an HTTP request; the authority names a pod, Service or outside host.

@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use edgeorc_runtime::{Body, BodyError, BoxIo, HttpError, PodId, Uplink, VirtualNetwork};
+use edgeorc_runtime::{
+    Body, BodyError, BoxIo, Datagrams, HttpError, PodId, Uplink, VirtualNetwork,
+};
 use http::{Request, Response};
 
-use crate::mesh::{Local, LocalError, Mesh};
+use crate::mesh::{CallError, Local, LocalError, Mesh};
 
 /// The pods of this node for the mesh.
 #[derive(Debug)]
@@ -28,6 +30,16 @@ impl Local for LocalPods {
         Ok(Box::new(stream))
     }
 
+    async fn datagrams(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        flow: crate::mesh::Datagrams,
+    ) -> std::io::Result<()> {
+        let crate::mesh::Datagrams { tx, rx } = flow;
+        self.0.datagrams(from, to, Datagrams { tx, rx }).await
+    }
+
     async fn http(
         &self,
         to: SocketAddr,
@@ -40,6 +52,26 @@ impl Local for LocalPods {
             other => LocalError::Failed(Box::new(other)),
         })
     }
+}
+
+/// What went wrong, in words that the runtime has codes for. The guest's own words about its body
+/// go back to it.
+fn as_io(error: CallError) -> BodyError {
+    let error = match error {
+        CallError::RequestBody(cause) => return cause,
+        other => other,
+    };
+    let kind = match &error {
+        CallError::Timeout => std::io::ErrorKind::TimedOut,
+        CallError::Forbidden(_) => std::io::ErrorKind::PermissionDenied,
+        CallError::Broken(cause) => match cause.downcast_ref::<std::io::Error>() {
+            Some(cause) => cause.kind(),
+            None => std::io::ErrorKind::UnexpectedEof,
+        },
+        // Nobody is there to take it.
+        _ => std::io::ErrorKind::HostUnreachable,
+    };
+    std::io::Error::new(kind, error).into()
 }
 
 /// The mesh for guests. Made before the mesh, which needs the runtime that needs this; until the
@@ -60,9 +92,20 @@ impl GuestUplink {
 
 #[async_trait]
 impl Uplink for GuestUplink {
-    async fn connect(&self, _from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
-        let stream = self.mesh()?.connect(to).await?;
+    async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
+        let stream = self.mesh()?.connect_from(&from.uid, to).await?;
         Ok(Box::new(stream))
+    }
+
+    async fn datagrams(
+        &self,
+        _from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+        flow: Datagrams,
+    ) -> std::io::Result<()> {
+        let Datagrams { tx, rx } = flow;
+        self.mesh()?.datagrams(source, to, crate::mesh::Datagrams { tx, rx }).await
     }
 
     async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr> {
@@ -77,6 +120,6 @@ impl Uplink for GuestUplink {
         from: &PodId,
         request: Request<Body>,
     ) -> Result<Response<Body>, BodyError> {
-        Ok(self.mesh()?.http(&from.namespace, request).await?)
+        self.mesh()?.http_from(&from.namespace, &from.uid, request).await.map_err(as_io)
     }
 }

@@ -13,6 +13,7 @@ use crate::apiserver::registry::Registry;
 use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
 use crate::apiserver::{forward, router, streaming};
+use crate::config::ServiceCidrs;
 use crate::net::Peers;
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::Store;
@@ -35,6 +36,8 @@ pub struct ApiServerConfig {
     pub rng: Rng,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// What Services have their addresses of.
+    pub service_cidrs: ServiceCidrs,
     /// Where the registry keeps its blobs.
     pub blob_dir: PathBuf,
     /// Pause between bookmarks of a watch. Default 60 s.
@@ -59,6 +62,7 @@ pub(super) struct ContextInner {
     pub(super) store: Store,
     pub(super) clock: WallClock,
     pub(super) rng: Rng,
+    pub(super) service_cidrs: ServiceCidrs,
     pub(super) metrics: Metrics,
     pub(super) forward: forward::Forward,
     pub(super) registry: Registry,
@@ -90,6 +94,7 @@ impl ApiServer {
             clock: config.clock,
             rng: config.rng,
             metrics: config.metrics,
+            service_cidrs: config.service_cidrs,
             bookmark_interval: config.bookmark_interval,
             sessions: TaskGroup::new(&config.cancel),
             session_places: Arc::new(Semaphore::new(streaming::SESSIONS_MAX)),

@@ -83,9 +83,10 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
     let key = Key::new(resource, call.info.namespace.as_deref(), meta::name(object));
     let store = &call.context.store;
     let chosen = allocate::held_by(resource, object);
+    let mut source = allocate::Source::new(&call.context.rng, &call.context.service_cidrs);
     for _ in 0..allocate::TRIES_MAX {
         let mut complete = object.clone();
-        let sides = allocate::claims(&call.context.rng, resource, None, &mut complete)?;
+        let sides = allocate::claims(&source, resource, None, &mut complete)?;
         if is_dry_run {
             check_fits(&complete)?;
             let found = store.get(&key, crate::store::Freshness::Latest).await;
@@ -97,9 +98,10 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
         match store.create(&key, &complete, &sides).await {
             Ok(stored) => return Ok(stored.object),
             Err(StoreError::SideTaken { key: taken }) => {
-                if let Some(refused) = allocate::refuse(resource, &key.name, &chosen, &taken) {
+                if let Some(refused) = allocate::refuse(resource, &complete, &chosen, &taken) {
                     return Err(refused);
                 }
+                source.learn(taken, store).await.map_err(|error| ApiError::store(error, &key))?;
             }
             Err(error) => return Err(ApiError::store(error, &key)),
         }

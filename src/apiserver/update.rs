@@ -136,10 +136,11 @@ pub(super) async fn modify(
 ) -> Result<Value, ApiError> {
     let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
     let edit = Edit { call, key, part, expected, is_dry_run: call.query.is_dry_run()? };
+    let mut source = allocate::Source::new(&call.context.rng, &call.context.service_cidrs);
     // The write is checked against the version read, so a copy that is behind can do no harm:
     // only what leads to no write must be seen in the newest state.
     if !edit.is_dry_run {
-        match edit.attempt(Freshness::Any, &mut change).await {
+        match edit.attempt(Freshness::Any, &source, &mut change).await {
             Ok(Attempt::Written(object)) => return Ok(object),
             Ok(Attempt::Failed(error)) => return Err(error),
             Ok(Attempt::Unchanged(_) | Attempt::Conflict(_) | Attempt::Taken(_)) | Err(_) => {}
@@ -147,7 +148,7 @@ pub(super) async fn modify(
     }
     let (mut conflicts, mut refusals) = (0, 0);
     loop {
-        match edit.attempt(Freshness::Latest, &mut change).await? {
+        match edit.attempt(Freshness::Latest, &source, &mut change).await? {
             Attempt::Written(object) | Attempt::Unchanged(object) => return Ok(object),
             Attempt::Failed(error) => return Err(error),
             Attempt::Conflict(error) => {
@@ -156,11 +157,12 @@ pub(super) async fn modify(
                     return Err(error);
                 }
             }
-            Attempt::Taken(error) => {
+            Attempt::Taken(key) => {
                 refusals += 1;
                 if refusals >= allocate::TRIES_MAX {
-                    return Err(error);
+                    return Err(Status::internal("no free address or port was found").into());
                 }
+                source.learn(key, &call.context.store).await?;
             }
         }
     }
@@ -183,8 +185,8 @@ enum Attempt {
     Unchanged(Value),
     /// Written since it was read.
     Conflict(ApiError),
-    /// What the server chose was taken meanwhile.
-    Taken(ApiError),
+    /// What the server chose was taken meanwhile: the key of it.
+    Taken(String),
     /// The write failed for good; it may have happened, so it is never made again.
     Failed(ApiError),
 }
@@ -194,6 +196,7 @@ impl Edit<'_> {
     async fn attempt(
         &self,
         freshness: Freshness,
+        source: &allocate::Source<'_>,
         change: &mut impl FnMut(&Value) -> Result<Value, ApiError>,
     ) -> Result<Attempt, ApiError> {
         let (key, store) = (&self.key, &self.call.context.store);
@@ -215,8 +218,7 @@ impl Edit<'_> {
             }
         }
         let chosen = allocate::held_by(key.resource, &new);
-        let context = &self.call.context;
-        let sides = allocate::claims(&context.rng, key.resource, Some(&current.object), &mut new)?;
+        let sides = allocate::claims(source, key.resource, Some(&current.object), &mut new)?;
         meta::set_resource_version(&mut new, current.revision);
         if self.is_dry_run {
             check_fits(&new)?;
@@ -226,7 +228,7 @@ impl Edit<'_> {
         }
         let written = if is_finished(key.resource, &new) {
             let releases = allocate::releases(key.resource, &current.object);
-            store.delete(key, current.revision, &releases).await.map(|_| new)
+            store.delete(key, current.revision, &releases).await.map(|_| new.clone())
         } else {
             store.update(key, current.revision, &new, &sides).await.map(|stored| stored.object)
         };
@@ -236,11 +238,9 @@ impl Edit<'_> {
                 Ok(Attempt::Conflict(ApiError::store(error, key)))
             }
             Err(StoreError::SideTaken { key: taken }) => {
-                match allocate::refuse(key.resource, &key.name, &chosen, &taken) {
+                match allocate::refuse(key.resource, &new, &chosen, &taken) {
                     Some(refused) => Ok(Attempt::Failed(refused)),
-                    None => Ok(Attempt::Taken(
-                        Status::internal("no free address or port was found").into(),
-                    )),
+                    None => Ok(Attempt::Taken(taken)),
                 }
             }
             Err(error) => Ok(Attempt::Failed(ApiError::store(error, key))),

@@ -175,6 +175,12 @@ pub(super) struct NodeStart {
     /// Port at which apps are served on every node [default: 8080]
     #[arg(long, value_name = "PORT")]
     pub(super) ingress_port: Option<u16>,
+    /// Port at which apps are served with TLS on every node, 0 for none [default: 8443]
+    #[arg(long, value_name = "PORT")]
+    pub(super) ingress_https_port: Option<u16>,
+    /// Write a line to the log for every request at the ingress
+    #[arg(long)]
+    pub(super) ingress_access_log: bool,
     /// Wait before a container that failed first runs again; Kubernetes: 10s [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(super) restart_backoff_min: Option<Duration>,
@@ -202,6 +208,15 @@ pub(super) struct NodeStart {
     /// Prefix length of the part of it that each node gets [default: 24]
     #[arg(long, value_name = "BITS")]
     pub(super) node_cidr_mask_size: Option<u8>,
+    /// Range of Services, or one of each family; the same on all servers [default: 10.43.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]", alias = "service-cluster-ip-range")]
+    pub(super) service_cidr: Option<String>,
+    /// Serve the cluster's names to the host and its network [default: not]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub(super) dns_bind: Option<String>,
+    /// Server that other names are asked of [default: the host's]
+    #[arg(long, value_name = "IP[:PORT]", requires = "dns_bind")]
+    pub(super) dns_upstream: Vec<String>,
     /// How many pods this node takes [default: 250]
     #[arg(long, value_name = "N")]
     pub(super) max_pods: Option<u32>,

@@ -5,13 +5,16 @@ use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use crate::config::{
-    Environment, EvictionSettings, PodCidrs, Proxies, ThresholdError, parse_thresholds,
+    DnsSettings, Environment, EvictionSettings, PodCidrs, Proxies, ServiceCidrs, ThresholdError,
+    parse_thresholds,
 };
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
 const API_PORT: u16 = 6443;
 /// Default port of the HTTP ingress.
 const INGRESS_PORT: u16 = 8080;
+/// Default port of the HTTPS ingress.
+const INGRESS_HTTPS_PORT: u16 = 8443;
 /// Default marks of image garbage collection, in percent: kubelet's.
 const GC_HIGH_PERCENT: u8 = 85;
 const GC_LOW_PERCENT: u8 = 80;
@@ -33,6 +36,10 @@ pub struct NodeFlags {
     pub api_port: Option<u16>,
     /// `--ingress-port`.
     pub ingress_port: Option<u16>,
+    /// `--ingress-https-port`.
+    pub ingress_https_port: Option<u16>,
+    /// `--ingress-access-log`.
+    pub ingress_access_log: bool,
     /// `--restart-backoff-min`.
     pub restart_backoff_min: Option<Duration>,
     /// `--restart-backoff-max`.
@@ -55,6 +62,12 @@ pub struct NodeFlags {
     pub cluster_cidr: Option<String>,
     /// `--node-cidr-mask-size`.
     pub node_cidr_mask_size: Option<u8>,
+    /// `--service-cidr`.
+    pub service_cidr: Option<String>,
+    /// `--dns-bind`.
+    pub dns_bind: Option<String>,
+    /// `--dns-upstream`, each `IP` or `IP:PORT`.
+    pub dns_upstreams: Vec<String>,
     /// `--max-pods`.
     pub max_pods: Option<u32>,
     /// `--address-bits-max`.
@@ -135,6 +148,13 @@ pub struct NodeSettings {
     pub api_port: u16,
     /// Port of the HTTP ingress. Default 8080.
     pub ingress_port: u16,
+    /// Port of the HTTPS ingress; 0 is none. Default 8443.
+    pub ingress_https_port: u16,
+    /// Somebody asked for that port: the node does not start without it.
+    pub is_https_port_required: bool,
+    /// A line in the log for every request at the ingress. Default off: it is for those who look for
+    /// something, and costs a fast node its speed.
+    pub ingress_access_log: bool,
     /// Server to join; `None` starts a new cluster, or goes on with the one in `data_dir`.
     pub join: Option<Join>,
     /// Where images come from and when they go.
@@ -146,6 +166,11 @@ pub struct NodeSettings {
     /// How pod addresses are given to nodes; only servers look at it. Default: a /24 of
     /// `10.42.0.0/16` for each.
     pub pod_cidrs: PodCidrs,
+    /// What Services have their addresses of; only servers look at it, and the DNS server. Default:
+    /// `10.43.0.0/16`.
+    pub service_cidrs: ServiceCidrs,
+    /// The DNS server for the host and its network. Default: none.
+    pub dns: Option<DnsSettings>,
     /// How many pods this node takes. Default 250.
     pub max_pods: u32,
     /// What the sandboxes are planned for.
@@ -237,11 +262,29 @@ pub enum ConfigError {
     },
     /// `--cluster-cidr` is no range, or not one for pods.
     #[error(
-        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' 10.43.0.0/16"
+        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' ranges"
     )]
     ClusterCidr {
         /// What was given.
         text: String,
+    },
+    /// `--service-cidr` is no range, or not a pair of both families.
+    #[error(
+        "--service-cidr {text:?} must be one range like 10.43.0.0/16, or one of IPv4 and one of IPv6 with a comma between, each starting at its first address"
+    )]
+    ServiceCidrs {
+        /// What was given.
+        text: String,
+    },
+    /// `--dns-bind` or `--dns-upstream` is no address, or the one is given without the other.
+    #[error("{flag} {text:?} must be an address like {example}")]
+    DnsAddress {
+        /// Which flag.
+        flag: &'static str,
+        /// What was given.
+        text: String,
+        /// What it may look like.
+        example: &'static str,
     },
     /// `--node-cidr-mask-size` does not fit the cluster's range.
     #[error(
@@ -305,6 +348,8 @@ impl NodeSettings {
         if let Some(path) = images.registries_file.clone().filter(|path| !path.is_file()) {
             return Err(ConfigError::RegistriesFile { path });
         }
+        let service_cidrs = ServiceCidrs::build(flags.service_cidr.as_deref())?;
+        let (cluster_cidr, mask_size) = (flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size);
         Ok(Self {
             images,
             node_name,
@@ -313,6 +358,9 @@ impl NodeSettings {
             data_dir: flags.data_dir.unwrap_or_else(|| environment.default_data_dir()),
             api_port: flags.api_port.unwrap_or(API_PORT),
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
+            ingress_https_port: flags.ingress_https_port.unwrap_or(INGRESS_HTTPS_PORT),
+            is_https_port_required: flags.ingress_https_port.is_some_and(|port| port != 0),
+            ingress_access_log: flags.ingress_access_log,
             join,
             timing,
             host_paths: flags
@@ -320,7 +368,9 @@ impl NodeSettings {
                 .iter()
                 .map(|text| HostPath::parse(text))
                 .collect::<Result<_, _>>()?,
-            pod_cidrs: PodCidrs::build(flags.cluster_cidr.as_deref(), flags.node_cidr_mask_size)?,
+            pod_cidrs: PodCidrs::build(cluster_cidr, mask_size, &service_cidrs)?,
+            service_cidrs,
+            dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
             sandboxes: Sandboxes {

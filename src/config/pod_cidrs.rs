@@ -3,15 +3,12 @@
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, ServiceCidrs};
 
 /// Most bits between the cluster's prefix and a node's: bounds the book of allocations.
 const NODE_BITS_MAX: u8 = 16;
 /// Longest prefix of a node's range: below it there is no address left for a pod.
 const NODE_PREFIX_MAX: u8 = 29;
-/// The Service range, `10.43.0.0/16`; pods must not have addresses in it.
-const SERVICE_BASE: u32 = u32::from_be_bytes([10, 43, 0, 0]);
-const SERVICE_PREFIX: u8 = 16;
 
 /// The cluster's range of pod addresses and the size of a node's part. All servers of a cluster must
 /// be given the same one.
@@ -35,14 +32,23 @@ impl PodCidrs {
     /// # Errors
     ///
     /// [`ConfigError::ClusterCidr`] and [`ConfigError::NodeCidrMaskSize`].
-    pub(crate) fn build(cidr: Option<&str>, node_prefix: Option<u8>) -> Result<Self, ConfigError> {
+    pub(crate) fn build(
+        cidr: Option<&str>,
+        node_prefix: Option<u8>,
+        services: &ServiceCidrs,
+    ) -> Result<Self, ConfigError> {
         let default = Self::default();
         let (base, prefix) = match cidr {
             None => (default.base, default.prefix),
-            Some(text) => parse(text)
-                .filter(|range| !overlap(*range, (SERVICE_BASE, SERVICE_PREFIX)))
-                .ok_or_else(|| ConfigError::ClusterCidr { text: text.to_owned() })?,
+            Some(text) => {
+                parse(text).ok_or_else(|| ConfigError::ClusterCidr { text: text.to_owned() })?
+            }
         };
+        // A Service's address must not be a pod's.
+        if services.iter().any(|range| range.overlaps(Ipv4Addr::from(base).into(), prefix)) {
+            let text = format!("{}/{prefix}", Ipv4Addr::from(base));
+            return Err(ConfigError::ClusterCidr { text });
+        }
         let node_prefix = node_prefix.unwrap_or(default.node_prefix);
         let bits = node_prefix.checked_sub(prefix);
         if node_prefix > NODE_PREFIX_MAX || bits.is_none_or(|bits| bits > NODE_BITS_MAX) {
@@ -106,22 +112,26 @@ fn parse(text: &str) -> Option<(u32, u8)> {
 mod tests {
     use super::*;
 
+    fn build(cidr: Option<&str>, size: Option<u8>) -> Result<PodCidrs, ConfigError> {
+        PodCidrs::build(cidr, size, &ServiceCidrs::default())
+    }
+
     #[test]
     fn a_range_has_a_number_and_a_number_a_range() {
-        let default = PodCidrs::build(None, None).unwrap();
+        let default = build(None, None).unwrap();
         assert_eq!((default, default.count()), (PodCidrs::default(), 256));
         assert_eq!(default.cidr(7), "10.42.7.0/24");
         assert_eq!(default.numbers("10.42.7.0/24"), 7..=7);
-        let wide = PodCidrs::build(Some("10.64.0.0/10"), Some(21)).unwrap();
+        let wide = build(Some("10.64.0.0/10"), Some(21)).unwrap();
         assert_eq!((wide.count(), wide.cidr(33).as_str()), (2048, "10.65.8.0/21"));
         assert_eq!(wide.numbers("10.65.8.0/21"), 33..=33);
-        let one = PodCidrs::build(Some("192.168.0.0/22"), Some(22)).unwrap();
+        let one = build(Some("192.168.0.0/22"), Some(22)).unwrap();
         assert_eq!((one.count(), one.cidr(0).as_str()), (1, "192.168.0.0/22"));
     }
 
     #[test]
     fn ranges_of_another_size_block_all_they_touch() {
-        let cidrs = PodCidrs::build(None, Some(22)).unwrap();
+        let cidrs = build(None, Some(22)).unwrap();
         assert_eq!(cidrs.numbers("10.42.5.0/24"), 1..=1);
         assert_eq!(cidrs.numbers("10.42.16.0/20"), 4..=7);
         assert_eq!(cidrs.numbers("10.0.0.0/8"), 0..=63);
@@ -141,11 +151,11 @@ mod tests {
             "10.43.8.0/21",
             "10.0.0.0/8",
         ] {
-            let refused = PodCidrs::build(Some(bad), None);
+            let refused = build(Some(bad), None);
             assert!(matches!(refused, Err(ConfigError::ClusterCidr { .. })), "{bad}");
         }
         for (cidr, size) in [(None, 15), (None, 30), (Some("10.128.0.0/9"), 26)] {
-            let refused = PodCidrs::build(cidr, Some(size));
+            let refused = build(cidr, Some(size));
             assert!(matches!(refused, Err(ConfigError::NodeCidrMaskSize { .. })), "{size}");
         }
     }

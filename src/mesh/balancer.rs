@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::affinity::Affinity;
 use super::decisions::{Choice, Fault, Verdict};
 use super::endpoint::EndpointState;
 use crate::rt::Rng;
@@ -42,6 +43,12 @@ impl Dice {
         Self(AtomicU64::new(rng.below(u64::MAX)))
     }
 
+    /// As [`Self::below`], for shares.
+    pub(super) fn below64(&self, bound: u64) -> u64 {
+        let bound = usize::try_from(bound).unwrap_or(usize::MAX);
+        u64::try_from(self.below(bound)).unwrap_or(u64::MAX)
+    }
+
     /// A number in `0..bound`; 0 when `bound` is 0.
     pub(super) fn below(&self, bound: usize) -> usize {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -70,6 +77,10 @@ pub(super) struct Backend {
     pub(super) endpoints: Vec<Arc<EndpointState>>,
     /// How many of them are on this node, and how many are there or in this zone.
     near: [usize; 2],
+    /// Who had which of them, with session affinity.
+    affinity: Option<Arc<Affinity>>,
+    /// The one for a certain client, as long as it is available.
+    preferred: Option<Arc<EndpointState>>,
 }
 
 impl Backend {
@@ -81,7 +92,23 @@ impl Backend {
         endpoints.sort_by_key(|endpoint| tier(endpoint));
         let until = |last: Tier| endpoints.iter().take_while(|e| tier(e) <= last).count();
         let near = [until(Tier::Node), until(Tier::Zone)];
-        Self { endpoints, near }
+        Self { endpoints, near, affinity: None, preferred: None }
+    }
+
+    /// The same with session affinity.
+    pub(super) fn with_affinity(mut self, affinity: Option<Arc<Affinity>>) -> Self {
+        self.affinity = affinity;
+        self
+    }
+
+    pub(super) fn affinity(&self) -> Option<&Arc<Affinity>> {
+        self.affinity.as_ref()
+    }
+
+    /// A copy that gives `preferred` first; another one when that fails.
+    pub(super) fn preferring(&self, preferred: Arc<EndpointState>) -> Self {
+        let (endpoints, near) = (self.endpoints.clone(), self.near);
+        Self { endpoints, near, affinity: None, preferred: Some(preferred) }
     }
 
     /// As [`Self::choose`], for connections: the circuit does not count for them.
@@ -146,6 +173,9 @@ impl<'a> Draw<'a> {
                 (true, true) => Err(NoChoice::CircuitOpen),
                 (false, _) => Err(NoChoice::NoEndpoint),
             };
+        }
+        if let Some(preferred) = self.backend.preferred.as_ref().filter(|one| self.is_good(one)) {
+            return Ok((preferred, Choice::Kept));
         }
         for (tier, choice) in self.backend.tiers() {
             let beyond = tier.end..self.backend.endpoints.len();

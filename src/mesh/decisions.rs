@@ -10,6 +10,8 @@ use prometheus_client::registry::Registry;
 pub(super) enum Choice {
     /// The only one there is.
     Only,
+    /// The one that the client had before.
+    Kept,
     /// The cheaper of two on this node.
     Node,
     /// The cheaper of two in this zone.
@@ -76,7 +78,7 @@ fn by_reason<const N: usize>(reasons: [&'static str; N]) -> ByReason<N> {
 /// Counters of every decision. Labels come from the closed sets above.
 #[derive(Debug, Clone)]
 pub(super) struct Decisions {
-    choices: ByReason<7>,
+    choices: ByReason<8>,
     ejections: ByReason<4>,
     spared: Counter,
     retries: ByReason<4>,
@@ -88,6 +90,7 @@ impl Default for Decisions {
         Self {
             choices: by_reason([
                 "only",
+                "kept",
                 "node",
                 "zone",
                 "cluster",
@@ -133,9 +136,10 @@ impl Decisions {
     }
 
     pub(super) fn chose(&self, choice: Choice) {
-        let [only, node, zone, cluster, spilled, explored, last] = &self.choices.1;
+        let [only, kept, node, zone, cluster, spilled, explored, last] = &self.choices.1;
         match choice {
             Choice::Only => only,
+            Choice::Kept => kept,
             Choice::Node => node,
             Choice::Zone => zone,
             Choice::Cluster => cluster,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use http::{Request, Response};
 
+use super::udp::Datagrams;
 use crate::net::{Body, BodyError, BoxIo};
 
 /// Why a request did not get its answer from a pod of this node.
@@ -30,6 +31,16 @@ pub trait Local: Debug + Send + Sync + 'static {
     ///
     /// `ConnectionRefused` or `HostUnreachable` when nothing listens there.
     async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo>;
+
+    /// Carries a flow of datagrams to a guest's socket, until one side lets go of it.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` or `HostUnreachable` when no socket is bound there.
+    async fn datagrams(&self, from: SocketAddr, to: SocketAddr, flow: Datagrams) -> io::Result<()> {
+        drop((from, to, flow));
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
 
     /// Hands a request to the guest that listens at `to`, and waits for the head of its answer.
     ///

@@ -4,12 +4,17 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use bytes::Bytes;
+use tokio::net::{TcpStream, UdpSocket};
+
+use super::udp::{DATAGRAM_BYTES_MAX, Datagrams};
 
 /// Wait for a TCP connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Wait for the host's resolver.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Datagrams that are read from a host socket before others get their turn.
+const RECEIVE_MAX: usize = 16;
 /// Addresses of one name that are used.
 const ADDRESSES_MAX: usize = 16;
 
@@ -25,6 +30,70 @@ pub(super) async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
         .map_err(|_| io::ErrorKind::TimedOut)??;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Carries a flow of datagrams through a socket of the host.
+///
+/// `PermissionDenied` for addresses that are the host's own business, `ConnectionRefused` when the
+/// other machine says that nobody is there.
+///
+/// # Cancel safety
+///
+/// Cancel safe: the flow ends.
+pub(super) async fn datagrams(to: SocketAddr, flow: Datagrams) -> io::Result<()> {
+    if !is_allowed(to.ip()) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+    // From then on the kernel drops what others send.
+    socket.connect(to).await?;
+    through(&socket, flow).await
+}
+
+async fn through(socket: &UdpSocket, flow: Datagrams) -> io::Result<()> {
+    let Datagrams { tx, mut rx } = flow;
+    loop {
+        tokio::select! {
+            data = rx.recv() => match data {
+                Some(data) => send(socket, &data).await?,
+                None => return Ok(()),
+            },
+            readable = socket.readable() => {
+                readable?;
+                receive(socket, &tx)?;
+            }
+        }
+    }
+}
+
+/// Sends one datagram; one that is too long for the way is lost, as its sender's business.
+async fn send(socket: &UdpSocket, data: &[u8]) -> io::Result<()> {
+    match socket.send(data).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(error),
+        // The host has no room, or there is no way at the moment: datagrams may be lost.
+        _ => Ok(()),
+    }
+}
+
+/// Brings what waits, as far as the flow has room.
+fn receive(socket: &UdpSocket, tx: &tokio::sync::mpsc::Sender<Bytes>) -> io::Result<()> {
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    for _ in 0..RECEIVE_MAX {
+        match socket.try_recv(&mut buffer) {
+            Ok(size) => {
+                let data = buffer.get(..size).unwrap_or_default();
+                // Nobody takes them fast enough: what is beyond is lost.
+                let _ = tx.try_send(Bytes::copy_from_slice(data));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Asks the host's resolver; only addresses that may be reached.
@@ -73,6 +142,26 @@ fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_flow_passes_through_a_host_socket_both_ways_and_ends_with_its_owner() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (socket, far) =
+            (UdpSocket::bind(loopback).await.unwrap(), UdpSocket::bind(loopback).await.unwrap());
+        socket.connect(far.local_addr().unwrap()).await.unwrap();
+        let (mut near, flow) = Datagrams::pair();
+        let talk = async {
+            near.tx.send("question".into()).await.unwrap();
+            let mut buffer = [0; 16];
+            let (size, from) = far.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..size], b"question");
+            far.send_to(b"answer", from).await.unwrap();
+            assert_eq!(near.rx.recv().await.unwrap(), "answer");
+            drop(near);
+        };
+        let (passed, ()) = tokio::join!(through(&socket, flow), talk);
+        passed.unwrap();
+    }
 
     #[test]
     fn the_hosts_own_addresses_are_refused_in_every_notation() {

@@ -4,22 +4,19 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 
 use super::balancer::Tier;
 use super::cidr::Cidr;
-use super::ingress_table::{IngressTable, PathType};
+use super::ingress::{HttpObjects, HttpRoutes};
+pub(super) use super::service_routes::{PortRoute, Protocol, ServiceRoute};
 
 /// Label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Label of a Node with its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-/// The ingress class that is ours; no class is ours too.
-const INGRESS_CLASS: &str = "edgeorc";
-/// Annotation that named the class before `spec.ingressClassName`.
-const INGRESS_CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
 /// Namespace and name of a Service.
 pub(super) type ServiceKey = (String, String);
@@ -30,28 +27,7 @@ pub struct Routes {
     pub(super) me: String,
     pub(super) services: BTreeMap<ServiceKey, ServiceRoute>,
     pub(super) nodes: Vec<NodeRoute>,
-    pub(super) ingress: IngressTable<BackendRef>,
-}
-
-/// One Service.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ServiceRoute {
-    pub(super) cluster_ips: Vec<IpAddr>,
-    pub(super) external_name: Option<String>,
-    pub(super) ports: Vec<PortRoute>,
-    /// Addresses of ready endpoints, for headless Services.
-    pub(super) ready: Vec<IpAddr>,
-    /// Ready endpoints that have a host name.
-    pub(super) hosts: BTreeMap<String, Vec<IpAddr>>,
-}
-
-/// One port of a Service.
-#[derive(Debug, Clone)]
-pub(super) struct PortRoute {
-    pub(super) name: String,
-    pub(super) port: u16,
-    pub(super) node_port: Option<u16>,
-    pub(super) endpoints: Vec<Target>,
+    pub(super) http: HttpRoutes,
 }
 
 /// Where a port's traffic may go.
@@ -119,11 +95,22 @@ impl Routes {
             let meta = &service.metadata;
             let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else { continue };
             let slices = slices_of.get(&(namespace.as_str(), name.as_str()));
-            let route = routes.service(service, slices.map_or(&[], Vec::as_slice));
+            let slices = slices.map_or(&[][..], Vec::as_slice);
+            let route = ServiceRoute::build(&routes, service, slices);
             routes.services.insert((namespace.clone(), name.clone()), route);
         }
-        routes.ingress = ingress_table(ingresses);
+        let ingresses: Vec<_> = ingresses.into_iter().cloned().map(Arc::new).collect();
+        if !ingresses.is_empty() {
+            routes.http = HttpRoutes::build(&HttpObjects { ingresses, ..HttpObjects::default() });
+        }
         routes
+    }
+
+    /// The same with these routes of HTTP in place of those by the Ingresses.
+    #[must_use]
+    pub fn with_http(mut self, http: HttpRoutes) -> Self {
+        self.http = http;
+        self
     }
 
     /// Who can reach a pod address: by the nodes' pod ranges.
@@ -134,6 +121,11 @@ impl Routes {
             Some(node) => Place::Node(Arc::clone(&node.name)),
             None => Place::Outside,
         }
+    }
+
+    /// The zone of this node.
+    pub(super) fn my_zone(&self) -> Option<&str> {
+        self.nodes.iter().find(|node| *node.name == *self.me)?.zone.as_deref()
     }
 
     /// How near an endpoint is to this node.
@@ -150,112 +142,6 @@ impl Routes {
             },
         }
     }
-
-    fn service(&self, service: &Service, slices: &[&EndpointSlice]) -> ServiceRoute {
-        let Some(spec) = &service.spec else { return ServiceRoute::default() };
-        if spec.type_.as_deref() == Some("ExternalName") {
-            return ServiceRoute {
-                external_name: spec.external_name.clone(),
-                ..Default::default()
-            };
-        }
-        let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-        let mut cluster_ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
-        cluster_ips.dedup();
-        let mut route = ServiceRoute { cluster_ips, ..Default::default() };
-        route.ports = spec
-            .ports
-            .iter()
-            .flatten()
-            .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
-            .filter_map(|port| self.port(port, slices))
-            .collect();
-        for endpoint in usable(slices) {
-            let ips: Vec<IpAddr> =
-                endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()).collect();
-            if let Some(hostname) = &endpoint.hostname {
-                route.hosts.entry(hostname.clone()).or_default().extend(&ips);
-            }
-            route.ready.extend(ips);
-        }
-        route.ready.sort_unstable();
-        route.ready.dedup();
-        route
-    }
-
-    fn port(&self, port: &ServicePort, slices: &[&EndpointSlice]) -> Option<PortRoute> {
-        let name = port.name.clone().unwrap_or_default();
-        let mut endpoints = Vec::new();
-        // Slices name the Service's port and say what it is on their pods, which may differ from
-        // slice to slice when the target port is a name.
-        let with_port = |slice: &&&EndpointSlice| {
-            let ports = slice.ports.iter().flatten();
-            let is_it = |p: &&_| endpoint_port_is(p, &name);
-            ports.clone().find(is_it).and_then(|p| p.port).and_then(|p| u16::try_from(p).ok())
-        };
-        let on_port: Vec<(u16, &EndpointSlice)> =
-            slices.iter().filter_map(|slice| Some((with_port(&slice)?, *slice))).collect();
-        let of_port: Vec<&EndpointSlice> = on_port.iter().map(|(_, slice)| *slice).collect();
-        let is_any_ready = has_ready(&of_port);
-        for (number, slice) in on_port {
-            for endpoint in slice.endpoints.iter().flatten() {
-                if is_usable(endpoint, is_any_ready) {
-                    self.add_targets(endpoint, number, &mut endpoints);
-                }
-            }
-        }
-        endpoints.sort();
-        endpoints.dedup();
-        let node_port = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0);
-        Some(PortRoute { name, port: u16::try_from(port.port).ok()?, node_port, endpoints })
-    }
-
-    fn add_targets(&self, endpoint: &Endpoint, port: u16, into: &mut Vec<Target>) {
-        for ip in &endpoint.addresses {
-            let Ok(ip) = ip.parse::<IpAddr>() else { continue };
-            let place = match self.place_of(ip) {
-                // A slice may know the node before the Node object's range has arrived here.
-                Place::Outside => match (&endpoint.node_name, &endpoint.target_ref) {
-                    (Some(node), Some(_)) if *node == self.me => Place::Local,
-                    (Some(node), Some(_)) => Place::Node(node.as_str().into()),
-                    _ => Place::Outside,
-                },
-                place => place,
-            };
-            into.push(Target { address: SocketAddr::new(ip, port), place });
-        }
-    }
-}
-
-fn endpoint_port_is(
-    port: &k8s_openapi::api::discovery::v1::EndpointPort,
-    service_port: &str,
-) -> bool {
-    port.name.as_deref().unwrap_or_default() == service_port
-        && port.protocol.as_deref().unwrap_or("TCP") == "TCP"
-}
-
-fn is_ready(endpoint: &Endpoint) -> bool {
-    endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
-}
-
-fn has_ready(slices: &[&EndpointSlice]) -> bool {
-    slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(is_ready)
-}
-
-/// Ready ones; when there is none, those that still serve while they end.
-fn is_usable(endpoint: &Endpoint, is_any_ready: bool) -> bool {
-    let Some(conditions) = &endpoint.conditions else { return true };
-    if is_any_ready {
-        return conditions.ready.unwrap_or(true);
-    }
-    conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false)
-}
-
-fn usable<'a>(slices: &[&'a EndpointSlice]) -> Vec<&'a Endpoint> {
-    let is_any_ready = has_ready(slices);
-    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
-    endpoints.filter(|endpoint| is_usable(endpoint, is_any_ready)).collect()
 }
 
 fn node_route(node: &Node) -> Option<NodeRoute> {
@@ -264,56 +150,6 @@ fn node_route(node: &Node) -> Option<NodeRoute> {
     let pod_cidrs = ranges.filter_map(|range| Cidr::parse(range)).collect();
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned();
     Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs, zone })
-}
-
-fn ingress_table<'a>(ingresses: impl IntoIterator<Item = &'a Ingress>) -> IngressTable<BackendRef> {
-    let mut sorted: Vec<&Ingress> = ingresses.into_iter().filter(|i| is_ours(i)).collect();
-    // The oldest wins where two say different things of one host and path.
-    sorted.sort_by_key(|ingress| {
-        let meta = &ingress.metadata;
-        let created = meta.creation_timestamp.as_ref().map(|time| time.0);
-        (created.is_none(), created, meta.namespace.clone(), meta.name.clone())
-    });
-    let mut table = IngressTable::default();
-    for ingress in sorted {
-        let (Some(spec), Some(namespace)) = (&ingress.spec, &ingress.metadata.namespace) else {
-            continue;
-        };
-        for rule in spec.rules.iter().flatten() {
-            for path in rule.http.iter().flat_map(|http| &http.paths) {
-                if let Some(backend) = backend_ref(namespace, &path.backend) {
-                    let kind = PathType::parse(&path.path_type);
-                    let text = path.path.as_deref().unwrap_or("/");
-                    table.add(rule.host.as_deref(), kind, text, backend);
-                }
-            }
-        }
-        let default = spec.default_backend.as_ref();
-        if let Some(backend) = default.and_then(|backend| backend_ref(namespace, backend)) {
-            table.set_default(backend);
-        }
-    }
-    table
-}
-
-fn is_ours(ingress: &Ingress) -> bool {
-    let class = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref());
-    let annotation = ingress.metadata.annotations.as_ref();
-    let class = class.or_else(|| {
-        annotation.and_then(|map| map.get(INGRESS_CLASS_ANNOTATION)).map(String::as_str)
-    });
-    class.is_none_or(|class| class == INGRESS_CLASS)
-}
-
-fn backend_ref(namespace: &str, backend: &IngressBackend) -> Option<BackendRef> {
-    let service = backend.service.as_ref()?;
-    let port = service.port.as_ref()?;
-    let port = match (port.number.and_then(|number| u16::try_from(number).ok()), &port.name) {
-        (Some(number), _) => PortRef::Number(number),
-        (None, Some(name)) => PortRef::Name(name.clone()),
-        (None, None) => return None,
-    };
-    Some(BackendRef { service: (namespace.to_owned(), service.name.clone()), port })
 }
 
 #[cfg(test)]

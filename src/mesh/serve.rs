@@ -50,6 +50,9 @@ impl Mesh {
         }
         match open.carries {
             Carries::Http => self.serve_mesh_http(stream, open.to).await,
+            Carries::Udp { from } => {
+                return self.serve_mesh_datagrams(stream, from, open.to).await;
+            }
             Carries::Tcp => match self.0.local.connect(open.to).await {
                 Ok(pod) => {
                     wire::answer(&mut stream, Opened::Connected).await?;

@@ -1,31 +1,49 @@
 //! The routing table in use: [`Routes`] with the live state of every endpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::affinity::Affinity;
 use super::balancer::{Backend, Tier};
 use super::endpoint::EndpointState;
-use super::ingress_table::IngressTable;
-use super::routes::{Place, PortRef, Routes, Target};
+use super::ingress::RouteTable;
+use super::node_port::{Door, DoorRoute};
+use super::routes::{
+    Place, PortRef, PortRoute, Protocol, Routes, ServiceKey, ServiceRoute, Target,
+};
 use crate::net::PeerHandle;
+
+/// What affinity belongs to: a port of a Service.
+type AffinityKey = (ServiceKey, Protocol, u16);
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) routes: Routes,
     /// Backends of each Service, in the order of its ports.
-    by_service: BTreeMap<(String, String), Vec<Arc<Backend>>>,
-    by_cluster_ip: BTreeMap<(IpAddr, u16), Arc<Backend>>,
-    cluster_ips: BTreeMap<IpAddr, (String, String)>,
-    by_node_port: BTreeMap<u16, Arc<Backend>>,
-    /// A rule whose Service or port does not exist has an empty backend.
-    pub(super) ingress: IngressTable<Arc<Backend>>,
+    by_service: BTreeMap<ServiceKey, Vec<PortBackends>>,
+    by_cluster_ip: BTreeMap<(Protocol, IpAddr, u16), Arc<Backend>>,
+    cluster_ips: BTreeSet<IpAddr>,
+    /// What this node listens at.
+    doors: BTreeMap<Door, DoorRoute>,
+    pub(super) ingress: RouteTable<Arc<Backend>>,
     endpoints: BTreeMap<Target, Arc<EndpointState>>,
+    affinities: BTreeMap<AffinityKey, Arc<Affinity>>,
+}
+
+/// The backends of one port, which are one and the same where no policy tells clients apart.
+#[derive(Debug, Clone)]
+struct PortBackends {
+    all: Arc<Backend>,
+    /// For clients in the cluster.
+    internal: Arc<Backend>,
+    /// For clients outside.
+    external: Arc<Backend>,
 }
 
 impl Table {
-    /// Builds the table; endpoints that `old` knows keep their state.
+    /// Builds the table; endpoints and clients that `old` knows keep their state.
     pub(super) fn build(
         routes: Routes,
         old: &Self,
@@ -33,73 +51,127 @@ impl Table {
     ) -> Self {
         let mut table = Self::default();
         for (key, service) in &routes.services {
-            let mut backends = Vec::with_capacity(service.ports.len());
-            for port in &service.ports {
-                let state_of = |target: &Target| {
-                    Arc::clone(table.endpoints.entry(target.clone()).or_insert_with(|| {
-                        let known = old.endpoints.get(target).cloned();
-                        known.unwrap_or_else(|| Arc::new(new_state(target, &peer)))
-                    }))
-                };
-                let endpoints = port.endpoints.iter().map(state_of).collect();
-                let tier = |endpoint: &EndpointState| routes.tier_of(&endpoint.place);
-                let backend = Arc::new(Backend::new(endpoints, tier));
-                for ip in &service.cluster_ips {
-                    table.by_cluster_ip.insert((*ip, port.port), Arc::clone(&backend));
-                }
-                if let Some(node_port) = port.node_port {
-                    table.by_node_port.insert(node_port, Arc::clone(&backend));
-                }
-                backends.push(backend);
+            let mut builder = Builder { table: &mut table, routes: &routes, old, peer: &peer };
+            let ports: Vec<PortBackends> =
+                service.ports.iter().map(|port| builder.port(key, service, port)).collect();
+            for (port, backends) in service.ports.iter().zip(&ports) {
+                table.add_port(key, service, port, backends);
             }
+            table.add_health(key, service);
             for ip in &service.cluster_ips {
-                table.cluster_ips.insert(*ip, key.clone());
+                table.cluster_ips.insert(*ip);
             }
-            table.by_service.insert(key.clone(), backends);
+            table.by_service.insert(key.clone(), ports);
         }
         table.routes = routes;
-        let nothing = Arc::new(Backend::default());
-        table.ingress = table.routes.ingress.map(|backend| {
+        table.ingress = table.routes.http.table.map(|backend| {
             let (namespace, name) = &backend.service;
-            table
-                .service_port(namespace, name, &backend.port)
-                .unwrap_or_else(|| Arc::clone(&nothing))
+            table.service_port(namespace, name, &backend.port)
         });
         table
     }
 
-    /// A Service's port by number or name.
+    fn add_port(
+        &mut self,
+        key: &ServiceKey,
+        service: &ServiceRoute,
+        port: &PortRoute,
+        backends: &PortBackends,
+    ) {
+        let at = |ip: &IpAddr| (port.protocol, *ip, port.port);
+        for ip in &service.cluster_ips {
+            self.by_cluster_ip.insert(at(ip), Arc::clone(&backends.internal));
+        }
+        for ip in &service.outer_ips {
+            // Kubernetes leads clients in the cluster to all endpoints, whatever the policy.
+            self.by_cluster_ip.entry(at(ip)).or_insert_with(|| Arc::clone(&backends.all));
+        }
+        let door = |number: u16| match port.protocol {
+            Protocol::Tcp => Some(Door::Tcp(number)),
+            Protocol::Udp => Some(Door::Udp(number)),
+            Protocol::Sctp => None,
+        };
+        let leading_to = |source_ranges: &[_]| DoorRoute::Service {
+            service: key.clone(),
+            backend: Arc::clone(&backends.external),
+            source_ranges: source_ranges.to_vec(),
+        };
+        if let Some(door) = port.node_port.and_then(door) {
+            self.doors.insert(door, leading_to(&[]));
+        }
+        if let Some(door) = door(port.port).filter(|_| service.is_balanced) {
+            // Of two Services that want one port, the first by name has it.
+            self.doors.entry(door).or_insert_with(|| leading_to(&service.source_ranges));
+        }
+    }
+
+    fn add_health(&mut self, key: &ServiceKey, service: &ServiceRoute) {
+        if let Some(port) = service.health_port {
+            let route = DoorRoute::Health { service: key.clone(), count: service.local_count };
+            self.doors.insert(Door::Tcp(port), route);
+        }
+    }
+
+    /// A Service's port by number or name, with all its endpoints.
     pub(super) fn service_port(
         &self,
         namespace: &str,
         name: &str,
         port: &PortRef,
     ) -> Option<Arc<Backend>> {
+        self.port_backends(namespace, name, port).map(|backends| Arc::clone(&backends.all))
+    }
+
+    /// The same for clients in the cluster. A headless Service has no such thing: its clients choose
+    /// an endpoint by name.
+    pub(super) fn internal_port(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: &PortRef,
+    ) -> Option<Arc<Backend>> {
+        let key = (namespace.to_owned(), name.to_owned());
+        if self.routes.services.get(&key)?.is_headless {
+            return None;
+        }
+        self.port_backends(namespace, name, port).map(|backends| Arc::clone(&backends.internal))
+    }
+
+    fn port_backends(&self, namespace: &str, name: &str, port: &PortRef) -> Option<&PortBackends> {
         let key = (namespace.to_owned(), name.to_owned());
         let route = self.routes.services.get(&key)?;
-        let at = route.ports.iter().position(|candidate| match port {
-            PortRef::Number(number) => candidate.port == *number,
-            PortRef::Name(name) => candidate.name == *name,
+        let at = route.ports.iter().position(|candidate| {
+            candidate.protocol == Protocol::Tcp
+                && match port {
+                    PortRef::Number(number) => candidate.port == *number,
+                    PortRef::Name(name) => candidate.name == *name,
+                }
         })?;
-        self.by_service.get(&key)?.get(at).cloned()
+        self.by_service.get(&key)?.get(at)
     }
 
     /// The backend behind a Service address.
     pub(super) fn cluster_ip(&self, at: SocketAddr) -> Option<Arc<Backend>> {
-        self.by_cluster_ip.get(&(at.ip(), at.port())).cloned()
+        self.by_cluster_ip.get(&(Protocol::Tcp, at.ip(), at.port())).cloned()
+    }
+
+    /// The backend behind a Service address, for datagrams.
+    pub(super) fn cluster_ip_udp(&self, at: SocketAddr) -> Option<Arc<Backend>> {
+        self.by_cluster_ip.get(&(Protocol::Udp, at.ip(), at.port())).cloned()
     }
 
     /// Whether the address is a Service's, at whatever port.
     pub(super) fn is_cluster_ip(&self, ip: IpAddr) -> bool {
-        self.cluster_ips.contains_key(&ip)
+        self.cluster_ips.contains(&ip)
     }
 
-    pub(super) fn node_port(&self, port: u16) -> Option<Arc<Backend>> {
-        self.by_node_port.get(&port).cloned()
+    /// What is behind a port of this node.
+    pub(super) fn door(&self, door: Door) -> Option<&DoorRoute> {
+        self.doors.get(&door)
     }
 
-    pub(super) fn node_ports(&self) -> impl Iterator<Item = u16> + '_ {
-        self.by_node_port.keys().copied()
+    pub(super) fn doors(&self) -> impl Iterator<Item = Door> + '_ {
+        self.doors.keys().copied()
     }
 
     /// One address as a backend of its own, with its state if it is known.
@@ -123,6 +195,50 @@ impl Table {
         for endpoint in self.endpoints.values() {
             endpoint.close_unused_streams();
         }
+    }
+}
+
+/// Makes the backends of one table.
+struct Builder<'a, P> {
+    table: &'a mut Table,
+    routes: &'a Routes,
+    old: &'a Table,
+    peer: &'a P,
+}
+
+impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
+    fn port(&mut self, key: &ServiceKey, service: &ServiceRoute, port: &PortRoute) -> PortBackends {
+        let affinity = service.affinity_seconds.map(|seconds| {
+            let key = (key.clone(), port.protocol, port.port);
+            let known = self.old.affinities.get(&key).filter(|known| known.is_for(seconds));
+            let affinity = known.cloned().unwrap_or_else(|| Arc::new(Affinity::new(seconds)));
+            self.table.affinities.insert(key, Arc::clone(&affinity));
+            affinity
+        });
+        let all = self.backend(&port.endpoints, affinity.as_ref());
+        let mut other = |targets: &Option<Vec<Target>>| match targets {
+            Some(targets) => self.backend(targets, affinity.as_ref()),
+            None => Arc::clone(&all),
+        };
+        let internal = other(&port.internal);
+        let external = if port.external == port.internal {
+            Arc::clone(&internal)
+        } else {
+            other(&port.external)
+        };
+        PortBackends { all, internal, external }
+    }
+
+    fn backend(&mut self, targets: &[Target], affinity: Option<&Arc<Affinity>>) -> Arc<Backend> {
+        let state_of = |target: &Target| {
+            Arc::clone(self.table.endpoints.entry(target.clone()).or_insert_with(|| {
+                let known = self.old.endpoints.get(target).cloned();
+                known.unwrap_or_else(|| Arc::new(new_state(target, self.peer)))
+            }))
+        };
+        let endpoints = targets.iter().map(state_of).collect();
+        let tier = |endpoint: &EndpointState| self.routes.tier_of(&endpoint.place);
+        Arc::new(Backend::new(endpoints, tier).with_affinity(affinity.cloned()))
     }
 }
 

@@ -32,6 +32,19 @@ impl Mesh {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
+        self.connect_from("", to).await
+    }
+
+    /// As [`Self::connect`]; `client` is who connects, for session affinity: a pod's uid.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the attempt is given up.
+    pub async fn connect_from(&self, client: &str, to: SocketAddr) -> io::Result<BoxIo> {
         let backend = {
             let table = self.0.table.load();
             match table.cluster_ip(to) {
@@ -42,7 +55,7 @@ impl Mesh {
                 None => Arc::new(table.single(to, |node| self.peer(node))),
             }
         };
-        self.connect_backend(&backend).await
+        self.connect_backend(&self.for_client(backend, client)).await
     }
 
     /// Connects to one of a Service's endpoints; another one if that fails.
@@ -70,7 +83,7 @@ impl Mesh {
         Err(last)
     }
 
-    async fn connect_endpoint(&self, endpoint: &EndpointState) -> io::Result<BoxIo> {
+    pub(super) async fn connect_endpoint(&self, endpoint: &EndpointState) -> io::Result<BoxIo> {
         let to = endpoint.address;
         match &endpoint.place {
             Place::Local => self.0.local.connect(to).await,

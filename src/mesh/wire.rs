@@ -34,6 +34,11 @@ pub(super) enum Carries {
     Http,
     /// Bytes, after an [`Opened`] in the other direction.
     Tcp,
+    /// Datagrams of one flow, each after its length, in both directions.
+    Udp {
+        /// Who sends.
+        from: SocketAddr,
+    },
 }
 
 /// First frame of a stream.

@@ -2,23 +2,22 @@
 //! behind it. Written by the leader, which knows the servers.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edgeorc_raft::{Replica, Status};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use crate::client::is_already_exists;
+use crate::config::ServiceCidrs;
 
 /// Name and namespace of the Service.
 const NAME: &str = "kubernetes";
 const NAMESPACE: &str = "default";
-/// Its address: the first of the Service range. In every server's certificate.
-pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 1);
 /// Its port.
 const PORT: u16 = 443;
 /// Pause after a write that failed.
@@ -26,14 +25,22 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Label that ties a slice to its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
+/// Says that nobody is to make slices of these `Endpoints`: they are made beside them.
+const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+
+/// The Service's address: the first of the range. In every server's certificate.
+pub(super) fn address(cidrs: &ServiceCidrs) -> IpAddr {
+    cidrs.primary.first()
+}
+
 /// Keeps Service and endpoints as the servers are, for ever.
-pub(super) async fn keep(client: kube::Client, replica: Replica) {
+pub(super) async fn keep(client: kube::Client, replica: Replica, cidrs: ServiceCidrs) {
     let mut status = replica.status();
     let mut written: Option<Vec<Value>> = None;
     loop {
         let wanted = slices(&status.borrow_and_update());
         if written.as_ref() != Some(&wanted) {
-            match write(&client, &wanted).await {
+            match write(&client, address(&cidrs), &wanted).await {
                 Ok(()) => written = Some(wanted),
                 Err(err) => {
                     tracing::debug!(%err, "the API's own service is not written yet");
@@ -74,13 +81,13 @@ fn slices(status: &Status) -> Vec<Value> {
     groups.into_iter().enumerate().map(slice).collect()
 }
 
-async fn write(client: &kube::Client, wanted: &[Value]) -> Result<(), kube::Error> {
+async fn write(client: &kube::Client, ip: IpAddr, wanted: &[Value]) -> Result<(), kube::Error> {
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
     if services.get_opt(NAME).await?.is_none() {
         let service = json!({
             "metadata": {"name": NAME, "namespace": NAMESPACE,
                 "labels": {"component": "apiserver", "provider": "kubernetes"}},
-            "spec": {"clusterIP": ADDRESS.to_string(), "ports": [
+            "spec": {"clusterIP": ip.to_string(), "ports": [
                 {"name": "https", "port": PORT, "targetPort": 6443, "protocol": "TCP"}]},
         });
         let service = serde_json::from_value(service).map_err(kube::Error::SerdeError)?;
@@ -109,7 +116,37 @@ async fn write(client: &kube::Client, wanted: &[Value]) -> Result<(), kube::Erro
             api.delete(&name, &kube::api::DeleteParams::default()).await?;
         }
     }
+    write_endpoints(client, wanted).await
+}
+
+/// The same for clients that know no EndpointSlice.
+async fn write_endpoints(client: &kube::Client, slices: &[Value]) -> Result<(), kube::Error> {
+    let api: Api<Endpoints> = Api::namespaced(client.clone(), NAMESPACE);
+    let wanted = endpoints(slices);
+    if api.get_opt(NAME).await?.is_none() {
+        let typed = serde_json::from_value(wanted).map_err(kube::Error::SerdeError)?;
+        api.create(&PostParams::default(), &typed).await?;
+    } else {
+        api.patch(NAME, &PatchParams::default(), &Patch::Merge(wanted)).await?;
+    }
     Ok(())
+}
+
+fn endpoints(slices: &[Value]) -> Value {
+    let subset = |slice: &Value| {
+        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+        let addresses = endpoints.map(|endpoint| json!({"ip": endpoint["addresses"][0]}));
+        json!({"addresses": addresses.collect::<Vec<_>>(), "ports": slice["ports"]})
+    };
+    json!({
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {
+            "name": NAME, "namespace": NAMESPACE,
+            "labels": { SKIP_MIRROR: "true" },
+        },
+        "subsets": slices.iter().map(subset).collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]
@@ -139,5 +176,14 @@ mod tests {
         assert_eq!(slices[0]["endpoints"][0]["addresses"], json!(["10.0.0.1"]));
         assert_eq!(slices[0]["endpoints"].as_array().unwrap().len(), 2);
         assert_eq!(slices[1]["ports"][0]["port"], 7443);
+        let endpoints = endpoints(&slices);
+        assert_eq!(endpoints["metadata"]["labels"][SKIP_MIRROR], "true");
+        assert_eq!(
+            endpoints["subsets"][0],
+            json!({
+                "addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}],
+                "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}],
+            })
+        );
     }
 }

@@ -144,6 +144,7 @@ impl Cluster {
             clock: clock.clone(),
             rng: rng.clone(),
             metrics: Metrics::new(),
+            service_cidrs: crate::config::ServiceCidrs::default(),
             blob_dir: folder.path().join("registry"),
             bookmark_interval: Duration::from_secs(1),
             cancel: tasks.token().clone(),

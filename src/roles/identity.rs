@@ -85,7 +85,7 @@ impl Membership {
 /// Addresses in the node's certificate, should it become a server's.
 pub(super) fn certified_addresses(settings: &NodeSettings) -> Vec<IpAddr> {
     let mut addresses = vec![settings.advertise_address];
-    let of_api = IpAddr::V4(api_service::ADDRESS);
+    let of_api = api_service::address(&settings.service_cidrs);
     for ip in [settings.bind_address, IpAddr::V4(Ipv4Addr::LOCALHOST), of_api] {
         if !ip.is_unspecified() && !addresses.contains(&ip) {
             addresses.push(ip);

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
 use crate::client::Informers;
-use crate::config::PodCidrs;
+use crate::config::{PodCidrs, ServiceCidrs};
 use crate::roles::roll::Roll;
 use crate::roles::{NodeError, api_service};
 use crate::rt::{Rng, TaskGroup, WallClock};
@@ -36,6 +36,7 @@ pub(super) struct Leader {
     pub(super) node_name: String,
     pub(super) ca_pem: String,
     pub(super) pod_cidrs: PodCidrs,
+    pub(super) service_cidrs: ServiceCidrs,
 }
 
 impl Leader {
@@ -74,7 +75,8 @@ impl Leader {
         group.spawn_until_cancelled("bootstrap", async move { leader.bootstrap().await });
         let leader = self.clone();
         group.spawn_until_cancelled("membership", async move { leader.keep_voters().await });
-        let api_service = api_service::keep(self.clients.0.clone(), self.replica.clone());
+        let api_service =
+            api_service::keep(self.clients.0.clone(), self.replica.clone(), self.service_cidrs);
         group.spawn_until_cancelled("api-service", api_service);
         let informers = Informers::start(&self.clients.0, group);
         let (roll, nodes) = (Roll::new(self.clients.0.clone()), informers.nodes.clone());

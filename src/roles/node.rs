@@ -10,7 +10,7 @@ use edgeorc_runtime::{GuestThreads, RuntimeConfig, VirtualNetwork, WasmRuntime};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::watcher;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::agent::{
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
 use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
-use crate::mesh::{Mesh, MeshConfig};
+use crate::mesh::{DnsConfig, DnsSockets, Mesh, MeshConfig};
 use crate::net::{Alpn, Endpoint, NetConfig, Peers};
 use crate::roles::addresses::Directory;
 use crate::roles::data_dir::DataDir;
@@ -111,6 +111,11 @@ async fn assemble(
     let ingress_at = SocketAddr::new(settings.bind_address, settings.ingress_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
     let ingress_listener = listen("ingress", "--ingress-port", ingress_at).await?;
+    let https = listen_https(&settings).await?;
+    let dns = match &settings.dns {
+        Some(dns) => Some(listen_dns(dns.bind).await?),
+        None => None,
+    };
     let (clock, rng) = (WallClock::system(), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
@@ -147,7 +152,29 @@ async fn assemble(
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
     };
-    start_agent(base, server, ingress_listener)
+    start_agent(base, server, Listeners { http: ingress_listener, https, dns })
+}
+
+/// Where clients from outside come in.
+struct Listeners {
+    http: TcpListener,
+    https: Option<TcpListener>,
+    dns: Option<DnsSockets>,
+}
+
+/// The port for TLS, unless there is to be none. One that nobody asked for may be in use.
+async fn listen_https(settings: &NodeSettings) -> Result<Option<TcpListener>, NodeError> {
+    if settings.ingress_https_port == 0 {
+        return Ok(None);
+    }
+    let at = SocketAddr::new(settings.bind_address, settings.ingress_https_port);
+    match listen("HTTPS ingress", "--ingress-https-port", at).await {
+        Err(err) if !settings.is_https_port_required => {
+            tracing::warn!(%err, "no HTTPS at the ingress");
+            Ok(None)
+        }
+        listening => listening.map(Some),
+    }
 }
 
 async fn listen(
@@ -156,6 +183,27 @@ async fn listen(
     address: SocketAddr,
 ) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|cause| NodeError::listen(what, flag, address, cause))
+}
+
+/// The port of DNS is one by UDP and by TCP.
+async fn listen_dns(at: SocketAddr) -> Result<DnsSockets, NodeError> {
+    let tcp = listen("DNS", "--dns-bind", at).await?;
+    let udp = UdpSocket::bind(at)
+        .await
+        .map_err(|cause| NodeError::listen("DNS", "--dns-bind", at, cause))?;
+    tracing::info!(address = %at, "the cluster's names are served");
+    Ok(DnsSockets { udp, tcp })
+}
+
+/// Serves the cluster's names to the host and its network.
+fn spawn_dns(base: &Base, mesh: Mesh, sockets: DnsSockets) {
+    let settings = &base.settings;
+    let config = DnsConfig {
+        upstreams: settings.dns.as_ref().map(|dns| dns.upstreams.clone()).unwrap_or_default(),
+        service_ranges: settings.service_cidrs.iter().map(ToString::to_string).collect(),
+    };
+    let rng = base.rng.clone();
+    base.tasks.spawn("dns", |_| async move { mesh.serve_dns(sockets, config, rng).await });
 }
 
 /// The store, the API over it, and the leader's work.
@@ -186,6 +234,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         metrics: base.metrics.clone(),
+        service_cidrs: base.settings.service_cidrs,
         blob_dir: base.dir.join("registry"),
         bookmark_interval: BOOKMARKS,
         cancel: base.tasks.token().clone(),
@@ -208,6 +257,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         node_name: name,
         ca_pem: authority.cert_pem().to_owned(),
         pod_cidrs: base.settings.pod_cidrs,
+        service_cidrs: base.settings.service_cidrs,
     };
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;
@@ -247,7 +297,7 @@ async fn lead_alone(replica: &Replica, leader: &Leader) {
 fn start_agent(
     base: Base,
     server: Option<Server>,
-    ingress: TcpListener,
+    mut ingress: Listeners,
 ) -> Result<RunningNode, NodeError> {
     let name = base.settings.node_name.clone();
     let tasks = base.tasks.clone();
@@ -264,6 +314,8 @@ fn start_agent(
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
     let guest_threads = runtime.threads();
     let mesh = Mesh::new(MeshConfig {
+        ingress_threads: Some(guest_threads.handle().clone()),
+        has_access_log: base.settings.ingress_access_log,
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
         ..MeshConfig::new(
@@ -300,10 +352,10 @@ fn start_agent(
     }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
-    let ingress_mesh = mesh.clone();
-    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
-        ingress_mesh.serve_ingress(ingress).await;
-    });
+    if let Some(sockets) = ingress.dns.take() {
+        spawn_dns(&base, mesh.clone(), sockets);
+    }
+    serve_ingress(&mesh, ingress, &guest_threads, &tasks);
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),
@@ -319,6 +371,44 @@ fn start_agent(
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
     Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
+}
+
+/// The ingress runs on the guests' threads, so that a request to a local pod changes no thread.
+fn serve_ingress(
+    mesh: &Mesh,
+    listeners: Listeners,
+    guest_threads: &GuestThreads,
+    tasks: &TaskGroup,
+) {
+    let serving = mesh.clone();
+    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
+        serving.serve_ingress(listeners.http).await;
+    });
+    if let Some(https) = listeners.https {
+        serve_http3(mesh, &https, guest_threads, tasks);
+        let serving = mesh.clone();
+        tasks.spawn_on(guest_threads.handle(), "ingress-https", |_| async move {
+            serving.serve_ingress_tls(https).await;
+        });
+    }
+}
+
+/// HTTP/3 at the port of HTTPS. Without it clients go on with HTTP/2.
+fn serve_http3(mesh: &Mesh, https: &TcpListener, threads: &GuestThreads, tasks: &TaskGroup) {
+    let Ok(at) = https.local_addr() else { return };
+    let bound = {
+        let _threads = threads.handle().enter();
+        mesh.bind_http3(at)
+    };
+    match bound {
+        Ok(listener) => {
+            let serving = mesh.clone();
+            tasks.spawn_on(threads.handle(), "ingress-http3", |_| async move {
+                serving.serve_ingress_http3(listener).await;
+            });
+        }
+        Err(err) => tracing::warn!(%err, "no HTTP/3 at the ingress"),
+    }
 }
 
 /// The agent's ways to the cluster.

@@ -66,6 +66,7 @@ impl Cluster {
             clock: clock.clone(),
             rng,
             metrics: Metrics::new(),
+            service_cidrs: crate::config::ServiceCidrs::default(),
             blob_dir: folder.path().join("registry"),
             bookmark_interval: Duration::from_secs(60),
             cancel: tasks.token().clone(),

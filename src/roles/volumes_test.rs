@@ -142,6 +142,7 @@ impl Cluster {
             clock: clock.clone(),
             rng: rng.clone(),
             metrics: Metrics::new(),
+            service_cidrs: crate::config::ServiceCidrs::default(),
             blob_dir: folder.path().join("registry"),
             bookmark_interval: Duration::from_secs(1),
             cancel: cancel.clone(),
@@ -154,7 +155,10 @@ impl Cluster {
         cluster.post("/api/v1/namespaces/default/services", &service).await;
         cluster.lead(&clock, &rng);
         let client = cluster.client("system:kube-controller-manager", "system:masters");
-        cluster.tasks.spawn_until_cancelled("api-service", api_service::keep(client, replica));
+        cluster.tasks.spawn_until_cancelled(
+            "api-service",
+            api_service::keep(client, replica, crate::config::ServiceCidrs::default()),
+        );
         cluster.run_agent(clock, rng);
         cluster
     }

@@ -198,6 +198,17 @@ impl Durable {
         Ok(page.entries.iter().map(|e| String::from_utf8_lossy(&e.key).into_owned()).collect())
     }
 
+    pub(super) async fn claimed(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let (prefix, after) = (format!("{SIDES}{prefix}"), format!("{SIDES}{after}"));
+        let keys = self.raw_keys(&prefix, &after, limit).await?;
+        Ok(keys.iter().filter_map(|key| key.strip_prefix(SIDES)).map(str::to_owned).collect())
+    }
+
     pub(super) fn watch(&self, scope: &Scope, revision: u64) -> Result<StoreWatch, StoreError> {
         let watch = self.replica.watch(&scope.start(), &scope.end(), revision)?;
         Ok(StoreWatch::durable(watch, Arc::clone(&self.changes)))

@@ -159,7 +159,7 @@ async fn services_never_share_an_address_or_a_port() {
     let (ip, port) = (first.at("/spec/clusterIP"), first.at("/spec/ports/0/nodePort"));
     let taken = api.post(SERVICES, &service("b", json!({"clusterIP": ip}))).await;
     assert_eq!(taken.code.as_u16(), 422, "{taken:?}");
-    assert!(taken.at("/message").as_str().unwrap().contains("provided value is already allocated"));
+    assert!(taken.at("/message").as_str().unwrap().contains("provided IP is already allocated"));
     let taken =
         api.post(SERVICES, &service("b", json!({"ports": [{"port": 80, "nodePort": port}]}))).await;
     assert_eq!(taken.code.as_u16(), 422, "{taken:?}");

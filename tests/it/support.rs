@@ -93,6 +93,7 @@ impl Api {
             clock,
             rng,
             metrics: Metrics::new(),
+            service_cidrs: edgeorc::config::ServiceCidrs::default(),
             blob_dir: folder.path().join("registry"),
             bookmark_interval: Duration::from_millis(100),
             cancel: cancel.clone(),

@@ -30,7 +30,7 @@ use crate::keyvalue::{KeyValue, KeyValueView};
 use crate::limits::{Gauge, Gauges, MemoryLimiter};
 use crate::logs::{Channel, Log, LogStream};
 use crate::meter::{Burst, Meter, Pulse};
-use crate::network::PodNet;
+use crate::network::{Intake, PodNet};
 use crate::serve::Reuse;
 use crate::stdio::Pipes;
 use crate::tasks::Guests;
@@ -57,7 +57,7 @@ pub(crate) struct Guest {
     limiter: MemoryLimiter,
     burst: Arc<Burst>,
     net: Arc<PodNet>,
-    taken: TaskTracker,
+    intake: Intake,
     config: Arc<WasiConfigVariables>,
     buckets: Option<Arc<BTreeSet<String>>>,
     keyvalue: Arc<dyn KeyValue>,
@@ -77,8 +77,8 @@ impl Guest {
     /// What the host functions for sockets work on.
     pub(crate) fn sockets(&mut self) -> crate::sockets::SocketsView<'_> {
         self.burst.touch();
-        let Self { table, net, taken, .. } = self;
-        crate::sockets::SocketsView { table, net, taken }
+        let Self { table, net, intake, .. } = self;
+        crate::sockets::SocketsView { table, net, intake }
     }
 
     /// Where it may block on files.
@@ -231,7 +231,7 @@ impl Template {
             ),
             burst: Arc::clone(&burst),
             net: Arc::clone(&self.net),
-            taken: self.taken.clone(),
+            intake: Intake { taken: self.taken.clone(), over: self.kill.clone() },
             config: Arc::clone(&self.values),
             buckets: self.buckets.clone(),
             keyvalue: Arc::clone(&self.keyvalue),
@@ -252,7 +252,7 @@ impl Template {
             .envs(&self.config.env)
             .max_random_size(RANDOM_BYTES_MAX)
             .wall_clock(WallClockOfHost(Arc::clone(&self.clock)))
-            // The host's own sockets: WASI p3 has no virtual ones yet, so it gets none.
+            // The host's own sockets: nothing that is linked uses them.
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false);

@@ -1,8 +1,8 @@
 //! The node's switch: which pod of this node listens at which address.
 //!
-//! Data in: connections and requests for pod addresses, from the mesh; binds, listens and
-//! connects from guests. Data out: pipes in memory to guests' listeners, requests handed to HTTP
-//! components.
+//! Data in: connections, requests and flows of datagrams for pod addresses, from the mesh; binds,
+//! listens, connects and datagrams from guests. Data out: pipes in memory to guests' listeners,
+//! requests handed to HTTP components, datagrams in the queues of guests' sockets.
 //!
 //! # Invariants
 //!
@@ -10,8 +10,12 @@
 //!   one table and one loopback.
 //! - Nothing here opens a host socket.
 //! - A listener's queue and a pipe's buffer are bounded; a full queue refuses.
+//! - Datagrams that wait are bounded by socket, by flow and by pod; what is beyond is dropped.
+//! - A listener that goes with its container is waited for a moment; one that its guest closed is
+//!   not.
 
 mod client;
+mod datagrams;
 mod error;
 mod pod;
 mod ports;
@@ -23,10 +27,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+pub(crate) use self::datagrams::{Arrived, DATAGRAM_BYTES_MAX, DatagramSocket, Refused, SendError};
 pub use self::error::{HttpError, Unsent};
 pub(crate) use self::pod::{PodNet, SocketSlot, UNKNOWN_PEER};
-pub(crate) use self::ports::{Accepted, BindError, Binding, Listener};
-use crate::types::{Body, BoxIo};
+pub(crate) use self::ports::{Accepted, BindError, Binding, Intake, Listener};
+use crate::types::{Body, BoxIo, Datagrams};
 
 /// Bytes that one direction of a pipe in memory holds before the writer waits.
 pub(crate) const PIPE_BYTES: usize = 64 << 10;
@@ -75,11 +80,34 @@ impl VirtualNetwork {
     /// # Errors
     ///
     /// As [`VirtualNetwork::connect`].
-    #[expect(clippy::unused_async, reason = "waiting for a restarting listener fits in later")]
     pub async fn connect_from(&self, from: SocketAddr, to: SocketAddr) -> io::Result<BoxIo> {
-        let pods = self.pods.load();
-        let pod = pods.get(&to.ip()).ok_or(io::ErrorKind::HostUnreachable)?;
-        pod.dial(from, to)
+        self.pod(to.ip())?.dial(from, to).await
+    }
+
+    /// Carries a flow of datagrams to a pod on this node, until one side lets go of it. The guest
+    /// sees them come from `from`, or from another port of that address if `from` is taken by
+    /// another flow to the same socket; what it sends there goes back on the flow.
+    ///
+    /// # Errors
+    ///
+    /// `HostUnreachable` if no pod here has the address, `ConnectionRefused` if no socket is bound
+    /// at the port.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped call ends the flow.
+    pub async fn datagrams(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        flow: Datagrams,
+    ) -> io::Result<()> {
+        self.pod(to.ip())?.receive(from, to, flow).await
+    }
+
+    fn pod(&self, ip: IpAddr) -> io::Result<Arc<PodNet>> {
+        let pod = self.pods.load().get(&ip).map(Arc::clone);
+        pod.ok_or_else(|| io::ErrorKind::HostUnreachable.into())
     }
 
     /// Sends a request to a pod on this node: to an HTTP component directly, to a guest with a

@@ -1,17 +1,17 @@
 //! One pod on the network.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::PIPE_BYTES;
 use super::client;
+use super::datagrams::Budget;
 use super::error::{HttpError, Unsent};
-use super::ports::{Accepted, BindError, Binding, Listener, Ports, wildcards};
+use super::ports::{Accepted, BindError, Binding, Intake, Listener, Ports, unspecified, wildcards};
 use crate::serve::serve_pipe;
 use crate::tasks::Guests;
 use crate::types::{Body, BodyError, BoxIo, PodConfig, PodId, Uplink};
@@ -24,13 +24,7 @@ const SOCKETS_PER_POD_MAX: usize = 1024;
 
 /// One open socket of a pod.
 #[derive(Debug)]
-pub(crate) struct SocketSlot(Arc<AtomicUsize>);
-
-impl Drop for SocketSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+pub(crate) struct SocketSlot(#[expect(dead_code, reason = "counts")] OwnedSemaphorePermit);
 
 /// A pod's addresses, ports and ways out.
 pub(crate) struct PodNet {
@@ -39,12 +33,16 @@ pub(crate) struct PodNet {
     ips: Vec<IpAddr>,
     hosts: Vec<(String, IpAddr)>,
     searches: Vec<String>,
+    ndots: usize,
     ports: Arc<Ports>,
-    sockets: Arc<AtomicUsize>,
+    udp_ports: Arc<Ports>,
+    sockets: Arc<Semaphore>,
+    /// What the pod's datagrams may take.
+    pub(super) budget: Budget,
     guests: Arc<Guests>,
-    uplink: Arc<dyn Uplink>,
+    pub(super) uplink: Arc<dyn Uplink>,
     /// Ends the pod's connections that no guest owns.
-    over: CancellationToken,
+    pub(super) over: CancellationToken,
 }
 
 impl std::fmt::Debug for PodNet {
@@ -69,8 +67,11 @@ impl PodNet {
             ips: pod.ips.clone(),
             hosts: pod.hosts.clone(),
             searches: pod.searches.clone(),
+            ndots: pod.ndots,
             ports: Ports::new(pod.ips.clone()),
-            sockets: Arc::default(),
+            udp_ports: Ports::new(pod.ips.clone()),
+            sockets: Arc::new(Semaphore::new(SOCKETS_PER_POD_MAX)),
+            budget: Budget::default(),
             guests,
             uplink,
             over,
@@ -93,15 +94,30 @@ impl PodNet {
         &self.ports
     }
 
+    pub(crate) fn udp_ports(&self) -> &Arc<Ports> {
+        &self.udp_ports
+    }
+
     pub(crate) fn guests(&self) -> &Arc<Guests> {
         &self.guests
     }
 
     /// Takes a socket from the pod's number, if there is one left.
     pub(crate) fn socket(&self) -> Option<SocketSlot> {
-        let slot = SocketSlot(Arc::clone(&self.sockets));
-        // Dropping the slot takes the count back.
-        (self.sockets.fetch_add(1, Ordering::Relaxed) < SOCKETS_PER_POD_MAX).then_some(slot)
+        Arc::clone(&self.sockets).try_acquire_owned().ok().map(SocketSlot)
+    }
+
+    /// As [`PodNet::socket`]; waits until one is left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn socket_soon(self: Arc<Self>) -> SocketSlot {
+        match Arc::clone(&self.sockets).acquire_owned().await {
+            Ok(permit) => SocketSlot(permit),
+            // The number is never closed.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Binds a port at all of the pod's addresses.
@@ -114,21 +130,38 @@ impl PodNet {
         ip.is_loopback() || self.ips.contains(&ip)
     }
 
-    /// The pod's address that a peer at `to` sees.
+    /// The pod's address that a peer at `to` sees. A pod without an address of that family has
+    /// none to show.
+    pub(crate) fn source_ip(&self, to: IpAddr) -> IpAddr {
+        if self.is_own(to) {
+            return to;
+        }
+        let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
+        self.ips.iter().find(same_family).copied().unwrap_or(unspecified(to))
+    }
+
+    /// The near end of a connection to `to` from a socket that is bound to nothing.
     pub(crate) fn source(&self, to: IpAddr) -> SocketAddr {
-        let ip = if to.is_loopback() {
-            to
-        } else {
-            let same_family = |ip: &&IpAddr| ip.is_ipv4() == to.is_ipv4();
-            self.ips.iter().find(same_family).copied().unwrap_or(UNKNOWN_PEER.ip())
-        };
-        SocketAddr::new(ip, self.ports.ephemeral())
+        SocketAddr::new(self.source_ip(to), self.ports.ephemeral())
+    }
+
+    /// Who listens at `to`, or does in a moment.
+    async fn listener(&self, to: SocketAddr) -> Option<Listener> {
+        match self.ports.listener(to) {
+            Some(listener) => Some(listener),
+            None => self.over.run_until_cancelled(self.ports.listener_soon(to)).await.flatten(),
+        }
     }
 
     /// Connects to a listener of this pod.
-    pub(crate) fn dial(self: &Arc<Self>, from: SocketAddr, to: SocketAddr) -> io::Result<BoxIo> {
-        match self.ports.listener(to).ok_or(io::ErrorKind::ConnectionRefused)? {
-            Listener::Tcp(backlog, taken) => Ok(Box::new(enqueue(&backlog, &taken, from, to)?)),
+    pub(crate) async fn dial(
+        self: &Arc<Self>,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> io::Result<BoxIo> {
+        match self.listener(to).await.ok_or(io::ErrorKind::ConnectionRefused)? {
+            Listener::Udp(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+            Listener::Tcp(backlog, intake) => Ok(Box::new(enqueue(&backlog, &intake, from, to)?)),
             Listener::Http(service) => {
                 let (near, far) = tokio::io::duplex(PIPE_BYTES);
                 let over = self.over.clone();
@@ -146,7 +179,7 @@ impl PodNet {
         to: SocketAddr,
     ) -> io::Result<BoxIo> {
         if self.is_own(to.ip()) {
-            return self.dial(from, to);
+            return self.dial(from, to).await;
         }
         self.uplink.connect(&self.id, to).await
     }
@@ -157,7 +190,7 @@ impl PodNet {
             return vec![ip];
         }
         if name == "localhost" {
-            return vec![Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+            return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         }
         let own = self.own_names(&name);
         if !own.is_empty() {
@@ -166,18 +199,28 @@ impl PodNet {
         if name == self.hostname {
             return self.ips.clone();
         }
-        let found = self.uplink.resolve(&self.id, &name).await;
-        // A trailing dot: the name is whole.
-        if !found.is_empty() || name.ends_with('.') {
-            return found;
-        }
-        for domain in &self.searches {
-            let found = self.uplink.resolve(&self.id, &format!("{name}.{domain}")).await;
+        for whole in self.whole_names(&name) {
+            let found = self.uplink.resolve(&self.id, &whole).await;
             if !found.is_empty() {
                 return found;
             }
         }
         Vec::new()
+    }
+
+    /// The whole names that `name` may stand for, in the order in which a resolver tries them.
+    fn whole_names(&self, name: &str) -> Vec<String> {
+        // A trailing dot: the name is whole.
+        if name.ends_with('.') {
+            return vec![name.to_owned()];
+        }
+        let searched = self.searches.iter().map(|domain| format!("{name}.{domain}."));
+        let itself = std::iter::once(format!("{name}."));
+        if name.matches('.').count() >= self.ndots {
+            itself.chain(searched).collect()
+        } else {
+            searched.chain(itself).collect()
+        }
     }
 
     /// The addresses that the pod itself gives to a name.
@@ -213,15 +256,15 @@ impl PodNet {
         to: SocketAddr,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, HttpError> {
-        match self.ports.listener(to) {
+        match self.listener(to).await {
             Some(Listener::Http(service)) => service.call(request).await,
-            Some(Listener::Tcp(backlog, taken)) => {
-                match enqueue(&backlog, &taken, UNKNOWN_PEER, to) {
+            Some(Listener::Tcp(backlog, intake)) => {
+                match enqueue(&backlog, &intake, UNKNOWN_PEER, to) {
                     Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
                     Err(_) => Err(HttpError::Refused(Unsent::new(request))),
                 }
             }
-            None => Err(HttpError::Refused(Unsent::new(request))),
+            Some(Listener::Udp(_)) | None => Err(HttpError::Refused(Unsent::new(request))),
         }
     }
 
@@ -241,36 +284,39 @@ impl PodNet {
     fn own_address(&self, uri: &http::Uri) -> Option<SocketAddr> {
         let authority = uri.authority()?;
         let host = authority.host().trim_matches(['[', ']']);
+        let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = authority.port_u16().unwrap_or(default);
         let ip = match host {
-            "localhost" => Ipv4Addr::LOCALHOST.into(),
+            "localhost" => {
+                let (four, six) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+                let listens = |ip| self.ports.listener(SocketAddr::new(ip, port)).is_some();
+                if listens(six) && !listens(four) { six } else { four }
+            }
             _ => host.parse().ok()?,
         };
-        let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let to = SocketAddr::new(ip, authority.port_u16().unwrap_or(default));
-        self.is_own(ip).then_some(to)
+        self.is_own(ip).then_some(SocketAddr::new(ip, port))
     }
 }
 
 fn enqueue(
     backlog: &tokio::sync::mpsc::Sender<Accepted>,
-    taken: &TaskTracker,
+    intake: &Intake,
     from: SocketAddr,
     to: SocketAddr,
 ) -> io::Result<tokio::io::DuplexStream> {
-    if taken.is_closed() {
+    if intake.taken.is_closed() {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
+    let token = intake.taken.token();
     backlog
-        .try_send(Accepted { io: Box::new(far), peer: from, local: to, token: taken.token() })
+        .try_send(Accepted { io: Box::new(far), peer: from, local: to, token })
         .map_err(|_| io::ErrorKind::ConnectionRefused)?;
     Ok(near)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
     use async_trait::async_trait;
     use http_body_util::BodyExt as _;
 
@@ -286,7 +332,7 @@ mod tests {
         }
 
         async fn resolve(&self, _: &PodId, name: &str) -> Vec<IpAddr> {
-            let known = name == "db.example.org" || name == "alias.test";
+            let known = name == "db.example.org." || name == "alias.test.";
             if known { vec![[192, 0, 2, 9].into()] } else { Vec::new() }
         }
 
@@ -316,13 +362,26 @@ mod tests {
                 (word("Six"), Ipv6Addr::LOCALHOST.into()),
             ],
             searches: vec![word("example.com"), word("example.org")],
+            ndots: 2,
         };
         let guests = Guests::start(1, 0).unwrap();
         PodNet::new(&config, Arc::new(guests), Arc::new(Outside), CancellationToken::new())
     }
 
     #[tokio::test]
-    async fn a_pods_own_names_are_asked_first_and_its_searches_last() {
+    async fn names_are_tried_in_the_order_of_the_pods_resolver() {
+        let pod = pod();
+        assert_eq!(pod.whole_names("a"), ["a.example.com.", "a.example.org.", "a."]);
+        assert_eq!(pod.whole_names("a.b"), ["a.b.example.com.", "a.b.example.org.", "a.b."]);
+        assert_eq!(
+            pod.whole_names("a.b.c"),
+            ["a.b.c.", "a.b.c.example.com.", "a.b.c.example.org."]
+        );
+        assert_eq!(pod.whole_names("a.b."), ["a.b."]);
+    }
+
+    #[tokio::test]
+    async fn a_pods_own_names_are_asked_first_and_then_its_searches() {
         let pod = pod();
         for (name, ips) in [
             ("alias.test", vec![IpAddr::from([10, 1, 2, 3])]),

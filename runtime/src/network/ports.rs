@@ -3,18 +3,29 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::datagrams::Endpoint;
 use crate::serve::HttpService;
 use crate::types::BoxIo;
 
 /// Ports given to guests that ask for any, as Linux does by default.
 const EPHEMERAL_FIRST: u16 = 32_768;
 const EPHEMERAL_LAST: u16 = 60_999;
+/// How long connections wait for a listener that went with its container. A first restart takes
+/// some ten milliseconds; what takes longer than this is better tried at another endpoint.
+pub(crate) const RESTART_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Connections of one pod that wait so at the same time; further ones are refused.
+const RESTART_WAITERS_MAX: usize = 128;
+/// Listeners that are remembered after they went.
+const LOST_MAX: usize = 64;
 
 /// A connection on its way to a guest's listener.
 pub(crate) struct Accepted {
@@ -33,9 +44,30 @@ pub(crate) struct Accepted {
 pub(crate) enum Listener {
     /// An HTTP component, served by the host.
     Http(Arc<HttpService>),
-    /// A guest's listening socket: its backlog, and all connections that its container has taken.
-    /// A closed tracker takes no more.
-    Tcp(mpsc::Sender<Accepted>, TaskTracker),
+    /// A guest's listening socket.
+    Tcp(mpsc::Sender<Accepted>, Intake),
+    /// A guest's UDP socket.
+    Udp(Arc<Endpoint>),
+}
+
+impl Listener {
+    /// Whether it goes because its container ended: another one may soon listen in its place.
+    fn goes_with_its_container(&self) -> bool {
+        match self {
+            Self::Http(service) => service.is_over(),
+            Self::Tcp(_, intake) => intake.over.is_cancelled(),
+            Self::Udp(_) => false,
+        }
+    }
+}
+
+/// What a container says of the connections to its listeners.
+#[derive(Debug, Clone)]
+pub(crate) struct Intake {
+    /// All connections that it has taken. A closed tracker takes no more.
+    pub(crate) taken: TaskTracker,
+    /// Cancelled when the container ends.
+    pub(crate) over: CancellationToken,
 }
 
 /// Why a port could not be bound.
@@ -59,19 +91,29 @@ struct Bound {
 #[derive(Default)]
 struct Table {
     by_port: BTreeMap<u16, Vec<Bound>>,
+    /// Where a listener went with its container, and until when one is waited for.
+    lost: BTreeMap<SocketAddr, Instant>,
     serial: u64,
     next_ephemeral: u16,
 }
 
-/// All ports of one pod.
+/// All ports of one pod, of one protocol.
 pub(crate) struct Ports {
     ips: Vec<IpAddr>,
     table: RwLock<Table>,
+    /// Told when something begins to listen.
+    opened: Notify,
+    waiters: Semaphore,
 }
 
 impl Ports {
     pub(crate) fn new(ips: Vec<IpAddr>) -> Arc<Self> {
-        Arc::new(Self { ips, table: RwLock::default() })
+        Arc::new(Self {
+            ips,
+            table: RwLock::default(),
+            opened: Notify::new(),
+            waiters: Semaphore::new(RESTART_WAITERS_MAX),
+        })
     }
 
     /// Takes a port; 0 is any free one. It is given back when the binding is dropped.
@@ -96,6 +138,35 @@ impl Ports {
     /// told apart by their pipes.
     pub(crate) fn ephemeral(&self) -> u16 {
         self.table.write().next_ephemeral()
+    }
+
+    /// As [`Ports::listener`]; waits a moment for a listener that went with its container.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn listener_soon(&self, to: SocketAddr) -> Option<Listener> {
+        let mut place = None;
+        loop {
+            let opened = self.opened.notified();
+            if let Some(listener) = self.listener(to) {
+                return Some(listener);
+            }
+            let until = self.waits_until(to)?;
+            if place.is_none() {
+                place = Some(self.waiters.try_acquire().ok()?);
+            }
+            tokio::time::timeout_at(until, opened).await.ok()?;
+        }
+    }
+
+    /// Until when a listener may come back.
+    fn waits_until(&self, to: SocketAddr) -> Option<Instant> {
+        let table = self.table.read();
+        let any = unspecified(to.ip());
+        let lost = [to, SocketAddr::new(any, to.port())];
+        let until = lost.iter().filter_map(|at| table.lost.get(at)).max().copied();
+        until.filter(|until| *until > Instant::now())
     }
 
     /// Who listens at this address of the pod.
@@ -125,6 +196,14 @@ impl Table {
         next
     }
 
+    fn lose(&mut self, at: SocketAddr) {
+        let now = Instant::now();
+        self.lost.retain(|_, until| *until > now);
+        if self.lost.len() < LOST_MAX {
+            self.lost.insert(at, now + RESTART_WAIT_MAX);
+        }
+    }
+
     fn free_port(&mut self, ip: IpAddr) -> Option<u16> {
         (EPHEMERAL_FIRST..=EPHEMERAL_LAST).find_map(|_| {
             let port = self.next_ephemeral();
@@ -148,9 +227,16 @@ impl Binding {
 
     /// Starts to take connections. `None` stops.
     pub(crate) fn listen(&self, listener: Option<Listener>) {
+        let is_opened = listener.is_some();
         // A listener may hold the last reference to something that has its own bindings, so the
         // old one is dropped without the lock.
-        let old = self.with(|bound| std::mem::replace(&mut bound.listener, listener));
+        let old = self.with(|bound| std::mem::replace(&mut bound.listener, listener)).flatten();
+        if is_opened {
+            self.ports.table.write().lost.remove(&self.at);
+            self.ports.opened.notify_waiters();
+        } else if old.as_ref().is_some_and(Listener::goes_with_its_container) {
+            self.ports.table.write().lose(self.at);
+        }
         drop(old);
     }
 
@@ -180,6 +266,14 @@ impl std::fmt::Debug for Binding {
     }
 }
 
+/// "Any address" of the same family.
+pub(crate) fn unspecified(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 /// The two addresses at which a port of all of a pod's addresses is bound.
 pub(crate) fn wildcards(port: u16) -> [SocketAddr; 2] {
     [
@@ -200,8 +294,54 @@ mod tests {
         Ports::new(vec!["10.0.0.1".parse().unwrap()])
     }
 
-    fn listen(binding: &Binding) {
-        binding.listen(Some(Listener::Tcp(mpsc::channel(1).0, TaskTracker::new())));
+    fn listen(binding: &Binding) -> Intake {
+        let intake = Intake { taken: TaskTracker::new(), over: CancellationToken::new() };
+        binding.listen(Some(Listener::Tcp(mpsc::channel(1).0, intake.clone())));
+        intake
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_that_went_with_its_container_is_waited_for_a_moment() {
+        let ports = ports();
+        let binding = ports.bind(at("0.0.0.0:80")).unwrap();
+        listen(&binding).over.cancel();
+        drop(binding);
+        let start = Instant::now();
+        assert!(ports.listener_soon(at("10.0.0.1:80")).await.is_none(), "nobody came");
+        assert_eq!(start.elapsed(), RESTART_WAIT_MAX);
+
+        let binding = ports.bind(at("0.0.0.0:80")).unwrap();
+        listen(&binding).over.cancel();
+        drop(binding);
+        let again = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let binding = ports.bind(at("0.0.0.0:80")).unwrap();
+            listen(&binding);
+            binding
+        };
+        let (found, _binding) = tokio::join!(ports.listener_soon(at("10.0.0.1:80")), again);
+        assert!(found.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_that_its_guest_closed_is_not_waited_for_and_waiters_are_counted() {
+        let ports = ports();
+        let binding = ports.bind(at("0.0.0.0:80")).unwrap();
+        listen(&binding);
+        drop(binding);
+        let start = Instant::now();
+        assert!(ports.listener_soon(at("10.0.0.1:80")).await.is_none());
+        assert_eq!(start.elapsed(), Duration::ZERO);
+
+        let binding = ports.bind(at("0.0.0.0:81")).unwrap();
+        listen(&binding).over.cancel();
+        drop(binding);
+        let all = (0..=RESTART_WAITERS_MAX).map(|_| async {
+            let _ = ports.listener_soon(at("10.0.0.1:81")).await;
+            start.elapsed() == Duration::ZERO
+        });
+        let waited = futures_util::future::join_all(all).await;
+        assert_eq!(waited.iter().filter(|is_refused_at_once| **is_refused_at_once).count(), 1);
     }
 
     #[test]

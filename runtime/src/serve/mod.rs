@@ -131,6 +131,11 @@ impl HttpService {
         drop(bindings);
     }
 
+    /// Whether its container has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
     /// Waits until no request is in flight.
     pub(crate) async fn drained(&self) {
         self.in_flight.idle().await;

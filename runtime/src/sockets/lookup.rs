@@ -1,92 +1,77 @@
-//! `wasi:sockets/ip-name-lookup`.
+//! Name lookup, for both versions of the interface.
 
-use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::net::{IpAddr, Ipv6Addr};
 
-use wasmtime::component::Resource;
-use wasmtime_wasi::p2::SocketResult;
-use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::{
-    Host, HostResolveAddressStream, ResolveAddressStream,
-};
-use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, Network};
-use wasmtime_wasi_io::async_trait;
-use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
-
-use super::{SocketsView, ours, theirs};
+use url::Host;
 
 /// Longest name, as in DNS.
 const NAME_BYTES_MAX: usize = 255;
 
-/// A lookup under way, or the addresses not yet taken.
-enum Lookup {
-    Running(Pin<Box<dyn Future<Output = Vec<IpAddr>> + Send>>),
-    Done(std::vec::IntoIter<IpAddr>),
-    Nothing,
+/// What a guest asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    /// An address in words.
+    Address(IpAddr),
+    /// A domain name in ASCII.
+    Domain(String),
 }
 
-impl Lookup {
-    fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Running(future) = self {
-            let addresses = std::task::ready!(future.as_mut().poll(cx));
-            *self = if addresses.is_empty() {
-                Self::Nothing
-            } else {
-                Self::Done(addresses.into_iter())
-            };
-        }
-        Poll::Ready(())
+/// Reads a name as WASI has it: an address, or a domain name in any script. `None` if it is
+/// neither.
+pub(super) fn parse(name: &str) -> Option<Name> {
+    if name.len() > NAME_BYTES_MAX {
+        return None;
+    }
+    // An address without the brackets that it has in a URL.
+    if let Ok(ip) = name.parse::<Ipv6Addr>() {
+        return Some(Name::Address(ip.into()));
+    }
+    match Host::parse(name).ok()? {
+        Host::Domain(domain) => Some(Name::Domain(domain)),
+        Host::Ipv4(ip) => Some(Name::Address(ip.into())),
+        Host::Ipv6(ip) => Some(Name::Address(ip.into())),
     }
 }
 
-#[async_trait]
-impl Pollable for Lookup {
-    async fn ready(&mut self) {
-        std::future::poll_fn(|cx| self.poll_done(cx)).await;
-    }
-}
-
-impl Host for SocketsView<'_> {
-    fn resolve_addresses(
-        &mut self,
-        network: Resource<Network>,
-        name: String,
-    ) -> SocketResult<Resource<ResolveAddressStream>> {
-        self.check(&network)?;
-        if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(ErrorCode::InvalidArgument.into());
-        }
-        let mut lookup = Lookup::Running(Box::pin(Arc::clone(self.net).resolve(name)));
-        // Starts it, and ends it at once if the name is known here.
-        let _ = lookup.poll_done(&mut Context::from_waker(Waker::noop()));
-        Ok(theirs(&self.table.push(lookup)?))
-    }
-}
-
-impl HostResolveAddressStream for SocketsView<'_> {
-    fn resolve_next_address(
-        &mut self,
-        this: Resource<ResolveAddressStream>,
-    ) -> SocketResult<Option<IpAddress>> {
-        let lookup = self.table.get_mut(&ours::<_, Lookup>(&this))?;
-        let _ = lookup.poll_done(&mut Context::from_waker(Waker::noop()));
-        match lookup {
-            Lookup::Running(_) => Err(ErrorCode::WouldBlock.into()),
-            Lookup::Nothing => Err(ErrorCode::NameUnresolvable.into()),
-            Lookup::Done(addresses) => Ok(addresses.next().map(Into::into)),
+/// Addresses as they are told: an IPv4 address never in IPv6 clothes, each once.
+pub(super) fn tell(found: Vec<IpAddr>) -> Vec<IpAddr> {
+    let mut told: Vec<IpAddr> = Vec::with_capacity(found.len());
+    for ip in found.into_iter().map(|ip| ip.to_canonical()) {
+        if !told.contains(&ip) {
+            told.push(ip);
         }
     }
+    told
+}
 
-    fn subscribe(
-        &mut self,
-        this: Resource<ResolveAddressStream>,
-    ) -> wasmtime::Result<Resource<DynPollable>> {
-        subscribe(self.table, ours::<_, Lookup>(&this))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_addresses_or_domains_in_any_script() {
+        let address = |ip: &str| Some(Name::Address(ip.parse().unwrap()));
+        let domain = |name: &str| Some(Name::Domain(name.to_owned()));
+        for (name, is) in [
+            ("127.0.0.1", address("127.0.0.1")),
+            ("::1", address("::1")),
+            ("[::1]", address("::1")),
+            ("DEAD:BEEF::0", address("dead:beef::")),
+            ("web", domain("web")),
+            ("Web.Default.", domain("web.default.")),
+            ("_dns._udp.web", domain("_dns._udp.web")),
+            ("bücher.example", domain("xn--bcher-kva.example")),
+        ] {
+            assert_eq!(parse(name), is, "{name}");
+        }
+        for name in ["", " ", "a.b<&>", "127.0.0.1:80", "[::]:80", "http://x/", &"a".repeat(256)] {
+            assert_eq!(parse(name), None, "{name}");
+        }
     }
 
-    fn drop(&mut self, this: Resource<ResolveAddressStream>) -> wasmtime::Result<()> {
-        self.table.delete(Resource::<Lookup>::new_own(this.rep()))?;
-        Ok(())
+    #[test]
+    fn no_address_is_told_twice() {
+        let ips = ["10.0.0.1", "::ffff:10.0.0.1", "::1"].map(|ip| ip.parse().unwrap());
+        assert_eq!(tell(ips.to_vec()), [ips[0], ips[2]]);
     }
 }

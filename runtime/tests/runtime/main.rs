@@ -7,13 +7,16 @@
 mod bad_guests;
 mod commands;
 mod compiling;
+mod conformance;
 mod hostile;
 mod http;
 mod imports;
 mod limits;
 mod pulley;
 mod sockets;
+mod sockets_p3;
 mod support;
 mod tls;
+mod udp;
 mod volumes;
 mod worlds;

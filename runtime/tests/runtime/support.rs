@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use edgeorc_runtime::{
-    Body, BodyError, BoxIo, Container, ContainerConfig, HttpError, Machine, MemoryKeyValue, Mount,
-    Pod, PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink, VirtualNetwork, WasmRuntime,
-    compatibility_hash_for, compile_file_for,
+    Body, BodyError, BoxIo, Container, ContainerConfig, Datagrams, HttpError, Machine,
+    MemoryKeyValue, Mount, Pod, PodConfig, PodId, PodRuntime, RuntimeConfig, Uplink,
+    VirtualNetwork, WasmRuntime, compatibility_hash_for, compile_file_for,
 };
 use http_body_util::{BodyExt as _, Full};
 use parking_lot::Mutex;
@@ -38,6 +38,16 @@ impl Uplink for OneNode {
             return Ok(Box::new(tokio::net::TcpStream::connect(host).await?));
         }
         self.network.connect(to).await
+    }
+
+    async fn datagrams(
+        &self,
+        _from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+        flow: Datagrams,
+    ) -> std::io::Result<()> {
+        self.network.datagrams(source, to, flow).await
     }
 
     async fn resolve(&self, _from: &PodId, name: &str) -> Vec<IpAddr> {
@@ -74,7 +84,10 @@ impl Node {
     /// With other settings.
     pub(crate) fn start_with(change: impl FnOnce(&mut RuntimeConfig)) -> Self {
         let network = Arc::new(VirtualNetwork::new());
-        let names = BTreeMap::from([("web".to_owned(), vec![ip("10.0.0.1")])]);
+        let names = BTreeMap::from([
+            ("web".to_owned(), vec![ip("10.0.0.1")]),
+            ("example.com".to_owned(), vec![ip(OUTSIDE), ip("2001:db8::1")]),
+        ]);
         let uplink = Arc::new(OneNode { network: Arc::clone(&network), names });
         let mut config = RuntimeConfig::new(Arc::new(|| SystemTime::UNIX_EPOCH));
         config.guest_threads = Some(1);
@@ -88,20 +101,34 @@ impl Node {
         self.pod_with_memory(address, None).await
     }
 
+    /// A container that runs one of the probes with these arguments.
+    pub(crate) fn probe(&self, name: &str, probe: &str, args: &[&str]) -> ContainerConfig {
+        let mut config = self.container(name, app(probe));
+        config.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        config
+    }
+
     pub(crate) async fn pod_with_memory(&self, address: &str, max: Option<u64>) -> Arc<dyn Pod> {
+        self.pod_with(&[address], max).await
+    }
+
+    /// A pod with several addresses.
+    pub(crate) async fn pod_with(&self, addresses: &[&str], max: Option<u64>) -> Arc<dyn Pod> {
+        let address = addresses.first().unwrap();
         let id = PodId {
             namespace: "default".to_owned(),
             name: format!("pod-{address}"),
-            uid: address.to_owned(),
+            uid: (*address).to_owned(),
         };
         let hostname = id.name.clone();
         let pod = PodConfig {
             id,
-            ips: vec![ip(address)],
+            ips: addresses.iter().map(|address| ip(address)).collect(),
             hostname,
             memory_bytes_max: max,
             hosts: Vec::new(),
             searches: Vec::new(),
+            ndots: 1,
         };
         self.runtime.create(pod).await.unwrap()
     }
@@ -197,7 +224,7 @@ pub(crate) async fn exit(container: &Arc<dyn Container>) -> edgeorc_runtime::Exi
 }
 
 /// Compiles, or takes what another test of this build compiled.
-fn compiled(wasm: &[u8]) -> PathBuf {
+pub(crate) fn compiled(wasm: &[u8]) -> PathBuf {
     compiled_for(Machine::probe(), wasm)
 }
 

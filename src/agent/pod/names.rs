@@ -1,5 +1,5 @@
-//! Names of a pod and those it gives to addresses itself: its hostname, `hostAliases`, and the
-//! searches of `dnsConfig`.
+//! Names of a pod and those it gives to addresses itself: its hostname and
+//! `hostAliases`.
 
 use std::net::IpAddr;
 
@@ -9,8 +9,6 @@ use crate::mesh::CLUSTER_DOMAIN;
 
 /// Longest hostname, as of Linux.
 const HOSTNAME_BYTES_MAX: usize = 63;
-/// Most search domains that are tried, as in Kubernetes.
-const SEARCHES_MAX: usize = 32;
 
 /// The pod's hostname: `spec.hostname`, or its name as far as that can be one.
 pub(crate) fn hostname(pod: &Pod) -> String {
@@ -44,17 +42,6 @@ pub(crate) fn host_aliases(pod: &Pod) -> Vec<(String, IpAddr)> {
         .collect()
 }
 
-/// `spec.dnsConfig.searches`: tried after the cluster's own domains.
-pub(crate) fn searches(pod: &Pod) -> Vec<String> {
-    let config = pod.spec.as_ref().and_then(|spec| spec.dns_config.as_ref());
-    let searches = config.into_iter().flat_map(|config| config.searches.iter().flatten());
-    searches
-        .map(|domain| domain.trim_matches('.').to_owned())
-        .filter(|domain| !domain.is_empty())
-        .take(SEARCHES_MAX)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -62,14 +49,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn aliases_and_searches_are_read_from_the_spec() {
+    fn aliases_are_read_from_the_spec() {
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [],
-            "hostAliases": [{"ip": "10.1.2.3", "hostnames": ["a", "b.c"]}, {"ip": "x", "hostnames": ["d"]}],
-            "dnsConfig": {"searches": ["example.org.", "."]}}}))
+            "hostAliases": [{"ip": "10.1.2.3", "hostnames": ["a", "b.c"]}, {"ip": "x", "hostnames": ["d"]}]}}))
         .unwrap();
         let ip = IpAddr::from([10, 1, 2, 3]);
         assert_eq!(host_aliases(&pod), [("a".to_owned(), ip), ("b.c".to_owned(), ip)]);
-        assert_eq!(searches(&pod), ["example.org"]);
     }
 
     #[test]

@@ -319,6 +319,7 @@ impl Worker {
         if let Some(sandbox) = &self.sandbox {
             return Ok(Arc::clone(sandbox));
         }
+        let (searches, ndots) = volumes::lookups(&self.seen.borrow());
         let config = PodConfig {
             id: PodId {
                 namespace: self.plan.namespace.clone(),
@@ -329,7 +330,8 @@ impl Worker {
             hostname: self.plan.hostname.clone(),
             memory_bytes_max: self.plan.memory_bytes_max(),
             hosts: names::host_aliases(&self.seen.borrow()),
-            searches: names::searches(&self.seen.borrow()),
+            searches,
+            ndots,
         };
         let sandbox = self.shared.runtime.create(config).await?;
         self.sandbox = Some(Arc::clone(&sandbox));

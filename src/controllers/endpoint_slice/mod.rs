@@ -1,6 +1,6 @@
 //! Lists the pods behind each service, for everyone who routes to it.
 //!
-//! Data in: services with a selector, and pods. Data out: `EndpointSlice`s.
+//! Data in: services with a selector, pods, and the zones of nodes. Data out: `EndpointSlice`s.
 //!
 //! # Invariants
 //!
@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{Change, Store, revision_of};
 use crate::controllers::Context;
 use crate::controllers::endpoint_slice::plan::{
-    MANAGED_BY, MANAGER, SERVICE_NAME, View, is_backend, plan,
+    MANAGED_BY, MANAGER, SERVICE_NAME, View, Zones, is_backend, plan,
 };
 use crate::controllers::object::{Key, delete_as_read, is_deleting, key};
 use crate::controllers::queue::{Next, Queue, Workers};
@@ -27,6 +27,8 @@ mod plan;
 #[cfg(test)]
 mod plan_test;
 
+/// Label of a node that says where it stands.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Services reconciled at once.
 const RUNS_MAX: usize = 16;
 /// How long a run waits for the cache to show its writes.
@@ -51,9 +53,25 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
     informers.endpoint_slices.subscribe(queue.feed(|change: &Change<'_, EndpointSlice>, keys| {
         keys.extend(service_of(change.object()));
     }));
+    let services = informers.services.store.clone();
+    informers.nodes.subscribe(queue.feed(move |change: &Change<'_, Node>, keys| {
+        let (old, new) = match change {
+            Change::Applied { old, new } => (old.map(|old| zone_of(old)), Some(zone_of(new))),
+            Change::Removed(old) => (Some(zone_of(old)), None),
+        };
+        // Zones are seldom given and hardly ever changed; services are few beside heartbeats.
+        if old.flatten() != new.flatten() {
+            keys.extend(services.state().iter().map(|service| key(service.as_ref())));
+        }
+    }));
     let workers =
         Workers { controller: "endpoint-slice", runs_max: RUNS_MAX, rng: context.rng.clone() };
     workers.run(queue, cancel, |key| reconcile(&context, key)).await;
+}
+
+/// The zone that the node is in.
+fn zone_of(node: &Node) -> Option<&String> {
+    node.labels().get(ZONE)
 }
 
 /// The service that the slice says it belongs to.
@@ -97,7 +115,10 @@ async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, ku
     let mut slices = informers.endpoint_slices.store.in_namespace(&namespace);
     slices.retain(|slice| is_kept_for(slice, &name));
     let pods = informers.pods.store.in_namespace(&namespace);
-    let plan = plan(&View { service: &service, pods: &pods, slices: &slices });
+    let nodes = informers.nodes.store.state();
+    let zones: Zones =
+        nodes.iter().filter_map(|node| Some((node.name_any(), zone_of(node)?.clone()))).collect();
+    let plan = plan(&View { service: &service, pods: &pods, slices: &slices, zones: &zones });
     let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &namespace);
     let (params, mut revision) = (PostParams::default(), 0);
     for slice in &plan.update {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
@@ -31,7 +33,12 @@ pub(super) struct View<'a> {
     pub(super) pods: &'a [Arc<Pod>],
     /// The service's slices kept by this controller, by name.
     pub(super) slices: &'a [Arc<EndpointSlice>],
+    /// The zone of each node that is in one.
+    pub(super) zones: &'a Zones,
 }
+
+/// Zones by node.
+pub(super) type Zones = BTreeMap<String, String>;
 
 /// What a run does.
 #[derive(Debug, Default)]
@@ -47,31 +54,93 @@ pub(super) struct Plan {
 type Ports = Vec<(Option<String>, String, i32, Option<String>)>;
 
 pub(super) fn plan(view: &View<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let families = families(view.service);
+    for family in Family::ALL {
+        let of_family = |slice: &&Arc<EndpointSlice>| slice.address_type == family.name();
+        let slices: Vec<_> = view.slices.iter().filter(of_family).cloned().collect();
+        if families.contains(&family) {
+            plan_family(view, family, slices, &mut plan);
+        } else {
+            plan.delete.extend(slices);
+        }
+    }
+    plan
+}
+
+/// The slices of one family.
+fn plan_family(
+    view: &View<'_>,
+    family: Family,
+    mut free: Vec<Arc<EndpointSlice>>,
+    plan: &mut Plan,
+) {
     let mut wanted: BTreeMap<Ports, BTreeMap<String, Endpoint>> = BTreeMap::new();
     for pod in view.pods.iter().filter(|pod| is_backend(view.service, pod)) {
-        if let Some(endpoint) = endpoint(view.service, pod) {
+        if let Some(endpoint) = endpoint(view, family, pod) {
             let ports = ports(view.service, pod);
             wanted.entry(ports).or_default().insert(pod.name_any(), endpoint);
         }
     }
-    let mut plan = Plan::default();
-    let mut free: Vec<_> = view.slices.to_vec();
+    let is_empty = wanted.is_empty();
     for (ports, endpoints) in wanted {
         let (same, others) = free.into_iter().partition(|slice| ports_of(slice) == ports);
         free = others;
-        fill(view.service, &ports, endpoints, same, &mut plan);
+        fill(&Group { service: view.service, family, ports: &ports }, endpoints, same, plan);
     }
     // One empty slice stays, so that an empty service is told from one not yet looked at.
-    if plan.create.is_empty() && plan.update.is_empty() && free.len() == view.slices.len() {
-        let empty = slice(view.service, &ports_of_service(view.service), Vec::new());
+    if is_empty {
+        let ports = ports_of_service(view.service);
+        let empty = Group { service: view.service, family, ports: &ports }.slice(Vec::new());
         if free.is_empty() {
             plan.create.push(empty);
         } else {
-            replace(&free.remove(0), empty, &mut plan);
+            replace(&free.remove(0), empty, plan);
         }
     }
     plan.delete.extend(free);
-    plan
+}
+
+/// A family of addresses, as slices name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    fn has(self, ip: &str) -> bool {
+        ip.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (self == Self::V6))
+    }
+}
+
+/// The families of the service; by its addresses if it does not say.
+fn families(service: &Service) -> Vec<Family> {
+    let Some(spec) = &service.spec else { return vec![Family::V4] };
+    let named = spec.ip_families.iter().flatten();
+    let named: Vec<_> =
+        named.filter_map(|name| Family::ALL.into_iter().find(|one| one.name() == name)).collect();
+    if !named.is_empty() {
+        return named;
+    }
+    let is_v6 = spec.cluster_ip.as_deref().is_some_and(|ip| Family::V6.has(ip));
+    vec![if is_v6 { Family::V6 } else { Family::V4 }]
+}
+
+/// What the slices of a group have in common.
+struct Group<'a> {
+    service: &'a Service,
+    family: Family,
+    ports: &'a Ports,
 }
 
 /// Whether the service selects the pod, and the pod has not ended.
@@ -86,8 +155,7 @@ pub(super) fn is_backend(service: &Service, pod: &Pod) -> bool {
 /// Puts `endpoints` into the slices where they are, the rest where there is room, then into new
 /// slices: a change touches as few slices as it can.
 fn fill(
-    service: &Service,
-    ports: &Ports,
+    group: &Group<'_>,
     mut endpoints: BTreeMap<String, Endpoint>,
     slices: Vec<Arc<EndpointSlice>>,
     plan: &mut Plan,
@@ -108,12 +176,12 @@ fn fill(
         if stay.is_empty() {
             plan.delete.push(old);
         } else {
-            replace(&old, slice(service, ports, stay), plan);
+            replace(&old, group.slice(stay), plan);
         }
     }
     let rest: Vec<_> = endpoints.into_values().collect();
     for part in rest.chunks(ENDPOINTS_MAX) {
-        plan.create.push(slice(service, ports, part.to_vec()));
+        plan.create.push(group.slice(part.to_vec()));
     }
 }
 
@@ -138,31 +206,35 @@ fn replace(old: &EndpointSlice, mut new: EndpointSlice, plan: &mut Plan) {
     }
 }
 
-fn slice(service: &Service, ports: &Ports, mut endpoints: Vec<Endpoint>) -> EndpointSlice {
-    endpoints.sort_by(|a, b| pod_name(a).cmp(&pod_name(b)));
-    let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.insert(SERVICE_NAME.to_owned(), service.name_any());
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
-        labels.insert(HEADLESS.to_owned(), String::new());
-    }
-    let ports = ports.iter().cloned().map(|(name, protocol, port, app_protocol)| EndpointPort {
-        name: Some(name.unwrap_or_default()),
-        protocol: Some(protocol),
-        port: Some(port),
-        app_protocol,
-    });
-    EndpointSlice {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", service.name_any())),
-            namespace: service.namespace(),
-            labels: Some(labels),
-            owner_references: Some(vec![controller_reference(service)]),
-            ..ObjectMeta::default()
-        },
-        address_type: "IPv4".to_owned(),
-        endpoints: Some(endpoints),
-        ports: Some(ports.collect()),
+impl Group<'_> {
+    fn slice(&self, mut endpoints: Vec<Endpoint>) -> EndpointSlice {
+        let service = self.service;
+        endpoints.sort_by(|a, b| pod_name(a).cmp(&pod_name(b)));
+        let mut labels = service.metadata.labels.clone().unwrap_or_default();
+        labels.insert(SERVICE_NAME.to_owned(), service.name_any());
+        labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+        if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
+            labels.insert(HEADLESS.to_owned(), String::new());
+        }
+        let ports =
+            self.ports.iter().cloned().map(|(name, protocol, port, app_protocol)| EndpointPort {
+                name: Some(name.unwrap_or_default()),
+                protocol: Some(protocol),
+                port: Some(port),
+                app_protocol,
+            });
+        EndpointSlice {
+            metadata: ObjectMeta {
+                generate_name: Some(format!("{}-", service.name_any())),
+                namespace: service.namespace(),
+                labels: Some(labels),
+                owner_references: Some(vec![controller_reference(service)]),
+                ..ObjectMeta::default()
+            },
+            address_type: self.family.name().to_owned(),
+            endpoints: Some(endpoints),
+            ports: Some(ports.collect()),
+        }
     }
 }
 
@@ -216,28 +288,34 @@ fn container_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
     found.map(|port| port.container_port)
 }
 
-/// The pod as an endpoint; `None` while it has no IPv4 address.
-fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
-    let status = pod.status.as_ref()?;
+/// The pod as an endpoint; `None` while it has no address of the family.
+fn endpoint(view: &View<'_>, family: Family, pod: &Pod) -> Option<Endpoint> {
+    let (service, status) = (view.service, pod.status.as_ref()?);
     let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip);
-    let address = all.into_iter().find(|ip| ip.parse::<std::net::Ipv4Addr>().is_ok())?;
+    let address = all.into_iter().find(|ip| family.has(ip))?;
     let spec = service.spec.as_ref()?;
     let (is_serving, is_terminating) = (is_ready(pod), is_deleting(&pod.metadata));
     let publishes_all = spec.publish_not_ready_addresses == Some(true);
+    let is_ready = publishes_all || (is_serving && !is_terminating);
     let pod_spec = pod.spec.as_ref();
     let subdomain = pod_spec.and_then(|spec| spec.subdomain.as_ref());
     let hostname = pod_spec
         .and_then(|spec| spec.hostname.clone())
-        .filter(|_| subdomain == service.metadata.name.as_ref());
+        .filter(|name| !name.is_empty() && subdomain == service.metadata.name.as_ref());
+    let node = node_name(pod);
+    let zone = node.and_then(|node| view.zones.get(node)).cloned();
     Some(Endpoint {
         addresses: vec![address.clone()],
         conditions: Some(EndpointConditions {
-            ready: Some(publishes_all || (is_serving && !is_terminating)),
+            ready: Some(is_ready),
             serving: Some(is_serving),
             terminating: Some(is_terminating),
         }),
         hostname,
-        node_name: node_name(pod).map(str::to_owned),
+        hints: hints(spec.traffic_distribution.as_deref(), node, zone.as_deref())
+            .filter(|_| is_ready),
+        node_name: node.map(str::to_owned),
+        zone,
         target_ref: Some(ObjectReference {
             kind: Some("Pod".to_owned()),
             namespace: pod.namespace(),
@@ -247,4 +325,23 @@ fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
         }),
         ..Endpoint::default()
     })
+}
+
+/// Whose clients should use an endpoint, by the service's `trafficDistribution`.
+fn hints(
+    distribution: Option<&str>,
+    node: Option<&str>,
+    zone: Option<&str>,
+) -> Option<EndpointHints> {
+    let for_zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
+    let for_nodes = node.map(|node| vec![ForNode { name: node.to_owned() }]);
+    match distribution? {
+        "PreferSameNode" => {
+            for_nodes.map(|nodes| EndpointHints { for_nodes: Some(nodes), for_zones })
+        }
+        "PreferClose" | "PreferSameZone" => {
+            for_zones.map(|zones| EndpointHints { for_zones: Some(zones), for_nodes: None })
+        }
+        _ => None,
+    }
 }

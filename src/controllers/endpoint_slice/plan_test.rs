@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
-use crate::controllers::endpoint_slice::plan::{MANAGED_BY, Plan, SERVICE_NAME, View, plan};
+use crate::controllers::endpoint_slice::plan::{MANAGED_BY, Plan, SERVICE_NAME, View, Zones, plan};
 
 fn service(changes: &Value) -> Service {
     let mut service = json!({
@@ -54,7 +54,16 @@ fn stored(before: &[Arc<EndpointSlice>], plan: Plan) -> Vec<Arc<EndpointSlice>> 
 }
 
 fn plan_of(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]) -> Plan {
-    plan(&View { service, pods, slices })
+    plan_in(service, pods, slices, &Zones::new())
+}
+
+fn plan_in(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    slices: &[Arc<EndpointSlice>],
+    zones: &Zones,
+) -> Plan {
+    plan(&View { service, pods, slices, zones })
 }
 
 fn sizes(slices: &[Arc<EndpointSlice>]) -> Vec<usize> {
@@ -194,4 +203,66 @@ fn a_headless_service_that_publishes_all_says_so() {
     assert!(slice.metadata.labels.as_ref().unwrap().contains_key("service.kubernetes.io/headless"));
     let conditions = slice.endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
     assert_eq!((conditions.ready, conditions.serving), (Some(true), Some(false)));
+}
+
+#[test]
+fn each_family_of_a_service_has_slices_of_its_own() {
+    let two = json!({"status": {"podIPs": [{"ip": "10.42.0.1"}, {"ip": "fd00:42::1"}]}});
+    let pods = [pod(0, &two), pod(1, &json!({}))];
+    let both = service(&json!({"spec": {"ipFamilies": ["IPv4", "IPv6"]}}));
+    let slices = stored(&[], plan_of(&both, &pods, &[]));
+    let listed = |slices: &[Arc<EndpointSlice>]| -> Vec<(String, Vec<String>)> {
+        let ips = |slice: &EndpointSlice| {
+            slice.endpoints.iter().flatten().map(|one| one.addresses.concat()).collect()
+        };
+        slices.iter().map(|slice| (slice.address_type.clone(), ips(slice))).collect()
+    };
+    assert_eq!(
+        listed(&slices),
+        [
+            ("IPv4".to_owned(), vec!["10.42.0.1".to_owned(), "10.42.0.2".to_owned()]),
+            ("IPv6".to_owned(), vec!["fd00:42::1".to_owned()]),
+        ]
+    );
+    assert!(plan_of(&both, &pods, &slices).update.is_empty());
+    // A family that the service has no longer goes with its slices.
+    let one = service(&json!({"spec": {"ipFamilies": ["IPv6"]}}));
+    let plan = plan_of(&one, &pods, &slices);
+    assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 0, 1));
+    assert_eq!(plan.delete[0].address_type, "IPv4");
+}
+
+#[test]
+fn endpoints_say_their_zone_and_who_should_use_them() {
+    let zones: Zones = [("a".to_owned(), "z1".to_owned())].into();
+    let leaving = json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } });
+    let elsewhere = json!({ "spec": { "nodeName": "b" } });
+    let pods = [pod(0, &json!({})), pod(1, &leaving), pod(2, &elsewhere)];
+    let hints = |distribution: Value| -> Vec<Value> {
+        let service = service(&json!({ "spec": { "trafficDistribution": distribution } }));
+        let plan = plan_in(&service, &pods, &[], &zones);
+        let endpoints = plan.create[0].endpoints.clone().unwrap();
+        assert_eq!(endpoints[0].zone.as_deref(), Some("z1"));
+        assert_eq!(endpoints[2].zone, None);
+        endpoints.iter().map(|one| serde_json::to_value(&one.hints).unwrap()).collect()
+    };
+    let zone = json!({ "forZones": [{ "name": "z1" }] });
+    assert_eq!(hints(json!(null)), [json!(null), json!(null), json!(null)]);
+    assert_eq!(hints(json!("PreferClose")), [zone.clone(), json!(null), json!(null)]);
+    assert_eq!(hints(json!("PreferSameZone")), [zone, json!(null), json!(null)]);
+    let node = |name: &str| json!({ "forNodes": [{ "name": name }] });
+    let mut near = node("a");
+    near["forZones"] = json!([{ "name": "z1" }]);
+    assert_eq!(hints(json!("PreferSameNode")), [near, json!(null), node("b")]);
+}
+
+#[test]
+fn a_pod_has_a_name_of_its_own_within_the_service_that_is_its_subdomain() {
+    let named = |subdomain: &str| {
+        let spec = json!({ "spec": { "hostname": "h", "subdomain": subdomain } });
+        let plan = plan_of(&service(&json!({})), &[pod(0, &spec)], &[]);
+        plan.create[0].endpoints.as_ref().unwrap()[0].hostname.clone()
+    };
+    assert_eq!(named("web").as_deref(), Some("h"));
+    assert_eq!(named("other"), None);
 }

@@ -27,20 +27,21 @@ type Ports = Vec<(String, String, i32, Option<String>)>;
 /// What the service's `Endpoints` should be; `slices` are those of the endpoint slice controller.
 pub(super) fn plan(service: &Service, slices: &[Arc<EndpointSlice>]) -> Endpoints {
     let mut subsets: BTreeMap<Ports, EndpointSubset> = BTreeMap::new();
-    let (mut left, mut is_cut) = (ADDRESSES_MAX, false);
-    for slice in slices {
+    let family = primary_family(service);
+    let mut all = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.address_type == family) {
         for endpoint in slice.endpoints.iter().flatten() {
-            let Some((address, is_ready)) = address(endpoint) else { continue };
-            if left == 0 {
-                is_cut = true;
-                continue;
-            }
-            left -= 1;
-            let subset = subsets.entry(ports(slice)).or_default();
-            let list =
-                if is_ready { &mut subset.addresses } else { &mut subset.not_ready_addresses };
-            list.get_or_insert_default().push(address);
+            all.extend(address(endpoint).map(|(address, is_ready)| (slice, address, is_ready)));
         }
+    }
+    let is_cut = all.len() > ADDRESSES_MAX;
+    // When not all fit, those that serve do.
+    all.sort_by_key(|(_, _, is_ready)| !is_ready);
+    all.truncate(ADDRESSES_MAX);
+    for (slice, address, is_ready) in all {
+        let subset = subsets.entry(ports(slice)).or_default();
+        let list = if is_ready { &mut subset.addresses } else { &mut subset.not_ready_addresses };
+        list.get_or_insert_default().push(address);
     }
     let subsets = subsets.into_iter().map(|(ports, mut subset)| {
         for list in [&mut subset.addresses, &mut subset.not_ready_addresses].into_iter().flatten() {
@@ -72,6 +73,16 @@ pub(super) fn plan(service: &Service, slices: &[Arc<EndpointSlice>]) -> Endpoint
         },
         subsets: Some(subsets).filter(|subsets| !subsets.is_empty()),
     }
+}
+
+/// The one family that `Endpoints` are of: the first of the service.
+fn primary_family(service: &Service) -> &str {
+    let spec = service.spec.as_ref();
+    let named = spec.and_then(|spec| spec.ip_families.as_ref()?.first()).map(String::as_str);
+    named.unwrap_or_else(|| {
+        let ip = spec.and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default();
+        if ip.contains(':') { "IPv6" } else { "IPv4" }
+    })
 }
 
 /// Whether the stored object says what `wanted` says.
@@ -182,8 +193,20 @@ mod tests {
     }
 
     #[test]
+    fn a_service_of_both_families_has_endpoints_of_its_first() {
+        let mut both = service();
+        both.spec.as_mut().unwrap().ip_families = Some(vec!["IPv6".into(), "IPv4".into()]);
+        let mut six = (*slice(80, &[("fd00:42::1".to_owned(), true, false)])).clone();
+        six.address_type = "IPv6".to_owned();
+        let made = plan(&both, &[slice(80, &[(ip(1), true, false)]), Arc::new(six)]);
+        let subsets = made.subsets.unwrap();
+        assert_eq!(subsets.len(), 1);
+        assert_eq!(subsets[0].addresses.as_ref().unwrap()[0].ip, "fd00:42::1");
+    }
+
+    #[test]
     fn more_than_a_thousand_addresses_are_cut_and_marked() {
-        let all: Vec<_> = (0..1100).map(|at| (ip(at), true, false)).collect();
+        let all: Vec<_> = (0..1100).map(|at| (ip(at), at >= 100, false)).collect();
         let made = plan(&service(), &[slice(80, &all)]);
         let subsets = made.subsets.clone().unwrap();
         assert_eq!(subsets[0].addresses.as_ref().unwrap().len(), ADDRESSES_MAX);

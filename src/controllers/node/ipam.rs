@@ -124,7 +124,8 @@ mod tests {
             ("d", None),
         ]);
         let known = book(&[(0, "a"), (1, "b"), (9, "c"), (200, "a")]);
-        let cidrs = PodCidrs::build(None, Some(22)).unwrap();
+        let cidrs =
+            PodCidrs::build(None, Some(22), &crate::config::ServiceCidrs::default()).unwrap();
         let got = allocate(&known, &old, cidrs);
         assert_eq!(got.book, book(&[(0, "a"), (1, "d"), (2, "c")]));
         assert_eq!(got.assign["d"], "10.42.4.0/22");

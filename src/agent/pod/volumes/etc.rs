@@ -23,6 +23,8 @@ const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Kubernetes' limits.
 const SEARCHES_MAX: usize = 32;
 const NAMESERVERS_MAX: usize = 3;
+/// Dots that matter at most, as in resolvers.
+const NDOTS_MAX: usize = 15;
 
 /// Writes the files of `pod`, unless they are there. Blocks on the disk.
 pub(super) fn write(pod: &Pod, dir: &PodDir, sources: &Sources) -> io::Result<()> {
@@ -104,8 +106,35 @@ struct Resolver {
     options: Vec<String>,
 }
 
+/// How the pod's names are looked up: the domains that one which is not whole is tried in, and with
+/// how many dots it is tried as it stands first.
+pub(crate) fn lookups(pod: &Pod) -> (Vec<String>, usize) {
+    let resolver = resolver(pod, || node_resolv_conf(Path::new(NODE_RESOLV_CONF)));
+    let searches = resolver.searches.iter().map(|domain| domain.trim_matches('.').to_owned());
+    let ndots = resolver.options.iter().find_map(|option| option.strip_prefix("ndots:"));
+    // As many as resolvers take; what is no number is the default of them all.
+    let ndots = ndots.and_then(|text| text.parse().ok()).unwrap_or(1_usize).min(NDOTS_MAX);
+    (searches.filter(|domain| !domain.is_empty()).collect(), ndots)
+}
+
 /// No nameserver stands there but those that the pod or its node names: the sandbox asks none.
 fn resolv_conf(pod: &Pod, of_node: impl FnOnce() -> Resolver) -> String {
+    let resolver = resolver(pod, of_node);
+    let mut text = String::new();
+    if !resolver.searches.is_empty() {
+        text.push_str(&format!("search {}\n", resolver.searches.join(" ")));
+    }
+    for server in resolver.nameservers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !resolver.options.is_empty() {
+        text.push_str(&format!("options {}\n", resolver.options.join(" ")));
+    }
+    text
+}
+
+/// The pod's resolver, by its `dnsPolicy` and `dnsConfig`.
+fn resolver(pod: &Pod, of_node: impl FnOnce() -> Resolver) -> Resolver {
     let spec = pod.spec.as_ref();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut resolver = match spec.and_then(|spec| spec.dns_policy.as_deref()) {
@@ -134,17 +163,7 @@ fn resolv_conf(pod: &Pod, of_node: impl FnOnce() -> Resolver) -> String {
     }
     resolver.searches.truncate(SEARCHES_MAX);
     resolver.nameservers.truncate(NAMESERVERS_MAX);
-    let mut text = String::new();
-    if !resolver.searches.is_empty() {
-        text.push_str(&format!("search {}\n", resolver.searches.join(" ")));
-    }
-    for server in resolver.nameservers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !resolver.options.is_empty() {
-        text.push_str(&format!("options {}\n", resolver.options.join(" ")));
-    }
-    text
+    resolver
 }
 
 /// Adds what is not there yet.
@@ -237,6 +256,18 @@ mod tests {
         );
         let none = text(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}}));
         assert_eq!(none, "nameserver 1.1.1.1\n");
+    }
+
+    #[test]
+    fn names_are_looked_up_as_the_resolver_says() {
+        let of = |spec: Value| lookups(&pod(spec));
+        let cluster = ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"];
+        assert_eq!(of(json!({})), (cluster.map(str::to_owned).to_vec(), 5));
+        let own =
+            json!({"searches": ["example.org."], "options": [{"name": "ndots", "value": "2"}]});
+        let none = json!({"dnsPolicy": "None", "dnsConfig": own});
+        assert_eq!(of(none), (vec!["example.org".to_owned()], 2));
+        assert_eq!(of(json!({"dnsPolicy": "None"})), (Vec::new(), 1));
     }
 
     #[test]

@@ -27,6 +27,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 use parking_lot::Mutex;
 
 pub(crate) use content::TokenKey;
+pub(crate) use etc::lookups;
 pub(crate) use mount::{mounts, shown_mounts};
 
 use crate::agent::dirs::PodDir;

@@ -20,7 +20,7 @@ use wasmtime_wasi::p2::{SocketResult, TcpSocket};
 use wasmtime_wasi_io::streams::{DynInputStream, DynOutputStream};
 
 use super::SocketsView;
-use crate::network::{PodNet, VirtualNetwork};
+use crate::network::{Intake, PodNet, VirtualNetwork};
 use crate::tasks::Guests;
 use crate::types::{Body, BodyError, BoxIo, PodConfig, PodId, Uplink};
 
@@ -51,7 +51,7 @@ impl Uplink for Mesh {
 struct Guest {
     net: Arc<PodNet>,
     table: ResourceTable,
-    taken: TaskTracker,
+    intake: Intake,
 }
 
 impl Guest {
@@ -64,16 +64,18 @@ impl Guest {
             memory_bytes_max: None,
             hosts: Vec::new(),
             searches: Vec::new(),
+            ndots: 1,
         };
         let mesh = Arc::new(Mesh(Arc::downgrade(network)));
         let net = PodNet::new(&pod, Arc::clone(guests), mesh, CancellationToken::new());
         network.attach(&net).unwrap();
-        Self { net, table: ResourceTable::new(), taken: TaskTracker::new() }
+        let intake = Intake { taken: TaskTracker::new(), over: CancellationToken::new() };
+        Self { net, table: ResourceTable::new(), intake }
     }
 
     fn view(&mut self) -> SocketsView<'_> {
-        let Self { net, table, taken } = self;
-        SocketsView { table, net, taken }
+        let Self { net, table, intake } = self;
+        SocketsView { table, net, intake }
     }
 
     fn socket(&mut self) -> Resource<TcpSocket> {

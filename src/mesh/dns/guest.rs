@@ -7,11 +7,12 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 
-use super::balancer::Backend;
-use super::call::CallError;
-use super::outside;
-use super::routes::{PortRef, Routes, ServiceKey};
-use super::{CLUSTER_DOMAIN, Mesh};
+use super::names::{self, NAME_BYTES_MAX, Named};
+use crate::mesh::balancer::Backend;
+use crate::mesh::call::CallError;
+use crate::mesh::outside;
+use crate::mesh::routes::{Place, PortRef, Routes, ServiceKey};
+use crate::mesh::{CLUSTER_DOMAIN, Mesh};
 use crate::net::Body;
 use crate::net::http::to_origin_form;
 
@@ -19,9 +20,6 @@ use crate::net::http::to_origin_form;
 const NDOTS: usize = 5;
 /// ExternalNames that are followed in a row.
 const ALIASES_MAX: usize = 8;
-/// Longest name.
-const NAME_BYTES_MAX: usize = 253;
-
 /// What a name stands for within the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Found {
@@ -43,12 +41,10 @@ impl Mesh {
                 Some(Found::Service(key)) => {
                     let table = self.0.table.load();
                     let Some(route) = table.routes.services.get(&key) else { return Vec::new() };
-                    let ips = if route.cluster_ips.is_empty() {
-                        &route.ready
-                    } else {
-                        &route.cluster_ips
-                    };
-                    return ips.clone();
+                    if route.is_headless {
+                        return route.hosts.iter().map(|host| host.ip).collect();
+                    }
+                    return route.cluster_ips.clone();
                 }
                 // A trailing dot: the alias is a whole name.
                 Some(Found::Alias(target)) => name = format!("{}.", target.trim_end_matches('.')),
@@ -66,10 +62,25 @@ impl Mesh {
     pub async fn http(
         &self,
         namespace: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, CallError> {
+        self.http_from(namespace, "", request).await
+    }
+
+    /// As [`Self::http`]; `client` is who asks, for session affinity: a pod's uid.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`].
+    pub async fn http_from(
+        &self,
+        namespace: &str,
+        client: &str,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, CallError> {
         let authority = authority(&request)?;
         let backend = self.backend_for(namespace, &authority).await?;
+        let backend = self.for_client(backend, client);
         to_origin_form(&mut request);
         let response = self.call(&backend, request).await?;
         Ok(response.map(BodyExt::boxed_unsync))
@@ -88,7 +99,7 @@ impl Mesh {
         let found = find(&self.0.table.load().routes, namespace, &host.to_ascii_lowercase());
         if let Some(Found::Service((namespace, name))) = &found {
             let port = PortRef::Number(port);
-            if let Some(backend) = self.0.table.load().service_port(namespace, name, &port) {
+            if let Some(backend) = self.0.table.load().internal_port(namespace, name, &port) {
                 return Ok(backend);
             }
         }
@@ -106,7 +117,7 @@ impl Mesh {
         if table.is_cluster_ip(address.ip()) {
             return Err(CallError::NoEndpoint);
         }
-        let is_pod = table.routes.place_of(address.ip()) != super::routes::Place::Outside;
+        let is_pod = table.routes.place_of(address.ip()) != Place::Outside;
         if !is_pod && !outside::is_allowed(address.ip()) {
             return Err(CallError::Forbidden(address.to_string()));
         }
@@ -150,32 +161,19 @@ fn find(routes: &Routes, namespace: &str, name: &str) -> Option<Found> {
 }
 
 fn find_whole(routes: &Routes, name: &str) -> Option<Found> {
-    find_within(routes, name.strip_suffix(CLUSTER_DOMAIN)?.strip_suffix('.')?)
+    find_within(routes, names::within(name)?)
 }
 
 /// `svc.ns.svc`, `host.svc.ns.svc` or `1-2-3-4.ns.pod`.
-fn find_within(routes: &Routes, name: &str) -> Option<Found> {
-    let mut labels = name.rsplit('.');
-    let kind = labels.next()?;
-    let (namespace, service) = (labels.next()?, labels.next()?);
-    let host = labels.next();
-    if labels.next().is_some() {
-        return None;
-    }
-    if kind == "pod" {
-        let ip = service.replace('-', ".").parse().ok().map(IpAddr::V4);
-        let ip = ip.or_else(|| service.replace('-', ":").parse().ok().map(IpAddr::V6))?;
-        return host.is_none().then(|| Found::Addresses(vec![ip]));
-    }
-    if kind != "svc" {
-        return None;
-    }
-    let key = (namespace.to_owned(), service.to_owned());
-    let route = routes.services.get(&key)?;
-    match (host, &route.external_name) {
-        (Some(host), _) => route.hosts.get(host).cloned().map(Found::Addresses),
-        (None, Some(target)) => Some(Found::Alias(target.to_ascii_lowercase())),
-        (None, None) => Some(Found::Service(key)),
+fn find_within(routes: &Routes, within: &str) -> Option<Found> {
+    match names::find(routes, within)? {
+        Named::Service(key, route) => Some(match &route.external_name {
+            Some(target) => Found::Alias(target.to_ascii_lowercase()),
+            None => Found::Service(key),
+        }),
+        Named::Host(ips) => Some(Found::Addresses(ips)),
+        Named::Pod(ip) => Some(Found::Addresses(vec![ip])),
+        Named::Apex | Named::Version | Named::Branch | Named::Port { .. } => None,
     }
 }
 
