@@ -235,8 +235,7 @@ fn disk(data_dir: &Path) -> Vec<Finding> {
         let why = "it is no folder; name another one with --data-dir";
         Finding::new("dataDir", Verdict::Fail, shown, why)
     } else if let Err(cause) = try_folder(folder) {
-        let why =
-            format!("no folder can be made in {}: {cause}; use --data-dir", folder.display());
+        let why = format!("no folder can be made in {}: {cause}; use --data-dir", folder.display());
         Finding::new("dataDir", Verdict::Fail, shown, why)
     } else if folder == data_dir {
         Finding::new("dataDir", Verdict::Ok, shown, "it is there and can be written to")

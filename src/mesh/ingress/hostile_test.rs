@@ -78,7 +78,10 @@ async fn what_two_readers_could_read_differently_is_refused() {
     let answer = site.raw(both.as_bytes()).await;
     assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{answer}");
     let seen = std::mem::take(&mut *site.echo.seen.lock());
-    assert!(!seen.iter().any(|one| one.contains("smuggled") || one.contains("content-length")), "{seen:?}");
+    assert!(
+        !seen.iter().any(|one| one.contains("smuggled") || one.contains("content-length")),
+        "{seen:?}"
+    );
     is_well(&site).await;
 }
 
