@@ -34,7 +34,7 @@ const CULPRITS: &[Culprit] = &[
     Culprit { name: "a compile bomb", guest: None, pods: 1, special: "" },
     Culprit {
         name: "imports that nobody gives",
-        guest: Some("bad-unknown-import"),
+        guest: Some("bad-unknown-import-component"),
         pods: 4,
         special: "",
     },

@@ -332,7 +332,7 @@ fn hostile_guests_harm_nobody_but_themselves() {
     let why = town.of_pod("bomb", ".status.containerStatuses[0].state.waiting.message");
     assert!(why.contains("ran out of memory") || why.contains("took longer than"), "{why}");
     town.delete("pod", "bomb");
-    let image = town.push("stranger-image", &guest("bad-unknown-import"));
+    let image = town.push("stranger-image", &guest("bad-unknown-import-component"));
     town.pod("stranger", &format!("containers: [{{name: app, image: {image}}}]"));
     town.watch("imports that nobody gives", |town| {
         town.until_told("stranger", PATIENCE, "CreateContainerError");
