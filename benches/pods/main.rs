@@ -7,7 +7,7 @@
 //! those that the node logs, from the moment its agent sees the pod. Requests are sent by wrk, in turns
 //! with `wasmtime serve` on the same component in the same reuse mode. Prints a table and writes
 //! `target/bench/pods.json`. Run it with `just bench-pods`; smaller by
-//! `--starts N --pods N --turns N --seconds N`.
+//! `--starts N --pods N --turns N --seconds N --modules N`.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,6 +23,8 @@
     reason = "a bench that cannot run should stop at once, and it measures real time"
 )]
 
+#[path = "../../tests/e2e/bad_guests.rs"]
+mod bad_guests;
 mod neighbours;
 #[path = "../support/mod.rs"]
 mod support;
@@ -53,11 +55,12 @@ struct Size {
     pods: usize,
     turns: usize,
     seconds: u64,
+    modules: usize,
 }
 
 impl Size {
     fn from_args() -> Self {
-        let mut size = Self { starts: 200, pods: 1000, turns: 5, seconds: 10 };
+        let mut size = Self { starts: 200, pods: 1000, turns: 5, seconds: 10, modules: 10_000 };
         let args: Vec<_> = std::env::args().collect();
         for pair in args.windows(2) {
             let number = || pair[1].parse::<usize>().expect("a number");
@@ -66,6 +69,7 @@ impl Size {
                 "--pods" => size.pods = number(),
                 "--turns" => size.turns = number(),
                 "--seconds" => size.seconds = number() as u64,
+                "--modules" => size.modules = number(),
                 _ => {}
             }
         }
@@ -114,23 +118,27 @@ impl Bench {
         self.root.join("wasm-apps/hello.wasm")
     }
 
-    pub(crate) fn edgeorc(&self, args: &[&str]) {
-        run(Command::new(&self.binary).args(args).arg("--kubeconfig").arg(self.kubeconfig()));
+    pub(crate) fn pid(&self) -> u32 {
+        self.node.id()
+    }
+
+    /// What a verb prints.
+    pub(crate) fn edgeorc(&self, args: &[&str]) -> String {
+        run(Command::new(&self.binary).args(args).arg("--kubeconfig").arg(self.kubeconfig()))
     }
 
     pub(crate) fn kubectl(&self, args: &[&str]) -> String {
-        let output = Command::new("kubectl")
-            .arg("--kubeconfig")
-            .arg(self.kubeconfig())
-            .arg("--cache-dir")
-            .arg(self.dir.join("kube-cache"))
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .expect("kubectl is missing");
-        let (text, words) = (output.stdout, String::from_utf8_lossy(&output.stderr).into_owned());
-        assert!(output.status.success(), "kubectl {args:?}: {words}");
-        String::from_utf8_lossy(&text).into_owned()
+        let mut kubectl = Command::new("kubectl");
+        kubectl.arg("--kubeconfig").arg(self.kubeconfig());
+        run(kubectl.arg("--cache-dir").arg(self.dir.join("kube-cache")).args(args))
+    }
+
+    /// Since when the node is Ready; another text if it is not.
+    fn ready(&self) -> String {
+        let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")]}"#;
+        let told = self.kubectl(&["get", "node", "bench", "-o", path]);
+        let condition: serde_json::Value = serde_json::from_str(&told).unwrap();
+        format!("{} since {}", condition["status"], condition["lastTransitionTime"])
     }
 
     pub(crate) fn scale(&self, name: &str, replicas: usize) {
@@ -199,18 +207,26 @@ fn main() {
     }
     let size = Size::from_args();
     let folder = tempfile::tempdir().unwrap();
-    let mut rows = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
+    // As soon as there is something to tell: the rest takes an hour, and may fail.
+    let mut add = |more: Vec<Row>| {
+        more.iter().for_each(|row| eprintln!("{row}"));
+        rows.extend(more);
+    };
     for bits in [None, Some(SMALL_BITS)] {
         let mut bench = Bench::start(folder.path(), bits, size.pods);
         // Whatever comes first pays for what all share: threads, caches of the allocator.
         deploy(&bench.binary, &bench.kubeconfig(), &bench.hello(), "hello");
-        rows.extend(cold_starts(&bench, folder.path(), size.starts));
-        rows.extend(deploys(&bench, size.starts.div_ceil(10)));
-        rows.extend(requests(&bench, size.turns));
+        add(cold_starts(&bench, folder.path(), size.starts));
+        add(deploys(&bench, size.starts.div_ceil(10)));
+        add(requests(&bench, size.turns));
+        add(idle_pods(&bench, size.pods));
         if bits.is_none() {
-            rows.extend(neighbours::rows(&bench, size.turns, Duration::from_secs(size.seconds)));
+            let (length, since) = (Duration::from_secs(size.seconds), bench.ready());
+            add(neighbours::rows(&bench, folder.path(), size.turns, length));
+            add(neighbours::generated_modules(&bench, folder.path(), size.modules, length));
+            assert_eq!(bench.ready(), since, "the node was not Ready all the time");
         }
-        rows.extend(idle_pods(&bench, size.pods));
         stop(&mut bench.node);
     }
     report(Path::new(env!("CARGO_MANIFEST_DIR")), "pods", &rows);

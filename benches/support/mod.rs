@@ -1,5 +1,6 @@
 //! Whole processes for benches: start, load, memory, and the table at the end.
 
+use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,16 @@ pub(crate) struct Row {
     /// Infinite: there is none.
     pub(crate) budget: f64,
     pub(crate) met: bool,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ratio = self.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+        let budget = if self.budget.is_finite() { self.budget.to_string() } else { String::new() };
+        let (name, value, unit, peer) = (&self.name, self.value, self.unit, &self.peer);
+        let met = if self.met { "yes" } else { "NO" };
+        write!(f, "{name:<62} {value:>12.1} {unit:<5} {peer:<24} {ratio:>7} {budget:>8} {met}")
+    }
 }
 
 /// A row without a measured peer; met when the value is not above the budget.
@@ -72,20 +83,7 @@ pub(crate) fn report(root: &Path, name: &str, rows: &[Row]) {
         "{:<62} {:>12} {:<5} {:<24} {:>7} {:>8} met",
         "name", "value", "unit", "peer", "ratio", "budget"
     );
-    for r in rows {
-        let ratio = r.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
-        let budget = if r.budget.is_finite() { r.budget.to_string() } else { String::new() };
-        println!(
-            "{:<62} {:>12.1} {:<5} {:<24} {:>7} {:>8} {}",
-            r.name,
-            r.value,
-            r.unit,
-            r.peer,
-            ratio,
-            budget,
-            if r.met { "yes" } else { "NO" }
-        );
-    }
+    rows.iter().for_each(|row| println!("{row}"));
     let list: Vec<_> = rows
         .iter()
         .map(|r| {
@@ -186,11 +184,13 @@ pub(crate) fn load(url: &str, host: &str) -> f64 {
     rate
 }
 
-/// Runs to the end; fails unless it succeeds.
-pub(crate) fn run(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).output().unwrap();
+/// Runs to the end and gives what was printed; fails unless it succeeds.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output =
+        command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{command:?}: {text}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// VmRSS of a process.

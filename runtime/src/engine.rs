@@ -37,6 +37,9 @@ pub(crate) const TABLE_ELEMENTS_MAX: usize = 50_000;
 /// Core instances that a component may hold; tools split one component into several,
 /// and tools that compose put several of those into one.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 128;
+/// Core instances that the pool counts for each memory: an adapted module has five, what tools
+/// compose has more. None is set aside for them, so more of them cost nothing.
+const CORE_INSTANCES_PER_SLOT: u32 = 16;
 /// Tables and memories that one component may hold.
 const TABLES_PER_COMPONENT: u32 = 64;
 const MEMORIES_PER_COMPONENT: u32 = 16;
@@ -320,7 +323,7 @@ impl Plan {
         pool.max_memory_size(self.memory_bytes_max)
             .total_memories(slots)
             .total_component_instances(slots)
-            .total_core_instances(slots.saturating_mul(4))
+            .total_core_instances(slots.saturating_mul(CORE_INSTANCES_PER_SLOT))
             .total_tables(slots.saturating_mul(2))
             .total_stacks(stacks)
             .total_gc_heaps(stacks)

@@ -9,7 +9,7 @@ use edgeorc_runtime::{
 };
 use http::{Request, Response};
 
-use crate::mesh::{Local, LocalError, Mesh};
+use crate::mesh::{CallError, Local, LocalError, Mesh};
 
 /// The pods of this node for the mesh.
 #[derive(Debug)]
@@ -52,6 +52,26 @@ impl Local for LocalPods {
             other => LocalError::Failed(Box::new(other)),
         })
     }
+}
+
+/// What went wrong, in words that the runtime has codes for. The guest's own words about its body
+/// go back to it.
+fn as_io(error: CallError) -> BodyError {
+    let error = match error {
+        CallError::RequestBody(cause) => return cause,
+        other => other,
+    };
+    let kind = match &error {
+        CallError::Timeout => std::io::ErrorKind::TimedOut,
+        CallError::Forbidden(_) => std::io::ErrorKind::PermissionDenied,
+        CallError::Broken(cause) => match cause.downcast_ref::<std::io::Error>() {
+            Some(cause) => cause.kind(),
+            None => std::io::ErrorKind::UnexpectedEof,
+        },
+        // Nobody is there to take it.
+        _ => std::io::ErrorKind::HostUnreachable,
+    };
+    std::io::Error::new(kind, error).into()
 }
 
 /// The mesh for guests. Made before the mesh, which needs the runtime that needs this; until the
@@ -100,6 +120,6 @@ impl Uplink for GuestUplink {
         from: &PodId,
         request: Request<Body>,
     ) -> Result<Response<Body>, BodyError> {
-        Ok(self.mesh()?.http_from(&from.namespace, &from.uid, request).await?)
+        self.mesh()?.http_from(&from.namespace, &from.uid, request).await.map_err(as_io)
     }
 }

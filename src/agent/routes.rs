@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::Ingress;
 use kube::Api;
 use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::http_routes::HttpSources;
 use crate::client::{Informer, informer};
 use crate::mesh::{Mesh, Routes};
 use crate::rt::TaskGroup;
@@ -28,37 +28,38 @@ pub(crate) async fn run(
 ) {
     let config = watcher::Config::default;
     let slices = informer(Api::<EndpointSlice>::all(client.clone()), config(), &tasks);
-    let ingresses = informer(Api::<Ingress>::all(client), config(), &tasks);
+    let node = mesh.node_name().to_owned();
+    let mut http = HttpSources::start(client, node, nodes.clone(), &tasks);
     let ready = async {
-        services.ready().await
-            && slices.ready().await
-            && nodes.ready().await
-            && ingresses.ready().await
+        services.ready().await && slices.ready().await && nodes.ready().await && http.ready().await
     };
     if cancel.run_until_cancelled(ready).await != Some(true) {
         return;
     }
-    let (mut a, mut b, mut c, mut d) =
-        (services.changed(), slices.changed(), nodes.changed(), ingresses.changed());
+    let (mut a, mut b, mut c) = (services.changed(), slices.changed(), nodes.changed());
     loop {
-        for changed in [&mut a, &mut b, &mut c, &mut d] {
+        for changed in [&mut a, &mut b, &mut c] {
             changed.borrow_and_update();
         }
         let (services, slices) = (services.store.state(), slices.store.state());
-        let (nodes, ingresses) = (nodes.store.state(), ingresses.store.state());
-        mesh.publish(Routes::build(
+        let nodes = nodes.store.state();
+        let (http_routes, certificates) = http.build(&services);
+        let routes = Routes::build(
             services.iter().map(AsRef::as_ref),
             slices.iter().map(AsRef::as_ref),
             nodes.iter().map(AsRef::as_ref),
-            ingresses.iter().map(AsRef::as_ref),
+            [],
             mesh.node_name(),
-        ));
+        );
+        mesh.set_certificates(certificates);
+        mesh.publish(routes.with_http(http_routes));
+        http.tell_closed(&mesh);
         let more = tokio::select! {
             () = cancel.cancelled() => return,
             more = a.changed() => more,
             more = b.changed() => more,
             more = c.changed() => more,
-            more = d.changed() => more,
+            () = http.changed() => Ok(()),
         };
         if more.is_err() {
             return;

@@ -55,12 +55,14 @@ fn parts(res: &Resource) -> Vec<Part> {
     parts
 }
 
-/// Group and version of every group but the core one, in the order of the table.
-fn groups() -> Vec<(&'static str, &'static str)> {
-    let mut found: Vec<(&str, &str)> = Vec::new();
+/// Every group but the core one, in the order of the table, with its versions, the preferred first.
+fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
     for res in served().filter(|res| !res.group.is_empty()) {
-        if !found.contains(&(res.group, res.version)) {
-            found.push((res.group, res.version));
+        match found.iter_mut().find(|(group, _)| *group == res.group) {
+            Some((_, versions)) if versions.contains(&res.version) => {}
+            Some((_, versions)) => versions.push(res.version),
+            None => found.push((res.group, vec![res.version])),
         }
     }
     found
@@ -78,13 +80,13 @@ fn of_version(group: &str, version: &str) -> impl Iterator<Item = &'static Resou
 /// `/api` for clients that ask for an `APIGroupDiscoveryList`.
 #[must_use]
 pub fn aggregated_core(version: AggregatedVersion) -> Value {
-    aggregated(version, vec![aggregated_group("", "v1")])
+    aggregated(version, vec![aggregated_group("", &["v1"])])
 }
 
 /// `/apis` for clients that ask for an `APIGroupDiscoveryList`.
 #[must_use]
 pub fn aggregated_groups(version: AggregatedVersion) -> Value {
-    let items = groups().into_iter().map(|(group, version)| aggregated_group(group, version));
+    let items = groups().into_iter().map(|(group, versions)| aggregated_group(group, &versions));
     aggregated(version, items.collect())
 }
 
@@ -101,13 +103,14 @@ fn aggregated(version: AggregatedVersion, items: Vec<Value>) -> Value {
     })
 }
 
-fn aggregated_group(group: &str, version: &str) -> Value {
-    let resources: Vec<Value> = of_version(group, version).map(aggregated_resource).collect();
+fn aggregated_group(group: &str, versions: &[&str]) -> Value {
+    let of_one = |version: &&str| {
+        let resources: Vec<Value> = of_version(group, version).map(aggregated_resource).collect();
+        json!({ "version": version, "freshness": "Current", "resources": resources })
+    };
     let metadata = if group.is_empty() { json!({}) } else { json!({ "name": group }) };
-    json!({
-        "metadata": metadata,
-        "versions": [{ "version": version, "freshness": "Current", "resources": resources }],
-    })
+    let versions: Vec<Value> = versions.iter().map(of_one).collect();
+    json!({ "metadata": metadata, "versions": versions })
 }
 
 fn aggregated_resource(res: &'static Resource) -> Value {
@@ -150,20 +153,21 @@ pub fn api_versions(server_address: &str) -> Value {
 #[must_use]
 pub fn api_group_list() -> Value {
     let list: Vec<Value> =
-        groups().into_iter().map(|(group, version)| group_of(group, version)).collect();
+        groups().into_iter().map(|(group, versions)| group_of(group, &versions)).collect();
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": list })
 }
 
-fn group_of(group: &str, version: &str) -> Value {
-    let version = json!({ "groupVersion": format!("{group}/{version}"), "version": version });
-    json!({ "name": group, "versions": [version], "preferredVersion": version })
+fn group_of(group: &str, versions: &[&str]) -> Value {
+    let of_one = |version: &&str| json!({ "groupVersion": format!("{group}/{version}"), "version": version });
+    let versions: Vec<Value> = versions.iter().map(of_one).collect();
+    json!({ "name": group, "preferredVersion": versions.first(), "versions": versions })
 }
 
 /// `/apis/<group>`: `APIGroup`, if the group is served.
 #[must_use]
 pub fn api_group(group: &str) -> Option<Value> {
-    let (group, version) = groups().into_iter().find(|(name, _)| *name == group)?;
-    let mut document = group_of(group, version);
+    let (group, versions) = groups().into_iter().find(|(name, _)| *name == group)?;
+    let mut document = group_of(group, &versions);
     if let Some(fields) = document.as_object_mut() {
         fields.insert("kind".to_owned(), json!("APIGroup"));
         fields.insert("apiVersion".to_owned(), json!("v1"));
@@ -225,8 +229,9 @@ mod tests {
         for list in [aggregated_core(version), aggregated_groups(version)] {
             for item in list["items"].as_array().unwrap() {
                 let group = item["metadata"]["name"].as_str().unwrap_or_default();
-                for row in item["versions"][0]["resources"].as_array().unwrap() {
-                    rows.push((group.to_owned(), row.clone()));
+                for version in item["versions"].as_array().unwrap() {
+                    let found = version["resources"].as_array().unwrap().iter();
+                    rows.extend(found.map(|row| (group.to_owned(), row.clone())));
                 }
             }
         }
@@ -278,6 +283,9 @@ mod tests {
             .collect();
         let unique: std::collections::BTreeSet<&str> = names.iter().copied().collect();
         assert_eq!(names.len(), unique.len(), "{names:?}");
+        let gateway = api_group("gateway.networking.k8s.io").unwrap();
+        assert_eq!(gateway["preferredVersion"]["version"], "v1", "{gateway}");
+        assert!(gateway["versions"].as_array().unwrap().len() > 1, "{gateway}");
     }
 
     #[test]

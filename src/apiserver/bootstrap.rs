@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::{self, local_volume, meta, strategy};
+use crate::api::{self, gateway, local_volume, meta, strategy};
 use crate::apiserver::admission;
 use crate::rt::{Rng, WallClock};
 use crate::store::{Key, Store, StoreError};
@@ -13,7 +13,7 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 const ROOT_CA: &str = "kube-root-ca.crt";
 
 /// Writes what is missing: the system's namespaces, the CA's certificate in `kube-system`, and the
-/// storage class that claims get when they name none.
+/// storage class that claims get when they name none, and the classes of Ingresses and Gateways.
 ///
 /// # Errors
 ///
@@ -43,7 +43,23 @@ pub async fn bootstrap(
         "volumeBindingMode": "WaitForFirstConsumer",
         "allowVolumeExpansion": true,
     });
-    ensure(store, clock, rng, ("storage.k8s.io", "storageclasses"), None, class).await
+    ensure(store, clock, rng, ("storage.k8s.io", "storageclasses"), None, class).await?;
+    let class = json!({
+        "metadata": {
+            "name": gateway::CLASS_DEFAULT,
+            "annotations": { gateway::IS_DEFAULT_CLASS: "true" },
+        },
+        "spec": { "controller": gateway::INGRESS_CONTROLLER },
+    });
+    ensure(store, clock, rng, ("networking.k8s.io", "ingressclasses"), None, class).await?;
+    let class = json!({
+        "metadata": { "name": gateway::CLASS_DEFAULT },
+        "spec": {
+            "controllerName": gateway::CONTROLLER,
+            "description": "Served by every node of this cluster",
+        },
+    });
+    ensure(store, clock, rng, (gateway::GROUP, "gatewayclasses"), None, class).await
 }
 
 async fn ensure(

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 
 use crate::api::user::UserInfo;
-use crate::net::{self, Connection, Peer};
+use crate::net::{self, Connection, Peer, Tunnels};
 use crate::rt::TaskGroup;
 
 /// Most TLS connections at once; more wait to be accepted.
@@ -37,11 +37,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 1024;
 
-/// Serves HTTPS until `tasks` are cancelled. The user is the client certificate's.
+/// Serves HTTPS until `tasks` are cancelled. The user is the client certificate's. What is no HTTPS
+/// but a tunnel of another node goes to `tunnels`.
 pub async fn serve_tls(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     router: Router,
+    tunnels: Tunnels,
     tasks: &TaskGroup,
 ) {
     let acceptor = TlsAcceptor::from(tls);
@@ -61,10 +63,10 @@ pub async fn serve_tls(
                 continue;
             }
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let (acceptor, router, tunnels) = (acceptor.clone(), router.clone(), tunnels.clone());
         tasks.spawn("https-connection", |cancel| async move {
             let _place = place;
-            connection(stream, acceptor, router, cancel).await;
+            connection(stream, acceptor, router, tunnels, cancel).await;
         });
     }
 }
@@ -73,11 +75,18 @@ async fn connection(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     router: Router,
+    tunnels: Tunnels,
     cancel: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
     let Some(Ok(Ok(stream))) = cancel.run_until_cancelled(handshake).await else { return };
+    if net::is_tunnel(stream.get_ref().1.alpn_protocol()) {
+        let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+        let serving = tunnels.serve(stream, chain.as_deref());
+        let _ = cancel.run_until_cancelled(serving).await;
+        return;
+    }
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let user = certificate.and_then(|der| Peer::from_certificate(der).ok()).map(|p| user_of(&p));
     serve_http(stream, user, router, cancel).await;

@@ -175,6 +175,12 @@ pub(super) struct NodeStart {
     /// Port at which apps are served on every node [default: 8080]
     #[arg(long, value_name = "PORT")]
     pub(super) ingress_port: Option<u16>,
+    /// Port at which apps are served with TLS on every node, 0 for none [default: 8443]
+    #[arg(long, value_name = "PORT")]
+    pub(super) ingress_https_port: Option<u16>,
+    /// Write a line to the log for every request at the ingress
+    #[arg(long)]
+    pub(super) ingress_access_log: bool,
     /// Wait before a container that failed first runs again; Kubernetes: 10s [default: 10ms]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(super) restart_backoff_min: Option<Duration>,

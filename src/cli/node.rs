@@ -36,6 +36,8 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         data_dir: flags.data_dir,
         api_port: flags.api_port,
         ingress_port: flags.ingress_port,
+        ingress_https_port: flags.ingress_https_port,
+        ingress_access_log: flags.ingress_access_log,
         restart_backoff_min: flags.restart_backoff_min,
         restart_backoff_max: flags.restart_backoff_max,
         join: flags.join,

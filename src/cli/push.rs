@@ -24,6 +24,9 @@ const DEFAULT_TAG: &str = "latest";
 /// Characters of the digest that make the tag of a deploy: enough to tell builds apart.
 const TAG_CHARS: usize = 12;
 
+/// Characters of a tag at most, by the distribution specification.
+const TAG_CHARS_MAX: usize = 128;
+
 /// Where in the registry an image is.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
@@ -108,8 +111,8 @@ async fn push_to(
 }
 
 impl Place {
-    /// Reads `[registry.edgeorc.local/]NAME[:TAG]`. What a repository may be called, the registry
-    /// says.
+    /// Reads `[registry.edgeorc.local/]NAME[:TAG]`, with the characters that the distribution
+    /// specification gives names and tags.
     fn parse(name: &str) -> Result<Self, Failure> {
         let bad = |why: &str| Failure::with(exit::USAGE, format!("the name {name:?} {why}"));
         let own = format!("{OWN_REGISTRY}/");
@@ -124,11 +127,18 @@ impl Place {
             return Err(bad("has a digest, which the registry alone gives; write NAME:TAG"));
         }
         let (repository, tag) = rest.split_once(':').unwrap_or((rest, DEFAULT_TAG));
+        if repository.chars().any(|c| c.is_ascii_uppercase()) {
+            return Err(bad("has upper-case letters, which only its TAG may have"));
+        }
         let is_word = |text: &str| {
-            !text.is_empty()
-                && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c))
+            text.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
-        if !is_word(repository) || !is_word(tag) || tag.contains('/') {
+        let is_tag = !tag.starts_with(['.', '-'])
+            && (1..=TAG_CHARS_MAX).contains(&tag.len())
+            && tag.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        if !repository.split('/').all(is_word) || !is_tag {
             return Err(bad("is none of an image; write NAME:TAG, for example shop/cart:v1"));
         }
         Ok(Self { repository: repository.to_owned(), tag: tag.to_owned() })
@@ -206,6 +216,7 @@ mod tests {
             ("hello", "hello", "latest"),
             ("shop/cart:v1", "shop/cart", "v1"),
             ("registry.edgeorc.local/shop/cart:v1", "shop/cart", "v1"),
+            ("shop_2/cart-a.b:V1_x", "shop_2/cart-a.b", "V1_x"),
         ];
         for (name, repository, tag) in cases {
             let place = Place { repository: repository.to_owned(), tag: tag.to_owned() };
@@ -221,6 +232,10 @@ mod tests {
             ("a?x=1", "NAME:TAG"),
             ("a:b/c", "another registry"),
             ("a/b:c/d", "NAME:TAG"),
+            ("Shop/cart:v1", "upper-case"),
+            ("shop//cart", "NAME:TAG"),
+            ("-cart", "NAME:TAG"),
+            ("cart:-v1", "NAME:TAG"),
         ] {
             let refused = Place::parse(name).unwrap_err();
             assert_eq!(refused.code, exit::USAGE);

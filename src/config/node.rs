@@ -13,6 +13,8 @@ use crate::config::{
 const API_PORT: u16 = 6443;
 /// Default port of the HTTP ingress.
 const INGRESS_PORT: u16 = 8080;
+/// Default port of the HTTPS ingress.
+const INGRESS_HTTPS_PORT: u16 = 8443;
 /// Default marks of image garbage collection, in percent: kubelet's.
 const GC_HIGH_PERCENT: u8 = 85;
 const GC_LOW_PERCENT: u8 = 80;
@@ -34,6 +36,10 @@ pub struct NodeFlags {
     pub api_port: Option<u16>,
     /// `--ingress-port`.
     pub ingress_port: Option<u16>,
+    /// `--ingress-https-port`.
+    pub ingress_https_port: Option<u16>,
+    /// `--ingress-access-log`.
+    pub ingress_access_log: bool,
     /// `--restart-backoff-min`.
     pub restart_backoff_min: Option<Duration>,
     /// `--restart-backoff-max`.
@@ -142,6 +148,13 @@ pub struct NodeSettings {
     pub api_port: u16,
     /// Port of the HTTP ingress. Default 8080.
     pub ingress_port: u16,
+    /// Port of the HTTPS ingress; 0 is none. Default 8443.
+    pub ingress_https_port: u16,
+    /// Somebody asked for that port: the node does not start without it.
+    pub is_https_port_required: bool,
+    /// A line in the log for every request at the ingress. Default off: it is for those who look for
+    /// something, and costs a fast node its speed.
+    pub ingress_access_log: bool,
     /// Server to join; `None` starts a new cluster, or goes on with the one in `data_dir`.
     pub join: Option<Join>,
     /// Where images come from and when they go.
@@ -345,6 +358,9 @@ impl NodeSettings {
             data_dir: flags.data_dir.unwrap_or_else(|| environment.default_data_dir()),
             api_port: flags.api_port.unwrap_or(API_PORT),
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
+            ingress_https_port: flags.ingress_https_port.unwrap_or(INGRESS_HTTPS_PORT),
+            is_https_port_required: flags.ingress_https_port.is_some_and(|port| port != 0),
+            ingress_access_log: flags.ingress_access_log,
             join,
             timing,
             host_paths: flags

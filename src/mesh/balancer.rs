@@ -43,6 +43,12 @@ impl Dice {
         Self(AtomicU64::new(rng.below(u64::MAX)))
     }
 
+    /// As [`Self::below`], for shares.
+    pub(super) fn below64(&self, bound: u64) -> u64 {
+        let bound = usize::try_from(bound).unwrap_or(usize::MAX);
+        u64::try_from(self.below(bound)).unwrap_or(u64::MAX)
+    }
+
     /// A number in `0..bound`; 0 when `bound` is 0.
     pub(super) fn below(&self, bound: usize) -> usize {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -30,6 +30,11 @@ const RETRIES_MAX: usize = 2;
 /// Bodies up to this size are kept so that they can be sent again.
 const REPLAY_BYTES_MAX: u64 = 64 * 1024;
 
+/// Longest wait for the head of this request's response, in its extensions: what its route says in
+/// place of the mesh's own limit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadTimeout(pub(super) Duration);
+
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -139,7 +144,9 @@ impl Mesh {
         request: Request<Body>,
     ) -> Result<Response<Tracked>, CallError> {
         let longest = self.0.head_timeout;
-        self.call_within(backend, request, Timeouts { total: longest, per_try: longest }).await
+        let per_try = request.extensions().get::<HeadTimeout>().map_or(longest, |limit| limit.0);
+        let timeouts = Timeouts { total: longest.max(per_try), per_try };
+        self.call_within(backend, request, timeouts).await
     }
 
     /// As [`Self::call`], with timeouts of the caller's.

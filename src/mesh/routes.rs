@@ -6,21 +6,17 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
+use k8s_openapi::api::networking::v1::Ingress;
 
 use super::balancer::Tier;
 use super::cidr::Cidr;
-use super::ingress_table::{IngressTable, PathType};
+use super::ingress::{HttpObjects, HttpRoutes};
 pub(super) use super::service_routes::{PortRoute, Protocol, ServiceRoute};
 
 /// Label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Label of a Node with its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
-/// The ingress class that is ours; no class is ours too.
-const INGRESS_CLASS: &str = "edgeorc";
-/// Annotation that named the class before `spec.ingressClassName`.
-const INGRESS_CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
 /// Namespace and name of a Service.
 pub(super) type ServiceKey = (String, String);
@@ -31,7 +27,7 @@ pub struct Routes {
     pub(super) me: String,
     pub(super) services: BTreeMap<ServiceKey, ServiceRoute>,
     pub(super) nodes: Vec<NodeRoute>,
-    pub(super) ingress: IngressTable<BackendRef>,
+    pub(super) http: HttpRoutes,
 }
 
 /// Where a port's traffic may go.
@@ -103,8 +99,18 @@ impl Routes {
             let route = ServiceRoute::build(&routes, service, slices);
             routes.services.insert((namespace.clone(), name.clone()), route);
         }
-        routes.ingress = ingress_table(ingresses);
+        let ingresses: Vec<_> = ingresses.into_iter().cloned().map(Arc::new).collect();
+        if !ingresses.is_empty() {
+            routes.http = HttpRoutes::build(&HttpObjects { ingresses, ..HttpObjects::default() });
+        }
         routes
+    }
+
+    /// The same with these routes of HTTP in place of those by the Ingresses.
+    #[must_use]
+    pub fn with_http(mut self, http: HttpRoutes) -> Self {
+        self.http = http;
+        self
     }
 
     /// Who can reach a pod address: by the nodes' pod ranges.
@@ -144,56 +150,6 @@ fn node_route(node: &Node) -> Option<NodeRoute> {
     let pod_cidrs = ranges.filter_map(|range| Cidr::parse(range)).collect();
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned();
     Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs, zone })
-}
-
-fn ingress_table<'a>(ingresses: impl IntoIterator<Item = &'a Ingress>) -> IngressTable<BackendRef> {
-    let mut sorted: Vec<&Ingress> = ingresses.into_iter().filter(|i| is_ours(i)).collect();
-    // The oldest wins where two say different things of one host and path.
-    sorted.sort_by_key(|ingress| {
-        let meta = &ingress.metadata;
-        let created = meta.creation_timestamp.as_ref().map(|time| time.0);
-        (created.is_none(), created, meta.namespace.clone(), meta.name.clone())
-    });
-    let mut table = IngressTable::default();
-    for ingress in sorted {
-        let (Some(spec), Some(namespace)) = (&ingress.spec, &ingress.metadata.namespace) else {
-            continue;
-        };
-        for rule in spec.rules.iter().flatten() {
-            for path in rule.http.iter().flat_map(|http| &http.paths) {
-                if let Some(backend) = backend_ref(namespace, &path.backend) {
-                    let kind = PathType::parse(&path.path_type);
-                    let text = path.path.as_deref().unwrap_or("/");
-                    table.add(rule.host.as_deref(), kind, text, backend);
-                }
-            }
-        }
-        let default = spec.default_backend.as_ref();
-        if let Some(backend) = default.and_then(|backend| backend_ref(namespace, backend)) {
-            table.set_default(backend);
-        }
-    }
-    table
-}
-
-fn is_ours(ingress: &Ingress) -> bool {
-    let class = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref());
-    let annotation = ingress.metadata.annotations.as_ref();
-    let class = class.or_else(|| {
-        annotation.and_then(|map| map.get(INGRESS_CLASS_ANNOTATION)).map(String::as_str)
-    });
-    class.is_none_or(|class| class == INGRESS_CLASS)
-}
-
-fn backend_ref(namespace: &str, backend: &IngressBackend) -> Option<BackendRef> {
-    let service = backend.service.as_ref()?;
-    let port = service.port.as_ref()?;
-    let port = match (port.number.and_then(|number| u16::try_from(number).ok()), &port.name) {
-        (Some(number), _) => PortRef::Number(number),
-        (None, Some(name)) => PortRef::Name(name.clone()),
-        (None, None) => return None,
-    };
-    Some(BackendRef { service: (namespace.to_owned(), service.name.clone()), port })
 }
 
 #[cfg(test)]

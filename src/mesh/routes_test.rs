@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::mesh::testing::{ingress, node, service, slice, slice_of};
+use crate::mesh::testing::{node, service, slice, slice_of};
 
 fn port<'a>(routes: &'a Routes, service: &str, port: u16) -> &'a PortRoute {
     let service = &routes.services[&("default".to_owned(), service.to_owned())];
@@ -86,18 +86,4 @@ fn endpoints_that_end_serve_only_when_no_other_is_ready() {
     assert_eq!(build(json!([ending, starting, ready])), ["10.42.0.4:80"]);
     assert_eq!(build(json!([ending, starting])), ["10.42.0.2:80"]);
     assert!(build(json!([starting])).is_empty());
-}
-
-#[test]
-fn the_oldest_ingress_wins_and_other_classes_are_ignored() {
-    let rule = [("app.local", "Prefix", "/", "new")];
-    let new = ingress("a", "2026-02-01T00:00:00Z", &rule);
-    let old = ingress("b", "2026-01-01T00:00:00Z", &[("app.local", "Prefix", "/", "old")]);
-    let mut foreign = ingress("c", "2025-01-01T00:00:00Z", &[("app.local", "Prefix", "/", "x")]);
-    foreign.spec.as_mut().unwrap().ingress_class_name = Some("nginx".to_owned());
-    let routes = Routes::build([], [], [], [&new, &old, &foreign], "a");
-    let found = routes.ingress.find("app.local", "/x").unwrap();
-    assert_eq!(found.service.1, "old");
-    assert_eq!(found.port, PortRef::Number(80));
-    assert!(routes.ingress.find("other.local", "/x").is_none());
 }

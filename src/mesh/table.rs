@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::affinity::Affinity;
 use super::balancer::{Backend, Tier};
 use super::endpoint::EndpointState;
-use super::ingress_table::IngressTable;
+use super::ingress::RouteTable;
 use super::node_port::{Door, DoorRoute};
 use super::routes::{
     Place, PortRef, PortRoute, Protocol, Routes, ServiceKey, ServiceRoute, Target,
@@ -27,8 +27,7 @@ pub(super) struct Table {
     cluster_ips: BTreeSet<IpAddr>,
     /// What this node listens at.
     doors: BTreeMap<Door, DoorRoute>,
-    /// A rule whose Service or port does not exist has an empty backend.
-    pub(super) ingress: IngressTable<Arc<Backend>>,
+    pub(super) ingress: RouteTable<Arc<Backend>>,
     endpoints: BTreeMap<Target, Arc<EndpointState>>,
     affinities: BTreeMap<AffinityKey, Arc<Affinity>>,
 }
@@ -65,12 +64,9 @@ impl Table {
             table.by_service.insert(key.clone(), ports);
         }
         table.routes = routes;
-        let nothing = Arc::new(Backend::default());
-        table.ingress = table.routes.ingress.map(|backend| {
+        table.ingress = table.routes.http.table.map(|backend| {
             let (namespace, name) = &backend.service;
-            table
-                .service_port(namespace, name, &backend.port)
-                .unwrap_or_else(|| Arc::clone(&nothing))
+            table.service_port(namespace, name, &backend.port)
         });
         table
     }

@@ -83,7 +83,7 @@ impl Mesh {
         Err(last)
     }
 
-    async fn connect_endpoint(&self, endpoint: &EndpointState) -> io::Result<BoxIo> {
+    pub(super) async fn connect_endpoint(&self, endpoint: &EndpointState) -> io::Result<BoxIo> {
         let to = endpoint.address;
         match &endpoint.place {
             Place::Local => self.0.local.connect(to).await,

@@ -11,12 +11,13 @@ pub struct NetConfig {
     /// Pause after which a silent connection sends a ping. Default 200 ms. Longer saves battery
     /// and mobile data, and must stay well below a third of `idle_timeout`.
     pub keep_alive: Duration,
-    /// Silence after which a connection is given up and everything on it fails. Default 700 ms. It
-    /// counts from the first packet sent after the last one received, so a dead node is noticed at
-    /// most `keep_alive` later: within 900 ms, so that no request waits a second for it. QUIC
-    /// itself raises it to three times its probe timeout on slow links. Raise it on links that
-    /// stall (LTE, busy Wi-Fi).
+    /// Silence after which a connection on an ideal link is given up and everything on it fails.
+    /// Default 700 ms, so that a dead node is noticed within 900 ms and no request waits a second
+    /// for it. A link that is slow or lossy is given longer by itself, up to `silence_max`: four
+    /// round trips more, and four times as long where packets get lost or go through a tunnel.
     pub idle_timeout: Duration,
+    /// Silence after which any connection is given up. Default 10 s.
+    pub silence_max: Duration,
     /// Time for a handshake, TLS included. Default 2 s: a node that was away answers the first
     /// packet it gets, and a short attempt is soon followed by the next.
     pub handshake_timeout: Duration,
@@ -26,6 +27,9 @@ pub struct NetConfig {
     pub connection_window_bytes: u32,
     /// Bytes of one connection sent but not acknowledged. Default 4 MiB.
     pub send_window_bytes: u64,
+    /// Longest time in which a peer may read nothing of a stream that has something for it; then the
+    /// stream is reset. Default 5 min.
+    pub stall_max: Duration,
     /// Streams that a peer may have open at once. Default 1,024.
     pub streams_max: u32,
     /// Connections of the endpoint, both directions. Default 4,096; more are refused.
@@ -34,6 +38,14 @@ pub struct NetConfig {
     pub connections_until_retry: usize,
     /// Handshakes of inbound connections at once. Default 256; more are refused.
     pub handshakes_max: usize,
+    /// Connections that one peer may open for one purpose. Default 16; more are refused.
+    pub connections_per_peer_max: usize,
+    /// How long an attempt over UDP goes on alone, before one through a tunnel is started beside
+    /// it. Default 400 ms.
+    pub tunnel_head_start: Duration,
+    /// Pause before the first and before any later attempt to replace a tunnelled connection by a
+    /// direct one. Default 5 s doubling to 5 min.
+    pub retry_direct: (Duration, Duration),
     /// Pause before the first and before any later attempt to dial a lost peer again.
     /// Default 100 ms doubling to 5 s, each shortened at random by up to a half.
     pub redial: (Duration, Duration),
@@ -44,14 +56,19 @@ impl Default for NetConfig {
         Self {
             keep_alive: Duration::from_millis(200),
             idle_timeout: Duration::from_millis(700),
+            silence_max: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(2),
             stream_window_bytes: 512 * 1024,
             connection_window_bytes: 4 * 1024 * 1024,
             send_window_bytes: 4 * 1024 * 1024,
+            stall_max: Duration::from_secs(300),
             streams_max: 1024,
             connections_max: 4096,
             connections_until_retry: 1024,
             handshakes_max: 256,
+            connections_per_peer_max: 16,
+            tunnel_head_start: Duration::from_millis(400),
+            retry_direct: (Duration::from_secs(5), Duration::from_secs(300)),
             redial: (Duration::from_millis(100), Duration::from_secs(5)),
         }
     }

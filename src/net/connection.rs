@@ -4,12 +4,17 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use quinn::VarInt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
+use crate::net::config::NetConfig;
+use crate::net::fabric;
 use crate::net::identity::Peer;
 
 /// What a connection is for; negotiated in its TLS handshake. See the table in [`crate::net`].
@@ -27,10 +32,12 @@ pub enum Alpn {
     Blobs,
     /// A new node asks for its certificate.
     Join,
+    /// Packets of the above through TLS over TCP: never on QUIC itself. See [`crate::net::Tunnels`].
+    Tunnel,
 }
 
 impl Alpn {
-    /// Every protocol.
+    /// Every protocol on QUIC.
     pub const ALL: [Self; 6] =
         [Self::Raft, Self::Api, Self::Mesh, Self::Node, Self::Blobs, Self::Join];
 
@@ -44,6 +51,7 @@ impl Alpn {
             Self::Node => "edgeorc-node/1",
             Self::Blobs => "edgeorc-blobs/1",
             Self::Join => "edgeorc-join/1",
+            Self::Tunnel => "edgeorc-tunnel/1",
         }
     }
 
@@ -66,6 +74,7 @@ impl Alpn {
             Self::Api => peer.is_authenticated(),
             Self::Mesh | Self::Node | Self::Blobs => peer.is_node(),
             Self::Join => true,
+            Self::Tunnel => false,
         }
     }
 
@@ -100,50 +109,99 @@ const CODE_CLOSED: u32 = 0;
 /// An authenticated connection. Cheap to clone; it closes when the last clone and the last
 /// [`Stream`] are dropped, or at [`Self::close`].
 #[derive(Clone)]
-pub struct Connection {
-    inner: quinn::Connection,
-    peer: Arc<Peer>,
-    alpn: Alpn,
+pub struct Connection(Arc<Held>);
+
+/// What a connection, its streams and the endpoint's watchdog share.
+pub(super) struct Held {
+    pub(super) quic: quinn::Connection,
+    pub(super) peer: Arc<Peer>,
+    pub(super) alpn: Alpn,
     is_dialled: bool,
+    stall_max: Duration,
+    /// Streams of ours that are open, whoever opened them.
+    streams: AtomicUsize,
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("peer", &self.peer.node)
-            .field("alpn", &self.alpn)
-            .field("remote_address", &self.inner.remote_address())
+            .field("peer", &self.0.peer.node)
+            .field("alpn", &self.0.alpn)
+            .field("remote_address", &self.0.quic.remote_address())
             .finish_non_exhaustive()
     }
 }
 
 impl Connection {
-    pub(super) fn new(inner: quinn::Connection, peer: Peer, alpn: Alpn, is_dialled: bool) -> Self {
-        Self { inner, peer: Arc::new(peer), alpn, is_dialled }
+    /// A connection that this side dialled (`is_dialled`) or accepted.
+    pub(super) fn new(
+        quic: quinn::Connection,
+        peer: Peer,
+        alpn: Alpn,
+        is_dialled: bool,
+        config: &NetConfig,
+    ) -> Self {
+        let (peer, streams) = (Arc::new(peer), AtomicUsize::new(0));
+        let stall_max = config.stall_max;
+        Self(Arc::new(Held { quic, peer, alpn, is_dialled, stall_max, streams }))
+    }
+
+    pub(super) fn held(&self) -> Weak<Held> {
+        Arc::downgrade(&self.0)
     }
 
     /// The other end.
     #[must_use]
     pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
+        &self.0.peer
     }
 
     /// What the connection is for.
     #[must_use]
     pub fn alpn(&self) -> Alpn {
-        self.alpn
+        self.0.alpn
     }
 
     /// Whether this side opened the connection.
     #[must_use]
     pub fn is_dialled(&self) -> bool {
-        self.is_dialled
+        self.0.is_dialled
     }
 
     /// Where the peer is now; it may move. To show, not to decide by.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
-        self.inner.remote_address()
+        self.0.quic.remote_address()
+    }
+
+    /// Whether its packets go through a tunnel instead of UDP.
+    #[must_use]
+    pub fn is_tunnelled(&self) -> bool {
+        fabric::is_way(self.remote_address())
+    }
+
+    /// Smoothed round trip time.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.0.quic.rtt()
+    }
+
+    /// Streams that are open now.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.0.streams.load(Ordering::Relaxed)
+    }
+
+    fn stream(&self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Stream {
+        self.0.streams.fetch_add(1, Ordering::Relaxed);
+        Stream {
+            send,
+            recv,
+            is_finished: false,
+            stall: None,
+            is_stalled: false,
+            held: Arc::clone(&self.0),
+        }
     }
 
     /// Opens a stream. The peer sees it once something was written. Waits while the peer has as
@@ -157,8 +215,7 @@ impl Connection {
     ///
     /// Cancel safe.
     pub async fn open_bi(&self) -> Result<Stream, ConnectionLost> {
-        let (send, recv) = self.inner.open_bi().await.map_err(|err| self.lost(&err))?;
-        Ok(Stream { send, recv, is_finished: false })
+        Ok(self.stream(self.0.quic.open_bi().await.map_err(|err| self.lost(&err))?))
     }
 
     /// Waits for a stream that the peer opens.
@@ -171,43 +228,42 @@ impl Connection {
     ///
     /// Cancel safe.
     pub async fn accept_bi(&self) -> Result<Stream, ConnectionLost> {
-        let (send, recv) = self.inner.accept_bi().await.map_err(|err| self.lost(&err))?;
-        Ok(Stream { send, recv, is_finished: false })
+        Ok(self.stream(self.0.quic.accept_bi().await.map_err(|err| self.lost(&err))?))
     }
 
     /// Waits for the end of the connection.
     pub async fn closed(&self) -> ConnectionLost {
-        let reason = self.inner.closed().await;
+        let reason = self.0.quic.closed().await;
         self.lost(&reason)
     }
 
     /// Whether the connection has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.inner.close_reason().is_some()
+        self.0.quic.close_reason().is_some()
     }
 
     /// Ends the connection and every stream on it at once.
     pub fn close(&self, reason: &str) {
-        self.inner.close(VarInt::from_u32(CODE_CLOSED), reason.as_bytes());
+        self.0.quic.close(VarInt::from_u32(CODE_CLOSED), reason.as_bytes());
     }
 
     /// Tells connections of one process apart; never used twice while one of them lives.
     #[must_use]
     pub fn id(&self) -> usize {
-        self.inner.stable_id()
+        self.0.quic.stable_id()
     }
 
     /// Key material that only the two ends of this connection can derive (RFC 5705).
     pub(super) fn export_key(&self, label: &[u8], context: &[u8]) -> Option<[u8; 32]> {
         let mut key = [0; 32];
-        self.inner.export_keying_material(&mut key, label, context).ok()?;
+        self.0.quic.export_keying_material(&mut key, label, context).ok()?;
         Some(key)
     }
 
     fn lost(&self, reason: &quinn::ConnectionError) -> ConnectionLost {
-        let peer =
-            if self.peer.node.is_empty() { self.peer.user.clone() } else { self.peer.node.clone() };
+        let peer = &self.0.peer;
+        let peer = if peer.node.is_empty() { peer.user.clone() } else { peer.node.clone() };
         ConnectionLost { peer, reason: reason.to_string() }
     }
 }
@@ -244,11 +300,23 @@ impl StreamReset {
 ///
 /// `shutdown` ends the sending half in good order. A stream that is dropped before is reset, so the
 /// peer can tell a whole message from a broken one.
-#[derive(Debug)]
+///
+/// A peer that reads nothing for [`crate::net::NetConfig::stall_max`] while something waits to be
+/// sent loses the stream: it must not hold this end's memory and tasks for ever.
 pub struct Stream {
     send: quinn::SendStream,
     recv: quinn::RecvStream,
     is_finished: bool,
+    /// Runs out when a write has waited too long; kept between waits.
+    stall: Option<Pin<Box<Sleep>>>,
+    is_stalled: bool,
+    held: Arc<Held>,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("id", &self.send.id()).finish_non_exhaustive()
+    }
 }
 
 impl Stream {
@@ -261,6 +329,17 @@ impl Stream {
     pub fn set_priority(&self, priority: i32) {
         // Fails only on a stream that is closed, whose data needs no order any more.
         let _ = self.send.set_priority(priority);
+    }
+
+    /// Whether a write has waited too long by now; wakes the task when it will have.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let until = Instant::now() + self.held.stall_max;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if !self.is_stalled {
+            self.is_stalled = true;
+            stall.as_mut().reset(until);
+        }
+        stall.as_mut().poll(cx)
     }
 
     fn cancel(&mut self) {
@@ -276,6 +355,7 @@ impl Drop for Stream {
         if !self.is_finished {
             self.cancel();
         }
+        self.held.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -302,7 +382,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = std::task::ready!(Pin::new(&mut self.get_mut().send).poll_write(cx, buf));
+        let this = self.get_mut();
+        let Poll::Ready(result) = Pin::new(&mut this.send).poll_write(cx, buf) else {
+            std::task::ready!(this.poll_stall(cx));
+            this.cancel();
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        };
+        this.is_stalled = false;
         Poll::Ready(result.map_err(|err| match err {
             quinn::WriteError::Stopped(code) => io::Error::new(
                 io::ErrorKind::ConnectionReset,

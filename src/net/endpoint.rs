@@ -2,20 +2,28 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use quinn::Runtime as _;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::net::config::NetConfig;
 use crate::net::connection::{Alpn, Connection};
+use crate::net::fabric::Fabric;
 use crate::net::identity::{Identity, IdentityError, Peer};
+use crate::net::tunnel::Tunnels;
 use crate::net::verify;
+use crate::net::watchdog::Watchdog;
 use crate::rt::TaskGroup;
 
 /// Connections that wait to be accepted; more wait with their handshake done.
 const BACKLOG_MAX: usize = 64;
+/// Pause between two log lines about a flood.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 /// Close code for a peer that has no business with this ALPN.
 const CODE_FORBIDDEN: u32 = 2;
 
@@ -86,6 +94,8 @@ struct Inner {
     config: NetConfig,
     tasks: TaskGroup,
     transport: Arc<quinn::TransportConfig>,
+    watchdog: Arc<Watchdog>,
+    tunnels: Tunnels,
     arrived: mpsc::Sender<Connection>,
     arrivals: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
 }
@@ -108,17 +118,36 @@ impl Endpoint {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(Arc::clone(&transport));
         server.max_incoming(config.handshakes_max);
-        let quic = quinn::Endpoint::server(server, address).map_err(|source| {
-            if source.kind() == std::io::ErrorKind::AddrInUse {
-                BindError::InUse { address }
-            } else {
-                BindError::Socket { address, source }
-            }
-        })?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let socket = std::net::UdpSocket::bind(address)
+            .and_then(|socket| runtime.wrap_udp_socket(socket))
+            .map_err(|source| cannot_bind(address, source))?;
+        let fabric = Fabric::new(socket, identity.node_name());
+        let quic = quinn::Endpoint::new_with_abstract_socket(
+            quinn::EndpointConfig::default(),
+            Some(server),
+            Arc::new(fabric.clone()),
+            runtime,
+        )
+        .map_err(|source| cannot_bind(address, source))?;
         let (arrived, arrivals) = mpsc::channel(BACKLOG_MAX);
         let tasks = tasks.child();
         let arrivals = tokio::sync::Mutex::new(arrivals);
-        let inner = Inner { quic, identity, config, tasks, transport, arrived, arrivals };
+        let tunnels = Tunnels::new(fabric, identity.clone(), &tasks);
+        let watchdog = Arc::new(Watchdog::default());
+        let looking = Arc::clone(&watchdog).run(config.idle_timeout, config.silence_max);
+        tasks.spawn_until_cancelled("quic-watchdog", looking);
+        let inner = Inner {
+            quic,
+            identity,
+            config,
+            tasks,
+            transport,
+            watchdog,
+            tunnels,
+            arrived,
+            arrivals,
+        };
         let endpoint = Self(Arc::new(inner));
         endpoint.spawn_acceptor();
         Ok(endpoint)
@@ -140,6 +169,12 @@ impl Endpoint {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.0.identity
+    }
+
+    /// The ways to other nodes that are not UDP.
+    #[must_use]
+    pub fn tunnels(&self) -> &Tunnels {
+        &self.0.tunnels
     }
 
     /// The next connection on which the peer may open streams: every inbound one, and those that
@@ -187,7 +222,11 @@ impl Endpoint {
             Err(_) => Err(failed("no answer in time".to_owned())),
             Ok(Err(err)) => Err(failed(err.to_string())),
             Ok(Ok(quic)) => match peer_of(&quic) {
-                Some(peer) => Ok(Connection::new(quic, peer, alpn, true)),
+                Some(peer) => {
+                    let conn = Connection::new(quic, peer, alpn, true, &self.0.config);
+                    self.0.watchdog.watch(conn.held());
+                    Ok(conn)
+                }
                 None => Err(failed("the peer showed no readable certificate".to_owned())),
             },
         }
@@ -209,12 +248,14 @@ impl Endpoint {
     fn spawn_acceptor(&self) {
         let (quic, config) = (self.0.quic.clone(), self.0.config.clone());
         let (arrived, tasks) = (self.0.arrived.clone(), self.0.tasks.clone());
+        let watchdog = Arc::clone(&self.0.watchdog);
+        let complaints = Complaints::default();
         let handshakes = Arc::new(Semaphore::new(config.handshakes_max));
         self.0.tasks.spawn_until_cancelled("quic-accept", async move {
             while let Some(incoming) = quic.accept().await {
                 let open = quic.open_connections();
                 if open >= config.connections_max {
-                    warn!(connections = open, "too many connections, refusing one");
+                    complaints.once(|| warn!(connections = open, "too many connections, refusing"));
                     incoming.refuse();
                     continue;
                 }
@@ -224,14 +265,24 @@ impl Endpoint {
                     continue;
                 }
                 let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+                    complaints.once(|| warn!("too many handshakes at once, refusing"));
                     incoming.refuse();
                     continue;
                 };
-                let (arrived, deadline) = (arrived.clone(), config.handshake_timeout);
+                let (arrived, config) = (arrived.clone(), config.clone());
+                let watchdog = Arc::clone(&watchdog);
                 tasks.spawn_until_cancelled("quic-handshake", async move {
-                    let accepted = tokio::time::timeout(deadline, admit(incoming)).await;
+                    let accepted =
+                        tokio::time::timeout(config.handshake_timeout, admit(incoming, &config));
+                    let accepted = accepted.await;
                     drop(permit);
                     if let Ok(Some(conn)) = accepted {
+                        let count = watchdog.count(conn.peer(), conn.alpn());
+                        if count >= config.connections_per_peer_max {
+                            debug!(peer = %conn.peer().user, "too many connections of one peer");
+                            return conn.close("too many connections");
+                        }
+                        watchdog.watch(conn.held());
                         // Fails only when the endpoint is gone, and the connection with it.
                         let _ = arrived.send(conn).await;
                     }
@@ -241,8 +292,30 @@ impl Endpoint {
     }
 }
 
+/// Says once in a while what happens all the time.
+#[derive(Debug, Default)]
+struct Complaints(parking_lot::Mutex<Option<Instant>>);
+
+impl Complaints {
+    fn once(&self, say: impl FnOnce()) {
+        let mut last = self.0.lock();
+        if last.is_none_or(|at| at.elapsed() >= COMPLAINT_PAUSE) {
+            *last = Some(Instant::now());
+            say();
+        }
+    }
+}
+
+fn cannot_bind(address: SocketAddr, source: std::io::Error) -> BindError {
+    if source.kind() == std::io::ErrorKind::AddrInUse {
+        BindError::InUse { address }
+    } else {
+        BindError::Socket { address, source }
+    }
+}
+
 /// Finishes the handshake and checks that the peer may use the ALPN it chose.
-async fn admit(incoming: quinn::Incoming) -> Option<Connection> {
+async fn admit(incoming: quinn::Incoming, config: &NetConfig) -> Option<Connection> {
     let address = incoming.remote_address();
     let quic = match incoming.await {
         Ok(quic) => quic,
@@ -259,7 +332,7 @@ async fn admit(incoming: quinn::Incoming) -> Option<Connection> {
         quic.close(CODE_FORBIDDEN.into(), b"forbidden");
         return None;
     }
-    Some(Connection::new(quic, peer, alpn, false))
+    Some(Connection::new(quic, peer, alpn, false, config))
 }
 
 /// Who the verified certificate of a connection names; `None` without one.
@@ -281,7 +354,7 @@ pub(super) fn client(
 
 pub(super) fn transport(config: &NetConfig) -> Result<quinn::TransportConfig, String> {
     let mut transport = quinn::TransportConfig::default();
-    let idle = config.idle_timeout.try_into().map_err(|_| "idle timeout is too long".to_owned())?;
+    let idle = config.silence_max.try_into().map_err(|_| "idle timeout is too long".to_owned())?;
     transport
         .keep_alive_interval(Some(config.keep_alive))
         .max_idle_timeout(Some(idle))
@@ -293,7 +366,7 @@ pub(super) fn transport(config: &NetConfig) -> Result<quinn::TransportConfig, St
         .datagram_receive_buffer_size(None)
         // A first guess of a LAN's round trip: the default of a third of a second makes the first
         // lost packet cost a second.
-        .initial_rtt(std::time::Duration::from_millis(50));
+        .initial_rtt(Duration::from_millis(50));
     Ok(transport)
 }
 

@@ -199,7 +199,8 @@ impl Identity {
     pub fn https_server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
         let versions: &[_] = &[&rustls::version::TLS13, &rustls::version::TLS12];
         let mut config = self.server_config(versions)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols =
+            vec![b"h2".to_vec(), b"http/1.1".to_vec(), Alpn::Tunnel.as_bytes().to_vec()];
         Ok(Arc::new(config))
     }
 
@@ -299,6 +300,35 @@ impl TimeProvider for ClockTime {
 }
 
 /// The one provider of cryptography, named explicitly: nothing depends on a process-wide default.
+/// TLS for clients that are anybody: no certificate is asked of them, and `resolver` chooses the one
+/// that they are shown. HTTP/2 or HTTP/1.1, TLS 1.2 or 1.3.
+///
+/// # Errors
+///
+/// [`rustls::Error`] never in practice: the provider has suites of both versions.
+pub fn web_server_config(
+    resolver: Arc<dyn rustls::server::ResolvesServerCert>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let versions: &[_] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(versions)?;
+    let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// A certificate chain with its key, as TLS uses them.
+///
+/// # Errors
+///
+/// When the key is of another certificate, or of a kind that is not supported.
+pub fn certified_key(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, rustls::Error> {
+    CertifiedKey::from_der(chain, key, &provider())
+}
+
 pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

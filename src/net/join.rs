@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use quinn::Runtime as _;
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -25,9 +26,11 @@ use tracing::{info, warn};
 use crate::net::config::NetConfig;
 use crate::net::connection::{Alpn, Connection};
 use crate::net::endpoint;
+use crate::net::fabric::Fabric;
 use crate::net::frame::{self, FrameError, Kind};
 use crate::net::identity::Peer;
 use crate::net::pki::NodeClass;
+use crate::net::tunnel;
 use crate::net::verify;
 use crate::rt::{Rng, WallClock};
 
@@ -259,6 +262,7 @@ pub async fn request(
     })
 }
 
+/// Over UDP, or through a tunnel where UDP does not get through.
 async fn connect(
     address: SocketAddr,
     token: &JoinToken,
@@ -269,19 +273,39 @@ async fn connect(
         SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let quic = quinn::Endpoint::client(any).map_err(|err| failed(err.to_string()))?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = std::net::UdpSocket::bind(any).and_then(|socket| runtime.wrap_udp_socket(socket));
+    let fabric = Fabric::new(socket.map_err(|err| failed(err.to_string()))?, "");
+    let quic = quinn::Endpoint::new_with_abstract_socket(
+        quinn::EndpointConfig::default(),
+        None,
+        Arc::new(fabric.clone()),
+        runtime,
+    )
+    .map_err(|err| failed(err.to_string()))?;
     let config = NetConfig::default();
     let transport = Arc::new(endpoint::transport(&config).map_err(failed)?);
-    let tls = verify::join_config(&token.ca_hash, clock);
-    let client = endpoint::client(tls, &transport).map_err(failed)?;
-    let connecting = quic
-        .connect_with(client, address, "edgeorc.invalid")
-        .map_err(|err| failed(err.to_string()))?;
-    let conn = tokio::time::timeout(config.handshake_timeout, connecting)
-        .await
-        .map_err(|_| failed("no answer in time".to_owned()))?
-        .map_err(|err| failed(err.to_string()))?;
-    Ok((quic, Connection::new(conn, Peer::default(), Alpn::Join, true)))
+    let handshake = async |at: SocketAddr| {
+        let tls = verify::join_config(&token.ca_hash, clock);
+        let client = endpoint::client(tls, &transport)?;
+        let connecting =
+            quic.connect_with(client, at, "edgeorc.invalid").map_err(|err| err.to_string())?;
+        tokio::time::timeout(config.handshake_timeout, connecting)
+            .await
+            .map_err(|_| "no answer in time".to_owned())?
+            .map_err(|err| err.to_string())
+    };
+    let conn = match handshake(address).await {
+        Ok(conn) => conn,
+        Err(direct) => {
+            tracing::debug!(%address, err = direct, "no answer over UDP, trying TCP");
+            let tls = verify::join_tunnel_config(&token.ca_hash, clock);
+            let tls = tls.map_err(|err| failed(err.to_string()))?;
+            let way = tunnel::join(&fabric, address, tls).await.map_err(|_| failed(direct))?;
+            handshake(way).await.map_err(failed)?
+        }
+    };
+    Ok((quic, Connection::new(conn, Peer::default(), Alpn::Join, true, &config)))
 }
 
 async fn exchange(

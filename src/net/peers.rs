@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, RwLock};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{debug, info};
 
@@ -21,22 +25,31 @@ use crate::rt::{Rng, TaskGroup};
 /// lost, for as long as the node's address is known. Inbound connections handed to
 /// [`Self::adopt`] serve as well as dialled ones.
 #[derive(Debug, Clone)]
-pub struct Peers(Arc<Inner>);
+pub struct Peers(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    endpoint: Endpoint,
-    tasks: TaskGroup,
+pub(super) struct Inner {
+    pub(super) endpoint: Endpoint,
+    pub(super) tasks: TaskGroup,
     rng: Rng,
     addresses: RwLock<BTreeMap<String, SocketAddr>>,
+    /// Through whom other nodes are reached that cannot be reached directly.
+    pub(super) servers: RwLock<BTreeMap<String, SocketAddr>>,
     slots: RwLock<BTreeMap<String, BTreeMap<Alpn, Arc<Slot>>>>,
+    dialled: Family<Way, Counter>,
+}
+
+/// How a connection was made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Way {
+    way: &'static str,
 }
 
 /// One node and ALPN.
 #[derive(Debug)]
-struct Slot {
-    node: String,
-    alpn: Alpn,
+pub(super) struct Slot {
+    pub(super) node: String,
+    pub(super) alpn: Alpn,
     connection: ArcSwapOption<Connection>,
     /// The last attempt failed, or the connection was lost, and none has been made since.
     is_down: AtomicBool,
@@ -53,7 +66,7 @@ struct Keeper {
 }
 
 impl Slot {
-    fn live(&self) -> Option<Connection> {
+    pub(super) fn live(&self) -> Option<Connection> {
         let kept = self.connection.load();
         let conn = kept.as_deref()?;
         (!conn.is_closed()).then(|| conn.clone())
@@ -75,7 +88,7 @@ impl Slot {
         }
     }
 
-    fn failed(&self, err: ConnectError) {
+    pub(super) fn failed(&self, err: ConnectError) {
         self.keeper.lock().last_error = Some(err);
         self.is_down.store(true, Ordering::Release);
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
@@ -121,7 +134,9 @@ impl Peers {
             tasks: tasks.child(),
             rng,
             addresses: RwLock::default(),
+            servers: RwLock::default(),
             slots: RwLock::default(),
+            dialled: Family::default(),
         }))
     }
 
@@ -143,6 +158,23 @@ impl Peers {
         if self.address(node) != Some(address) {
             self.0.addresses.write().insert(node.to_owned(), address);
         }
+    }
+
+    /// Sets the servers, with the addresses of their APIs: through one of them a node is reached to
+    /// which there is no direct way.
+    pub fn set_servers(&self, servers: BTreeMap<String, SocketAddr>) {
+        *self.0.servers.write() = servers;
+    }
+
+    /// Opens a tunnel to a server, so that it can relay what others have for this node.
+    ///
+    /// # Errors
+    ///
+    /// When the server is not known, or does not answer.
+    pub async fn open_tunnel(&self, server: &str) -> std::io::Result<()> {
+        let at = self.0.servers.read().get(server).copied();
+        let at = at.ok_or(std::io::ErrorKind::NotFound)?;
+        self.0.endpoint.tunnels().open(server, at).await
     }
 
     /// The connection to `node`: the kept one, or a new one. The first attempt is waited for, at
@@ -171,9 +203,7 @@ impl Peers {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn dial(&self, node: &str, alpn: Alpn) -> Result<Connection, ConnectError> {
-        let address = self.address(node);
-        let address = address.ok_or_else(|| ConnectError::NoAddress { peer: node.to_owned() })?;
-        self.0.endpoint.connect(address, Some(node), alpn).await
+        self.reach(node, alpn, None).await
     }
 
     /// A handle for repeated use.
@@ -246,7 +276,7 @@ impl Peers {
         Arc::clone(slot)
     }
 
-    fn address(&self, node: &str) -> Option<SocketAddr> {
+    pub(super) fn address(&self, node: &str) -> Option<SocketAddr> {
         self.0.addresses.read().get(node).copied()
     }
 
@@ -298,7 +328,13 @@ impl Peers {
         loop {
             if let Some(conn) = slot.live() {
                 let since = tokio::time::Instant::now();
-                let lost = conn.closed().await;
+                let lost = tokio::select! {
+                    lost = conn.closed() => lost,
+                    () = self.find_direct(slot, &conn) => {
+                        self.retire(conn);
+                        continue;
+                    }
+                };
                 slot.lost(&conn);
                 debug!(peer = %slot.node, alpn = %slot.alpn, reason = %lost.reason, "peer lost");
                 if since.elapsed() > longest {
@@ -312,20 +348,18 @@ impl Peers {
                     continue;
                 }
             }
-            let Some(address) = self.address(&slot.node) else {
+            if self.address(&slot.node).is_none() {
                 let mut keeper = slot.keeper.lock();
                 keeper.is_running = false;
                 // Should it come back, the first attempt is waited for again.
                 slot.is_down.store(false, Ordering::Release);
                 return;
             };
-            match self.0.endpoint.connect(address, Some(&slot.node), slot.alpn).await {
+            match self.reach(&slot.node, slot.alpn, Some(slot)).await {
                 Ok(conn) => {
-                    info!(peer = %slot.node, alpn = %slot.alpn, "peer connected");
-                    slot.set(conn.clone());
-                    if slot.alpn.listener_opens_streams() {
-                        self.0.endpoint.offer(conn).await;
-                    }
+                    let is_tunnelled = conn.is_tunnelled();
+                    info!(peer = %slot.node, alpn = %slot.alpn, is_tunnelled, "peer connected");
+                    self.use_dialled(slot, conn).await;
                     continue;
                 }
                 Err(err) => {
@@ -338,10 +372,34 @@ impl Peers {
         }
     }
 
+    /// Adds what is counted here to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "edgeorc_net_connections_dialled",
+            "Connections to other nodes that this one made and keeps, by how",
+            self.0.dialled.clone(),
+        );
+        self.0.endpoint.tunnels().register(registry);
+    }
+
+    /// Puts a connection that this side made in its place.
+    pub(super) async fn use_dialled(&self, slot: &Slot, conn: Connection) {
+        let way = if conn.is_tunnelled() { "tunnel" } else { "direct" };
+        self.0.dialled.get_or_create(&Way { way }).inc();
+        slot.set(conn.clone());
+        if slot.alpn.listener_opens_streams() {
+            self.0.endpoint.offer(conn).await;
+        }
+    }
+
+    pub(super) fn jittered(&self, pause: Duration) -> Duration {
+        let half = u64::try_from(pause.as_micros() / 2).unwrap_or(u64::MAX);
+        pause.saturating_sub(Duration::from_micros(self.0.rng.below(half)))
+    }
+
     /// Waits out the back-off, less if the peer connects by itself meanwhile.
     async fn pause(&self, slot: &Slot, pause: Duration) {
-        let half = u64::try_from(pause.as_micros() / 2).unwrap_or(u64::MAX);
-        let jittered = pause.saturating_sub(Duration::from_micros(self.0.rng.below(half)));
+        let jittered = self.jittered(pause);
         let mut changed = slot.changed.subscribe();
         let arrived = async {
             while slot.live().is_none() {

@@ -359,6 +359,19 @@ impl CertificateAuthority {
     }
 }
 
+/// A certificate for `name` that nobody vouches for, with a new key.
+///
+/// # Errors
+///
+/// [`PkiError::Name`] when `name` cannot stand in a certificate, [`PkiError::Sign`].
+pub fn self_signed(name: &str) -> Result<KeyPairPem, PkiError> {
+    let key = KeyPair::generate().map_err(sign_error)?;
+    let params = CertificateParams::new(vec![name.to_owned()])
+        .map_err(|_| PkiError::Name { name: name.to_owned() })?;
+    let cert = params.self_signed(&key).map_err(sign_error)?;
+    Ok(KeyPairPem { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+}
+
 /// SHA-256 of the public key of a certificate, hex: what a join token pins.
 ///
 /// # Errors

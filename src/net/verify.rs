@@ -53,6 +53,16 @@ pub(super) fn client_config(
     Ok(config)
 }
 
+/// TLS of a joiner's tunnel: it offers both protocols, so that the server shows its authority.
+pub(super) fn join_tunnel_config(
+    ca_hash: &str,
+    clock: &WallClock,
+) -> Result<ClientConfig, IdentityError> {
+    let mut config = join_config(ca_hash, clock)?;
+    config.alpn_protocols.insert(0, Alpn::Tunnel.as_bytes().to_vec());
+    Ok(config)
+}
+
 /// TLS of a joiner: no certificate of its own, and only the hash of the authority's key.
 pub(super) fn join_config(ca_hash: &str, clock: &WallClock) -> Result<ClientConfig, IdentityError> {
     let provider = provider();

@@ -120,6 +120,10 @@ impl Directory {
             return;
         }
         set(&self.servers, seen.servers.iter().cloned().collect());
+        let all = seen.servers.iter();
+        self.peers.set_servers(
+            all.filter_map(|name| Some((name.clone(), *seen.addresses.get(name)?))).collect(),
+        );
         let others = seen.servers.iter().filter(|name| **name != self.me);
         let others: Servers =
             others.filter_map(|name| Some((name.clone(), *seen.addresses.get(name)?))).collect();

@@ -57,6 +57,7 @@ async fn serve(conn: Connection, doors: Doors, tasks: &TaskGroup) {
         (Alpn::Api, Some(server)) => apiserver::serve_quic(conn, server.api, tasks).await,
         (Alpn::Join, Some(server)) => join::serve(conn, server.enroller).await,
         (Alpn::Raft | Alpn::Api | Alpn::Join, None) => conn.close("this node is no server"),
+        (Alpn::Tunnel, _) => conn.close("tunnels are not carried by QUIC"),
     }
 }
 

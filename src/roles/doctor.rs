@@ -5,7 +5,7 @@ use std::path::Path;
 
 use edgeorc_runtime::{Allocator, CodeClass, Executor, Machine, Plan};
 use jiff::Timestamp;
-use rustix::fs::{Access, access, statfs, statvfs};
+use rustix::fs::{statfs, statvfs};
 use serde::Serialize;
 
 use crate::config::NodeSettings;
@@ -234,8 +234,8 @@ fn disk(data_dir: &Path) -> Vec<Finding> {
     let mut findings = vec![if !folder.is_dir() {
         let why = "it is no folder; name another one with --data-dir";
         Finding::new("dataDir", Verdict::Fail, shown, why)
-    } else if access(folder, Access::WRITE_OK | Access::EXEC_OK).is_err() {
-        let why = format!("this user may not write to {}; use --data-dir", folder.display());
+    } else if let Err(cause) = try_folder(folder) {
+        let why = format!("no folder can be made in {}: {cause}; use --data-dir", folder.display());
         Finding::new("dataDir", Verdict::Fail, shown, why)
     } else if folder == data_dir {
         Finding::new("dataDir", Verdict::Ok, shown, "it is there and can be written to")
@@ -263,6 +263,13 @@ fn disk(data_dir: &Path) -> Vec<Finding> {
         findings.push(judge_space(space.f_bavail.saturating_mul(space.f_frsize)));
     }
     findings
+}
+
+/// Makes a folder and takes it away: rights alone do not tell of file systems that take none.
+fn try_folder(parent: &Path) -> std::io::Result<()> {
+    let folder = parent.join(format!(".edgeorc-doctor-{}", std::process::id()));
+    std::fs::create_dir(&folder)?;
+    std::fs::remove_dir(&folder)
 }
 
 fn judge_space(free: u64) -> Finding {
@@ -386,5 +393,8 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, "x").unwrap();
         assert_eq!(disk(&file)[0].verdict, Verdict::Fail);
+        let found = disk(Path::new("/proc/edgeorc"));
+        assert!(found[0].verdict == Verdict::Fail && found[0].why.contains("/proc"), "{found:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
     }
 }

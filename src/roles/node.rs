@@ -32,7 +32,7 @@ use crate::roles::leader::Leader;
 use crate::roles::renewal::{self, Issuer, Renewal, Renewals};
 use crate::roles::roll::Roll;
 use crate::roles::verify::AgentVerifier;
-use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig};
+use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig, relay};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
@@ -111,6 +111,7 @@ async fn assemble(
     let ingress_at = SocketAddr::new(settings.bind_address, settings.ingress_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
     let ingress_listener = listen("ingress", "--ingress-port", ingress_at).await?;
+    let https = listen_https(&settings).await?;
     let dns = match &settings.dns {
         Some(dns) => Some(listen_dns(dns.bind).await?),
         None => None,
@@ -129,6 +130,8 @@ async fn assemble(
     )?;
     let peers = Peers::new(endpoint.clone(), &tasks, rng.clone());
     peers.set_addresses(membership.servers());
+    peers.set_servers(membership.servers());
+    relay::wake_by_request(&peers, &tasks);
     let node_api = NodeApi::new(clock.clone());
     let metrics = Metrics::new();
     let compiler = compiled::compiler(&settings, &metrics)?;
@@ -149,7 +152,29 @@ async fn assemble(
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
     };
-    start_agent(base, server, ingress_listener, dns)
+    start_agent(base, server, Listeners { http: ingress_listener, https, dns })
+}
+
+/// Where clients from outside come in.
+struct Listeners {
+    http: TcpListener,
+    https: Option<TcpListener>,
+    dns: Option<DnsSockets>,
+}
+
+/// The port for TLS, unless there is to be none. One that nobody asked for may be in use.
+async fn listen_https(settings: &NodeSettings) -> Result<Option<TcpListener>, NodeError> {
+    if settings.ingress_https_port == 0 {
+        return Ok(None);
+    }
+    let at = SocketAddr::new(settings.bind_address, settings.ingress_https_port);
+    match listen("HTTPS ingress", "--ingress-https-port", at).await {
+        Err(err) if !settings.is_https_port_required => {
+            tracing::warn!(%err, "no HTTPS at the ingress");
+            Ok(None)
+        }
+        listening => listening.map(Some),
+    }
 }
 
 async fn listen(
@@ -245,8 +270,9 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
     let tls = base.membership.identity.https_server_config().map_err(NodeError::failed)?;
     let (tls_router, group) = (router.clone(), base.tasks.clone());
+    let tunnels = base.endpoint.tunnels().clone();
     base.tasks.spawn("https", |_| async move {
-        apiserver::serve_tls(listener, tls, tls_router, &group).await;
+        apiserver::serve_tls(listener, tls, tls_router, tunnels, &group).await;
     });
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
@@ -271,8 +297,7 @@ async fn lead_alone(replica: &Replica, leader: &Leader) {
 fn start_agent(
     base: Base,
     server: Option<Server>,
-    ingress: TcpListener,
-    dns: Option<DnsSockets>,
+    mut ingress: Listeners,
 ) -> Result<RunningNode, NodeError> {
     let name = base.settings.node_name.clone();
     let tasks = base.tasks.clone();
@@ -289,6 +314,8 @@ fn start_agent(
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
     let guest_threads = runtime.threads();
     let mesh = Mesh::new(MeshConfig {
+        ingress_threads: Some(guest_threads.handle().clone()),
+        has_access_log: base.settings.ingress_access_log,
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
         ..MeshConfig::new(
@@ -299,6 +326,7 @@ fn start_agent(
         )
     });
     base.metrics.register(|registry| mesh.metrics().register(registry));
+    base.metrics.register(|registry| base.peers.register(registry));
     uplink.set(mesh.clone());
     let (servers, known_servers) =
         watch::channel(base.membership.servers().into_keys().collect::<Vec<_>>());
@@ -324,17 +352,14 @@ fn start_agent(
     }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
-    let ingress_mesh = mesh.clone();
-    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
-        ingress_mesh.serve_ingress(ingress).await;
-    });
-    if let Some(sockets) = dns {
+    if let Some(sockets) = ingress.dns.take() {
         spawn_dns(&base, mesh.clone(), sockets);
     }
+    serve_ingress(&mesh, ingress, &guest_threads, &tasks);
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),
-        node_api: base.node_api.router(),
+        node_api: base.node_api.router().merge(relay::router(base.peers.clone(), tasks.clone())),
         blobs: base.node_api.blobs(),
         server: server.as_ref().and_then(|server| server_doors(&base, server)),
     };
@@ -346,6 +371,44 @@ fn start_agent(
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
     Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
+}
+
+/// The ingress runs on the guests' threads, so that a request to a local pod changes no thread.
+fn serve_ingress(
+    mesh: &Mesh,
+    listeners: Listeners,
+    guest_threads: &GuestThreads,
+    tasks: &TaskGroup,
+) {
+    let serving = mesh.clone();
+    tasks.spawn_on(guest_threads.handle(), "ingress", |_| async move {
+        serving.serve_ingress(listeners.http).await;
+    });
+    if let Some(https) = listeners.https {
+        serve_http3(mesh, &https, guest_threads, tasks);
+        let serving = mesh.clone();
+        tasks.spawn_on(guest_threads.handle(), "ingress-https", |_| async move {
+            serving.serve_ingress_tls(https).await;
+        });
+    }
+}
+
+/// HTTP/3 at the port of HTTPS. Without it clients go on with HTTP/2.
+fn serve_http3(mesh: &Mesh, https: &TcpListener, threads: &GuestThreads, tasks: &TaskGroup) {
+    let Ok(at) = https.local_addr() else { return };
+    let bound = {
+        let _threads = threads.handle().enter();
+        mesh.bind_http3(at)
+    };
+    match bound {
+        Ok(listener) => {
+            let serving = mesh.clone();
+            tasks.spawn_on(threads.handle(), "ingress-http3", |_| async move {
+                serving.serve_ingress_http3(listener).await;
+            });
+        }
+        Err(err) => tracing::warn!(%err, "no HTTP/3 at the ingress"),
+    }
 }
 
 /// The agent's ways to the cluster.

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::bad_guests::{compile_bomb, generated};
 use crate::support::{Block, Node, PATIENCE, Process, eventually, get, guest, hello, succeed};
 
 /// Requests per second at the neighbour.
@@ -28,6 +29,8 @@ const HEARTBEAT_GAP_MAX: Duration = Duration::from_millis(2500);
 const DAY: f64 = 86_400.0;
 /// How long each culprit is watched at least.
 const WATCHED: Duration = Duration::from_secs(6);
+/// Generated modules that run at once; `just bench-pods` runs 10,000.
+const GENERATED: u64 = 40;
 /// The compiler gives up after two minutes.
 const COMPILE_PATIENCE: Duration = Duration::from_secs(200);
 
@@ -209,6 +212,43 @@ impl Town {
     fn delete(&self, kind: &str, name: &str) {
         succeed(&mut self.node.kubectl(&["delete", kind, name, "--timeout=60s"]));
     }
+
+    /// Runs generated modules, each in a pod of its own, until every one was started or refused.
+    fn run_generated(&self, folder: &Path) {
+        let (mut pods, mut count) = (String::new(), 0);
+        for seed in 0..GENERATED {
+            let Some(wasm) = generated(seed) else { continue };
+            let (file, name) = (folder.join("generated.wasm"), format!("generated-{seed}"));
+            std::fs::write(&file, wasm).unwrap();
+            let push = ["push", file.to_str().unwrap(), &name, "-o", "name"];
+            let image = succeed(&mut self.node.edgeorc(&push));
+            pods.push_str(&format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: generated}}}}\n\
+                 spec: {{terminationGracePeriodSeconds: 0, restartPolicy: Never, \
+                 containers: [{{name: app, image: {}}}]}}\n",
+                image.trim()
+            ));
+            count += 1;
+        }
+        assert!(count > GENERATED / 2, "only {count} modules came out");
+        let file = folder.join("generated.yaml");
+        std::fs::write(&file, pods).unwrap();
+        succeed(&mut self.node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
+        let path = r#"jsonpath={range .items[*]}{.status.containerStatuses[0].state}{"\n"}{end}"#;
+        let args = ["get", "pods", "-l", "app=generated", "-o", path];
+        eventually("every generated module is judged", COMPILE_PATIENCE, || {
+            let states = succeed(&mut self.node.kubectl(&args));
+            let judged = ["running", "terminated", "CreateContainerError", "RunContainerError"];
+            let is_judged = |state: &&str| judged.iter().any(|word| state.contains(word));
+            if states.lines().filter(is_judged).count() as u64 == count {
+                Ok(())
+            } else {
+                Err(states)
+            }
+        });
+        let delete = ["delete", "pods", "-l", "app=generated", "--timeout=60s"];
+        succeed(&mut self.node.kubectl(&delete));
+    }
 }
 
 /// Since when the node is Ready; anything else if it is not.
@@ -282,7 +322,8 @@ fn hostile_guests_harm_nobody_but_themselves() {
     });
     town.delete("pod", "filler");
 
-    let bomb = compile_bomb(folder.path());
+    let bomb = folder.path().join("bomb.wasm");
+    std::fs::write(&bomb, compile_bomb()).unwrap();
     let image = town.push("bomb-image", &bomb);
     town.pod("bomb", &format!("containers: [{{name: app, image: {image}}}]"));
     town.watch("a compile bomb", |town| {
@@ -291,6 +332,14 @@ fn hostile_guests_harm_nobody_but_themselves() {
     let why = town.of_pod("bomb", ".status.containerStatuses[0].state.waiting.message");
     assert!(why.contains("ran out of memory") || why.contains("took longer than"), "{why}");
     town.delete("pod", "bomb");
+    let image = town.push("stranger-image", &guest("bad-unknown-import"));
+    town.pod("stranger", &format!("containers: [{{name: app, image: {image}}}]"));
+    town.watch("imports that nobody gives", |town| {
+        town.until_told("stranger", PATIENCE, "CreateContainerError");
+    });
+    town.delete("pod", "stranger");
+
+    town.watch("generated modules", |town| town.run_generated(folder.path()));
     town.watch("nobody any more", |_| ());
 }
 
@@ -309,52 +358,4 @@ fn bytes_below(root: &Path, part: &str) -> u64 {
         }
     }
     bytes
-}
-
-/// A valid command whose one function makes an optimising compiler run out of time or memory: many
-/// loops, and in each of them all of many variables change.
-fn compile_bomb(folder: &Path) -> PathBuf {
-    const VARIABLES: u32 = 4_000;
-    const LOOPS: u32 = 160;
-    fn leb(mut value: u32) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        loop {
-            let low = u8::try_from(value & 0x7f).unwrap();
-            value >>= 7;
-            if value == 0 {
-                bytes.push(low);
-                return bytes;
-            }
-            bytes.push(low | 0x80);
-        }
-    }
-    fn sized(bytes: &[u8]) -> Vec<u8> {
-        [leb(u32::try_from(bytes.len()).unwrap()), bytes.to_vec()].concat()
-    }
-    let section = |id: u8, bytes: &[u8]| [vec![id], sized(bytes)].concat();
-    // One group of i32 locals.
-    let mut body = [vec![1], leb(VARIABLES), vec![0x7f]].concat();
-    for _ in 0..LOOPS {
-        body.extend([0x03, 0x40]); // loop
-        for at in 0..VARIABLES {
-            let (this, next) = (leb(at), leb((at + 1) % VARIABLES));
-            // local = local + next
-            body.extend([&[0x20][..], &this, &[0x20], &next, &[0x6a, 0x21], &this].concat());
-        }
-        body.extend([0x20, 0x00, 0x0d, 0x00, 0x0b]); // local.get 0, br_if 0, end
-    }
-    body.push(0x0b);
-    let exports = [&[2][..], &sized(b"memory"), &[2, 0], &sized(b"_start"), &[0, 0]].concat();
-    let module = [
-        b"\0asm\x01\0\0\0".to_vec(),
-        section(1, &[1, 0x60, 0, 0]),
-        section(3, &[1, 0]),
-        section(5, &[1, 0, 1]),
-        section(7, &exports),
-        section(10, &[vec![1], sized(&body)].concat()),
-    ]
-    .concat();
-    let path = folder.join("bomb.wasm");
-    std::fs::write(&path, module).unwrap();
-    path
 }

@@ -40,12 +40,21 @@ pub(crate) struct Load {
 impl Load {
     /// Half of the users send GET, the others POST.
     pub(crate) fn start(at: SocketAddr) -> Self {
+        Self::start_in(at, || {})
+    }
+
+    /// The same on threads that first do `enter`.
+    pub(crate) fn start_in(at: SocketAddr, enter: impl Fn() + Clone + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let users = ["GET", "POST"].into_iter().flat_map(|method| (0..USERS).map(move |_| method));
         let users = users
             .map(|method| {
                 let stop = Arc::clone(&stop);
-                std::thread::spawn(move || user(at, method, &stop))
+                let enter = enter.clone();
+                std::thread::spawn(move || {
+                    enter();
+                    user(at, method, &stop)
+                })
             })
             .collect();
         Self { stop, users }

@@ -37,9 +37,10 @@ impl Block {
     }
 }
 
-/// The binary under test.
+/// The binary under test: `EDGEORC`, or the one built with the tests.
 pub(crate) fn edgeorc() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_edgeorc"));
+    let mut command = std::env::var_os("EDGEORC")
+        .map_or_else(|| Command::new(env!("CARGO_BIN_EXE_edgeorc")), Command::new);
     for name in ["KUBECONFIG", "EDGEORC_LOG", "EDGEORC_DATA_DIR"] {
         command.env_remove(name);
     }

@@ -1,8 +1,15 @@
 //! Requests that a guest sends: to its own pod directly, to everything else over the uplink.
 
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::uri::Scheme;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody,
     WasiHttpHooks,
@@ -52,14 +59,71 @@ impl WasiHttpHooks for OutgoingHttp {
             (connect, first_byte) => [connect, first_byte].into_iter().flatten().sum(),
         };
         Box::new(async move {
+            let is_known = |scheme: &Scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS;
+            if !request.uri().scheme().is_none_or(is_known) {
+                return Err(Error::HttpProtocolError);
+            }
             let sent = net.send(request.map(from_wasi));
             let response = tokio::time::timeout(limit, sent)
                 .await
-                .map_err(|_| Error::HttpResponseTimeout)?
+                .map_err(|_| late(limits))?
                 .map_err(to_wasi_error)?;
             let done: Transfer = Box::new(std::future::ready(Ok(())));
-            Ok((response.map(to_wasi), done))
+            let response = response.map(to_wasi).map(|body| match limits.between_bytes_timeout {
+                Some(pause) => Paced::new(body, pause).boxed_unsync(),
+                None => body,
+            });
+            Ok((response, done))
         })
+    }
+}
+
+/// What took too long, as far as the guest's own limits tell.
+fn late(limits: RequestOptions) -> Error {
+    match (limits.connect_timeout, limits.first_byte_timeout) {
+        (_, Some(_)) => Error::ConnectionReadTimeout,
+        (Some(_), None) => Error::ConnectionTimeout,
+        (None, None) => Error::HttpResponseTimeout,
+    }
+}
+
+/// A response's body whose parts may not come further apart than this.
+struct Paced {
+    body: WasiBody,
+    pause: Duration,
+    end: Pin<Box<Sleep>>,
+}
+
+impl Paced {
+    fn new(body: WasiBody, pause: Duration) -> Self {
+        Self { body, pause, end: Box::pin(tokio::time::sleep(pause)) }
+    }
+}
+
+impl HttpBody for Paced {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            let next = Instant::now() + this.pause;
+            this.end.as_mut().reset(next);
+            return Poll::Ready(frame);
+        }
+        ready!(this.end.as_mut().poll(cx));
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -75,6 +139,11 @@ fn to_wasi_error(error: BodyError) -> Error {
         }
         Err(error) => error,
     };
+    // What the guest's own body said.
+    let error = match error.downcast::<Error>() {
+        Ok(error) => return *error,
+        Err(error) => error,
+    };
     match error.downcast::<std::io::Error>() {
         Ok(error) => match error.kind() {
             std::io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
@@ -88,5 +157,36 @@ fn to_wasi_error(error: BodyError) -> Error {
             _ => Error::Connect(*error),
         },
         Err(error) => Error::InternalError(Some(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_pauses_for_too_long_ends_with_an_error() {
+        let frame = |text: &'static str| Ok(Frame::data(Bytes::from_static(text.as_bytes())));
+        let frames = futures_util::stream::iter([frame("a"), frame("b")])
+            .chain(futures_util::stream::pending());
+        let body = http_body_util::StreamBody::new(frames).boxed_unsync();
+        let start = Instant::now();
+        let mut body = Paced::new(body, Duration::from_secs(2));
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "b");
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::ConnectionReadTimeout), "{error:?}");
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn the_guests_own_words_come_back_to_it() {
+        let own = to_wasi_error(Box::new(Error::HttpRequestBodySize(Some(3))));
+        assert!(matches!(own, Error::HttpRequestBodySize(Some(3))), "{own:?}");
+        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert!(matches!(to_wasi_error(Box::new(denied)), Error::HttpRequestDenied));
     }
 }

@@ -27,9 +27,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub(crate) use self::datagrams::{
-    Arrived, DATAGRAM_BYTES_MAX, DatagramSocket, Refused, SendError,
-};
+pub(crate) use self::datagrams::{Arrived, DATAGRAM_BYTES_MAX, DatagramSocket, Refused, SendError};
 pub use self::error::{HttpError, Unsent};
 pub(crate) use self::pod::{PodNet, SocketSlot, UNKNOWN_PEER};
 pub(crate) use self::ports::{Accepted, BindError, Binding, Intake, Listener};

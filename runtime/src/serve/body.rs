@@ -23,7 +23,7 @@ pub(crate) fn to_wasi(body: Body) -> WasiBody {
 
 /// The body as the network reads it.
 pub(crate) fn from_wasi(body: WasiBody) -> Body {
-    body.map_err(|error| BodyError::from(Box::new(error))).boxed_unsync()
+    body.map_err(BodyError::from).boxed_unsync()
 }
 
 /// A body's error as hyper takes it.

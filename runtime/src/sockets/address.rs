@@ -9,9 +9,8 @@ pub(super) fn is_of_family(address: SocketAddr, is_ipv6: bool) -> bool {
         SocketAddr::V4(_) => !is_ipv6,
         SocketAddr::V6(v6) => {
             let ip = v6.ip();
-            let is_compatible = ip.segments().starts_with(&[0; 6])
-                && !ip.is_unspecified()
-                && !ip.is_loopback();
+            let is_compatible =
+                ip.segments().starts_with(&[0; 6]) && !ip.is_unspecified() && !ip.is_loopback();
             is_ipv6 && ip.to_ipv4_mapped().is_none() && !is_compatible
         }
     }

@@ -16,7 +16,7 @@ const KEEP_ALIVE_MAX: u64 = 32_767 * SECOND;
 /// Most keep-alive probes.
 const KEEP_ALIVE_COUNT_MAX: u32 = 127;
 /// Largest buffer that can be asked for.
-const BUFFER_BYTES_MAX: u64 = i32::MAX as u64;
+const BUFFER_BYTES_MAX: u64 = 0x7fff_ffff;
 /// Buffer of a UDP socket, as on Linux.
 pub(super) const UDP_BUFFER_BYTES: u64 = 212_992;
 

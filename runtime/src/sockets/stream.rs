@@ -10,7 +10,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite as _;
 use tokio_util::io::{poll_read_buf, poll_write_buf};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::Pollable;
 use wasmtime_wasi_io::streams::{InputStream, OutputStream, StreamError, StreamResult};
@@ -33,8 +33,22 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(super) struct Connection {
     state: Arc<Mutex<State>>,
-    /// Tells the task, with its drop, that the guest has let go.
-    _held: Arc<DropGuard>,
+    /// Ends the connection in peace when the guest has let go of all of it.
+    _held: Arc<Held>,
+}
+
+/// The guest's hold on a connection.
+struct Held {
+    state: Arc<Mutex<State>>,
+    gone: CancellationToken,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // What was written is delivered, and then the end: dropping the pipe would break it off.
+        close_output(&self.state);
+        self.gone.cancel();
+    }
 }
 
 struct State {
@@ -77,8 +91,10 @@ impl Connection {
             guest: None,
         };
         let gone = CancellationToken::new();
-        let held = Arc::new(gone.clone().drop_guard());
-        Self { state: Arc::new(Mutex::new(State { io, guests, gone, input, output })), _held: held }
+        let state = State { io, guests, gone: gone.clone(), input, output };
+        let state = Arc::new(Mutex::new(state));
+        let held = Arc::new(Held { state: Arc::clone(&state), gone });
+        Self { state, _held: held }
     }
 
     pub(super) fn input(&self) -> Box<dyn InputStream> {
@@ -98,8 +114,7 @@ impl Connection {
 
     /// No further write: tells the peer after what was written.
     pub(super) fn close_output(&self) {
-        self.state.lock().output.is_closing = true;
-        let _ = self.poll_output(&mut noop());
+        close_output(&self.state);
     }
 
     /// Reads what there is; 0 is the end.
@@ -172,19 +187,28 @@ impl Connection {
 
     /// Ready when everything written is with the peer, or never will be.
     pub(super) fn poll_output(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let state = &mut *self.state.lock();
-        if !state.output.is_draining {
-            if state.poll_drain(&mut noop()).is_ready() {
-                return Poll::Ready(());
-            }
-            state.output.is_draining = true;
-            let drain = drain(Arc::clone(&self.state), state.gone.clone());
-            // Ends when the pipe has taken everything, or a while after the guest has let go.
-            drop(state.guests.spawn(drain));
-        }
-        state.output.guest = Some(cx.waker().clone());
-        Poll::Pending
+        poll_output(&self.state, cx)
     }
+}
+
+fn close_output(state: &Arc<Mutex<State>>) {
+    state.lock().output.is_closing = true;
+    let _ = poll_output(state, &mut noop());
+}
+
+fn poll_output(shared: &Arc<Mutex<State>>, cx: &mut Context<'_>) -> Poll<()> {
+    let state = &mut *shared.lock();
+    if !state.output.is_draining {
+        if state.poll_drain(&mut noop()).is_ready() {
+            return Poll::Ready(());
+        }
+        state.output.is_draining = true;
+        let drain = drain(Arc::clone(shared), state.gone.clone());
+        // Ends when the pipe has taken everything, or a while after the guest has let go.
+        drop(state.guests.spawn(drain));
+    }
+    state.output.guest = Some(cx.waker().clone());
+    Poll::Pending
 }
 
 fn noop() -> Context<'static> {
@@ -344,8 +368,11 @@ impl OutputStream for Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
     use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn connection(pipe_bytes: usize) -> (Connection, tokio::io::DuplexStream, Arc<Guests>) {
         let (near, far) = tokio::io::duplex(pipe_bytes);
@@ -384,6 +411,56 @@ mod tests {
         input.ready().await;
         assert_eq!(input.read(10).unwrap(), "late");
         assert!(matches!(input.read(10), Err(StreamError::Closed)));
+    }
+
+    /// A pipe of which it is known how it ended.
+    struct Watched(tokio::io::DuplexStream, Arc<AtomicBool>);
+
+    impl AsyncRead for Watched {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            into: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, into)
+        }
+    }
+
+    impl AsyncWrite for Watched {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            from: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, from)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.1.store(true, Ordering::SeqCst);
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_its_guest_drops_ends_in_peace() {
+        let guests = Arc::new(Guests::start(1, 0).unwrap());
+        for written in [0, 3, 64] {
+            let (near, mut far) = tokio::io::duplex(8);
+            let is_shut = Arc::new(AtomicBool::new(false));
+            let io = Box::new(Watched(near, Arc::clone(&is_shut)));
+            let connection = Connection::new(io, Arc::clone(&guests));
+            let mut out = connection.output();
+            out.write(Bytes::from(vec![7; written])).unwrap();
+            drop((out, connection));
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got.len(), written);
+            assert!(is_shut.load(Ordering::SeqCst), "{written}: broken off");
+        }
     }
 
     #[tokio::test]

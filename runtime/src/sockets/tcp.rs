@@ -199,9 +199,7 @@ impl Tcp {
         self.check_fresh()?;
         let binding = match &self.binding {
             Some(binding) => Arc::clone(binding),
-            None => {
-                Arc::new(net.ports().bind(SocketAddr::new(any_address(self.is_ipv6), 0))?)
-            }
+            None => Arc::new(net.ports().bind(SocketAddr::new(any_address(self.is_ipv6), 0))?),
         };
         let (sender, queue) = mpsc::channel(self.backlog);
         binding.listen(Some(Listener::Tcp(sender, intake.clone())));

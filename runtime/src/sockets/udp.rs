@@ -39,10 +39,7 @@ impl Udp {
     }
 
     /// The bound socket; binds any port if none is bound.
-    pub(super) fn bound_or_bind(
-        &mut self,
-        net: &Arc<PodNet>,
-    ) -> Result<Arc<DatagramSocket>, Code> {
+    pub(super) fn bound_or_bind(&mut self, net: &Arc<PodNet>) -> Result<Arc<DatagramSocket>, Code> {
         if let Some(bound) = &self.bound {
             return Ok(Arc::clone(bound));
         }
@@ -129,11 +126,7 @@ pub(super) fn check_size(data: &[u8]) -> Result<(), Code> {
 }
 
 /// Sends a datagram; waits while its flow is full.
-pub(super) async fn send(
-    bound: &DatagramSocket,
-    to: SocketAddr,
-    data: &[u8],
-) -> Result<(), Code> {
+pub(super) async fn send(bound: &DatagramSocket, to: SocketAddr, data: &[u8]) -> Result<(), Code> {
     bound.send(to, data).await.map_err(|error| match error {
         SendError::Unreachable => Code::InvalidArgument,
         // It waits for that.

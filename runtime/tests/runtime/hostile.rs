@@ -2,60 +2,18 @@
 
 use std::time::Duration;
 
-use arbitrary::Unstructured;
 use edgeorc_runtime::{CompileError, ExitReason, compile};
 use tokio::time::Instant;
 
+use crate::bad_guests::generated;
 use crate::support::{Node, app, exit, wat};
 
-/// Bytes from which one module is made.
-const SEED_BYTES: usize = 4096;
 /// How long a generated guest may run before it is killed.
 const RUN_MAX: Duration = Duration::from_millis(20);
 /// No refusal takes longer.
 const REFUSAL_MAX: Duration = Duration::from_secs(20);
 /// Longest text that a refusal has, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
-
-/// What generated modules may import: enough of WASI to do nonsense with.
-const IMPORTS: &str = r#"(module
-    (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "fd_read" (func (param i32 i32 i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "fd_close" (func (param i32) (result i32)))
-    (import "wasi_snapshot_preview1" "fd_seek" (func (param i32 i64 i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "random_get" (func (param i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "poll_oneoff" (func (param i32 i32 i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "path_open" (func
-        (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "args_get" (func (param i32 i32) (result i32)))
-    (import "wasi_snapshot_preview1" "proc_exit" (func (param i32))))"#;
-const EXPORTS: &str = r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
-
-/// Bytes that look random and are the same each time.
-fn seeded(seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    })
-    .take(SEED_BYTES / 8)
-    .flatten()
-    .collect()
-}
-
-fn generated(seed: u64) -> Option<Vec<u8>> {
-    let bytes = seeded(seed);
-    let config = wasm_smith::Config {
-        available_imports: Some(wat::parse_str(IMPORTS).unwrap()),
-        exports: Some(wat::parse_str(EXPORTS).unwrap()),
-        max_memory32_bytes: 64 << 20,
-        ..wasm_smith::Config::default()
-    };
-    let module = wasm_smith::Module::new(config, &mut Unstructured::new(&bytes)).ok()?;
-    Some(module.to_bytes())
-}
 
 /// Compiles and runs `count` modules; tells how many ran.
 async fn run_generated(count: u64) -> usize {

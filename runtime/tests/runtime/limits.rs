@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use edgeorc_runtime::{ExitReason, VolumeLimit};
+use edgeorc_runtime::{ExitReason, Machine, VolumeLimit};
 use tokio::time::Instant;
 
-use crate::support::{Node, app, exit, wat};
+use crate::support::{Node, app, app_bytes, compiled_for, exit, wat};
 
 const SPINS: &str = r#"(module (memory (export "memory") 1)
     (func (export "_start") (loop (br 0))))"#;
@@ -71,6 +71,25 @@ async fn guests_without_a_limit_leave_the_node_its_memory() {
     let pod = node.pod("10.0.0.3").await;
     pod.start(node.container("hello", app("hello"))).await.unwrap();
     assert_eq!(node.get("10.0.0.3:8080", "/grow?mib=32").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn where_addresses_are_short_the_memories_alone_limit_how_many_guests_run() {
+    const BITS: Option<u32> = Some(38);
+    // 511 memories fit, and an adapted module is a component of five instances and one memory.
+    const GUESTS: u8 = 250;
+    let node = Node::start_with(|config| config.address_bits_max = BITS);
+    let machine = Machine::probe().with_address_bits_max(BITS);
+    let code = compiled_for(machine, &app_bytes("hello"));
+    let mut running = Vec::new();
+    for guest in 1..=GUESTS {
+        for half in 0..2 {
+            let pod = node.pod(&format!("10.0.{half}.{guest}")).await;
+            let container = pod.start(node.container("hello", code.clone())).await.unwrap();
+            running.push((pod, container));
+        }
+    }
+    assert_eq!(node.get("10.0.1.250:8080", "/").await.unwrap().0, 200);
 }
 
 #[tokio::test]

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
+#[expect(dead_code, reason = "the bomb is for the end-to-end tests and the bench")]
+#[path = "../../../tests/e2e/bad_guests.rs"]
+mod bad_guests;
 mod commands;
 mod compiling;
 mod conformance;

@@ -233,7 +233,8 @@ pub(crate) fn interpreted(bits: Option<u32>, wasm: &[u8]) -> PathBuf {
     compiled_for(Machine::probe().with_address_bits_max(bits).interpreted(), wasm)
 }
 
-fn compiled_for(machine: Machine, wasm: &[u8]) -> PathBuf {
+/// A guest, compiled for another machine.
+pub(crate) fn compiled_for(machine: Machine, wasm: &[u8]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // Another build of this program may compile differently.
     static BUILD: LazyLock<String> = LazyLock::new(|| {

@@ -15,18 +15,18 @@ async fn guests_of_both_versions_exchange_datagrams_in_both_families() {
     for server in ["p2", "p3", "inner"] {
         node.logged(server, "bound").await;
     }
-    for (pod, probe, to) in [
-        (&two, "probe", "10.0.0.1:53"),
-        (&two, "probe-p3", "10.0.0.1:53"),
-        (&two, "probe", "[fd00::1]:53"),
-        (&two, "probe-p3", "[fd00::1]:53"),
-        (&one, "probe", "127.0.0.1:54"),
-        (&one, "probe-p3", "[::1]:53"),
+    for (name, pod, probe, to) in [
+        ("two-four", &two, "probe", "10.0.0.1:53"),
+        ("three-four", &two, "probe-p3", "10.0.0.1:53"),
+        ("two-six", &two, "probe", "[fd00::1]:53"),
+        ("three-six", &two, "probe-p3", "[fd00::1]:53"),
+        ("two-own", &one, "probe", "127.0.0.1:54"),
+        ("three-own", &one, "probe-p3", "[::1]:53"),
     ] {
-        let ask = node.probe("ask", probe, &["udp-ask", to, "hello"]);
+        let ask = node.probe(name, probe, &["udp-ask", to, "hello"]);
         let container = pod.start(ask).await.unwrap();
-        assert_eq!(exit(&container).await.code, 0, "{probe} {to}: {}", node.log("ask"));
-        assert_eq!(node.log("ask"), format!("stdout F hello from {to}\n"), "{probe}");
+        assert_eq!(exit(&container).await.code, 0, "{probe} {to}: {}", node.log(name));
+        assert_eq!(node.log(name), format!("stdout F hello from {to}\n"), "{probe}");
     }
     // Another pod's loopback is not this one's.
     let ask = node.probe("none", "probe-p3", &["udp-ask", "127.0.0.1:54", "hello"]);

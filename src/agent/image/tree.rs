@@ -14,7 +14,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -26,10 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::beneath::{self, Held, Missing};
 use crate::agent::dirs::make_one;
-use crate::agent::image::gunzip::{GZIP_MAGIC, Gunzip};
 use crate::agent::image::manifest::Form;
 use crate::agent::image::tar::{Archive, Entry, Kind, damaged};
-use crate::agent::image::unzstd::{Unzstd, ZSTD_MAGIC};
+use crate::agent::image::unpack;
 
 /// In front of the name of something that a lower layer has and this one takes away.
 const WHITEOUT: &[u8] = b".wh.";
@@ -121,15 +120,7 @@ fn refused(why: String) -> io::Error {
 impl Tree {
     /// Unpacks a layer.
     fn archive(&mut self, layer: &Path) -> io::Result<()> {
-        let mut magic = [0; 4];
-        // A shorter file is none of them.
-        let _count = File::open(layer)?.read(&mut magic)?;
-        let file = BufReader::with_capacity(COPY_BYTES, File::open(layer)?);
-        let content: Box<dyn Read> = match () {
-            () if magic.starts_with(&GZIP_MAGIC) => Box::new(Gunzip::new(file)),
-            () if magic == ZSTD_MAGIC => Box::new(Unzstd::new(file)),
-            () => Box::new(file),
-        };
+        let (content, _) = unpack::open(layer)?;
         // What is skipped costs time as well.
         let most = self.left.bytes.saturating_add(1);
         let mut archive = Archive::new(content.take(most));

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
+use crate::agent::image::gunzip::GZIP_MAGIC;
 use crate::agent::image::tar::tests::entry;
 
 const SMALL: Limits = Limits { entries: 50, bytes: 1 << 20, names: 4096, looks: 100 };
@@ -262,6 +263,19 @@ fn a_bomb_stops_at_its_limit() {
     fs::remove_dir_all(bench.root()).unwrap();
     let done = unpack(&[(layer, Form::Archive)], &bench.root(), LIMITS, &CancellationToken::new());
     assert_eq!(done.unwrap(), 64 << 20);
+}
+
+#[test]
+fn a_layer_compressed_with_zstd_is_unpacked() {
+    let bench = Bench::new();
+    let layer = bench.folder.path().join("zstd");
+    let mut tar = entry("file", b'0', "", b"content");
+    tar.resize(tar.len() + 1024, 0);
+    let level = ruzstd::encoding::CompressionLevel::Fastest;
+    fs::write(&layer, ruzstd::encoding::compress_to_vec(tar.as_slice(), level)).unwrap();
+    let done = unpack(&[(layer, Form::Archive)], &bench.root(), LIMITS, &CancellationToken::new());
+    assert_eq!(done.unwrap(), 7);
+    assert_eq!(fs::read(bench.root().join("file")).unwrap(), b"content");
 }
 
 #[test]

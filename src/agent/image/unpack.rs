@@ -11,6 +11,8 @@ use crate::agent::image::unzstd::{Unzstd, ZSTD_MAGIC};
 
 /// First bytes of a module or component.
 const WASM_MAGIC: &[u8; 4] = b"\0asm";
+/// Bytes at a layer's start that tell how it is compressed.
+const MAGIC_BYTES: usize = ZSTD_MAGIC.len();
 /// Size of a header and unit of content in an archive.
 const TAR_BLOCK: usize = 512;
 /// Most that an archive may hold when it is unpacked, in bytes.
@@ -25,23 +27,28 @@ pub(super) const INPUT_BYTES: usize = 32 * 1024;
 ///
 /// `InvalidData` when the layer cannot be used; all others are the disk's.
 pub(super) fn unpack(layer: &Path, output: &Path) -> io::Result<bool> {
-    let mut magic = [0; 4];
-    let count = File::open(layer)?.take(4).read(&mut magic)?;
-    let is_gzip = magic.starts_with(&GZIP_MAGIC);
-    let is_zstd = magic == ZSTD_MAGIC;
-    if count < magic.len() || (!is_gzip && !is_zstd && !is_archive(layer)?) {
+    let (content, is_compressed) = open(layer)?;
+    let is_short = std::fs::metadata(layer)?.len() < MAGIC_BYTES as u64;
+    if is_short || (!is_compressed && !is_archive(layer)?) {
         // What else it is, the compiler says.
         return Ok(false);
     }
-    let file = BufReader::with_capacity(INPUT_BYTES, File::open(layer)?);
-    let mut content: Box<dyn Read> = match () {
-        () if is_gzip => Box::new(Gunzip::new(file)),
-        () if is_zstd => Box::new(Unzstd::new(file)),
-        () => Box::new(file),
-    };
-    content = Box::new(content.take(UNPACKED_BYTES_MAX));
+    let mut content = content.take(UNPACKED_BYTES_MAX);
     extract(&mut content, &mut File::create(output)?)?;
     Ok(true)
+}
+
+/// The content of a layer, and whether it is compressed: its first bytes tell, whatever its media type.
+pub(super) fn open(layer: &Path) -> io::Result<(Box<dyn Read>, bool)> {
+    let mut magic = [0; MAGIC_BYTES];
+    // A shorter file is compressed by neither, or damaged.
+    let _count = File::open(layer)?.read(&mut magic)?;
+    let file = BufReader::with_capacity(INPUT_BYTES, File::open(layer)?);
+    Ok(match () {
+        () if magic.starts_with(&GZIP_MAGIC) => (Box::new(Gunzip::new(file)), true),
+        () if magic == ZSTD_MAGIC => (Box::new(Unzstd::new(file)), true),
+        () => (Box::new(file), false),
+    })
 }
 
 /// Whether an archive's mark is where an archive has it.

@@ -13,7 +13,11 @@ mod deployment;
 mod endpoint_slice;
 mod endpoints;
 mod event;
+mod gateway;
+mod gateway_class;
+mod http_route;
 mod ingress;
+mod ingress_class;
 mod lease;
 mod namespace;
 mod node;
@@ -53,5 +57,10 @@ pub(super) static ALL: &[Resource] = &[
     lease::RESOURCE,
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,
+    ingress_class::RESOURCE,
     storage_class::RESOURCE,
+    gateway_class::RESOURCE,
+    gateway::RESOURCE,
+    http_route::RESOURCE,
+    gateway_class::REFERENCE_GRANT,
 ];

@@ -89,7 +89,7 @@ fn what_breaks_a_rule_is_refused_with_the_field() {
             "spec.ports[1]: Duplicate value",
         ),
         (json!({"ports": [{"port": 80, "protocol": "ICMP"}]}), "spec.ports[0].protocol"),
-        (json!({"ports": [{"port": 80, "targetPort": "No_port"}]}), "[0].targetPort"),
+        (json!({"ports": [{"port": 80, "targetPort": "no-port-has-this-name"}]}), "[0].targetPort"),
         (
             json!({"ports": [{"port": 80, "nodePort": 30080}]}),
             "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",

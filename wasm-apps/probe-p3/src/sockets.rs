@@ -2,12 +2,16 @@
 
 use std::net::SocketAddr;
 
+use wasip3::clocks::monotonic_clock::wait_for;
 use wasip3::sockets::ip_name_lookup::resolve_addresses;
 use wasip3::sockets::types::{
     ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress,
     TcpSocket, UdpSocket,
 };
 use wasip3::{spawn_local, wit_stream};
+
+/// Longer than any test, in nanoseconds.
+const HOUR: u64 = 3_600_000_000_000;
 
 /// Gives every connection its own bytes back, and then the end.
 pub async fn tcp_echo(address: &str) -> Result<(), String> {
@@ -26,7 +30,8 @@ pub async fn tcp_serve_once(address: &str) -> Result<(), String> {
     let mut connections = listen(address)?;
     let _kept = connections.next().await;
     println!("taken");
-    std::future::pending().await
+    wait_for(HOUR).await;
+    Ok(())
 }
 
 /// Sends a text and the end, prints what comes back.

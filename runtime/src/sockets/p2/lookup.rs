@@ -14,8 +14,8 @@ use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, Networ
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 
-use super::super::lookup::{Name, parse, tell};
 use super::{SocketsView, ours, theirs};
+use crate::sockets::lookup::{Name, parse, tell};
 
 /// A lookup under way, or the addresses not yet taken.
 enum Lookup {

@@ -1,4 +1,11 @@
-//! `wasi:sockets` 0.2.
+//! `wasi:sockets` 0.2: start, finish and poll.
+//!
+//! Data in: calls of guests. Data out: the same calls of `Tcp`, `Udp` and the name lookup.
+//!
+//! # Invariants
+//!
+//! - Nothing is decided here but what only this version has: operations in two halves, streams and
+//!   pollables as children of their socket, permits to send.
 
 mod lookup;
 mod tcp;

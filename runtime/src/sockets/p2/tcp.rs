@@ -15,10 +15,10 @@ use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 use wasmtime_wasi_io::streams::{DynInputStream, DynOutputStream};
 
-use super::super::code::Code;
-use super::super::options::Options;
-use super::super::tcp::{Backlog, Tcp};
 use super::{SocketsView, family, is_ipv6, ours, theirs};
+use crate::sockets::code::Code;
+use crate::sockets::options::Options;
+use crate::sockets::tcp::{Backlog, Tcp};
 
 /// A socket, and the half of an operation that the guest has begun.
 struct Socket {

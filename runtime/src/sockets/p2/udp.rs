@@ -18,11 +18,11 @@ use wasmtime_wasi::p2::{SocketError, SocketResult, UdpSocket};
 use wasmtime_wasi_io::async_trait;
 use wasmtime_wasi_io::poll::{DynPollable, Pollable, subscribe};
 
-use super::super::code::Code;
-use super::super::options::Options;
-use super::super::udp::{Udp, check_size, destination};
 use super::{SocketsView, family, is_ipv6, ours, theirs};
 use crate::network::{Arrived, DatagramSocket, Refused, SendError};
+use crate::sockets::code::Code;
+use crate::sockets::options::Options;
+use crate::sockets::udp::{Udp, check_size, destination};
 
 /// Datagrams of one call.
 const DATAGRAMS_MAX: usize = 16;
@@ -160,7 +160,8 @@ impl HostUdpSocket for SocketsView<'_> {
         remote_address: Option<IpSocketAddress>,
     ) -> SocketResult<Streams> {
         let this = ours::<_, Socket>(&this);
-        let is_stream = |child: &dyn std::any::Any| child.is::<Incoming>() || child.is::<Outgoing>();
+        let is_stream =
+            |child: &dyn std::any::Any| child.is::<Incoming>() || child.is::<Outgoing>();
         if self.table.iter_children(&this)?.any(|child| is_stream(child)) {
             let words = "the streams of the UDP socket are not dropped yet";
             return Err(SocketError::trap(wasmtime::format_err!("{words}")));

@@ -6,8 +6,8 @@ use wasmtime::component::Accessor;
 use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup::{ErrorCode, Host, HostWithStore};
 use wasmtime_wasi::p3::bindings::sockets::types::IpAddress;
 
-use super::super::lookup::{Name, parse, tell};
 use super::{GuestSockets, SocketsView};
+use crate::sockets::lookup::{Name, parse, tell};
 
 impl<T> HostWithStore<T> for GuestSockets {
     async fn resolve_addresses(

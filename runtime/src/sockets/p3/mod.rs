@@ -1,12 +1,20 @@
-//! `wasi:sockets` 0.3.
+//! `wasi:sockets` 0.3: async functions, streams and futures.
+//!
+//! Data in: calls of guests. Data out: the same calls of `Tcp`, `Udp` and the name lookup.
+//!
+//! # Invariants
+//!
+//! - Nothing is decided here but what only this version has: streams and futures that outlive their
+//!   socket, and their ends.
+//! - A stream that its guest drops closes its direction of the connection.
 
 mod lookup;
 mod tcp;
 mod udp;
 
 use wasmtime::component::Linker;
-use wasmtime_wasi::p3::bindings::sockets::types::{self, ErrorCode, IpAddressFamily};
 use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup;
+use wasmtime_wasi::p3::bindings::sockets::types::{self, ErrorCode, IpAddressFamily};
 use wasmtime_wasi::p3::sockets::SocketError;
 
 use super::{GuestSockets, SocketsView, ours, theirs};

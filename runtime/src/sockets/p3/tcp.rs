@@ -17,12 +17,12 @@ use wasmtime_wasi::p3::bindings::sockets::types::{
 use wasmtime_wasi::p3::sockets::SocketResult;
 use wasmtime_wasi::sockets::TcpSocket;
 
-use super::super::code::Code;
-use super::super::options::Options;
-use super::super::stream::Connection;
-use super::super::tcp::{Backlog, Tcp};
 use super::udp::trap;
 use super::{GuestSockets, SocketsView, family, is_ipv6, ours, theirs};
+use crate::sockets::code::Code;
+use crate::sockets::options::Options;
+use crate::sockets::stream::Connection;
+use crate::sockets::tcp::{Backlog, Tcp};
 
 /// Bytes that one read brings, if the guest has no buffer of its own waiting.
 const READ_BYTES: usize = 8 << 10;

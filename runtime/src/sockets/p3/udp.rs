@@ -10,11 +10,11 @@ use wasmtime_wasi::p3::bindings::sockets::types::{
 use wasmtime_wasi::p3::sockets::SocketResult;
 use wasmtime_wasi::sockets::UdpSocket;
 
-use super::super::code::Code;
-use super::super::options::Options;
-use super::super::udp::{self, Udp, check_size};
 use super::{GuestSockets, SocketsView, family, is_ipv6, ours, theirs};
 use crate::network::{Arrived, Refused};
+use crate::sockets::code::Code;
+use crate::sockets::options::Options;
+use crate::sockets::udp::{self, Udp, check_size};
 
 impl SocketsView<'_> {
     fn udp_p3(&mut self, this: &Resource<UdpSocket>) -> wasmtime::Result<&mut Udp> {
