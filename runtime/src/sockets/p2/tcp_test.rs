@@ -35,7 +35,7 @@ impl Uplink for Mesh {
     async fn resolve(&self, _: &PodId, name: &str) -> Vec<IpAddr> {
         // Not at once, as over a network.
         tokio::task::yield_now().await;
-        if name == "server" { vec!["10.0.0.1".parse().unwrap()] } else { Vec::new() }
+        if name == "server." { vec!["10.0.0.1".parse().unwrap()] } else { Vec::new() }
     }
 
     async fn http(
