@@ -329,8 +329,9 @@ async fn a_stream_whose_reader_stands_still_is_given_up_and_one_that_is_read_is_
     let (mut unread, mut read) = (conn.open_bi().await.unwrap(), conn.open_bi().await.unwrap());
     read.write_all(b"first").await.unwrap();
     unread.write_all(b"first").await.unwrap();
-    let (one, two) = soon(async { tokio::join!(accepted.accept_bi(), accepted.accept_bi()) }).await;
-    let (_one, mut two) = (one.unwrap(), two.unwrap());
+    // One after the other: they come in the order in which they were opened.
+    let _one = soon(accepted.accept_bi()).await.unwrap();
+    let mut two = soon(accepted.accept_bi()).await.unwrap();
     // Slowly, but never standing still for as long as that.
     let reading = async {
         let mut bytes = vec![0; 600_000];
