@@ -51,7 +51,7 @@ impl Uplink for OneNode {
     }
 
     async fn resolve(&self, _from: &PodId, name: &str) -> Vec<IpAddr> {
-        self.names.get(name).cloned().unwrap_or_default()
+        self.names.get(name.trim_end_matches('.')).cloned().unwrap_or_default()
     }
 
     async fn http(
