@@ -135,7 +135,7 @@ async fn write_endpoints(client: &kube::Client, slices: &[Value]) -> Result<(), 
 fn endpoints(slices: &[Value]) -> Value {
     let subset = |slice: &Value| {
         let endpoints = slice["endpoints"].as_array().into_iter().flatten();
-        let addresses = endpoints.map(|endpoint| json!({"ip": endpoint["addresses"][0]}));
+        let addresses = endpoints.map(|endpoint| json!({"ip": endpoint.pointer("/addresses/0")}));
         json!({"addresses": addresses.collect::<Vec<_>>(), "ports": slice["ports"]})
     };
     json!({

@@ -268,12 +268,7 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
     }
     let group = base.tasks.clone();
     base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
-    let tls = base.membership.identity.https_server_config().map_err(NodeError::failed)?;
-    let (tls_router, group) = (router.clone(), base.tasks.clone());
-    let tunnels = base.endpoint.tunnels().clone();
-    base.tasks.spawn("https", |_| async move {
-        apiserver::serve_tls(listener, tls, tls_router, tunnels, &group).await;
-    });
+    serve_https(base, listener, router.clone())?;
     tracing::info!(url, "the API is ready");
     let client = as_user("edgeorc-admin");
     let (images, loader) = (base.dir.join("images"), client.clone());
@@ -281,6 +276,16 @@ async fn start_server(base: &Base, id: u64, listener: TcpListener) -> Result<Ser
         let _ = cancel.run_until_cancelled(bundle::load_folder(&images, &loader)).await;
     });
     Ok(Server { api, replica, router, client })
+}
+
+/// The API for everybody, and tunnels for nodes that UDP does not reach.
+fn serve_https(base: &Base, listener: TcpListener, router: Router) -> Result<(), NodeError> {
+    let tls = base.membership.identity.https_server_config().map_err(NodeError::failed)?;
+    let (tunnels, group) = (base.endpoint.tunnels().clone(), base.tasks.clone());
+    base.tasks.spawn("https", |_| async move {
+        apiserver::serve_tls(listener, tls, router, tunnels, &group).await;
+    });
+    Ok(())
 }
 
 /// Waits until this server leads, and does what a new cluster needs first.
@@ -313,20 +318,7 @@ fn start_agent(
         .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
     tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
     let guest_threads = runtime.threads();
-    let mesh = Mesh::new(MeshConfig {
-        ingress_threads: Some(guest_threads.handle().clone()),
-        has_access_log: base.settings.ingress_access_log,
-        peers: Some(base.peers.clone()),
-        node_port_ip: Some(base.settings.bind_address),
-        ..MeshConfig::new(
-            &name,
-            Arc::new(LocalPods::new(network.clone())),
-            tasks.clone(),
-            base.rng.clone(),
-        )
-    });
-    base.metrics.register(|registry| mesh.metrics().register(registry));
-    base.metrics.register(|registry| base.peers.register(registry));
+    let mesh = make_mesh(&base, &network, &guest_threads);
     uplink.set(mesh.clone());
     let (servers, known_servers) =
         watch::channel(base.membership.servers().into_keys().collect::<Vec<_>>());
@@ -371,6 +363,21 @@ fn start_agent(
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
     Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
+}
+
+fn make_mesh(base: &Base, network: &Arc<VirtualNetwork>, guest_threads: &GuestThreads) -> Mesh {
+    let pods = Arc::new(LocalPods::new(Arc::clone(network)));
+    let name = &base.settings.node_name;
+    let mesh = Mesh::new(MeshConfig {
+        ingress_threads: Some(guest_threads.handle().clone()),
+        has_access_log: base.settings.ingress_access_log,
+        peers: Some(base.peers.clone()),
+        node_port_ip: Some(base.settings.bind_address),
+        ..MeshConfig::new(name, pods, base.tasks.clone(), base.rng.clone())
+    });
+    base.metrics.register(|registry| mesh.metrics().register(registry));
+    base.metrics.register(|registry| base.peers.register(registry));
+    mesh
 }
 
 /// The ingress runs on the guests' threads, so that a request to a local pod changes no thread.
