@@ -168,7 +168,7 @@ impl Server {
         let asking = async {
             let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
             socket.send_to(bytes, self.at).await.unwrap();
-            let mut buffer = [0; 65_535];
+            let mut buffer = vec![0; 65_535];
             let size = socket.recv(&mut buffer).await.unwrap();
             Message::from_vec(&buffer[..size]).unwrap()
         };
