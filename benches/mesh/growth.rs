@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use edgeorc::mesh::{Local, LocalError, Mesh, MeshConfig, Routes};
 use edgeorc::net::{Body, BoxIo};
 use edgeorc::rt::{Rng, TaskGroup};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -166,7 +166,8 @@ async fn changes(bench: &Bench, size: &Size) -> Vec<Row> {
             }],
         });
         let began = Instant::now();
-        let patching = api.patch(SLICE, &PatchParams::default(), &Patch::Merge(&patch));
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let patching = api.patch(SLICE, &params, &patch);
         let (patched, ()) = tokio::join!(patching, async {
             for _ in 0..size.watchers {
                 let (of, at) =

@@ -34,7 +34,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{
-    NODE, PEER, Row, binary, median, report, resident_mib, row, run, start, stop, until_answers,
+    NODE, PEER, Row, binary, median, report, resident_mib, row, start, stop, until_answers,
     wasmtime,
 };
 

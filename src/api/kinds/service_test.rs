@@ -128,6 +128,11 @@ fn what_breaks_a_rule_is_refused_with_the_field() {
         let refused = refusals(&made(spec.clone()));
         assert!(refused.iter().any(|text| text.contains(wanted)), "{spec}: {refused:?}");
     }
+}
+
+#[test]
+fn what_breaks_no_rule_is_taken() {
+    let port = json!([{"port": 80}]);
     for spec in [
         json!({"clusterIP": "None"}),
         json!({"type": "ExternalName", "externalName": "example.org."}),
