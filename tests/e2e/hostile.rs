@@ -335,7 +335,7 @@ fn hostile_guests_harm_nobody_but_themselves() {
     let image = town.push("stranger-image", &guest("bad-unknown-import-component"));
     town.pod("stranger", &format!("containers: [{{name: app, image: {image}}}]"));
     town.watch("imports that nobody gives", |town| {
-        town.until_told("stranger", PATIENCE, "CreateContainerError");
+        town.until_told("stranger", PATIENCE, "RunContainerError");
     });
     town.delete("pod", "stranger");
 
