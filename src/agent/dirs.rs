@@ -199,27 +199,42 @@ impl PodDir {
         write_json(&self.0.join("pod.json"), pod)
     }
 
+    /// As [`PodDir::write_pod`] for a pod that was not here before; see [`write_copy`].
+    pub(crate) fn write_new_pod(&self, pod: &Pod) -> io::Result<()> {
+        write_copy(&self.0.join("pod.json"), pod)
+    }
+
     pub(crate) fn read_address(&self) -> Option<IpAddr> {
         let text = std::fs::read_to_string(self.0.join("address")).ok()?;
         text.trim().parse().ok()
     }
 
+    /// Keeps the pod's address; see [`write_copy`].
     pub(crate) fn write_address(&self, ip: IpAddr) -> io::Result<()> {
         self.create()?;
-        write_atomic(&self.0.join("address"), ip.to_string().as_bytes())
+        write_scratch(&self.0.join("address"), ip.to_string().as_bytes())
     }
 
     pub(crate) fn object_file(&self, kind: &str, name: &str) -> PathBuf {
         self.0.join("objects").join(file_name(&format!("{kind}-{name}.json")))
     }
 
-    /// Waits until the disk holds what [`write_copy`] wrote.
-    pub(crate) fn sync_objects(&self) -> io::Result<()> {
-        let folder = self.0.join("objects");
-        for entry in std::fs::read_dir(&folder)? {
-            std::fs::File::open(entry?.path())?.sync_all()?;
+    /// Waits until the disk holds what a start has written: the pod, its address, and the copies.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let sync = |path: &Path| match std::fs::File::open(path) {
+            Ok(file) => file.sync_all(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+        };
+        let objects = self.0.join("objects");
+        for entry in std::fs::read_dir(&objects).into_iter().flatten() {
+            sync(&entry?.path())?;
         }
-        std::fs::File::open(folder)?.sync_all()
+        sync(&objects)?;
+        sync(&self.0.join("address"))?;
+        sync(&self.0.join("pod.json"))?;
+        sync(&self.0)?;
+        self.0.parent().map_or(Ok(()), sync)
     }
 
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
@@ -299,7 +314,7 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// As [`write_json`], but what a power cut leaves of it is left to chance until
-/// [`PodDir::sync_objects`]: a pod's start does not wait for the disk.
+/// [`PodDir::sync`]: a pod's start does not wait for the disk.
 fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
     replace(path, &serde_json::to_vec(value)?, false)
 }
