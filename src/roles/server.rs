@@ -138,7 +138,7 @@ pub(super) fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> 
     };
     let renewals = renewal::router(Renewals {
         authority: base.membership.authority.clone()?,
-        roll: Roll::new(server.client.clone()),
+        roll: Roll::new(server.client.clone(), base.clock.clone()),
         group: server.replica.status(),
     });
     Some(ServerDoors {
