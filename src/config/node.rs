@@ -56,6 +56,9 @@ pub struct NodeSettings {
     pub advertise_address: IpAddr,
     /// Folder for state, certificates, images and logs.
     pub data_dir: PathBuf,
+    /// Places that may be in memory, for files that are renewed often. Default: those of the
+    /// environment.
+    pub memory_dirs: Vec<PathBuf>,
     /// Port of the API (TCP) and of QUIC (UDP). Default 6443.
     pub api_port: u16,
     /// Port of the HTTP ingress. Default 8080.
@@ -175,6 +178,7 @@ impl NodeSettings {
             bind_address,
             advertise_address: advertise(bind_address),
             data_dir: flags.data_dir.unwrap_or_else(|| environment.default_data_dir()),
+            memory_dirs: environment.memory_dirs.clone(),
             api_port: flags.api_port.unwrap_or(API_PORT),
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
             ingress_https_port: flags.ingress_https_port.unwrap_or(INGRESS_HTTPS_PORT),

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
 
 use super::local::{Local, LocalError};
 use super::testing::{ingress, node, service, slice};
@@ -174,4 +175,12 @@ pub(super) async fn text(response: Response<Body>) -> String {
 
 pub(super) async fn ask(mesh: &Mesh, request: Request<Body>) -> String {
     text(soon(mesh.http("default", request)).await.unwrap()).await.trim().to_owned()
+}
+
+pub(super) async fn serve(node: &Node) -> SocketAddr {
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let mesh = node.mesh.clone();
+    node.tasks.spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
+    at
 }

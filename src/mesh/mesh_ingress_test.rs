@@ -11,20 +11,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::local::Local;
-use super::mesh_harness::{Act, Node, PODS, Pods, cluster, get, routes, soon, text};
+use super::mesh_harness::{Act, PODS, Pods, cluster, get, routes, serve, soon, text};
 use super::*;
 use crate::net::Body;
 use crate::net::http::{HttpStream, empty};
 use crate::net::pki::NodeClass;
 use crate::net::testing::{LOOPBACK, authority, endpoint};
-
-async fn serve(node: &Node) -> SocketAddr {
-    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let mesh = node.mesh.clone();
-    node.tasks.spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
-    at
-}
 
 async fn through(at: SocketAddr, request: Request<Body>) -> Response<Body> {
     let stream = HttpStream::new(soon(TcpStream::connect(at)).await.unwrap()).await.unwrap();

@@ -1,24 +1,19 @@
 //! Goal: requests reach the right pods, are spread, and survive the loss of a node.
 //! Method: as `mesh_harness` says.
 
-use std::net::SocketAddr;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
-use parking_lot::Mutex;
-use serde_json::json;
+use http::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::balancer::Backend;
-use super::local::{Local, LocalError};
-use super::mesh_harness::{Act, PODS, Pods, ask, cluster, get, routes, soon, start, text};
+use super::mesh_harness::{Act, PODS, ask, cluster, get, routes, serve, soon, start, text};
 use super::*;
-use crate::net::http::{HttpStream, empty, full};
-use crate::net::pki::NodeClass;
-use crate::net::testing::{LOOPBACK, authority, endpoint};
+use crate::net::http::{HttpStream, full};
+use crate::net::testing::{LOOPBACK, authority};
 
 #[tokio::test]
 async fn requests_from_any_node_reach_the_pods_of_all_nodes() {

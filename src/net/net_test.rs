@@ -1,7 +1,6 @@
 //! Goal: connections are made between the right nodes only, and carry what they should.
 //! Method: real endpoints on loopback in one process.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::pki::{CertificateAuthority, NodeClass, NodeKey, PkiError};

@@ -31,6 +31,7 @@ pub(super) fn agent_config(
         node_name: base.settings.node_name.clone(),
         node_ips: vec![base.settings.advertise_address],
         data_dir,
+        memory_dirs: base.settings.memory_dirs.clone(),
         static_pods: base.dir.join("pod-manifests"),
         client: doors.client,
         nodes: doors.nodes,

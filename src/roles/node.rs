@@ -85,6 +85,7 @@ async fn assemble(
     relay::wake_by_request(&peers, &tasks);
     let node_api = NodeApi::new(clock.clone());
     let metrics = Metrics::new();
+    metrics.register(|registry| node_api.register(registry));
     let compiler = compiled::compiler(&settings, &metrics)?;
     let base = Base {
         settings,

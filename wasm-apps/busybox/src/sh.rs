@@ -20,7 +20,7 @@ use crate::sh::streams::{Shared, capture, take};
 
 mod glob;
 mod parse;
-mod streams;
+pub mod streams;
 
 /// Code of a command that is not there.
 const NOT_FOUND: i32 = 127;
@@ -416,6 +416,9 @@ mod tests {
             ("y=5; echo ${y}0 ${z:-none}", "50 none\n", 0),
             ("echo $(echo a; echo b) \"$(exit 4)\"", "a b \n", 0),
             ("! true", "", 1),
+            ("echo abcdef | head -c 3", "abc", 0),
+            ("echo abcdef | tail -c3; echo abc | head -c 9", "ef\nabc\n", 0),
+            ("cat | head -n1; echo a | head -f", "a\na\n", 0),
             ("nothing", "", 127),
             ("echo a 2>&1 >/dev/null; echo b", "b\n", 0),
             ("echo 'open", "", 2),
