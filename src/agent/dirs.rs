@@ -278,13 +278,17 @@ impl PodDir {
         write_json(&self.path.join("pod.json"), pod)
     }
 
+    /// As [`PodDir::write_pod`] for a pod that was not here before; see [`write_copy`].
+    pub(crate) fn write_new_pod(&self, pod: &Pod) -> io::Result<()> {
+        write_copy(&self.path.join("pod.json"), pod)
+    }
+
     pub(crate) fn read_address(&self) -> Option<IpAddr> {
         let text = std::fs::read_to_string(self.path.join("address")).ok()?;
         text.trim().parse().ok()
     }
 
-    /// Keeps the pod's address for the next agent. A power cut may take it: whoever called the pod by
-    /// it has lost the connection anyway.
+    /// Keeps the pod's address for the next agent; see [`write_copy`].
     ///
     /// # Cancel safety
     ///
@@ -302,13 +306,22 @@ impl PodDir {
         self.path.join("objects").join(file_name(&format!("{kind}-{name}.json")))
     }
 
-    /// Waits until the disk holds what [`write_copy`] wrote.
-    pub(crate) fn sync_objects(&self) -> io::Result<()> {
-        let folder = self.path.join("objects");
-        for entry in std::fs::read_dir(&folder)? {
-            std::fs::File::open(entry?.path())?.sync_all()?;
+    /// Waits until the disk holds what a start has written: the pod, its address, and the copies.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let sync = |path: &Path| match std::fs::File::open(path) {
+            Ok(file) => file.sync_all(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+        };
+        let objects = self.path.join("objects");
+        for entry in std::fs::read_dir(&objects).into_iter().flatten() {
+            sync(&entry?.path())?;
         }
-        std::fs::File::open(folder)?.sync_all()
+        sync(&objects)?;
+        sync(&self.path.join("address"))?;
+        sync(&self.path.join("pod.json"))?;
+        sync(&self.path)?;
+        self.path.parent().map_or(Ok(()), sync)
     }
 
     /// The folder of a volume: in memory if it was made there.
@@ -395,7 +408,7 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// As [`write_json`], but what a power cut leaves of it is left to chance until
-/// [`PodDir::sync_objects`]: a pod's start does not wait for the disk.
+/// [`PodDir::sync`]: a pod's start does not wait for the disk.
 fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
     replace(path, &serde_json::to_vec(value)?, false)
 }

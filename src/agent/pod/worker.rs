@@ -326,7 +326,9 @@ impl Worker {
         let write = move || {
             let mut pod = pod.as_ref().clone();
             pod.status = Some(pod_status(&pod, &state, now));
-            dir.create().and_then(|()| dir.write_pod(&pod))
+            dir.create()?;
+            // A first start does not wait for the disk; `Live` does, once the pod runs.
+            if dir.has_pod() { dir.write_pod(&pod) } else { dir.write_new_pod(&pod) }
         };
         if let Some(Err(err)) = self.tasks.block("pod-save", write).await {
             warn!(%err, "cannot keep the pod on disk");
