@@ -202,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_ride_goes_on_where_its_guest_belongs() {
-        let guests = Arc::new(Guests::start(1, 0).unwrap());
+        let guests = Arc::new(Guests::start(1).unwrap());
         let (tell, told) = oneshot::channel();
         let mut tell = Some(tell);
         let mut seen = Vec::new();

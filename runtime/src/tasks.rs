@@ -2,9 +2,9 @@
 //!
 //! # Invariants
 //!
-//! - Guests and everything they wait for run here, at lower priority than the control plane.
-//! - A guest that computes for longer than a tick does so on the batch threads, which run only where
-//!   nothing else wants to (`SCHED_IDLE` of Linux): see [`crate::lanes`].
+//! - Guests and everything they wait for run here, none of the control plane.
+//! - A guest that computes for longer than a tick or two does so on the batch threads, which run only
+//!   where nothing else wants to (`SCHED_IDLE` of Linux): see [`crate::lanes`].
 //! - Every task is tracked, so that an owner can wait for its end.
 
 use std::cell::Cell;
@@ -59,7 +59,7 @@ impl GuestThreads {
 }
 
 impl Threads {
-    fn start(lane: Lane, threads: usize, niceness: i32) -> Result<Self, StartError> {
+    fn start(lane: Lane, threads: usize) -> Result<Self, StartError> {
         let mut builder = Builder::new_multi_thread();
         let name = match lane {
             Lane::Interactive => "edgeorc-guest",
@@ -71,7 +71,9 @@ impl Threads {
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .on_thread_start(move || {
                 LANE.set(Some(lane));
-                set_priority(lane, niceness);
+                if lane == Lane::Batch {
+                    give_way();
+                }
             });
         let runtime = builder
             .enable_all()
@@ -82,18 +84,12 @@ impl Threads {
     }
 }
 
-/// Lowers the priority of this thread. Refusal costs fairness, not correctness: giving up priority is
-/// always allowed.
-fn set_priority(lane: Lane, niceness: i32) {
-    if lane == Lane::Batch {
-        let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        let this = thread_priority::thread_native_id();
-        let lowest = ThreadPriority::Min;
-        let _ = thread_priority::set_thread_priority_and_policy(this, lowest, policy);
-    } else {
-        // On Linux this is the calling thread alone.
-        let _ = rustix::process::setpriority_process(None, niceness);
-    }
+/// Has this thread run only where no other one wants to. Refusal costs fairness, not correctness:
+/// giving up priority is always allowed.
+fn give_way() {
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    let this = thread_priority::thread_native_id();
+    let _ = thread_priority::set_thread_priority_and_policy(this, ThreadPriority::Min, policy);
 }
 
 impl Drop for Threads {
@@ -106,10 +102,10 @@ impl Drop for Threads {
 
 impl Guests {
     /// Starts `threads` threads for each lane.
-    pub(crate) fn start(threads: usize, niceness: i32) -> Result<Self, StartError> {
+    pub(crate) fn start(threads: usize) -> Result<Self, StartError> {
         Ok(Self {
-            interactive: Threads::start(Lane::Interactive, threads, niceness)?,
-            batch: Threads::start(Lane::Batch, threads, niceness)?,
+            interactive: Threads::start(Lane::Interactive, threads)?,
+            batch: Threads::start(Lane::Batch, threads)?,
         })
     }
 
