@@ -12,7 +12,7 @@
 //! - One stretch of running is never counted longer than the ticks that it saw, plus a few.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::thread::Thread;
 use std::time::Duration;
@@ -51,6 +51,9 @@ pub(crate) struct Ticker {
 /// The guests' side of the ticker.
 #[derive(Debug)]
 pub(crate) struct Pulse {
+    /// Guests that run, or would if the kernel let them.
+    running: AtomicUsize,
+    /// Whether one has run since the last tick.
     is_beating: AtomicBool,
     is_parked: AtomicBool,
     is_over: AtomicBool,
@@ -60,6 +63,7 @@ pub(crate) struct Pulse {
 impl Ticker {
     pub(crate) fn start(engine: &Engine) -> Result<Self, StartError> {
         let pulse = Arc::new(Pulse {
+            running: AtomicUsize::new(0),
             is_beating: AtomicBool::new(false),
             is_parked: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
@@ -90,7 +94,9 @@ impl Pulse {
         while !self.is_over.load(Ordering::SeqCst) {
             std::thread::sleep(TICK);
             engine.increment_epoch();
-            if self.is_beating.swap(false, Ordering::SeqCst) {
+            // One that runs may not have had a processor since the last tick: it needs the next.
+            let is_running = self.running.load(Ordering::SeqCst) > 0;
+            if self.is_beating.swap(false, Ordering::SeqCst) || is_running {
                 quiet = 0;
                 continue;
             }
@@ -108,6 +114,17 @@ impl Pulse {
             std::thread::park();
         }
         self.is_parked.store(false, Ordering::SeqCst);
+    }
+
+    /// A guest begins to run.
+    fn enter(&self) {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.beat();
+    }
+
+    /// A guest does not run any more.
+    fn leave(&self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// A guest runs.
@@ -240,6 +257,7 @@ impl Drop for Burst {
     fn drop(&mut self) {
         if *self.since.get_mut() != 0 {
             self.meter.share.leave();
+            self.pulse.leave();
         }
     }
 }
@@ -271,7 +289,7 @@ impl Burst {
             }
             self.since.store(self.now(), Ordering::Relaxed);
             self.meter.share.enter();
-            self.pulse.beat();
+            self.pulse.enter();
         }
     }
 
@@ -292,6 +310,7 @@ impl Burst {
             return;
         }
         self.meter.share.leave();
+        self.pulse.leave();
         let ticks = self.ticks.swap(0, Ordering::Relaxed);
         let tick = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
         let seen = ticks.saturating_add(TICKS_UNSEEN).saturating_mul(tick);
@@ -412,6 +431,7 @@ mod tests {
 
     fn pulse() -> Arc<Pulse> {
         Arc::new(Pulse {
+            running: AtomicUsize::new(0),
             is_beating: AtomicBool::new(false),
             is_parked: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
@@ -455,6 +475,22 @@ mod tests {
         }
         ticker.pulse.beat();
         while parked() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_ticker_goes_on_for_a_guest_that_gets_no_processor() {
+        let engine = Engine::default();
+        let ticker = Ticker::start(&engine).unwrap();
+        let meter = Meter::new(None, None, &Shares::new(1));
+        let burst = Burst::new(meter, Arc::clone(ticker.pulse()));
+        burst.touch();
+        // Many times as long as the ticker needs to rest; nothing beats meanwhile.
+        std::thread::sleep(TICK * QUIET_TICKS_MAX * 10);
+        assert!(!ticker.pulse.is_parked.load(Ordering::SeqCst));
+        burst.settle();
+        while !ticker.pulse.is_parked.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
     }

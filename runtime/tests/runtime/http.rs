@@ -158,11 +158,11 @@ async fn a_stopped_server_finishes_what_it_has_begun() {
     let pod = node.pod("10.0.0.1").await;
     let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
     node.get(HELLO, "/").await.unwrap();
-    let slow = node.get(HELLO, "/burn?ms=300");
+    let slow = node.get(HELLO, "/burn?ms=3000");
     let stop = async {
         // The request is under way once it has used CPU time.
         let before = container.usage().cpu;
-        while container.usage().cpu <= before + Duration::from_millis(20) {
+        while container.usage().cpu <= before + Duration::from_millis(4) {
             tokio::task::yield_now().await;
         }
         container.stop(Duration::from_secs(30)).await;
