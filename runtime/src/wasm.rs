@@ -26,8 +26,6 @@ use crate::volumes::Volumes;
 /// Tells the time for people: log stamps and the guests' wall clock.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// Niceness that lets the control plane go first without starving guests.
-const NICENESS_DEFAULT: i32 = 5;
 /// Requests that an HTTP instance answers before it is replaced.
 const REQUESTS_PER_INSTANCE_MAX: usize = 100_000;
 /// Time in which an HTTP instance must be made.
@@ -39,11 +37,9 @@ const MEMORY_RESERVED_BYTES: u64 = 128 << 20;
 /// Settings of a [`WasmRuntime`].
 #[derive(Clone)]
 pub struct RuntimeConfig {
-    /// Threads that run guests. `None`: as many as the machine has cores; what must not wait for
-    /// guests has the higher priority.
+    /// Threads for guests that answer and wait, and as many for those that compute, which run when
+    /// nothing else of the machine wants to. `None`: as many as it has cores.
     pub guest_threads: Option<usize>,
-    /// Niceness of those threads, 0 to 19. Default 5: guests yield to the control plane.
-    pub niceness: i32,
     /// Source of wall time.
     pub wall_clock: WallClock,
     /// Where the buckets of `wasi:keyvalue` live. Default: nowhere.
@@ -72,7 +68,6 @@ impl RuntimeConfig {
     pub fn new(wall_clock: WallClock) -> Self {
         Self {
             guest_threads: None,
-            niceness: NICENESS_DEFAULT,
             wall_clock,
             keyvalue: Arc::new(NoKeyValue),
             requests_per_instance_max: REQUESTS_PER_INSTANCE_MAX,
@@ -88,7 +83,6 @@ impl std::fmt::Debug for RuntimeConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RuntimeConfig")
             .field("guest_threads", &self.guest_threads)
-            .field("niceness", &self.niceness)
             .finish_non_exhaustive()
     }
 }
@@ -154,7 +148,7 @@ impl WasmRuntime {
         let core = Core {
             code: Code::new(&engine).map_err(host)?,
             ticker: Ticker::start(&engine)?,
-            guests: Arc::new(Guests::start(threads, config.niceness)?),
+            guests: Arc::new(Guests::start(threads)?),
             clock: config.wall_clock,
             keyvalue: config.keyvalue,
             traps: Arc::new(AtomicU64::new(0)),

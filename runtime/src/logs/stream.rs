@@ -158,7 +158,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     fn log(dir: &std::path::Path) -> Arc<Log> {
-        let guests = Arc::new(Guests::start(1, 0).unwrap());
+        let guests = Arc::new(Guests::start(1).unwrap());
         let clock: crate::WallClock = Arc::new(|| UNIX_EPOCH + Duration::from_secs(1));
         let size = crate::logs::LogSize { file_bytes_max: 1 << 30, bytes_per_second_max: 1 << 30 };
         Log::create(dir.join("log"), size, clock, guests).unwrap()

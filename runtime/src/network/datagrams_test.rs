@@ -68,7 +68,7 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let (keep, held) = mpsc::channel(FLOWS_PER_POD_MAX + 1);
-        let guests = Arc::new(Guests::start(1, 0).unwrap());
+        let guests = Arc::new(Guests::start(1).unwrap());
         Self { network: Arc::new(VirtualNetwork::new()), guests, held, keep }
     }
 

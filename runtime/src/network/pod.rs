@@ -364,7 +364,7 @@ mod tests {
             searches: vec![word("example.com"), word("example.org")],
             ndots: 2,
         };
-        let guests = Guests::start(1, 0).unwrap();
+        let guests = Guests::start(1).unwrap();
         PodNet::new(&config, Arc::new(guests), Arc::new(Outside), CancellationToken::new())
     }
 

@@ -376,7 +376,7 @@ mod tests {
 
     fn connection(pipe_bytes: usize) -> (Connection, tokio::io::DuplexStream, Arc<Guests>) {
         let (near, far) = tokio::io::duplex(pipe_bytes);
-        let guests = Arc::new(Guests::start(1, 0).unwrap());
+        let guests = Arc::new(Guests::start(1).unwrap());
         (Connection::new(Box::new(near), Arc::clone(&guests)), far, guests)
     }
 
@@ -447,7 +447,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_its_guest_drops_ends_in_peace() {
-        let guests = Arc::new(Guests::start(1, 0).unwrap());
+        let guests = Arc::new(Guests::start(1).unwrap());
         for written in [0, 3, 64] {
             let (near, mut far) = tokio::io::duplex(8);
             let is_shut = Arc::new(AtomicBool::new(false));

@@ -143,7 +143,7 @@ fn code<T>(result: SocketResult<T>) -> ErrorCode {
 
 fn two_pods() -> (Guest, Guest, (Arc<VirtualNetwork>, Arc<Guests>)) {
     let network = Arc::new(VirtualNetwork::new());
-    let guests = Arc::new(Guests::start(1, 0).unwrap());
+    let guests = Arc::new(Guests::start(1).unwrap());
     let server = Guest::new(&network, &guests, "10.0.0.1");
     let client = Guest::new(&network, &guests, "10.0.0.2");
     (server, client, (network, guests))
