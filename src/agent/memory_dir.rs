@@ -20,8 +20,8 @@ use sha2::{Digest as _, Sha256};
 use crate::agent::dirs::{make_one, remove_folder};
 
 /// Types of file systems in memory, as `statfs` names them.
-const TMPFS: i64 = 0x0102_1994;
-const RAMFS: i64 = 0x8584_58f6;
+const TMPFS: u32 = 0x0102_1994;
+const RAMFS: u32 = 0x8584_58f6;
 /// Names the data folder that a folder here is of.
 const DATA_DIR: &str = "data-dir";
 /// Digits of the hash of a data folder's name.
@@ -83,11 +83,10 @@ fn remove_orphans(own: &Path) {
 }
 
 fn is_in_memory(path: &Path) -> bool {
-    #[expect(clippy::unnecessary_cast, reason = "its type differs between machines")]
-    rustix::fs::statfs(path).is_ok_and(|found| {
-        let kind = found.f_type as i64 & 0xffff_ffff;
-        kind == TMPFS || kind == RAMFS
-    })
+    // The kernel's numbers have 32 bits; the field's width differs between machines.
+    let kind = |found: rustix::fs::StatFs| u32::try_from(found.f_type & 0xffff_ffff).ok();
+    let kind = rustix::fs::statfs(path).ok().and_then(kind);
+    kind.is_some_and(|kind| [TMPFS, RAMFS].contains(&kind))
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ fn tools_reach_services_by_name_and_take_parts_of_files() {
     };
     let page = run("wget -qO- http://web/");
     assert!(both(&page).starts_with("Hello from pod web-"), "{}", both(&page));
-    let saved = run("cd /data && wget web.default.svc/x && head -c 5 x && ls");
+    let saved = run("cd /data && wget -O x web.default.svc/ && head -c 5 x && ls");
     assert!(
         both(&saved).contains("'x' saved") && both(&saved).contains("Hello"),
         "{}",

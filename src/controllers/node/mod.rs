@@ -49,8 +49,14 @@ const BOOK_NAME: &str = "edgeorc-pod-cidrs";
 /// Runs the controller until `cancel`.
 pub(super) async fn run(context: Context, events: EventRecorder, cancel: CancellationToken) {
     let hearing = Hearing::new(Instant::now());
-    let mut controller =
-        Controller { context, events, hearing, taints: BTreeMap::new(), settled: None };
+    let mut controller = Controller {
+        context,
+        events,
+        hearing,
+        taints: BTreeMap::new(),
+        is_cut_off: false,
+        settled: None,
+    };
     let _ = cancel.run_until_cancelled(controller.run()).await;
 }
 
@@ -60,6 +66,8 @@ struct Controller {
     hearing: Hearing,
     /// Since when this leader sees each taint, by node and key.
     taints: BTreeMap<(String, String), Instant>,
+    /// The store did not answer last time: that is told once, not with every try.
+    is_cut_off: bool,
     /// The nodes and their CIDRs when last there was nothing to do for them.
     settled: Option<BTreeMap<String, Option<String>>>,
 }
@@ -75,7 +83,7 @@ impl Controller {
                 biased;
                 Ok(()) = nodes_changed.changed() => {
                     if let Err(err) = self.allocate_cidrs().await {
-                        report("pod CIDRs not allocated", &err);
+                        self.report("pod CIDRs not allocated", &err);
                         nodes_changed.mark_changed();
                         tokio::time::sleep(TICK).await;
                     }
@@ -109,10 +117,13 @@ impl Controller {
         let mut revision = 0;
         for (step, outcome) in outcomes {
             match outcome {
-                Ok(of_node) => revision = revision.max(of_node),
+                Ok(of_node) => {
+                    revision = revision.max(of_node);
+                    self.is_cut_off = false;
+                }
                 Err(err) => {
                     debug!(?step, "step of the node controller failed");
-                    report("node controller met an error", &err);
+                    self.report("node controller met an error", &err);
                 }
             }
         }
@@ -257,6 +268,16 @@ impl Controller {
         Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default())
     }
 
+    /// A conflict is daily work, and a store without a quorum is told by others in full.
+    fn report(&mut self, message: &'static str, err: &kube::Error) {
+        if is_conflict(err) || is_not_found(err) || (is_unavailable(err) && self.is_cut_off) {
+            debug!(%err, "{message}");
+        } else {
+            warn!(%err, "{message}");
+        }
+        self.is_cut_off |= is_unavailable(err);
+    }
+
     /// Enters new nodes into the book, then tells them; strikes out those that are gone.
     async fn allocate_cidrs(&mut self) -> Result<(), kube::Error> {
         let nodes = self.context.informers.nodes.store.state();
@@ -333,10 +354,7 @@ async fn write_book(
     Ok(())
 }
 
-fn report(message: &'static str, err: &kube::Error) {
-    if is_conflict(err) || is_not_found(err) {
-        debug!(%err, "{message}");
-    } else {
-        warn!(%err, "{message}");
-    }
+/// Whether the store cannot serve now, or is stopping.
+fn is_unavailable(err: &kube::Error) -> bool {
+    matches!(err, kube::Error::Api(status) if matches!(status.code, 503 | 504))
 }

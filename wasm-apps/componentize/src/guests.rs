@@ -33,7 +33,7 @@ pub struct Guest {
 
 /// All guests.
 pub const GUESTS: &[Guest] = &[
-    Guest { name: "busybox", kind: Kind::CoreModule, world: "_start" },
+    Guest { name: "busybox", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },
     Guest { name: "echo", kind: Kind::Command, world: "wasi:cli/run@0.2." },
     Guest { name: "hello", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
     Guest { name: "hello-p3", kind: Kind::Reactor, world: "wasi:http/handler@0.3.0" },

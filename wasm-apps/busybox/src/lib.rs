@@ -2,6 +2,9 @@
 //!
 //! They do what scripts and `kubectl cp` need of them, not all that the originals do. A pod has no
 //! processes: pipelines run one tool after the other, with what it wrote kept in memory.
+//!
+//! A reactor that exports `wasi:cli/run`, because `wget` and `nslookup` use interfaces beside WASI 0.1: a
+//! command of older linkers runs all constructors again whenever the host hands bytes over.
 
 mod cx;
 mod files;
@@ -14,9 +17,21 @@ mod tar;
 mod text;
 mod wget;
 
-use std::process::ExitCode;
-
 use cx::Cx;
+
+wasip2::cli::command::export!(Busybox);
+
+struct Busybox;
+
+impl wasip2::exports::cli::run::Guest for Busybox {
+    fn run() -> Result<(), ()> {
+        match main() {
+            0 => Ok(()),
+            1 => Err(()),
+            code => std::process::exit(code),
+        }
+    }
+}
 
 /// A tool: takes its arguments with its own name first, and says its exit code.
 type Applet = fn(&mut Cx, &[String]) -> i32;
@@ -64,7 +79,8 @@ pub fn applet(name: &str) -> Option<Applet> {
     APPLETS.iter().find(|(known, _)| *known == name).map(|(_, applet)| *applet)
 }
 
-fn main() -> ExitCode {
+/// Gives the exit code.
+fn main() -> i32 {
     let mut args: Vec<String> = std::env::args().collect();
     if args.first().is_none_or(|name| applet(name).is_none()) && !args.is_empty() {
         args.remove(0);
@@ -79,5 +95,5 @@ fn main() -> ExitCode {
         }
     };
     cx.flush();
-    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))
+    code & 0xff
 }
