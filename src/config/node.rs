@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::{
     DnsSettings, Environment, EvictionSettings, PodCidrs, Proxies, ServiceCidrs, ThresholdError,
-    parse_thresholds,
+    TracingError, TracingSettings, parse_thresholds,
 };
 
 /// Default port of the API (TCP) and of everything between nodes (UDP).
@@ -78,6 +78,10 @@ pub struct NodeFlags {
     pub eviction_transition_period: Option<Duration>,
     /// `--pulley`.
     pub pulley: bool,
+    /// `--otlp-endpoint`.
+    pub otlp_endpoint: Option<String>,
+    /// `--trace-ratio`.
+    pub trace_ratio: Option<String>,
 }
 
 /// A folder of the host that pods may mount, with all that is in it.
@@ -177,6 +181,8 @@ pub struct NodeSettings {
     pub sandboxes: Sandboxes,
     /// When this node counts as short of memory or disk.
     pub eviction: EvictionSettings,
+    /// Where traces of requests go. Default: nowhere.
+    pub tracing: Option<TracingSettings>,
 }
 
 /// What the sandboxes are planned for, if not for this machine: shows on a large machine how a small
@@ -296,6 +302,9 @@ pub enum ConfigError {
         /// Of the cluster's range.
         prefix: u8,
     },
+    /// The settings of traces cannot be used.
+    #[error(transparent)]
+    Tracing(#[from] TracingError),
     /// `--join` is no address.
     #[error(
         "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
@@ -373,6 +382,11 @@ impl NodeSettings {
             dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
+            tracing: TracingSettings::build(
+                flags.otlp_endpoint.as_deref(),
+                flags.trace_ratio.as_deref(),
+                &environment.otel,
+            )?,
             sandboxes: Sandboxes {
                 address_bits_max: flags.address_bits_max,
                 are_interpreted: flags.pulley,
