@@ -181,7 +181,8 @@ impl TracingSettings {
         ratio: Option<&str>,
         otel: &OtelEnvironment,
     ) -> Result<Option<Self>, TracingError> {
-        let is_disabled = otel.sdk_disabled.as_deref().is_some_and(|v| v.eq_ignore_ascii_case("true"));
+        let is_disabled =
+            otel.sdk_disabled.as_deref().is_some_and(|v| v.eq_ignore_ascii_case("true"));
         let is_none = otel.traces_exporter.as_deref() == Some("none");
         if endpoint.is_none() && (is_disabled || is_none) {
             return Ok(None);
@@ -231,10 +232,7 @@ fn url(name: &'static str, given: &str, whole: &str) -> Result<Uri, TracingError
 }
 
 /// `a=1,b=2`, with `%2C` and the like in the values.
-fn pairs(
-    name: &'static str,
-    text: Option<&str>,
-) -> Result<Vec<(String, String)>, TracingError> {
+fn pairs(name: &'static str, text: Option<&str>) -> Result<Vec<(String, String)>, TracingError> {
     let parts = text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
     let pair = |part: &str| {
         let (key, value) = part.split_once('=')?;

@@ -85,11 +85,15 @@ impl Mesh {
     }
 
     async fn answer_peer(&self, to: SocketAddr, request: Request<Incoming>) -> Response<Body> {
-        if !self.0.table.load().is_local_pod(to.ip()) {
-            return mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE);
-        }
+        let pod = {
+            let table = self.0.table.load();
+            if !table.is_local_pod(to.ip()) {
+                return mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE);
+            }
+            table.pod(to.ip()).cloned()
+        };
         let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
-        match self.0.local.http(to, request).await {
+        match self.deliver(to, pod.as_ref(), request).await {
             Ok(mut response) => {
                 response.headers_mut().remove(MESH_ERROR);
                 response

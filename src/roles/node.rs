@@ -36,6 +36,7 @@ use crate::roles::{NodeError, addresses, blobs, bundle, compiled, kubeconfig, re
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::store::{PeerTransport, Store};
 use crate::telemetry::Metrics;
+use crate::telemetry::trace::{Tracer, TracerTools};
 
 /// How long the start of a lone server waits for it to lead before it goes on without.
 const LEADER_WAIT: Duration = Duration::from_secs(30);
@@ -371,6 +372,16 @@ fn make_mesh(base: &Base, network: &Arc<VirtualNetwork>, guest_threads: &GuestTh
     let mesh = Mesh::new(MeshConfig {
         ingress_threads: Some(guest_threads.handle().clone()),
         has_access_log: base.settings.ingress_access_log,
+        tracer: Tracer::start(
+            base.settings.tracing.clone(),
+            TracerTools {
+                metrics: base.metrics.clone(),
+                tasks: base.tasks.clone(),
+                clock: base.clock.clone(),
+                rng: base.rng.clone(),
+                node_name: name.clone(),
+            },
+        ),
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
         ..MeshConfig::new(name, pods, base.tasks.clone(), base.rng.clone())

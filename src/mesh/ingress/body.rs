@@ -14,15 +14,27 @@ use tokio::time::{Instant, Sleep};
 
 use crate::mesh::call::Tracked;
 use crate::net::{Body, BodyError};
+use crate::telemetry::trace::Span;
 
 /// Longest pause within a request's body.
 pub(super) const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// A pod's body, or a line of ours.
 pub(super) enum AnswerBody {
-    Pod { body: Tracked },
-    Line { body: Full<Bytes> },
-    Other { body: Body },
+    Pod {
+        body: Tracked,
+    },
+    Line {
+        body: Full<Bytes>,
+    },
+    Other {
+        body: Body,
+    },
+    /// Any of them, with the span of a sampled trace that lasts as long.
+    Traced {
+        body: Box<AnswerBody>,
+        _span: Span,
+    },
 }
 
 impl std::fmt::Debug for AnswerBody {
@@ -45,6 +57,7 @@ impl HttpBody for AnswerBody {
                 HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {})
             }
             Self::Other { body } => HttpBody::poll_frame(Pin::new(body), cx),
+            Self::Traced { body, .. } => HttpBody::poll_frame(Pin::new(body.as_mut()), cx),
         }
     }
 
@@ -53,6 +66,7 @@ impl HttpBody for AnswerBody {
             Self::Pod { body } => HttpBody::is_end_stream(body),
             Self::Line { body } => HttpBody::is_end_stream(body),
             Self::Other { body } => HttpBody::is_end_stream(body),
+            Self::Traced { body, .. } => HttpBody::is_end_stream(body.as_ref()),
         }
     }
 
@@ -61,6 +75,7 @@ impl HttpBody for AnswerBody {
             Self::Pod { body } => HttpBody::size_hint(body),
             Self::Line { body } => HttpBody::size_hint(body),
             Self::Other { body } => HttpBody::size_hint(body),
+            Self::Traced { body, .. } => HttpBody::size_hint(body.as_ref()),
         }
     }
 }

@@ -34,6 +34,7 @@ use tokio::sync::mpsc;
 
 pub use self::context::{TRACEPARENT, TRACESTATE, TraceContext};
 pub use self::export::ExportMetrics;
+pub(crate) use self::span::known_method;
 pub use self::span::{Kind, Span};
 
 use self::context::{Arrived, arrived};
@@ -132,7 +133,8 @@ impl Tracer {
         if !context.is_sampled() {
             return None;
         }
-        let mut span = Span::begin(inner, context, parent.map(|one| one.span_id), Kind::Server, name());
+        let mut span =
+            Span::begin(inner, context, parent.map(|one| one.span_id), Kind::Server, name());
         span.set_state(headers);
         Some(span)
     }
@@ -174,7 +176,9 @@ impl Inner {
         }
         let [high, low] = [self.draw(0), self.draw(1)];
         let mut trace_id = [0; 16];
-        for (to, from) in trace_id.iter_mut().zip(high.to_be_bytes().into_iter().chain(low.to_be_bytes())) {
+        for (to, from) in
+            trace_id.iter_mut().zip(high.to_be_bytes().into_iter().chain(low.to_be_bytes()))
+        {
             *to = from;
         }
         let mut context = TraceContext { trace_id, span_id, flags: 0 };
@@ -273,7 +277,8 @@ mod tests {
     #[tokio::test]
     async fn an_invalid_context_is_dropped_and_a_trace_begins() {
         let (tracer, mut spans) = tracer(Sampling::default());
-        for bad in ["", "x", "00-0-0-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"] {
+        for bad in ["", "x", "00-0-0-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
+        {
             let mut given = headers(bad);
             drop(tracer.enter(&mut given, name).unwrap());
             assert!(!given.contains_key(TRACESTATE), "{bad}");

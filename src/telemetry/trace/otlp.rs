@@ -39,7 +39,8 @@ pub(super) fn resource(settings: &TracingSettings, node_name: &str) -> Resource 
 
 /// A request that exports `records`.
 pub(super) fn encode(resource: &Resource, records: &[Box<Record>]) -> Vec<u8> {
-    let scope = InstrumentationScope { name: "edgeorc".to_owned(), ..InstrumentationScope::default() };
+    let scope =
+        InstrumentationScope { name: "edgeorc".to_owned(), ..InstrumentationScope::default() };
     let spans = ScopeSpans {
         scope: Some(scope),
         spans: records.iter().map(|record| span(record)).collect(),
