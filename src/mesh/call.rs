@@ -346,6 +346,7 @@ async fn send_on(
         },
         Err(failed) => Err(match failed.unsent {
             Some(unsent) => Failure::Unsent(unsent, failed.error.into()),
+            None if endpoint.peer.is_some() && failed.error.is_unread() => Failure::NotReached,
             None => Failure::Broken(failed.error.into()),
         }),
     }

@@ -205,6 +205,13 @@ impl Table {
         self.routes.place_of(ip) == Place::Local
     }
 
+    /// Closes all kept streams: this node is about to stop.
+    pub(super) fn drop_kept_streams(&self) {
+        for endpoint in self.endpoints.values() {
+            while endpoint.take_stream().is_some() {}
+        }
+    }
+
     pub(super) fn close_unused_streams(&self) {
         for endpoint in self.endpoints.values() {
             endpoint.close_unused_streams();

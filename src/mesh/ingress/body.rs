@@ -12,6 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, Sleep};
 
+use super::stalled;
 use crate::mesh::call::Tracked;
 use crate::net::{Body, BodyError};
 use crate::telemetry::trace::Span;
@@ -51,14 +52,19 @@ impl HttpBody for AnswerBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
+        let polled = match self.get_mut() {
             Self::Pod { body } => HttpBody::poll_frame(Pin::new(body), cx),
             Self::Line { body } => {
                 HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {})
             }
             Self::Other { body } => HttpBody::poll_frame(Pin::new(body), cx),
             Self::Traced { body, .. } => HttpBody::poll_frame(Pin::new(body.as_mut()), cx),
+        };
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => stalled::gave_data(),
+            _ => stalled::waits_for_nobody(),
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -170,7 +170,7 @@ impl Mesh {
         }
         let io = self.connect_endpoint(endpoint).await?;
         let io = Counted { io, _in_flight: InFlight::new(endpoint) };
-        let (sender, connection) = http2::Builder::new(Executor(self.0.tasks.clone()))
+        let (sender, connection) = http2::Builder::new(Executor::new(&self.0.tasks))
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .max_header_list_size(HEADER_BYTES_MAX)

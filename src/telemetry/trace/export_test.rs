@@ -53,7 +53,7 @@ async fn spans_reach_a_collector_with_what_they_are_about() {
     assert_eq!(collector.resource("k8s.node.name").unwrap(), "one");
     assert_eq!(collector.resource("deployment.environment.name").unwrap(), "lab");
     assert_eq!(collector.header()["x-key"], "k");
-    assert_eq!(metrics(&tracer).exported(), 2);
+    collector.wait(|_| metrics(&tracer).exported() == 2).await;
 }
 
 #[tokio::test]
