@@ -72,13 +72,21 @@ mod tests {
         let to = |path: &str| asked(path).map(|(_, path)| path);
         let is = |path: &str| Some(path.to_owned());
         let g = "/apis/gateway.networking.k8s.io";
-        assert_eq!(to(&format!("{g}/v1beta1/gatewayclasses/c")), is(&format!("{g}/v1/gatewayclasses/c")));
+        assert_eq!(
+            to(&format!("{g}/v1beta1/gatewayclasses/c")),
+            is(&format!("{g}/v1/gatewayclasses/c"))
+        );
         assert_eq!(
             to(&format!("{g}/v1beta1/namespaces/n/httproutes/r/status")),
             is(&format!("{g}/v1/namespaces/n/httproutes/r/status"))
         );
-        assert_eq!(to(&format!("{g}/v1/referencegrants")), is(&format!("{g}/v1beta1/referencegrants")));
-        for stored in ["v1/gateways", "v1beta1/referencegrants", "v1beta1", "v1beta1/pods", "v1beta1/x"] {
+        assert_eq!(
+            to(&format!("{g}/v1/referencegrants")),
+            is(&format!("{g}/v1beta1/referencegrants"))
+        );
+        for stored in
+            ["v1/gateways", "v1beta1/referencegrants", "v1beta1", "v1beta1/pods", "v1beta1/x"]
+        {
             assert_eq!(to(&format!("{g}/{stored}")), None, "{stored}");
         }
         assert_eq!(to("/apis/apps/v1/deployments"), None);

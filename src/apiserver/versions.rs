@@ -44,7 +44,11 @@ pub(super) async fn store(alias: &'static Alias, sent: Body) -> Result<Body, Api
 }
 
 /// The answer in the version that was asked for.
-pub(super) async fn show(alias: &'static Alias, is_watch: bool, answer: Response<Body>) -> Response<Body> {
+pub(super) async fn show(
+    alias: &'static Alias,
+    is_watch: bool,
+    answer: Response<Body>,
+) -> Response<Body> {
     let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if !kind.is_some_and(|kind| kind.starts_with("application/json")) {
         return answer;
@@ -159,9 +163,12 @@ mod tests {
         let stored: Value = serde_json::from_slice(&stored.to_bytes()).unwrap();
         assert_eq!(stored["apiVersion"], V1);
         assert_eq!(stored["metadata"], sent["metadata"]);
-        let sent = format!("# x\napiVersion: \"{V1BETA1}\"\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n");
+        let sent = format!(
+            "# x\napiVersion: \"{V1BETA1}\"\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n"
+        );
         let stored = store(alias(), Body::from(sent)).await.unwrap().collect().await.unwrap();
-        let wanted = format!("# x\napiVersion: {V1}\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n");
+        let wanted =
+            format!("# x\napiVersion: {V1}\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n");
         assert_eq!(stored.to_bytes(), wanted);
     }
 
@@ -190,7 +197,8 @@ mod tests {
         let event = json!({"type": "ADDED", "object": {"apiVersion": V1, "kind": "Gateway"}});
         let text = format!("{event}\n{event}\n");
         let (a, b) = text.split_at(30);
-        let pieces = [a, b].map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece.as_bytes())));
+        let pieces =
+            [a, b].map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece.as_bytes())));
         let answer = Response::builder()
             .header(CONTENT_TYPE, "application/json")
             .body(Body::from_stream(futures_util::stream::iter(pieces)))

@@ -86,37 +86,40 @@ impl Mesh {
     /// [`DRAIN_TIMEOUT`]: give it the time.
     pub async fn serve_peer(&self, conn: Connection) {
         let cancel = self.0.tasks.token().clone();
+        let served = Arc::new(());
         while let Some(Ok(stream)) = cancel.run_until_cancelled(conn.accept_bi()).await {
-            self.spawn_mesh_stream(&conn, stream);
+            self.spawn_mesh_stream(&conn, stream, &served);
         }
         if cancel.is_cancelled() && !conn.is_closed() {
-            self.drain_peer(&conn).await;
+            self.drain_peer(&conn, &served).await;
         }
     }
 
-    fn spawn_mesh_stream(&self, conn: &Connection, stream: Stream) {
+    /// `served` is held until the stream's last answer has arrived.
+    fn spawn_mesh_stream(&self, conn: &Connection, stream: Stream, served: &Arc<()>) {
         let mesh = self.clone();
-        let peer = conn.peer().node.clone();
+        let (peer, served) = (conn.peer().node.clone(), Arc::clone(served));
         self.0.tasks.spawn("mesh-stream", |cancel| async move {
             if let Err(err) = mesh.serve_mesh_stream(stream, &peer, &cancel).await {
                 debug!(%peer, %err, "mesh stream failed");
             }
+            drop(served);
         });
     }
 
     /// Lets the requests on the connection end, in both directions, and closes it in a way that tells
     /// the peer: whatever it still waits for was not looked at.
-    async fn drain_peer(&self, conn: &Connection) {
+    async fn drain_peer(&self, conn: &Connection, served: &Arc<()>) {
         let refusing = async {
             // New streams are answered as well, by a refusal.
             while let Ok(stream) = conn.accept_bi().await {
-                self.spawn_mesh_stream(conn, stream);
+                self.spawn_mesh_stream(conn, stream, served);
             }
         };
         let ended = async {
             loop {
                 self.0.table.load().drop_kept_streams();
-                if conn.streams() == 0 {
+                if conn.streams() == 0 && Arc::strong_count(served) == 1 {
                     return;
                 }
                 tokio::time::sleep(DRAIN_LOOK).await;
@@ -170,11 +173,19 @@ impl Mesh {
         let was_read = end.marker();
         let service = service_fn(|request: Request<Incoming>| {
             let request = request.map(|body| Marked::of(body, &was_read).boxed_unsync());
+            let was_read = Arc::clone(&was_read);
             async move {
-                if cancel.is_cancelled() {
-                    return Ok(mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE));
+                let response = if cancel.is_cancelled() {
+                    drop(request);
+                    mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE)
+                } else {
+                    self.answer_peer(to, request).await
+                };
+                if response.headers().get(MESH_ERROR).is_some_and(|why| why == REFUSED) {
+                    // Nobody has looked at it, nor at what is left of its body.
+                    was_read.store(true, Ordering::Relaxed);
                 }
-                Ok::<_, Infallible>(self.answer_peer(to, request).await)
+                Ok::<_, Infallible>(response)
             }
         });
         let conn = hyper::server::conn::http1::Builder::new()

@@ -227,7 +227,8 @@ impl Collector for SeriesSet {
         let mut metric = encoder.encode_descriptor(&name, &help, None, MetricType::Histogram)?;
         self.each(|labels, stats| {
             let counts = stats.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed));
-            let bounds = BOUNDS_US.iter().map(|micros| f64_of(*micros) / 1e6).chain([f64::INFINITY]);
+            let bounds =
+                BOUNDS_US.iter().map(|micros| f64_of(*micros) / 1e6).chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
             let sum = f64_of(stats.nanos.load(Ordering::Relaxed)) / 1e9;
             let labels = labels.to_vec();

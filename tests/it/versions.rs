@@ -34,7 +34,10 @@ async fn a_gateway_is_one_object_in_both_versions() {
         assert_eq!(got.at("/apiVersion"), named);
         assert_eq!(got.at("/metadata/uid"), made.at("/metadata/uid"));
         let list = api.get(&of(version)).await;
-        assert_eq!((list.at("/apiVersion"), list.at("/kind")), (json!(named), json!("GatewayList")));
+        assert_eq!(
+            (list.at("/apiVersion"), list.at("/kind")),
+            (json!(named), json!("GatewayList"))
+        );
         assert!(list.at("/items/0/apiVersion").is_null());
         let mut whole = got.json();
         whole["metadata"]["labels"] = json!({"by": version});

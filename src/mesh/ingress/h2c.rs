@@ -21,7 +21,7 @@ use super::body::AnswerBody;
 use super::headers::remove_hop_by_hop;
 use super::refusal::Refusal;
 use super::request::Answer;
-use super::server::Executor;
+use super::server::{DRAIN_TIMEOUT, Executor};
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
 use crate::mesh::call::HeadTimeout;
@@ -63,6 +63,10 @@ impl Http2Connections {
             return None;
         }
         Some(sender)
+    }
+
+    fn forget(&self) {
+        self.0.lock().clear();
     }
 
     fn put(&self, place: Place2, sender: SendRequest<Body>) {
@@ -176,9 +180,19 @@ impl Mesh {
             .max_header_list_size(HEADER_BYTES_MAX)
             .handshake(TokioIo::new(io))
             .await?;
-        self.0.tasks.spawn_until_cancelled("ingress-http2", async move {
-            if let Err(err) = connection.await {
-                debug!(%err, "HTTP/2 connection to a pod ended");
+        let mesh = self.clone();
+        self.0.tasks.spawn("ingress-http2", |cancel| async move {
+            let drained = async {
+                cancel.cancelled().await;
+                // Without a kept sender the connection ends with its last request.
+                mesh.0.ingress.http2.forget();
+                tokio::time::sleep(DRAIN_TIMEOUT).await;
+            };
+            tokio::select! {
+                ended = connection => if let Err(err) = ended {
+                    debug!(%err, "HTTP/2 connection to a pod ended");
+                },
+                () = drained => {}
             }
         });
         self.0.ingress.http2.put(place, sender.clone());

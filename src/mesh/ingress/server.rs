@@ -56,8 +56,8 @@ const RESETS_PENDING_MAX: usize = 20;
 const ERROR_RESETS_MAX: usize = 256;
 /// Bytes of one HTTP/2 stream that wait to be sent.
 const SEND_BYTES_MAX: usize = 256 * 1024;
-/// Time for running requests to end when the process does.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for running requests to end when the process does: less than the whole process has for it.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time for which clients may keep in mind that there is HTTP/3.
 const ALT_SVC_SECONDS: u32 = 24 * 60 * 60;
 /// Pause after a failed accept: the process is out of something.
