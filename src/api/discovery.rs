@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::api::metrics;
-use crate::api::resource::{Resource, resources};
+use crate::api::resource::Resource;
+use crate::api::versions;
 
 /// Verbs of `/status` and `/scale`.
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
@@ -70,7 +71,7 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
 
 /// What is stored, and what is measured: the core's pods and nodes come first.
 fn served() -> impl Iterator<Item = &'static Resource> {
-    resources().iter().chain(&metrics::RESOURCES)
+    versions::served().chain(&metrics::RESOURCES)
 }
 
 fn of_version(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
@@ -250,7 +251,9 @@ mod tests {
             let rows = aggregated_rows(version);
             for res in served() {
                 let found = |(group, row): &(String, Value)| {
-                    group == res.group && row["resource"] == res.plural
+                    group == res.group
+                        && row["resource"] == res.plural
+                        && row["responseKind"]["version"] == res.version
                 };
                 assert_eq!(rows.iter().filter(|row| found(row)).count(), 1, "{}", res.plural);
             }

@@ -5,7 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::api::resource::{Resource, resources};
+use crate::api::resource::Resource;
+use crate::api::versions;
 
 /// Query parameters of every write.
 const WRITE_PARAMETERS: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
@@ -14,7 +15,7 @@ const WRITE_PARAMETERS: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"
 #[must_use]
 pub fn v3_index() -> Value {
     let mut paths = Map::new();
-    for res in resources() {
+    for res in versions::served() {
         let path = res.version_path().trim_start_matches('/').to_owned();
         let hash = env!("CARGO_PKG_VERSION").replace('.', "");
         let url = format!("/openapi/v3/{path}?hash={hash}");
@@ -27,7 +28,7 @@ pub fn v3_index() -> Value {
 #[must_use]
 pub fn v3_document(group: &str, version: &str, server_version: &str) -> Option<Value> {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for res in resources().iter().filter(|res| res.group == group && res.version == version) {
+    for res in versions::served().filter(|res| res.group == group && res.version == version) {
         let root = res.version_path();
         let collection = if res.is_namespaced {
             format!("{root}/namespaces/{{namespace}}/{}", res.plural)
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn patches_of_every_kind_are_validated_by_the_server_and_not_strategic_in_v3() {
-        for res in resources() {
+        for res in versions::served() {
             let patch = patch_of(res);
             assert_eq!(patch["x-kubernetes-action"], "patch");
             let parameters = patch["parameters"].as_array().unwrap();
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn every_kind_has_a_document_in_the_index_and_a_schema_in_it() {
         let index = v3_index();
-        for res in resources() {
+        for res in versions::served() {
             let path = res.version_path().trim_start_matches('/').to_owned();
             let url = index["paths"][&path]["serverRelativeURL"].as_str().unwrap();
             assert!(url.starts_with(&format!("/openapi/v3/{path}?hash=")), "{url}");

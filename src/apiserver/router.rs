@@ -13,13 +13,14 @@ use tokio::time::Instant;
 use crate::api;
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
+use crate::api::versions::Alias;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
     access, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
-    service_account, streaming, subresource, update, watch,
+    service_account, streaming, subresource, update, versions, watch,
 };
 use crate::store::Store;
 
@@ -59,8 +60,9 @@ pub(super) fn build(context: Context) -> Router {
     Router::new().fallback(entry).with_state(context)
 }
 
-async fn entry(State(context): State<Context>, request: Request<Body>) -> Response<Body> {
+async fn entry(State(context): State<Context>, mut request: Request<Body>) -> Response<Body> {
     let began = Instant::now();
+    let alias = versions::enter(&mut request);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let query = Query::parse(request.uri().query());
@@ -69,10 +71,11 @@ async fn entry(State(context): State<Context>, request: Request<Body>) -> Respon
     let verb = info.as_ref().map_or("other", |info| info.verb(&method, is_watch));
     let resource = info.as_ref().map_or("", |info| info.resource.plural);
     let stats = Arc::clone(&context);
-    let response = match dispatch(context, request, info, query).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
-    };
+    let dispatched = dispatch(context, request, info, query, alias).await;
+    let mut response = dispatched.unwrap_or_else(ApiError::into_response);
+    if let Some(alias) = alias {
+        response = versions::show(alias, is_watch, response).await;
+    }
     let code = response.status().as_u16();
     stats.stats.record(verb, resource, code, began.elapsed());
     tracing::debug!(
@@ -90,6 +93,7 @@ async fn dispatch(
     mut request: Request<Body>,
     info: Option<RequestInfo>,
     query: Query,
+    alias: Option<&'static Alias>,
 ) -> Result<Response<Body>, ApiError> {
     let path = request.uri().path();
     let is_registry = path == "/v2" || path.starts_with("/v2/");
@@ -125,7 +129,11 @@ async fn dispatch(
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let warnings = Mutex::default();
     let call = Call { context, query, headers, info, upgrade, user, warnings };
-    resource(call, &method, request.into_body()).await
+    let body = match alias {
+        Some(alias) => versions::store(alias, request.into_body()).await?,
+        None => request.into_body(),
+    };
+    resource(call, &method, body).await
 }
 
 /// A request for a resource, by verb and subresource.

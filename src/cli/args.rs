@@ -228,6 +228,14 @@ pub(super) struct NodeStart {
     #[arg(long = "eviction-transition", value_name = "TIME", value_parser = duration,
         alias = "eviction-pressure-transition-period")]
     pub(super) eviction_pressure_transition_period: Option<Duration>,
+    /// Send traces of requests to an OTLP collector, for example http://127.0.0.1:4318 [default:
+    /// $OTEL_EXPORTER_OTLP_ENDPOINT, else not]
+    #[arg(long, value_name = "URL")]
+    pub(super) otlp_endpoint: Option<String>,
+    /// Part of the requests that begin a trace, from 0 to 1 [default: by $OTEL_TRACES_SAMPLER, else
+    /// all]
+    #[arg(long, value_name = "RATIO")]
+    pub(super) trace_ratio: Option<String>,
     /// Size the sandboxes for addresses of at most so many bits: for tests of small machines
     #[arg(long, value_name = "BITS", hide = true, value_parser = clap::value_parser!(u32).range(32..=64))]
     pub(super) address_bits_max: Option<u32>,

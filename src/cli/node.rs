@@ -57,6 +57,8 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         eviction_hard: flags.eviction_hard,
         eviction_transition_period: flags.eviction_pressure_transition_period,
         pulley: flags.pulley,
+        otlp_endpoint: flags.otlp_endpoint,
+        trace_ratio: flags.trace_ratio,
     };
     let settings = NodeSettings::build(flags, environment)
         .map_err(|cause| Failure::with(exit::USAGE, cause.to_string()))?;

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::config::OtelEnvironment;
+
 /// What edgeorc takes from the environment.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -22,6 +24,8 @@ pub struct Environment {
     pub no_color: bool,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or the same in small letters.
     pub proxies: Proxies,
+    /// `OTEL_*`: where traces go.
+    pub otel: OtelEnvironment,
 }
 
 /// Proxies for requests that leave the cluster, as other programs read them from the environment:
@@ -73,6 +77,7 @@ impl Environment {
                 all: either("ALL_PROXY", "all_proxy"),
                 no: either("NO_PROXY", "no_proxy"),
             },
+            otel: OtelEnvironment::read(var),
         }
     }
 

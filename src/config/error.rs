@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::ThresholdError;
+use crate::config::{ThresholdError, TracingError};
 
 /// Why the settings are refused. Give up; the text says what to change.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,9 @@ pub enum ConfigError {
     /// `--eviction-hard` is no list of thresholds.
     #[error(transparent)]
     EvictionHard(#[from] ThresholdError),
+    /// The settings of traces cannot be used.
+    #[error(transparent)]
+    Tracing(#[from] TracingError),
     /// `--registries-file` names no file.
     #[error("--registries-file {path:?} is no file")]
     RegistriesFile {

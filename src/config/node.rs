@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::names::{API_PORT, advertise, host_name, is_dns_label, parse_server};
 use crate::config::{
     ConfigError, DnsSettings, Environment, EvictionSettings, HostPath, NodeFlags, PodCidrs,
-    Proxies, ServiceCidrs, parse_thresholds,
+    Proxies, ServiceCidrs, TracingSettings, parse_thresholds,
 };
 
 /// Default port of the HTTP ingress.
@@ -92,6 +92,8 @@ pub struct NodeSettings {
     pub sandboxes: Sandboxes,
     /// When this node counts as short of memory or disk.
     pub eviction: EvictionSettings,
+    /// Where traces of requests go. Default: nowhere.
+    pub tracing: Option<TracingSettings>,
 }
 
 /// What the sandboxes are planned for, if not for this machine: shows on a large machine how a small
@@ -196,6 +198,11 @@ impl NodeSettings {
             dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
+            tracing: TracingSettings::build(
+                flags.otlp_endpoint.as_deref(),
+                flags.trace_ratio.as_deref(),
+                &environment.otel,
+            )?,
             sandboxes: Sandboxes {
                 address_bits_max: flags.address_bits_max,
                 are_interpreted: flags.pulley,

@@ -59,4 +59,8 @@ pub struct NodeFlags {
     pub eviction_transition_period: Option<Duration>,
     /// `--pulley`.
     pub pulley: bool,
+    /// `--otlp-endpoint`.
+    pub otlp_endpoint: Option<String>,
+    /// `--trace-ratio`.
+    pub trace_ratio: Option<String>,
 }

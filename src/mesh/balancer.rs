@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::affinity::Affinity;
 use super::decisions::{Choice, Fault, Verdict};
 use super::endpoint::EndpointState;
+use super::traffic::Subject;
 use crate::rt::Rng;
 
 /// How much dearer than one further away an endpoint must be for the way to be worth it.
@@ -81,6 +82,8 @@ pub(super) struct Backend {
     affinity: Option<Arc<Affinity>>,
     /// The one for a certain client, as long as it is available.
     preferred: Option<Arc<EndpointState>>,
+    /// The Service, if they are one's.
+    pub(super) service: Option<Arc<Subject>>,
 }
 
 impl Backend {
@@ -92,12 +95,18 @@ impl Backend {
         endpoints.sort_by_key(|endpoint| tier(endpoint));
         let until = |last: Tier| endpoints.iter().take_while(|e| tier(e) <= last).count();
         let near = [until(Tier::Node), until(Tier::Zone)];
-        Self { endpoints, near, affinity: None, preferred: None }
+        Self { endpoints, near, affinity: None, preferred: None, service: None }
     }
 
     /// The same with session affinity.
     pub(super) fn with_affinity(mut self, affinity: Option<Arc<Affinity>>) -> Self {
         self.affinity = affinity;
+        self
+    }
+
+    /// The same, counted for a Service.
+    pub(super) fn of_service(mut self, service: &Arc<Subject>) -> Self {
+        self.service = Some(Arc::clone(service));
         self
     }
 
@@ -108,7 +117,8 @@ impl Backend {
     /// A copy that gives `preferred` first; another one when that fails.
     pub(super) fn preferring(&self, preferred: Arc<EndpointState>) -> Self {
         let (endpoints, near) = (self.endpoints.clone(), self.near);
-        Self { endpoints, near, affinity: None, preferred: Some(preferred) }
+        let service = self.service.clone();
+        Self { endpoints, near, affinity: None, preferred: Some(preferred), service }
     }
 
     /// As [`Self::choose`], for connections: the circuit does not count for them.

@@ -21,9 +21,11 @@ use super::endpoint::{EndpointState, InFlight};
 use super::local::LocalError;
 use super::outside;
 use super::routes::Place;
+use super::traced::Counting;
 use super::wire::{self, Carries, MESH_ERROR, REFUSED};
 use crate::net::http::{HttpError, HttpStream};
 use crate::net::{Body, BodyError};
+use crate::telemetry::trace::Span;
 
 /// Times a request is sent again at most.
 const RETRIES_MAX: usize = 2;
@@ -104,6 +106,7 @@ impl Replay {
 pub(super) struct Tracked {
     body: Body,
     _in_flight: InFlight,
+    _span: Option<Span>,
 }
 
 impl http_body::Body for Tracked {
@@ -156,6 +159,19 @@ impl Mesh {
         request: Request<Body>,
         timeouts: Timeouts,
     ) -> Result<Response<Tracked>, CallError> {
+        let service = backend.service.as_deref();
+        let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
+        let response = self.try_endpoints(backend, request, timeouts).await?;
+        counting.answered(response.status());
+        Ok(response)
+    }
+
+    async fn try_endpoints(
+        &self,
+        backend: &Backend,
+        request: Request<Body>,
+        timeouts: Timeouts,
+    ) -> Result<Response<Tracked>, CallError> {
         let ends_at = Instant::now() + timeouts.total;
         self.0.retries.earn();
         let (mut request, replay) = if backend.endpoints.len() > 1 {
@@ -176,17 +192,25 @@ impl Mesh {
                 Err(why) => return Err(last.unwrap_or_else(|| self.refused(why))),
             };
             let in_flight = InFlight::request(&endpoint);
+            let mut span = self.client_span(&endpoint, tried.len(), &mut request);
             let started = Instant::now();
             let attempt_ends = (started + timeouts.per_try).min(ends_at);
             let attempt = tokio::time::timeout_at(attempt_ends, self.attempt(&endpoint, request));
             let failure = match attempt.await.unwrap_or(Err(Failure::Timeout)) {
                 Ok(response) => {
                     self.answered(backend, &endpoint, response.status(), started.elapsed());
-                    return Ok(response.map(|body| Tracked { body, _in_flight: in_flight }));
+                    if let Some(span) = &mut span {
+                        span.answered(response.status());
+                    }
+                    let tracked = |body| Tracked { body, _in_flight: in_flight, _span: span };
+                    return Ok(response.map(tracked));
                 }
                 Err(failure) => failure,
             };
             drop(in_flight);
+            if let Some(mut span) = span {
+                span.failed(failure.fault().name());
+            }
             let verdict = backend.failed(&endpoint, failure.fault(), self.now_ms());
             self.0.metrics.decisions.judged(failure.fault(), verdict);
             if matches!(failure, Failure::Timeout) {
@@ -266,7 +290,7 @@ impl Mesh {
         endpoint: &EndpointState,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
-        match self.0.local.http(endpoint.address, request).await {
+        match self.deliver(endpoint.address, endpoint.pod.as_ref(), request).await {
             Ok(response) => Ok(response),
             Err(LocalError::Refused(request)) => {
                 Err(Failure::Unsent(request, "nothing listens at the endpoint".into()))
@@ -322,6 +346,7 @@ async fn send_on(
         },
         Err(failed) => Err(match failed.unsent {
             Some(unsent) => Failure::Unsent(unsent, failed.error.into()),
+            None if endpoint.peer.is_some() && failed.error.is_unread() => Failure::NotReached,
             None => Failure::Broken(failed.error.into()),
         }),
     }

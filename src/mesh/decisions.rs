@@ -39,6 +39,18 @@ pub(super) enum Fault {
     Status,
 }
 
+impl Fault {
+    /// For spans.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Broken => "broken",
+            Self::Timeout => "timeout",
+            Self::Status => "status",
+        }
+    }
+}
+
 /// What became of a bad endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {

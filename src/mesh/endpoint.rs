@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::decisions::Fault;
 use super::routes::Place;
+use super::traffic::Subject;
 use crate::net::PeerHandle;
 use crate::net::http::HttpStream;
 
@@ -44,6 +45,8 @@ pub(super) struct EndpointState {
     pub(super) place: Place,
     /// The way to its node, when it is on another one.
     pub(super) peer: Option<PeerHandle>,
+    /// The pod, if it is known which.
+    pub(super) pod: Option<Arc<Subject>>,
     /// Requests and connections.
     in_flight: AtomicU32,
     /// Those of `in_flight` that are requests: only they open the circuit.
@@ -78,6 +81,7 @@ impl EndpointState {
             address,
             place,
             peer,
+            pod: None,
             in_flight: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             latency_us: AtomicU64::new(0),
@@ -89,6 +93,12 @@ impl EndpointState {
             ejected_until_ms: AtomicU64::new(0),
             streams: Mutex::default(),
         }
+    }
+
+    /// The same, counted for a pod.
+    pub(super) fn of_pod(mut self, pod: Option<&Arc<Subject>>) -> Self {
+        self.pod = pod.cloned();
+        self
     }
 
     /// Whether traffic should go here: not ejected, and its node not known to be gone.

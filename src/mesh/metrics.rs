@@ -1,10 +1,8 @@
 //! What the mesh counts.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use http::StatusCode;
-use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +10,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::decisions::Decisions;
+use super::table::Table;
+use super::traffic::{self, SeriesSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeClass {
@@ -24,42 +24,11 @@ struct Reason {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteCode {
-    route: String,
-    code: &'static str,
+struct SeriesKind {
+    kind: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteName {
-    route: String,
-}
-
-/// Routes that have counters of their own; further ones share those of `other`.
-const ROUTES_MAX: usize = 256;
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-
-type Seconds = Family<RouteName, Histogram, fn() -> Histogram>;
-
-/// Counters of one route. Cheap to clone; all clones count into one.
-#[derive(Debug, Clone)]
-pub(super) struct RouteStats {
-    by_class: [Counter; 5],
-    seconds: Histogram,
-}
-
-impl RouteStats {
-    pub(super) fn answered(&self, status: StatusCode, seconds: f64) {
-        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
-        if let Some(counter) = self.by_class.get(class) {
-            counter.inc();
-        }
-        self.seconds.observe(seconds);
-    }
-}
-
-fn latencies() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 4.0, 8))
-}
 
 /// Counters of one mesh. Cheap to clone; all clones count into one.
 #[derive(Debug, Clone)]
@@ -71,10 +40,12 @@ pub struct MeshMetrics {
     pub(super) ingress_seconds: Histogram,
     pub(super) decisions: Decisions,
     ingress_refused: Family<Reason, Counter>,
-    route_requests: Family<RouteCode, Counter>,
-    route_seconds: Seconds,
-    /// Names of the routes that are counted.
-    routes: Arc<Mutex<BTreeSet<String>>>,
+    pub(super) routes: Arc<SeriesSet>,
+    pub(super) services: Arc<SeriesSet>,
+    /// Each request is counted once in the cluster: on the pod's node if that sees it, else on the
+    /// node that asks.
+    pub(super) pods: Arc<SeriesSet>,
+    series_folded: Family<SeriesKind, Counter>,
     pub(super) node_port_connections: Counter,
 }
 
@@ -83,15 +54,21 @@ impl Default for MeshMetrics {
         let ingress_requests: Family<CodeClass, Counter> = Family::default();
         let by_class =
             CLASSES.map(|code| ingress_requests.get_or_create(&CodeClass { code }).clone());
+        let series_folded: Family<SeriesKind, Counter> = Family::default();
+        let set = |kind, labels, max| {
+            let folded = series_folded.get_or_create_owned(&SeriesKind { kind });
+            Arc::new(SeriesSet::new(kind, labels, max, folded))
+        };
         Self {
+            routes: set("route", &["route"], traffic::ROUTES_MAX),
+            services: set("service", &["namespace", "service"], traffic::SERVICES_MAX),
+            pods: set("pod", &["namespace", "pod"], traffic::PODS_MAX),
+            series_folded: series_folded.clone(),
             ingress_requests,
             by_class,
             ingress_seconds: Histogram::new(exponential_buckets(0.000_25, 2.5, 12)),
             decisions: Decisions::default(),
             ingress_refused: Family::default(),
-            route_requests: Family::default(),
-            route_seconds: Family::new_with_constructor(latencies),
-            routes: Arc::default(),
             node_port_connections: Counter::default(),
         }
     }
@@ -116,15 +93,13 @@ impl MeshMetrics {
             "Bad input refused at the ingress, by what was wrong",
             self.ingress_refused.clone(),
         );
+        for set in [&self.routes, &self.services, &self.pods] {
+            registry.register_collector(Box::new(Arc::clone(set)));
+        }
         registry.register(
-            "edgeorc_mesh_route_requests",
-            "Requests answered, by route and class of status code",
-            self.route_requests.clone(),
-        );
-        registry.register(
-            "edgeorc_mesh_route_duration_seconds",
-            "Time from a request's head to its response's head, by route",
-            self.route_seconds.clone(),
+            "edgeorc_mesh_series_folded",
+            "Routes, Services and pods that are counted as `other` since there are too many",
+            self.series_folded.clone(),
         );
         registry.register(
             "edgeorc_mesh_node_port_connections",
@@ -145,22 +120,21 @@ impl MeshMetrics {
         self.ingress_refused.get_or_create(&Reason { reason }).inc();
     }
 
-    /// The counters of a route. Names are as many as there are routes: what is more than
-    /// [`ROUTES_MAX`] is counted together.
-    pub(super) fn route(&self, name: &str) -> RouteStats {
-        let mut routes = self.routes.lock();
-        let is_known = routes.contains(name);
-        let name = if is_known || routes.len() < ROUTES_MAX { name } else { "other" };
-        if !is_known && name != "other" {
-            routes.insert(name.to_owned());
-        }
-        drop(routes);
-        let counter = |code| {
-            let labels = RouteCode { route: name.to_owned(), code };
-            self.route_requests.get_or_create(&labels).clone()
-        };
-        let seconds = self.route_seconds.get_or_create(&RouteName { route: name.to_owned() });
-        RouteStats { by_class: CLASSES.map(counter), seconds: seconds.clone() }
+    /// Drops the series of routes, Services and pods that `table` does not have.
+    pub(super) fn forget(&self, table: &Table) {
+        let routes = table.ingress.names();
+        self.routes.retain(|key| key.first().is_some_and(|name| routes.contains(name.as_str())));
+        self.services.retain(|key| match key {
+            [namespace, name] => {
+                table.routes.services.contains_key(&(namespace.clone(), name.clone()))
+            }
+            _ => false,
+        });
+        let pods = table.pod_names();
+        self.pods.retain(|key| match key {
+            [namespace, name] => pods.contains(&(namespace.as_str(), name.as_str())),
+            _ => false,
+        });
     }
 
     /// Requests sent again so far.

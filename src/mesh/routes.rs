@@ -28,6 +28,8 @@ pub struct Routes {
     pub(super) services: BTreeMap<ServiceKey, ServiceRoute>,
     pub(super) nodes: Vec<NodeRoute>,
     pub(super) http: HttpRoutes,
+    /// Namespace and name of the pods behind Services, by address.
+    pub(super) pods: BTreeMap<IpAddr, (String, String)>,
 }
 
 /// Where a port's traffic may go.
@@ -87,6 +89,7 @@ impl Routes {
         for slice in slices {
             let labels = slice.metadata.labels.as_ref();
             let service = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+            routes.add_pods(slice);
             if let (Some(namespace), Some(service)) = (&slice.metadata.namespace, service) {
                 slices_of.entry((namespace, service)).or_default().push(slice);
             }
@@ -104,6 +107,21 @@ impl Routes {
             routes.http = HttpRoutes::build(&HttpObjects { ingresses, ..HttpObjects::default() });
         }
         routes
+    }
+
+    fn add_pods(&mut self, slice: &EndpointSlice) {
+        for endpoint in slice.endpoints.iter().flatten() {
+            let Some(target) = endpoint.target_ref.as_ref() else { continue };
+            let namespace = target.namespace.as_ref().or(slice.metadata.namespace.as_ref());
+            let (Some("Pod"), Some(name), Some(namespace)) =
+                (target.kind.as_deref(), &target.name, namespace)
+            else {
+                continue;
+            };
+            for ip in endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()) {
+                self.pods.insert(ip, (namespace.clone(), name.clone()));
+            }
+        }
     }
 
     /// The same with these routes of HTTP in place of those by the Ingresses.

@@ -3,12 +3,20 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace, warn};
 
 use super::Mesh;
@@ -22,24 +30,116 @@ use crate::net::{Body, BodyError, Connection, Stream};
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// Header fields of one request.
 const HEADERS_MAX: usize = 128;
+/// Time for the requests of a connection to end when the process does: less than the whole process
+/// has for it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+/// Pause between two looks at what is left of them.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// Time for the last answer of a stream to arrive.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The body of a request, which tells whether it was read to its end: only then can what follows it
+/// be said to be another request.
+struct Marked {
+    body: Incoming,
+    was_read: Arc<AtomicBool>,
+}
+
+impl Marked {
+    fn of(body: Incoming, was_read: &Arc<AtomicBool>) -> Self {
+        was_read.store(false, Ordering::Relaxed);
+        Self { body, was_read: Arc::clone(was_read) }
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        self.was_read.store(HttpBody::is_end_stream(&self.body), Ordering::Relaxed);
+    }
+}
+
+impl HttpBody for Marked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        HttpBody::poll_frame(Pin::new(&mut self.body), cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        HttpBody::is_end_stream(&self.body)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        HttpBody::size_hint(&self.body)
+    }
+}
 
 impl Mesh {
     /// Serves the streams that a node opens on a mesh connection, until it ends. Only pods of this
     /// node are reached.
+    ///
+    /// When the mesh's tasks are cancelled, what runs on the connection ends in order, within
+    /// [`DRAIN_TIMEOUT`]: give it the time.
     pub async fn serve_peer(&self, conn: Connection) {
         let cancel = self.0.tasks.token().clone();
+        let served = Arc::new(());
         while let Some(Ok(stream)) = cancel.run_until_cancelled(conn.accept_bi()).await {
-            let mesh = self.clone();
-            let peer = conn.peer().node.clone();
-            self.0.tasks.spawn_until_cancelled("mesh-stream", async move {
-                if let Err(err) = mesh.serve_mesh_stream(stream, &peer).await {
-                    debug!(%peer, %err, "mesh stream failed");
-                }
-            });
+            self.spawn_mesh_stream(&conn, stream, &served);
+        }
+        if cancel.is_cancelled() && !conn.is_closed() {
+            self.drain_peer(&conn, &served).await;
         }
     }
 
-    async fn serve_mesh_stream(&self, mut stream: Stream, peer: &str) -> io::Result<()> {
+    /// `served` is held until the stream's last answer has arrived.
+    fn spawn_mesh_stream(&self, conn: &Connection, stream: Stream, served: &Arc<()>) {
+        let mesh = self.clone();
+        let (peer, served) = (conn.peer().node.clone(), Arc::clone(served));
+        self.0.tasks.spawn("mesh-stream", |cancel| async move {
+            if let Err(err) = mesh.serve_mesh_stream(stream, &peer, &cancel).await {
+                debug!(%peer, %err, "mesh stream failed");
+            }
+            drop(served);
+        });
+    }
+
+    /// Lets the requests on the connection end, in both directions, and closes it in a way that tells
+    /// the peer: whatever it still waits for was not looked at.
+    async fn drain_peer(&self, conn: &Connection, served: &Arc<()>) {
+        let refusing = async {
+            // New streams are answered as well, by a refusal.
+            while let Ok(stream) = conn.accept_bi().await {
+                self.spawn_mesh_stream(conn, stream, served);
+            }
+        };
+        let ended = async {
+            loop {
+                self.0.table.load().drop_kept_streams();
+                if conn.streams() == 0 && Arc::strong_count(served) == 1 {
+                    return;
+                }
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = refusing => {}
+            ended = tokio::time::timeout(DRAIN_TIMEOUT, ended) => match ended {
+                Ok(()) => conn.close_drained(),
+                Err(_) => conn.close("shutting down"),
+            }
+        }
+    }
+
+    async fn serve_mesh_stream(
+        &self,
+        mut stream: Stream,
+        peer: &str,
+        cancel: &CancellationToken,
+    ) -> io::Result<()> {
         let open = wire::accept(&mut stream).await?;
         if !self.0.table.load().is_local_pod(open.to.ip()) {
             // Routes of the two nodes differ for a moment after a change.
@@ -49,9 +149,10 @@ impl Mesh {
             }
         }
         match open.carries {
-            Carries::Http => self.serve_mesh_http(stream, open.to).await,
+            Carries::Http => self.serve_mesh_http(stream, open.to, cancel).await,
             Carries::Udp { from } => {
-                return self.serve_mesh_datagrams(stream, from, open.to).await;
+                let serving = self.serve_mesh_datagrams(stream, from, open.to);
+                return cancel.run_until_cancelled(serving).await.unwrap_or(Ok(()));
             }
             Carries::Tcp => match self.0.local.connect(open.to).await {
                 Ok(pod) => {
@@ -67,29 +168,63 @@ impl Mesh {
         Ok(())
     }
 
-    async fn serve_mesh_http(&self, stream: Stream, to: SocketAddr) {
-        let service = service_fn(move |request: Request<Incoming>| {
-            let mesh = self.clone();
-            async move { Ok::<_, Infallible>(mesh.answer_peer(to, request).await) }
+    async fn serve_mesh_http(&self, stream: Stream, to: SocketAddr, cancel: &CancellationToken) {
+        let end = stream.end();
+        let was_read = end.marker();
+        let service = service_fn(|request: Request<Incoming>| {
+            let request = request.map(|body| Marked::of(body, &was_read).boxed_unsync());
+            let was_read = Arc::clone(&was_read);
+            async move {
+                let response = if cancel.is_cancelled() {
+                    drop(request);
+                    mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE)
+                } else {
+                    self.answer_peer(to, request).await
+                };
+                if response.headers().get(MESH_ERROR).is_some_and(|why| why == REFUSED) {
+                    // Nobody has looked at it, nor at what is left of its body.
+                    was_read.store(true, Ordering::Relaxed);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
-        let served = hyper::server::conn::http1::Builder::new()
+        let conn = hyper::server::conn::http1::Builder::new()
             .max_buf_size(BUFFER_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             // The other node keeps streams for reuse and closes them in its own time.
             .header_read_timeout(None)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
-        if let Err(err) = served {
-            trace!(%err, "mesh http stream ended");
+            .serve_connection(TokioIo::new(stream), service);
+        let mut conn = Box::pin(conn);
+        was_read.store(true, Ordering::Relaxed);
+        let served = tokio::select! {
+            served = conn.as_mut() => served,
+            () = cancel.cancelled() => {
+                conn.as_mut().graceful_shutdown();
+                match tokio::time::timeout(DRAIN_TIMEOUT, conn.as_mut()).await {
+                    Ok(served) => served,
+                    Err(_) => return,
+                }
+            }
+        };
+        drop(conn);
+        match served {
+            Err(err) => trace!(%err, "mesh http stream ended"),
+            Ok(()) if cancel.is_cancelled() => {
+                let _ = tokio::time::timeout(ARRIVAL_TIMEOUT, end.arrived()).await;
+            }
+            Ok(()) => {}
         }
     }
 
-    async fn answer_peer(&self, to: SocketAddr, request: Request<Incoming>) -> Response<Body> {
-        if !self.0.table.load().is_local_pod(to.ip()) {
-            return mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE);
-        }
-        let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
-        match self.0.local.http(to, request).await {
+    async fn answer_peer(&self, to: SocketAddr, request: Request<Body>) -> Response<Body> {
+        let pod = {
+            let table = self.0.table.load();
+            if !table.is_local_pod(to.ip()) {
+                return mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE);
+            }
+            table.pod(to.ip()).cloned()
+        };
+        match self.deliver(to, pod.as_ref(), request).await {
             Ok(mut response) => {
                 response.headers_mut().remove(MESH_ERROR);
                 response

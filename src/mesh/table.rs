@@ -12,6 +12,7 @@ use super::node_port::{Door, DoorRoute};
 use super::routes::{
     Place, PortRef, PortRoute, Protocol, Routes, ServiceKey, ServiceRoute, Target,
 };
+use super::traffic::Subject;
 use crate::net::PeerHandle;
 
 /// What affinity belongs to: a port of a Service.
@@ -29,6 +30,8 @@ pub(super) struct Table {
     doors: BTreeMap<Door, DoorRoute>,
     pub(super) ingress: RouteTable<Arc<Backend>>,
     endpoints: BTreeMap<Target, Arc<EndpointState>>,
+    /// Pods behind Services, by address.
+    pods: BTreeMap<IpAddr, Arc<Subject>>,
     affinities: BTreeMap<AffinityKey, Arc<Affinity>>,
 }
 
@@ -49,7 +52,7 @@ impl Table {
         old: &Self,
         peer: impl Fn(&str) -> Option<PeerHandle>,
     ) -> Self {
-        let mut table = Self::default();
+        let mut table = Self { pods: pods(&routes, old), ..Self::default() };
         for (key, service) in &routes.services {
             let mut builder = Builder { table: &mut table, routes: &routes, old, peer: &peer };
             let ports: Vec<PortBackends> =
@@ -182,13 +185,31 @@ impl Table {
     ) -> Backend {
         let target = Target { address, place: self.routes.place_of(address.ip()) };
         let known = self.endpoints.get(&target).cloned();
-        let state = known.unwrap_or_else(|| Arc::new(new_state(&target, &peer)));
+        let pod = self.pod(address.ip());
+        let state = known.unwrap_or_else(|| Arc::new(new_state(&target, &peer).of_pod(pod)));
         Backend::new(vec![state], |_| Tier::Node)
+    }
+
+    /// The pod at an address, if a Service has it.
+    pub(super) fn pod(&self, ip: IpAddr) -> Option<&Arc<Subject>> {
+        self.pods.get(&ip)
+    }
+
+    /// Whether anything is called so in a series of pods.
+    pub(super) fn pod_names(&self) -> BTreeSet<(&str, &str)> {
+        self.pods.values().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).collect()
     }
 
     /// Whether a pod with this address belongs to this node.
     pub(super) fn is_local_pod(&self, ip: IpAddr) -> bool {
         self.routes.place_of(ip) == Place::Local
+    }
+
+    /// Closes all kept streams: this node is about to stop.
+    pub(super) fn drop_kept_streams(&self) {
+        for endpoint in self.endpoints.values() {
+            while endpoint.take_stream().is_some() {}
+        }
     }
 
     pub(super) fn close_unused_streams(&self) {
@@ -215,9 +236,11 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
             self.table.affinities.insert(key, Arc::clone(&affinity));
             affinity
         });
-        let all = self.backend(&port.endpoints, affinity.as_ref());
+        let subject = Arc::new(Subject::new(&key.0, &key.1));
+        let of = (&subject, affinity.as_ref());
+        let all = self.backend(&port.endpoints, of);
         let mut other = |targets: &Option<Vec<Target>>| match targets {
-            Some(targets) => self.backend(targets, affinity.as_ref()),
+            Some(targets) => self.backend(targets, of),
             None => Arc::clone(&all),
         };
         let internal = other(&port.internal);
@@ -229,16 +252,41 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
         PortBackends { all, internal, external }
     }
 
-    fn backend(&mut self, targets: &[Target], affinity: Option<&Arc<Affinity>>) -> Arc<Backend> {
+    fn backend(
+        &mut self,
+        targets: &[Target],
+        (service, affinity): (&Arc<Subject>, Option<&Arc<Affinity>>),
+    ) -> Arc<Backend> {
         let state_of = |target: &Target| {
+            let pod = self.table.pods.get(&target.address.ip());
             Arc::clone(self.table.endpoints.entry(target.clone()).or_insert_with(|| {
-                let known = self.old.endpoints.get(target).cloned();
-                known.unwrap_or_else(|| Arc::new(new_state(target, self.peer)))
+                let known = self.old.endpoints.get(target);
+                // What was learnt of a pod says nothing of the next one at its address.
+                let known = known.filter(|known| is_same(known.pod.as_ref(), pod)).cloned();
+                known.unwrap_or_else(|| Arc::new(new_state(target, self.peer).of_pod(pod)))
             }))
         };
         let endpoints = targets.iter().map(state_of).collect();
         let tier = |endpoint: &EndpointState| self.routes.tier_of(&endpoint.place);
-        Arc::new(Backend::new(endpoints, tier).with_affinity(affinity.cloned()))
+        let backend = Backend::new(endpoints, tier).with_affinity(affinity.cloned());
+        Arc::new(backend.of_service(service))
+    }
+}
+
+/// The pods of `routes`; those that `old` has as well keep their counters.
+fn pods(routes: &Routes, old: &Table) -> BTreeMap<IpAddr, Arc<Subject>> {
+    let subject = |(ip, (namespace, name)): (&IpAddr, &(String, String))| {
+        let known = old.pods.get(ip).filter(|known| known.is(namespace, name)).cloned();
+        (*ip, known.unwrap_or_else(|| Arc::new(Subject::new(namespace, name))))
+    };
+    routes.pods.iter().map(subject).collect()
+}
+
+fn is_same(a: Option<&Arc<Subject>>, b: Option<&Arc<Subject>>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.is(&b.namespace, &b.name),
+        _ => false,
     }
 }
 

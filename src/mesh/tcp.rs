@@ -60,6 +60,14 @@ impl Mesh {
 
     /// Connects to one of a Service's endpoints; another one if that fails.
     pub(super) async fn connect_backend(&self, backend: &Backend) -> io::Result<BoxIo> {
+        self.connect_one_of(backend).await.map(|(io, _)| io)
+    }
+
+    /// The same, and tells which it is.
+    pub(super) async fn connect_one_of(
+        &self,
+        backend: &Backend,
+    ) -> io::Result<(BoxIo, Arc<EndpointState>)> {
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
         let mut last = io::ErrorKind::ConnectionRefused.into();
         while tried.len() < ATTEMPTS_MAX {
@@ -69,7 +77,8 @@ impl Mesh {
             match self.connect_endpoint(&endpoint).await {
                 Ok(io) => {
                     endpoint.succeeded(started.elapsed(), self.now_ms());
-                    return Ok(Box::new(Counted { io, _in_flight: in_flight }));
+                    let io: BoxIo = Box::new(Counted { io, _in_flight: in_flight });
+                    return Ok((io, endpoint));
                 }
                 Err(err) => {
                     debug!(endpoint = %endpoint.address, %err, "endpoint not reached");

@@ -38,6 +38,9 @@ pub struct NetConfig {
     pub connections_until_retry: usize,
     /// Handshakes of inbound connections at once. Default 256; more are refused.
     pub handshakes_max: usize,
+    /// Such handshakes from which on a dialler must first prove its address: those whose address does
+    /// not answer take no more places than these. Default 64.
+    pub handshakes_until_retry: usize,
     /// Connections that one peer may open for one purpose. Default 16; more are refused.
     pub connections_per_peer_max: usize,
     /// How long an attempt over UDP goes on alone, before one through a tunnel is started beside
@@ -66,6 +69,7 @@ impl Default for NetConfig {
             connections_max: 4096,
             connections_until_retry: 1024,
             handshakes_max: 256,
+            handshakes_until_retry: 64,
             connections_per_peer_max: 16,
             tunnel_head_start: Duration::from_millis(400),
             retry_direct: (Duration::from_secs(5), Duration::from_secs(300)),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -105,6 +105,10 @@ pub struct ConnectionLost {
 const CODE_CANCELLED: u32 = 1;
 /// Connections that were closed on purpose.
 const CODE_CLOSED: u32 = 0;
+/// Stops of streams whose sender has answered all it read: what else was sent was not looked at.
+const CODE_UNREAD: u32 = 2;
+/// Connections that were closed after all that was read was answered, and the answers had arrived.
+const CODE_DRAINED: u32 = 3;
 
 /// An authenticated connection. Cheap to clone; it closes when the last clone and the last
 /// [`Stream`] are dropped, or at [`Self::close`].
@@ -200,6 +204,7 @@ impl Connection {
             is_finished: false,
             stall: None,
             is_stalled: false,
+            is_clean: Arc::default(),
             held: Arc::clone(&self.0),
         }
     }
@@ -248,6 +253,12 @@ impl Connection {
         self.0.quic.close(VarInt::from_u32(CODE_CLOSED), reason.as_bytes());
     }
 
+    /// The same, for an end that has answered all it has read and whose answers have arrived: what the
+    /// peer still waits for was not looked at, and it is told so ([`Unread`]).
+    pub fn close_drained(&self) {
+        self.0.quic.close(VarInt::from_u32(CODE_DRAINED), b"drained");
+    }
+
     /// Tells connections of one process apart; never used twice while one of them lives.
     #[must_use]
     pub fn id(&self) -> usize {
@@ -280,19 +291,63 @@ impl StreamReset {
     /// Whether `err` came of a reset stream while the connection lived.
     #[must_use]
     pub fn is_cause_of(err: &(dyn std::error::Error + 'static)) -> bool {
-        let mut next = Some(err);
-        while let Some(err) = next {
-            if err.is::<Self>() {
-                return true;
-            }
-            // An io::Error hides the error it was made of from `source`.
-            let inner = err.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            next = match inner {
-                Some(inner) => Some(inner),
-                None => err.source(),
-            };
+        has_cause::<Self>(err)
+    }
+}
+
+/// The peer ended in order and did not look at what it was sent: safe to send again, to another
+/// one. Found by [`Unread::is_cause_of`] in the sources of an error.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the peer ended in order and did not look at it")]
+pub struct Unread;
+
+impl Unread {
+    /// Whether `err` came of a peer that ended in order.
+    #[must_use]
+    pub fn is_cause_of(err: &(dyn std::error::Error + 'static)) -> bool {
+        has_cause::<Self>(err)
+    }
+}
+
+fn has_cause<E: std::error::Error + 'static>(err: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(err);
+    while let Some(err) = next {
+        if err.is::<E>() {
+            return true;
         }
-        false
+        // An io::Error hides the error it was made of from `source`.
+        let inner = err.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => err.source(),
+        };
+    }
+    false
+}
+
+/// How the end of a stream can be seen to by who has given the stream away.
+pub struct StreamEnd {
+    is_clean: Arc<AtomicBool>,
+    arrived: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl fmt::Debug for StreamEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamEnd").finish_non_exhaustive()
+    }
+}
+
+impl StreamEnd {
+    /// Says, before the stream is dropped, that all that was read of it was answered (or not, the
+    /// default): what the peer sends beyond is told to be [`Unread`].
+    #[must_use]
+    pub fn marker(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_clean)
+    }
+
+    /// Waits until the peer has all that was sent on the finished stream, or wants no more of it.
+    pub async fn arrived(self) {
+        self.arrived.await;
     }
 }
 
@@ -310,6 +365,8 @@ pub struct Stream {
     /// Runs out when a write has waited too long; kept between waits.
     stall: Option<Pin<Box<Sleep>>>,
     is_stalled: bool,
+    /// See [`StreamEnd::marker`].
+    is_clean: Arc<AtomicBool>,
     held: Arc<Held>,
 }
 
@@ -323,6 +380,17 @@ impl Stream {
     /// Gives the stream up: the peer sees a reset, and its own sending is stopped.
     pub fn reset(mut self) {
         self.cancel();
+    }
+
+    /// To see to the end of the stream when something else owns it by then.
+    #[must_use]
+    pub fn end(&self) -> StreamEnd {
+        let stopped = self.send.stopped();
+        let arrived = Box::pin(async move {
+            // Stopped, lost or arrived: nothing more is to be waited for.
+            let _ = stopped.await;
+        });
+        StreamEnd { is_clean: Arc::clone(&self.is_clean), arrived }
     }
 
     /// Lets this stream's data go before (positive) or after (negative) that of others.
@@ -354,9 +422,25 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if !self.is_finished {
             self.cancel();
+        } else if self.is_clean.load(Ordering::Relaxed) {
+            // Fails only when the peer has ended too.
+            let _ = self.recv.stop(VarInt::from_u32(CODE_UNREAD));
         }
         self.held.streams.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn is_drained(lost: &quinn::ConnectionError) -> bool {
+    matches!(lost, quinn::ConnectionError::ApplicationClosed(close)
+        if close.error_code == VarInt::from_u32(CODE_DRAINED))
+}
+
+fn unread() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, Unread)
+}
+
+fn reset(code: VarInt) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, StreamReset { code: code.into_inner() })
 }
 
 impl AsyncRead for Stream {
@@ -367,10 +451,8 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let result = std::task::ready!(self.get_mut().recv.poll_read_buf(cx, buf));
         Poll::Ready(result.map_err(|err| match err {
-            quinn::ReadError::Reset(code) => io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                StreamReset { code: code.into_inner() },
-            ),
+            quinn::ReadError::Reset(code) => reset(code),
+            quinn::ReadError::ConnectionLost(lost) if is_drained(&lost) => unread(),
             other => other.into(),
         }))
     }
@@ -390,10 +472,9 @@ impl AsyncWrite for Stream {
         };
         this.is_stalled = false;
         Poll::Ready(result.map_err(|err| match err {
-            quinn::WriteError::Stopped(code) => io::Error::new(
-                io::ErrorKind::ConnectionReset,
-                StreamReset { code: code.into_inner() },
-            ),
+            quinn::WriteError::Stopped(code) if code == VarInt::from_u32(CODE_UNREAD) => unread(),
+            quinn::WriteError::Stopped(code) => reset(code),
+            quinn::WriteError::ConnectionLost(lost) if is_drained(&lost) => unread(),
             other => other.into(),
         }))
     }

@@ -159,6 +159,12 @@ impl Endpoint {
         self.0.quic.local_addr().ok()
     }
 
+    /// Connections that are open, and handshakes that have begun.
+    #[cfg(test)]
+    pub(super) fn open_connections(&self) -> usize {
+        self.0.quic.open_connections()
+    }
+
     /// The settings it was made with.
     #[must_use]
     pub fn config(&self) -> &NetConfig {
@@ -259,7 +265,10 @@ impl Endpoint {
                     incoming.refuse();
                     continue;
                 }
-                if open >= config.connections_until_retry && !incoming.remote_address_validated() {
+                let begun = config.handshakes_max - handshakes.available_permits();
+                let is_busy = open >= config.connections_until_retry
+                    || begun >= config.handshakes_until_retry;
+                if is_busy && !incoming.remote_address_validated() {
                     // Fails only when the dialler has proved its address, which was just denied.
                     let _ = incoming.retry();
                     continue;

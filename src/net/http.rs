@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::trace;
 
-use crate::net::connection::{Connection, ConnectionLost};
+use crate::net::connection::{Connection, ConnectionLost, Unread};
 use crate::net::identity::Peer;
 use crate::rt::TaskGroup;
 
@@ -70,6 +70,20 @@ pub enum HttpError {
     /// The stream ended before the response's head: the peer may have acted.
     #[error("the peer closed the stream without an answer")]
     Closed,
+}
+
+impl HttpError {
+    /// Whether the peer, a node, ended in order without looking at the request: it closes streams
+    /// between two requests only, and gives up all others by a reset. Not for streams to others than
+    /// nodes.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        match self {
+            Self::NotSent(_) => true,
+            Self::Exchange(err) => err.is_incomplete_message() || Unread::is_cause_of(err),
+            Self::Closed => false,
+        }
+    }
 }
 
 /// A failed [`HttpStream::send`].

@@ -19,6 +19,7 @@ use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{IdleTimeout, VarInt};
 use rustls::server::ResolvesServerCert;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
 use crate::net::endpoint::BindError;
@@ -50,6 +51,11 @@ const CONNECTION_BYTES_MAX: u32 = 1024 * 1024;
 const HEAD_BYTES_MAX: u64 = 64 * 1024;
 /// Time in which a client takes nothing of what it is sent.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Time for running requests to end when the process does.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+/// Time for the last answer to arrive, and for the client to close.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 type Receive = h3::server::RequestStream<h3_quinn::RecvStream, Bytes>;
 type Sender = h3::server::RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
@@ -135,21 +141,28 @@ impl Http3Listener {
                 continue;
             };
             let (group, answer) = (tasks.clone(), answer.clone());
-            tasks.spawn_until_cancelled("http3-connection", async move {
+            tasks.spawn("http3-connection", |cancel| async move {
                 match tokio::time::timeout(HEAD_TIMEOUT, incoming).await {
-                    Ok(Ok(conn)) => serve_connection(conn, &group, answer).await,
+                    Ok(Ok(conn)) => serve_connection(conn, &group, &cancel, answer).await,
                     Ok(Err(err)) => trace!(%err, "a QUIC handshake failed"),
                     Err(_) => trace!("a QUIC handshake took too long"),
                 }
                 drop(place);
             });
         }
+        // Running requests end before; new connections are not accepted any more.
+        let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, places.acquire_many(all)).await;
         self.quic.close(VarInt::from_u32(0), b"shutting down");
     }
 }
 
-async fn serve_connection<A, F>(quic: quinn::Connection, tasks: &TaskGroup, answer: A)
-where
+async fn serve_connection<A, F>(
+    quic: quinn::Connection,
+    tasks: &TaskGroup,
+    cancel: &CancellationToken,
+    answer: A,
+) where
     A: Fn(SocketAddr, Request<Body>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
@@ -161,22 +174,61 @@ where
         Ok(Ok(conn)) => conn,
         _ => return,
     };
-    loop {
-        match conn.accept().await {
-            Ok(Some(resolver)) => {
-                let answer = answer.clone();
-                tasks.spawn_until_cancelled("http3-stream", async move {
-                    if let Err(err) = exchange(resolver, from, answer).await {
+    let running = Arc::new(Semaphore::new(usize::try_from(STREAMS_MAX).unwrap_or(1)));
+    let begin = |resolver| {
+        // There are no more streams than places.
+        let Ok(place) = Arc::clone(&running).try_acquire_owned() else { return };
+        let answer = answer.clone();
+        tasks.spawn("http3-stream", |cancel| async move {
+            let late = async {
+                cancel.cancelled().await;
+                tokio::time::sleep(DRAIN_TIMEOUT).await;
+            };
+            tokio::select! {
+                ended = exchange(resolver, from, answer) => {
+                    if let Err(err) = ended {
                         debug!(%err, "an HTTP/3 exchange ended");
                     }
-                });
+                }
+                () = late => {}
             }
-            Ok(None) => return,
-            Err(err) => {
+            drop(place);
+        });
+    };
+    loop {
+        match cancel.run_until_cancelled(conn.accept()).await {
+            Some(Ok(Some(resolver))) => begin(resolver),
+            Some(Ok(None)) => return,
+            Some(Err(err)) => {
                 trace!(%err, "an HTTP/3 connection ended");
                 return;
             }
+            None => break,
         }
+    }
+    // GOAWAY: the client may finish what it has begun, and goes elsewhere with the rest. The number
+    // is that of requests from the last accepted one on, which is meant to be among them.
+    let ending = async {
+        conn.shutdown(1).await?;
+        let done = async {
+            let _ = running.acquire_many(STREAMS_MAX).await;
+            tokio::time::sleep(LAST_ANSWER_TIMEOUT).await;
+        };
+        let mut done = std::pin::pin!(done);
+        loop {
+            tokio::select! {
+                () = &mut done => return Ok(()),
+                accepted = conn.accept() => match accepted? {
+                    Some(resolver) => begin(resolver),
+                    None => return Ok(()),
+                }
+            }
+        }
+    };
+    let ended: Result<Result<(), h3::error::ConnectionError>, _> =
+        tokio::time::timeout(DRAIN_TIMEOUT, ending).await;
+    if let Ok(Err(err)) = ended {
+        trace!(%err, "an HTTP/3 connection ended");
     }
 }
 

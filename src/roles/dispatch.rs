@@ -38,6 +38,14 @@ pub(super) async fn run(endpoint: Endpoint, doors: Doors, tasks: TaskGroup) {
     let token = tasks.token().clone();
     while let Some(Some(conn)) = token.run_until_cancelled(endpoint.accept()).await {
         let (doors, group) = (doors.clone(), tasks.clone());
+        if conn.alpn() == Alpn::Mesh {
+            // Ends by itself, in order, when the tasks are cancelled.
+            tasks.spawn("connection", |_| async move {
+                doors.peers.adopt(&conn);
+                doors.mesh.serve_peer(conn).await;
+            });
+            continue;
+        }
         tasks.spawn_until_cancelled("connection", async move {
             serve(conn, doors, &group).await;
         });
@@ -48,7 +56,7 @@ pub(super) async fn run(endpoint: Endpoint, doors: Doors, tasks: TaskGroup) {
 async fn serve(conn: Connection, doors: Doors, tasks: &TaskGroup) {
     doors.peers.adopt(&conn);
     match (conn.alpn(), doors.server) {
-        (Alpn::Mesh, _) => doors.mesh.serve_peer(conn).await,
+        (Alpn::Mesh, _) => {}
         (Alpn::Node, server) => {
             serve_node(conn, doors.node_api, server.is_some(), tasks).await;
         }

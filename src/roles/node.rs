@@ -27,6 +27,7 @@ use crate::roles::verify::AgentVerifier;
 use crate::roles::{NodeError, RunningNode, addresses, compiled, relay};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::telemetry::Metrics;
+use crate::telemetry::trace::{Tracer, TracerTools};
 
 /// What every part of the node shares.
 pub(super) struct Base {
@@ -177,6 +178,16 @@ fn make_mesh(base: &Base, network: &Arc<VirtualNetwork>, guest_threads: &GuestTh
     let mesh = Mesh::new(MeshConfig {
         ingress_threads: Some(guest_threads.handle().clone()),
         has_access_log: base.settings.ingress_access_log,
+        tracer: Tracer::start(
+            base.settings.tracing.clone(),
+            TracerTools {
+                metrics: base.metrics.clone(),
+                tasks: base.tasks.clone(),
+                clock: base.clock.clone(),
+                rng: base.rng.clone(),
+                node_name: name.clone(),
+            },
+        ),
         peers: Some(base.peers.clone()),
         node_port_ip: Some(base.settings.bind_address),
         ..MeshConfig::new(name, pods, base.tasks.clone(), base.rng.clone())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
-use crate::mesh::metrics::RouteStats;
+use crate::mesh::traffic::RequestStats;
 
 /// Bytes of a request's body when the route sets no limit.
 pub(super) const BODY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -41,7 +41,7 @@ pub(super) struct Action<B> {
     pub(super) body_bytes_max: u64,
     /// What a request gets whose backend does not exist: 500 by a route, 503 by an Ingress.
     pub(super) missing: StatusCode,
-    pub(super) stats: OnceLock<RouteStats>,
+    pub(super) stats: OnceLock<Arc<RequestStats>>,
 }
 
 /// A backend with its share.

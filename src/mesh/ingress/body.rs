@@ -12,17 +12,30 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, Sleep};
 
+use super::stalled;
 use crate::mesh::call::Tracked;
 use crate::net::{Body, BodyError};
+use crate::telemetry::trace::Span;
 
 /// Longest pause within a request's body.
 pub(super) const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// A pod's body, or a line of ours.
 pub(super) enum AnswerBody {
-    Pod { body: Tracked },
-    Line { body: Full<Bytes> },
-    Other { body: Body },
+    Pod {
+        body: Tracked,
+    },
+    Line {
+        body: Full<Bytes>,
+    },
+    Other {
+        body: Body,
+    },
+    /// Any of them, with the span of a sampled trace that lasts as long.
+    Traced {
+        body: Box<AnswerBody>,
+        _span: Span,
+    },
 }
 
 impl std::fmt::Debug for AnswerBody {
@@ -39,13 +52,19 @@ impl HttpBody for AnswerBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
+        let polled = match self.get_mut() {
             Self::Pod { body } => HttpBody::poll_frame(Pin::new(body), cx),
             Self::Line { body } => {
                 HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {})
             }
             Self::Other { body } => HttpBody::poll_frame(Pin::new(body), cx),
+            Self::Traced { body, .. } => HttpBody::poll_frame(Pin::new(body.as_mut()), cx),
+        };
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => stalled::gave_data(),
+            _ => stalled::waits_for_nobody(),
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -53,6 +72,7 @@ impl HttpBody for AnswerBody {
             Self::Pod { body } => HttpBody::is_end_stream(body),
             Self::Line { body } => HttpBody::is_end_stream(body),
             Self::Other { body } => HttpBody::is_end_stream(body),
+            Self::Traced { body, .. } => HttpBody::is_end_stream(body.as_ref()),
         }
     }
 
@@ -61,6 +81,7 @@ impl HttpBody for AnswerBody {
             Self::Pod { body } => HttpBody::size_hint(body),
             Self::Line { body } => HttpBody::size_hint(body),
             Self::Other { body } => HttpBody::size_hint(body),
+            Self::Traced { body, .. } => HttpBody::size_hint(body.as_ref()),
         }
     }
 }

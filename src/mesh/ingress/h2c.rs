@@ -21,7 +21,7 @@ use super::body::AnswerBody;
 use super::headers::remove_hop_by_hop;
 use super::refusal::Refusal;
 use super::request::Answer;
-use super::server::Executor;
+use super::server::{DRAIN_TIMEOUT, Executor};
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
 use crate::mesh::call::HeadTimeout;
@@ -29,7 +29,9 @@ use crate::mesh::decisions::Fault;
 use crate::mesh::endpoint::{EndpointState, InFlight};
 use crate::mesh::routes::Place;
 use crate::mesh::splice::Counted;
+use crate::mesh::traced::Counting;
 use crate::net::{Body, BodyError};
+use crate::telemetry::trace::Span;
 
 /// Endpoints that are tried for one request.
 const ATTEMPTS_MAX: usize = 3;
@@ -63,6 +65,10 @@ impl Http2Connections {
         Some(sender)
     }
 
+    fn forget(&self) {
+        self.0.lock().clear();
+    }
+
     fn put(&self, place: Place2, sender: SendRequest<Body>) {
         let mut open = self.0.lock();
         if open.len() >= CONNECTIONS_MAX {
@@ -83,16 +89,19 @@ impl Mesh {
         request: Request<Body>,
         wants_trailers: bool,
     ) -> Result<Answer, Refusal> {
+        let service = backend.service.as_deref();
+        let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
         let limit = request.extensions().get::<HeadTimeout>().map(|limit| limit.0);
         let calling = self.try_http2(backend, to_http2(request, wants_trailers)?);
         let limited = tokio::time::timeout(limit.unwrap_or(self.0.head_timeout), calling);
-        let (mut response, in_flight) = limited.await.unwrap_or(Err(Refusal::Timeout))?;
+        let (mut response, kept) = limited.await.unwrap_or(Err(Refusal::Timeout))?;
+        counting.answered(response.status());
         remove_hop_by_hop(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|body| {
             let body = body.map_err(BodyError::from).map_frame(move |frame| {
-                // Counts as in flight until the last frame was taken.
-                let _ = &in_flight;
+                // Counts as in flight, and its span goes on, until the last frame was taken.
+                let _ = &kept;
                 frame
             });
             AnswerBody::Other { body: body.boxed_unsync() }
@@ -103,12 +112,16 @@ impl Mesh {
         &self,
         backend: &Backend,
         mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, InFlight), Refusal> {
+    ) -> Result<(Response<Incoming>, (InFlight, Option<Span>)), Refusal> {
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
         while tried.len() < ATTEMPTS_MAX {
             let picked = backend.pick(&tried, &self.0.dice, self.now_ms());
             let Some(endpoint) = picked else { break };
             let in_flight = InFlight::request(&endpoint);
+            let mut span = self.client_span(&endpoint, tried.len(), &mut request);
+            // The pod's node sees bytes only, so the request is counted for the pod here.
+            let pod = endpoint.pod.clone();
+            let counting = Counting::new(pod.as_deref().map(|pod| pod.stats(&self.0.metrics.pods)));
             let started = Instant::now();
             let sender = match self.http2_to(&endpoint).await {
                 Ok(sender) => sender,
@@ -116,6 +129,10 @@ impl Mesh {
                     debug!(endpoint = %endpoint.address, %err, "endpoint not reached by HTTP/2");
                     let verdict = backend.failed(&endpoint, Fault::Unreachable, self.now_ms());
                     self.0.metrics.decisions.judged(Fault::Unreachable, verdict);
+                    if let Some(span) = &mut span {
+                        span.failed(Fault::Unreachable.name());
+                    }
+                    counting.forget();
                     tried.push(endpoint);
                     continue;
                 }
@@ -123,12 +140,22 @@ impl Mesh {
             match { sender }.try_send_request(request).await {
                 Ok(response) => {
                     endpoint.succeeded(started.elapsed(), self.now_ms());
-                    return Ok((response, in_flight));
+                    counting.answered(response.status());
+                    if let Some(span) = &mut span {
+                        span.answered(response.status());
+                    }
+                    return Ok((response, (in_flight, span)));
                 }
                 Err(mut failed) => {
                     let unsent = failed.take_message();
                     let err = failed.into_error();
                     debug!(endpoint = %endpoint.address, %err, "endpoint failed");
+                    if let Some(span) = &mut span {
+                        span.failed(Fault::Broken.name());
+                    }
+                    if unsent.is_some() {
+                        counting.forget();
+                    }
                     tried.push(endpoint);
                     request = unsent.ok_or(Refusal::BadGateway)?;
                 }
@@ -147,15 +174,25 @@ impl Mesh {
         }
         let io = self.connect_endpoint(endpoint).await?;
         let io = Counted { io, _in_flight: InFlight::new(endpoint) };
-        let (sender, connection) = http2::Builder::new(Executor(self.0.tasks.clone()))
+        let (sender, connection) = http2::Builder::new(Executor::new(&self.0.tasks))
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .max_header_list_size(HEADER_BYTES_MAX)
             .handshake(TokioIo::new(io))
             .await?;
-        self.0.tasks.spawn_until_cancelled("ingress-http2", async move {
-            if let Err(err) = connection.await {
-                debug!(%err, "HTTP/2 connection to a pod ended");
+        let mesh = self.clone();
+        self.0.tasks.spawn("ingress-http2", |cancel| async move {
+            let drained = async {
+                cancel.cancelled().await;
+                // Without a kept sender the connection ends with its last request.
+                mesh.0.ingress.http2.forget();
+                tokio::time::sleep(DRAIN_TIMEOUT).await;
+            };
+            tokio::select! {
+                ended = connection => if let Err(err) = ended {
+                    debug!(%err, "HTTP/2 connection to a pod ended");
+                },
+                () = drained => {}
             }
         });
         self.0.ingress.http2.put(place, sender.clone());

@@ -253,3 +253,36 @@ async fn a_client_that_reads_nothing_is_held_back_and_then_cut_off() {
     let line = r#"edgeorc_mesh_ingress_refused_total{reason="not-read"} 1"#;
     assert!(text.contains(line), "{text}");
 }
+
+#[tokio::test]
+async fn a_stream_of_http_2_that_is_never_read_is_reset_and_its_connection_goes_on() {
+    let site = site().await;
+    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(site.http).await.unwrap());
+    let (mut sender, conn) = hyper::client::conn::http2::handshake::<_, _, crate::net::Body>(
+        hyper_util::rt::TokioExecutor::new(),
+        io,
+    )
+    .await
+    .unwrap();
+    site.tasks.spawn_until_cancelled("client", async move {
+        let _ = conn.await;
+    });
+    let get = |path: &str| {
+        Request::get(format!("http://h{path}")).body(crate::net::http::empty()).unwrap()
+    };
+    let big = soon(sender.send_request(get("/big"))).await.unwrap();
+    assert_eq!(big.status(), 200);
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    let mut registry = prometheus_client::registry::Registry::default();
+    site.mesh.metrics().register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let line = r#"edgeorc_mesh_ingress_refused_total{reason="not-read"} 1"#;
+    assert!(text.contains(line), "{text}");
+    let small = soon(sender.send_request(get("/"))).await.unwrap();
+    assert_eq!(small.status(), 200);
+    let broken = soon(big.into_body().collect()).await;
+    assert!(broken.is_err());
+}

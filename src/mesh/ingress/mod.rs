@@ -34,6 +34,7 @@ mod ports;
 mod refusal;
 mod request;
 mod server;
+mod stalled;
 mod table;
 mod tls;
 mod upgrade;

@@ -18,7 +18,9 @@ use crate::api::gateway::{HTTP_PORT, HTTPS_PORT};
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
 use crate::mesh::call::HeadTimeout;
+use crate::mesh::traced::span_name;
 use crate::net::Body;
+use crate::telemetry::trace::Span;
 
 type LiveAction = Action<Arc<Backend>>;
 pub(super) type LiveChoice = Choice<Arc<Backend>>;
@@ -67,10 +69,11 @@ impl Asked {
 impl Mesh {
     pub(super) async fn answer_client<B: ClientBody>(
         &self,
-        request: Request<B>,
+        mut request: Request<B>,
         client: &Client,
     ) -> Answer {
         let started = Instant::now();
+        let span = self.server_span(&mut request, client);
         let asked = self.0.ingress.has_access_log.then(|| Asked::of(&request));
         let mut route = None;
         let mut answer = match self.route_client(request, client, &mut route).await {
@@ -80,15 +83,16 @@ impl Mesh {
                 refusal.answer()
             }
         };
-        let (status, seconds) = (answer.status(), started.elapsed().as_secs_f64());
+        let (status, took) = (answer.status(), started.elapsed());
         let metrics = &self.0.metrics;
-        metrics.ingress_answered(status, seconds);
+        metrics.ingress_answered(status, took.as_secs_f64());
         if let Some(action) = &route {
-            action.stats.get_or_init(|| metrics.route(&action.name)).answered(status, seconds);
+            let stats = action.stats.get_or_init(|| metrics.routes.of(&[&action.name]));
+            stats.answered(status, took);
         }
         if let Some(asked) = asked {
             let name = route.as_ref().map(|action| &*action.name).unwrap_or_default();
-            asked.write(client, name, status, seconds);
+            asked.write(client, name, status, took.as_secs_f64());
         }
         if client.is_http2 {
             // Fields of a connection mean nothing there, and clients refuse them.
@@ -100,7 +104,43 @@ impl Mesh {
         {
             answer.headers_mut().insert(header::ALT_SVC, alt_svc.clone());
         }
-        answer
+        match span {
+            None => answer,
+            Some(span) => traced(span, route.as_ref().map(|action| &*action.name), answer),
+        }
+    }
+
+    /// The span of a request that belongs to a sampled trace; it is in the request's extensions for
+    /// those it is sent on by.
+    fn server_span<B>(&self, request: &mut Request<B>, client: &Client) -> Option<Span> {
+        if !self.0.tracer.is_on() {
+            return None;
+        }
+        let name = span_name(request);
+        let mut span = self.0.tracer.enter(request.headers_mut(), || name)?;
+        span.method(request.method());
+        span.text("url.scheme", client.entry.scheme());
+        span.text("url.path", request.uri().path().to_owned());
+        if let Ok(target) = headers::target(request) {
+            span.text("server.address", target.host.to_owned());
+            if let Some(port) = target.port {
+                span.number("server.port", port);
+            }
+        }
+        if let Some(from) = client.from.as_ref().and_then(|from| from.to_str().ok()) {
+            span.text("client.address", from.to_owned());
+        }
+        span.text(
+            "network.protocol.version",
+            match request.version() {
+                Version::HTTP_3 => "3",
+                Version::HTTP_2 => "2",
+                Version::HTTP_10 => "1.0",
+                _ => "1.1",
+            },
+        );
+        request.extensions_mut().insert(*span.context());
+        Some(span)
     }
 
     async fn route_client<B: ClientBody>(
@@ -227,6 +267,16 @@ impl Mesh {
         }
         answer
     }
+}
+
+/// The answer, which ends the span when its body has.
+fn traced(mut span: Span, route: Option<&str>, answer: Answer) -> Answer {
+    if let Some(route) = route {
+        span.text("edgeorc.route", route.to_owned());
+        span.rename(|method| format!("{method} {route}"));
+    }
+    span.answered(answer.status());
+    answer.map(|body| AnswerBody::Traced { body: Box::new(body), _span: span })
 }
 
 fn rewrite_request(rewrite: &Rewrite, request: &mut Request<Body>, prefix_bytes: usize) {

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::refusal::Refusal;
+use super::stalled::{Ended, Watched};
 use crate::api::gateway::{HTTP_PORT, HTTPS_PORT};
 use crate::mesh::Mesh;
 use crate::net::http3::Http3Listener;
@@ -41,7 +42,7 @@ const FIRST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time in which a client takes nothing of what it is sent.
-const WRITE_PAUSE_MAX: Duration = Duration::from_secs(60);
+pub(super) const WRITE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Header fields of a request.
@@ -55,8 +56,8 @@ const RESETS_PENDING_MAX: usize = 20;
 const ERROR_RESETS_MAX: usize = 256;
 /// Bytes of one HTTP/2 stream that wait to be sent.
 const SEND_BYTES_MAX: usize = 256 * 1024;
-/// Time for running requests to end when the process does.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for running requests to end when the process does: less than the whole process has for it.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time for which clients may keep in mind that there is HTTP/3.
 const ALT_SVC_SECONDS: u32 = 24 * 60 * 60;
 /// Pause after a failed accept: the process is out of something.
@@ -64,20 +65,36 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lets HTTP/2 run its streams as tasks of the mesh.
 #[derive(Debug, Clone)]
-pub(super) struct Executor(pub(super) TaskGroup);
+pub(super) struct Executor {
+    tasks: TaskGroup,
+    /// Whose clients are watched.
+    mesh: Option<Mesh>,
+}
+
+impl Executor {
+    /// For connections to pods.
+    pub(super) fn new(tasks: &TaskGroup) -> Self {
+        Self { tasks: tasks.clone(), mesh: None }
+    }
+}
 
 impl<F> hyper::rt::Executor<F> for Executor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn_hot("ingress-stream", |cancel| async move {
+        let mesh = self.mesh.clone();
+        self.tasks.spawn_hot("ingress-stream", |cancel| async move {
             let drained = async {
                 cancel.cancelled().await;
                 tokio::time::sleep(DRAIN_TIMEOUT).await;
             };
             tokio::select! {
-                () = future => {}
+                ended = Watched::new(future) => {
+                    if let (Ended::NotRead, Some(mesh)) = (ended, mesh) {
+                        mesh.0.ingress.refusals.note(&Refusal::NotRead, None);
+                    }
+                }
                 () = drained => {}
             }
         });
@@ -178,7 +195,7 @@ impl Mesh {
         };
         let server = Arc::new(Server {
             entry: Arc::new(entry),
-            http: server(&self.0.tasks),
+            http: server(self),
             tls: tls.map(TlsAcceptor::from),
         });
         let accepting = async {
@@ -312,8 +329,9 @@ fn note_port(port: &AtomicU16, listener: &TcpListener) {
     }
 }
 
-fn server(tasks: &TaskGroup) -> auto::Builder<Executor> {
-    let mut server = auto::Builder::new(Executor(tasks.clone()));
+fn server(mesh: &Mesh) -> auto::Builder<Executor> {
+    let tasks = mesh.0.tasks.clone();
+    let mut server = auto::Builder::new(Executor { tasks, mesh: Some(mesh.clone()) });
     server
         .http1()
         // One write of one piece: gathering costs the kernel more than copying small bodies costs us.

@@ -90,6 +90,11 @@ impl<B> RouteTable<B> {
         Some((Arc::clone(self.actions.get(found.action)?), found.prefix_bytes))
     }
 
+    /// Names of all routes.
+    pub(in crate::mesh) fn names(&self) -> BTreeSet<&str> {
+        self.actions.iter().map(|action| &*action.name).collect()
+    }
+
     /// The same with other backends.
     pub(in crate::mesh) fn map<U>(&self, resolve: impl Fn(&B) -> Option<U>) -> RouteTable<U> {
         RouteTable {

@@ -221,3 +221,37 @@ async fn http_3_is_offered_and_served_with_the_same_routes() {
     let refused = http3::testing::ask(at, "named.com", Arc::new(Anybody), request);
     assert!(soon(refused).await.map_or(true, |answer| answer.status() == StatusCode::BAD_REQUEST));
 }
+
+#[tokio::test]
+async fn datagrams_that_are_no_http_3_harm_nobody() {
+    let site = Site::new(site_objects()).await;
+    site.mesh.set_certificates(certificates(SHOWN));
+    let listener = site.mesh.bind_http3("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = site.mesh.clone();
+    site.tasks.spawn_until_cancelled("http3", async move {
+        serving.serve_ingress_http3(listener).await;
+    });
+    crate::net::flood_test::garbage(at).await;
+    let request = Request::get("https://named.com/x").body(bytes::Bytes::new()).unwrap();
+    let asking = http3::testing::ask(at, "named.com", Arc::new(Anybody), request);
+    assert_eq!(soon(asking).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_request_by_http_3_ends_before_its_node_does() {
+    let site = Site::new(site_objects()).await;
+    site.mesh.set_certificates(certificates(SHOWN));
+    let listener = site.mesh.bind_http3("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = site.mesh.clone();
+    site.tasks.spawn("http3", |_| async move { serving.serve_ingress_http3(listener).await });
+    let request = Request::get("https://named.com/big").body(bytes::Bytes::new()).unwrap();
+    let asking = http3::testing::ask(at, "named.com", Arc::new(Anybody), request);
+    let ending = async {
+        site.echo.wait_for(1).await;
+        site.tasks.token().cancel();
+    };
+    let (answer, ()) = soon(async { tokio::join!(asking, ending) }).await;
+    assert_eq!(answer.unwrap().body().len(), super::testing::BIG_BYTES);
+}

@@ -16,6 +16,7 @@ use super::request::Answer;
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
 use crate::mesh::splice::splice;
+use crate::mesh::traced::Counting;
 use crate::net::{Body, BodyError};
 
 /// Bytes of a head, and of a body's chunk in memory.
@@ -50,11 +51,17 @@ impl Mesh {
         let headers = request.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, upgrade.protocol);
+        let service = backend.service.as_deref();
+        let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
         let exchange = async {
-            let io = self.connect_backend(backend).await.map_err(|err| {
+            let (io, endpoint) = self.connect_one_of(backend).await.map_err(|err| {
                 debug!(%err, "no endpoint for an upgrade");
                 Refusal::NoEndpoint
             })?;
+            let mut span = self.client_span(&endpoint, 0, &mut request);
+            // The pod's node sees bytes only, so the request is counted for the pod here.
+            let pod = endpoint.pod.as_deref();
+            let counting = Counting::new(pod.map(|pod| pod.stats(&self.0.metrics.pods)));
             let broken = |err: hyper::Error| {
                 debug!(%err, "upgrade failed");
                 Refusal::BadGateway
@@ -68,10 +75,16 @@ impl Mesh {
                 // How it ends is told by the response, its body, or the pipe.
                 let _ = connection.with_upgrades().await;
             });
-            sender.send_request(request).await.map_err(broken)
+            let response = sender.send_request(request).await.map_err(broken)?;
+            counting.answered(response.status());
+            if let Some(span) = &mut span {
+                span.answered(response.status());
+            }
+            Ok(response)
         };
         let limited = tokio::time::timeout(self.0.head_timeout, exchange);
         let mut response = limited.await.unwrap_or(Err(Refusal::Timeout))?;
+        counting.answered(response.status());
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response.headers_mut());
             return Ok(response.map(|body| AnswerBody::Other {
