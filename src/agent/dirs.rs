@@ -61,6 +61,11 @@ impl Dirs {
         self.root.join("node.json")
     }
 
+    /// What the node knew last of network policies.
+    pub(crate) fn network_policies_file(&self) -> PathBuf {
+        self.root.join("network-policies.json")
+    }
+
     pub(crate) fn images(&self) -> PathBuf {
         self.root.join("images")
     }

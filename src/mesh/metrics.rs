@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::decisions::Decisions;
+use super::policy::Denials;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeClass {
@@ -76,6 +77,7 @@ pub struct MeshMetrics {
     /// Names of the routes that are counted.
     routes: Arc<Mutex<BTreeSet<String>>>,
     pub(super) node_port_connections: Counter,
+    pub(super) policy_denials: Arc<Denials>,
 }
 
 impl Default for MeshMetrics {
@@ -93,6 +95,7 @@ impl Default for MeshMetrics {
             route_seconds: Family::new_with_constructor(latencies),
             routes: Arc::default(),
             node_port_connections: Counter::default(),
+            policy_denials: Arc::default(),
         }
     }
 }
@@ -131,6 +134,7 @@ impl MeshMetrics {
             "Connections accepted at NodePorts",
             self.node_port_connections.clone(),
         );
+        self.policy_denials.register(registry);
     }
 
     pub(super) fn ingress_answered(&self, status: StatusCode, seconds: f64) {

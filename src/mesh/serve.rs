@@ -14,8 +14,10 @@ use tracing::{debug, trace, warn};
 use super::Mesh;
 use super::call::mesh_error;
 use super::local::LocalError;
+use super::policy::{SENDER, Sender};
+use super::routes::Protocol;
 use super::splice::splice;
-use super::wire::{self, Carries, FAILED, MESH_ERROR, Opened, REFUSED};
+use super::wire::{self, Carries, DENIED, FAILED, MESH_ERROR, Opened, REFUSED};
 use crate::net::{Body, BodyError, Connection, Stream};
 
 /// Bytes of a head, and of a body's chunk in memory.
@@ -49,9 +51,15 @@ impl Mesh {
             }
         }
         match open.carries {
-            Carries::Http => self.serve_mesh_http(stream, open.to).await,
+            Carries::Http => self.serve_mesh_http(stream, open.to, peer).await,
             Carries::Udp { from } => {
-                return self.serve_mesh_datagrams(stream, from, open.to).await;
+                let sender = (peer, &open.sender);
+                return self.serve_mesh_datagrams(stream, sender, from, open.to).await;
+            }
+            Carries::Tcp
+                if self.admit_peer(peer, &open.sender, open.to, Protocol::Tcp).await.is_err() =>
+            {
+                wire::answer(&mut stream, Opened::Denied).await?;
             }
             Carries::Tcp => match self.0.local.connect(open.to).await {
                 Ok(pod) => {
@@ -67,10 +75,10 @@ impl Mesh {
         Ok(())
     }
 
-    async fn serve_mesh_http(&self, stream: Stream, to: SocketAddr) {
+    async fn serve_mesh_http(&self, stream: Stream, to: SocketAddr, peer: &str) {
         let service = service_fn(move |request: Request<Incoming>| {
             let mesh = self.clone();
-            async move { Ok::<_, Infallible>(mesh.answer_peer(to, request).await) }
+            async move { Ok::<_, Infallible>(mesh.answer_peer(peer, to, request).await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(BUFFER_BYTES_MAX)
@@ -84,9 +92,18 @@ impl Mesh {
         }
     }
 
-    async fn answer_peer(&self, to: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    async fn answer_peer(
+        &self,
+        peer: &str,
+        to: SocketAddr,
+        mut request: Request<Incoming>,
+    ) -> Response<Body> {
         if !self.0.table.load().is_local_pod(to.ip()) {
             return mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let sender = Sender::from_field(request.headers_mut().remove(SENDER).as_ref());
+        if self.admit_peer(peer, &sender, to, Protocol::Tcp).await.is_err() {
+            return mesh_error(DENIED, StatusCode::FORBIDDEN);
         }
         let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
         match self.0.local.http(to, request).await {

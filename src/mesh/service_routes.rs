@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use serde::{Deserialize, Serialize};
 
 use super::cidr::Cidr;
 use super::routes::{Place, Routes, Target};
@@ -14,7 +15,7 @@ use super::routes::{Place, Routes, Target};
 const AFFINITY_SECONDS_MAX: u64 = 86_400;
 
 /// What a port carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Protocol {
     Tcp,
     Udp,
@@ -23,6 +24,15 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
+    /// For metrics and the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
     /// As the API writes it; none is TCP.
     pub(super) fn parse(text: Option<&str>) -> Option<Self> {
         match text.unwrap_or("TCP") {

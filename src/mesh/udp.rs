@@ -14,13 +14,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
-use tracing::trace;
+use tracing::{trace, warn};
 
 use super::Mesh;
 use super::balancer::Backend;
 use super::endpoint::InFlight;
 use super::outside;
-use super::routes::Place;
+use super::policy::{Caller, Origin, Sender};
+use super::routes::{Place, Protocol};
 use super::wire::{self, Carries};
 use crate::net::{Io, Stream};
 
@@ -51,7 +52,7 @@ impl Datagrams {
 }
 
 impl Mesh {
-    /// Carries a flow of datagrams from a pod of this node to a Service's address, a pod of any
+    /// Carries a flow of datagrams from the socket `from` of the pod `caller` of this node to a Service's address, a pod of any
     /// node, or an address outside, until one side lets go of it.
     ///
     /// # Errors
@@ -63,6 +64,7 @@ impl Mesh {
     /// Cancel safe: the flow ends.
     pub async fn datagrams(
         &self,
+        caller: Caller<'_>,
         from: SocketAddr,
         to: SocketAddr,
         flow: Datagrams,
@@ -78,18 +80,20 @@ impl Mesh {
             }
         };
         let backend = self.for_client(backend, &from.ip().to_string());
-        self.datagrams_to(&backend, from, flow).await
+        self.datagrams_to(&backend, Origin::Pod(caller), from, flow).await
     }
 
     /// Carries a flow to one of a Service's endpoints, which sees `from` as the sender.
     pub(super) async fn datagrams_to(
         &self,
         backend: &Backend,
+        origin: Origin<'_>,
         from: SocketAddr,
         flow: Datagrams,
     ) -> io::Result<()> {
         let endpoint = backend.pick(&[], &self.0.dice, self.now_ms());
         let endpoint = endpoint.ok_or(io::ErrorKind::ConnectionRefused)?;
+        self.admit(origin, &endpoint, Protocol::Udp).await?;
         let _in_flight = InFlight::new(&endpoint);
         let to = endpoint.address;
         match &endpoint.place {
@@ -102,7 +106,8 @@ impl Mesh {
             Place::Node(_) => {
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
                 let conn = wire::connection(peer).await?;
-                carry(wire::open(&conn, Carries::Udp { from }, to).await?, flow).await
+                let open = wire::open(&conn, Carries::Udp { from }, to, origin.into());
+                carry(open.await?, flow).await
             }
         }
     }
@@ -111,10 +116,19 @@ impl Mesh {
     pub(super) async fn serve_mesh_datagrams(
         &self,
         stream: Stream,
+        (peer, sender): (&str, &Sender),
         from: SocketAddr,
         to: SocketAddr,
     ) -> io::Result<()> {
         if !self.0.table.load().is_local_pod(to.ip()) {
+            return Ok(());
+        }
+        if !is_sources_node(&self.0.table.load().routes.place_of(from.ip()), peer) {
+            warn!(%peer, address = %from, "datagrams in the name of another node's pod");
+            return Ok(());
+        }
+        // The end of the stream tells the peer.
+        if self.admit_peer(peer, sender, to, Protocol::Udp).await.is_err() {
             return Ok(());
         }
         let (near, far) = Datagrams::pair();
@@ -127,6 +141,15 @@ impl Mesh {
             trace!(%err, address = %to, "flow of datagrams ended");
         }
         Ok(())
+    }
+}
+
+/// Whether datagrams with this source may come from a node: its own pods' and clients' outside.
+fn is_sources_node(place: &Place, peer: &str) -> bool {
+    match place {
+        Place::Node(node) => **node == *peer,
+        Place::Local => false,
+        Place::Outside => true,
     }
 }
 

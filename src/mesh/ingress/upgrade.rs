@@ -15,6 +15,7 @@ use super::refusal::Refusal;
 use super::request::Answer;
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
+use crate::mesh::policy::{Origin, is_denied};
 use crate::mesh::splice::splice;
 use crate::net::{Body, BodyError};
 
@@ -51,9 +52,9 @@ impl Mesh {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, upgrade.protocol);
         let exchange = async {
-            let io = self.connect_backend(backend).await.map_err(|err| {
+            let io = self.connect_backend(backend, Origin::Node).await.map_err(|err| {
                 debug!(%err, "no endpoint for an upgrade");
-                Refusal::NoEndpoint
+                if is_denied(&err) { Refusal::Denied } else { Refusal::NoEndpoint }
             })?;
             let broken = |err: hyper::Error| {
                 debug!(%err, "upgrade failed");
