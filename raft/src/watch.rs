@@ -1,23 +1,21 @@
 //! A stream of changes.
 //!
-//! A watch has no queue: it is a place in the history. It wakes when the revision moves and takes
-//! what is new, so it misses and repeats nothing; one that falls behind the kept history ends
-//! with [`ReadError::Compacted`].
+//! A watch has no queue: it is a place in the history. It wakes when something in its range changes,
+//! now and then when something else does, and takes what is new, so it misses and repeats nothing;
+//! one that falls behind the kept history ends with [`ReadError::Compacted`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::state::{Applied, Shared};
+use crate::state::Shared;
+use crate::state::watchers::{Group, PROGRESS_EVERY};
 use crate::{Event, ReadError, Revision};
 
 /// Events taken at once, give or take one revision.
 const BATCH_EVENTS_MAX: usize = 512;
-/// A watch whose keys do not change still tells how far it is, at most this often.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Changes at consecutive revisions, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +30,9 @@ pub struct WatchBatch {
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
-    applied: Receiver<Applied>,
+    /// Woken as long as this is held.
+    _group: Arc<Group>,
+    changed: Receiver<Revision>,
     ended: CancellationToken,
     start: Vec<u8>,
     end: Vec<u8>,
@@ -50,11 +50,22 @@ impl Watch {
         (start, end): (Vec<u8>, Vec<u8>),
         after: Revision,
     ) -> Result<Self, ReadError> {
-        let applied = shared.applied.subscribe();
+        let group = shared.watchers.group((start.clone(), end.clone()));
+        let changed = group.subscribe();
         // Refuses a revision that is gone or not here yet.
         shared.mvcc.read().events(&start, &end, after, 1)?;
         let told_at = Instant::now();
-        Ok(Self { shared, applied, ended, start, end, cursor: after, told: after, told_at })
+        Ok(Self {
+            shared,
+            _group: group,
+            changed,
+            ended,
+            start,
+            end,
+            cursor: after,
+            told: after,
+            told_at,
+        })
     }
 
     /// The next batch; waits for one. A batch without events tells progress only.
@@ -72,7 +83,7 @@ impl Watch {
             if self.ended.is_cancelled() {
                 return Err(ReadError::Stopped("the replica has ended".to_owned()));
             }
-            self.applied.mark_unchanged();
+            self.changed.mark_unchanged();
             let (events, upto) = {
                 let mvcc = self.shared.mvcc.read();
                 mvcc.events(&self.start, &self.end, self.cursor, BATCH_EVENTS_MAX)?
@@ -85,13 +96,9 @@ impl Watch {
                 self.told_at = Instant::now();
                 return Ok(WatchBatch { events, revision: self.cursor });
             }
-            let (applied, cursor) = (&mut self.applied, self.cursor);
             tokio::select! {
-                moved = applied.wait_for(|applied| applied.revision > cursor) => {
-                    if moved.is_err() {
-                        return Err(ReadError::Stopped("the replica has ended".to_owned()));
-                    }
-                }
+                // The group is held: it does not end.
+                _ = self.changed.changed() => {}
                 () = self.ended.cancelled() => {}
                 () = tokio::time::sleep_until(progress_at), if is_behind => {}
             }

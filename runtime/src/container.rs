@@ -22,6 +22,7 @@ use wasmtime_wasi_http::handler::ProxyPre;
 use crate::code::{Entry, Loaded};
 use crate::command;
 use crate::guest::{Template, exit_of_code, exit_of_error, is_out_of_slots, killed};
+use crate::lanes::{Lane, Ride};
 use crate::limits::Gauge;
 use crate::meter::Meter;
 use crate::network::Binding;
@@ -185,7 +186,7 @@ fn supervise(
     let template = Arc::clone(template);
     let guests = Arc::clone(template.net.guests());
     // Ends with the guest, at the latest when the container is killed.
-    drop(guests.spawn(async move {
+    let run = async move {
         let exit = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| Exit {
             code: 134,
             reason: ExitReason::Error,
@@ -193,7 +194,8 @@ fn supervise(
         });
         template.kill.cancel();
         let _ = tell.send(Some(exit));
-    }));
+    };
+    Ride::start(guests, Lane::Interactive, Box::pin(run));
     exit
 }
 
@@ -241,7 +243,7 @@ async fn serve(
     let service = HttpService::new(Arc::clone(&template), Seed { pre, first });
     service.open(bindings);
     let _ = seeded.send(Ok(Arc::clone(&service)));
-    template.kill.cancelled().await;
+    let _ = template.kill.run_until_cancelled(service.keep()).await;
     service.close();
     // Instances see the kill at the next tick; one that is stuck in the host is left behind.
     let _ = tokio::time::timeout(GONE_MAX, service.gone()).await;

@@ -20,6 +20,7 @@ mod engine;
 mod guest;
 mod imports;
 mod keyvalue;
+mod lanes;
 mod limits;
 mod linker;
 mod logs;

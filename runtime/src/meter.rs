@@ -19,26 +19,28 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Engine, Store, UpdateDeadline};
 
+use crate::lanes::{self, Lane};
 use crate::shares::{Share, Shares, WAIT_STEP};
 use crate::tasks;
 use crate::types::StartError;
 
-/// How often guests are interrupted.
-pub(crate) const TICK: Duration = Duration::from_millis(10);
+/// How often guests are interrupted: what a neighbour waits at most for one that computes.
+pub(crate) const TICK: Duration = Duration::from_millis(2);
 /// Ticks without a running guest after which the ticker sleeps.
-const QUIET_TICKS_MAX: u32 = 3;
-/// A guest that began to run less than this ago is not made to yield.
+const QUIET_TICKS_MAX: u32 = 15;
+/// A guest that has computed for less than this since its first tick is not made to yield.
 const YIELD_AFTER: Duration = Duration::from_millis(1);
 /// Time over which a CPU limit is evened out, as in Linux' bandwidth control.
 const THROTTLE_PERIOD: Duration = Duration::from_millis(100);
 /// Longest single sleep of a throttled guest.
 const THROTTLE_SLEEP_MAX: Duration = Duration::from_secs(1);
-/// Ticks by which a stretch of running may exceed those it saw: one at each end.
-const TICKS_UNSEEN: u64 = 2;
+/// Ticks by which a stretch of running may exceed those it saw: the ticker may be late.
+const TICKS_UNSEEN: u64 = 10;
 
 /// Raises the engine's epoch while guests run.
 #[derive(Debug)]
@@ -225,9 +227,13 @@ pub(crate) struct Burst {
     meter: Arc<Meter>,
     pulse: Arc<Pulse>,
     base: Instant,
-    /// Nanoseconds from `base` plus one; 0 while the guest does not run.
+    /// [`Burst::now`] when the guest began to run; 0 while it does not.
     since: AtomicU64,
+    /// Nanoseconds from `base` to that time, in the batch lane.
+    since_base: AtomicU64,
     ticks: AtomicU64,
+    /// What its thread had run when it saw the first of them, in nanoseconds.
+    ran_at_tick: AtomicU64,
 }
 
 impl Drop for Burst {
@@ -245,20 +251,37 @@ impl Burst {
             pulse,
             base: Instant::now(),
             since: AtomicU64::new(0),
+            since_base: AtomicU64::new(0),
             ticks: AtomicU64::new(0),
+            ran_at_tick: AtomicU64::new(0),
         })
     }
 
+    /// Nanoseconds, never 0. In the batch lane those that the thread has run, since the kernel lets
+    /// others go first there: a stretch begins and ends in one poll, so on one thread.
     fn now(&self) -> u64 {
-        u64::try_from(self.base.elapsed().as_nanos()).unwrap_or(u64::MAX - 1) + 1
+        if is_batch() { nanos(thread_time()) + 1 } else { nanos(self.base.elapsed()) + 1 }
     }
 
     /// The guest runs. Cheap when that is known already.
     pub(crate) fn touch(&self) {
         if self.since.load(Ordering::Relaxed) == 0 {
+            if is_batch() {
+                self.since_base.store(nanos(self.base.elapsed()), Ordering::Relaxed);
+            }
             self.since.store(self.now(), Ordering::Relaxed);
             self.meter.share.enter();
             self.pulse.beat();
+        }
+    }
+
+    /// Tells the lanes for how long the kernel let others go first.
+    fn tell_starved(&self, since: u64) {
+        if since != 0 && is_batch() {
+            let ran = self.now().saturating_sub(since);
+            let began = self.since_base.load(Ordering::Relaxed);
+            let passed = nanos(self.base.elapsed()).saturating_sub(began);
+            lanes::starved(Duration::from_nanos(passed.saturating_sub(ran)));
         }
     }
 
@@ -278,35 +301,55 @@ impl Burst {
     /// The guest saw a tick. Says whether it has to yield, and what to wait for then.
     fn tick(self: &Arc<Self>) -> UpdateDeadline {
         let since = self.since.load(Ordering::Relaxed);
-        let is_fresh =
-            since == 0 || u128::from(self.now().saturating_sub(since)) < YIELD_AFTER.as_nanos();
         self.touch();
         self.pulse.beat();
-        self.ticks.fetch_add(1, Ordering::Relaxed);
+        let seen = self.ticks.fetch_add(1, Ordering::Relaxed);
+        self.tell_starved(since);
+        // Time on the clock is not time of computing: the kernel may have let others go first. Asking
+        // for the latter is a system call, so it is not asked at the beginning of each stretch.
+        let ran = nanos(thread_time());
+        if seen == 0 {
+            self.ran_at_tick.store(ran, Ordering::Relaxed);
+        }
+        let has_run = ran.saturating_sub(self.ran_at_tick.load(Ordering::Relaxed));
+        let is_fresh = seen == 0 || u128::from(has_run) < YIELD_AFTER.as_nanos();
         if is_fresh && self.meter.budget.is_none() {
             return UpdateDeadline::Continue(1);
         }
         self.settle();
-        let burst = Arc::clone(self);
         let pause = self.meter.pause();
-        UpdateDeadline::YieldCustom(
-            1,
-            Box::pin(async move {
-                if let Some(pause) = pause {
-                    tokio::time::sleep(pause).await;
-                }
-                let meter = &burst.meter;
-                let wanting = meter.share.want();
-                tokio::task::yield_now().await;
-                while meter.shares.must_wait(&meter.share) {
-                    // Others that run go on meanwhile; the ticker must not rest.
-                    burst.pulse.beat();
-                    tokio::time::sleep(WAIT_STEP).await;
-                }
-                burst.touch();
-                drop(wanting);
-            }),
-        )
+        let computes = !is_fresh || pause.is_some();
+        if computes {
+            lanes::overrun();
+        }
+        UpdateDeadline::YieldCustom(1, Box::pin(Arc::clone(self).its_turn(pause, computes)))
+    }
+
+    /// Waits until a guest that saw a tick may go on.
+    async fn its_turn(self: Arc<Self>, pause: Option<Duration>, computes: bool) {
+        let mut turn = std::pin::pin!(async {
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+            let meter = &self.meter;
+            let wanting = meter.share.want();
+            tokio::task::yield_now().await;
+            while meter.shares.must_wait(&meter.share) {
+                // Others that run go on meanwhile; the ticker must not rest.
+                self.pulse.beat();
+                tokio::time::sleep(WAIT_STEP).await;
+            }
+            self.touch();
+            drop(wanting);
+        });
+        std::future::poll_fn(|cx| {
+            if computes {
+                // Whoever waits for more time still wants it.
+                lanes::overrun();
+            }
+            turn.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Makes `store` yield at every tick, and trap once `kill` is cancelled.
@@ -317,6 +360,23 @@ impl Burst {
             Ok(if kill.is_cancelled() { UpdateDeadline::Interrupt } else { burst.tick() })
         });
     }
+}
+
+fn is_batch() -> bool {
+    tasks::lane_of_this_thread() == Some(Lane::Batch)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX - 1)
+}
+
+/// Processor time that this thread has used.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
 }
 
 pin_project! {

@@ -23,6 +23,8 @@ pub struct AgentConfig {
     pub node_ips: Vec<IpAddr>,
     /// Folder that is the agent's own: pods, images, compiled code. Created if missing.
     pub data_dir: PathBuf,
+    /// Places that may be in memory, for files that are renewed often; the first one that is serves.
+    pub memory_dirs: Vec<PathBuf>,
     /// The door to the API, in process or over QUIC.
     pub client: kube::Client,
     /// All nodes, as `client` sees them.

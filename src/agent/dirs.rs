@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! node.json                              what the node must know before the API answers
+//! registries.yaml                        a copy of the last one that could be used
 //! pods/<uid>/pod.json                    the pod, and its status as of the last end that was for good
 //! pods/<uid>/address                     its address
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
@@ -16,6 +17,14 @@
 //! volumes/<volume>/                      persistent volumes that live on this node
 //! images/                                see [`crate::agent::image`]
 //! compiled/                              compiled code by digest and engine
+//! ```
+//!
+//! Where there is a file system in memory ([`crate::agent::memory_dir`]), it holds what must not wear
+//! the disk out:
+//!
+//! ```text
+//! pods/<uid>/volumes/<volume>/           its volumes with tokens
+//! pods/<uid>/objects/token-<name>.json   tokens that were renewed
 //! ```
 //!
 //! # Invariants
@@ -44,17 +53,32 @@ const OWN_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Dirs {
     root: PathBuf,
+    /// A folder in memory, if there is one.
+    memory: Option<PathBuf>,
 }
 
 impl Dirs {
     /// The folder with its first level made.
     pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
-        let dirs = Self { root };
+        let dirs = Self { root, memory: None };
         let (images, compiled, tools) = (dirs.images(), dirs.compiled(), dirs.tools());
         for dir in [&dirs.root, &dirs.pods(), &images, &compiled, &tools, &dirs.volumes()] {
             make_private(dir)?;
         }
         Ok(dirs)
+    }
+
+    /// With a folder in memory, which is this user's alone. What it holds of pods that are gone goes.
+    pub(crate) fn with_memory(self, memory: Option<PathBuf>) -> Self {
+        let dirs = Self { memory, ..self };
+        if let Some(pods) = dirs.memory.as_ref().map(|memory| memory.join("pods")) {
+            for entry in std::fs::read_dir(&pods).into_iter().flatten().flatten() {
+                if !dirs.pods().join(entry.file_name()).exists() {
+                    let _ = remove_folder(&entry.path());
+                }
+            }
+        }
+        dirs
     }
 
     pub(crate) fn node_file(&self) -> PathBuf {
@@ -64,6 +88,11 @@ impl Dirs {
     /// What the node knew last of network policies.
     pub(crate) fn network_policies_file(&self) -> PathBuf {
         self.root.join("network-policies.json")
+    }
+
+    /// The last `registries.yaml` that could be used.
+    pub(crate) fn registries_copy(&self) -> PathBuf {
+        self.root.join("registries.yaml")
     }
 
     pub(crate) fn images(&self) -> PathBuf {
@@ -94,7 +123,9 @@ impl Dirs {
     }
 
     pub(crate) fn pod(&self, uid: &str) -> PodDir {
-        PodDir(self.pods().join(file_name(uid)))
+        let name = file_name(uid);
+        let memory = self.memory.as_ref().map(|memory| memory.join("pods").join(&name));
+        PodDir { path: self.pods().join(name), memory }
     }
 
     /// Every pod that has a folder here, with its uid.
@@ -105,7 +136,8 @@ impl Dirs {
             if let Ok(uid) = entry.file_name().into_string()
                 && !uid.starts_with(GONE)
             {
-                found.push((uid, PodDir(entry.path())));
+                let dir = self.pod(&uid);
+                found.push((uid, dir));
             }
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -130,55 +162,69 @@ impl Dirs {
 
 /// The folder of one pod.
 #[derive(Debug, Clone)]
-pub(crate) struct PodDir(PathBuf);
+pub(crate) struct PodDir {
+    path: PathBuf,
+    memory: Option<PathBuf>,
+}
 
 impl PodDir {
     pub(crate) fn create(&self) -> io::Result<()> {
-        make_private(&self.0)
+        make_private(&self.path)?;
+        if let Some(memory) = &self.memory
+            && let Err(err) = make_private(memory)
+        {
+            tracing::debug!(%err, "no folder in memory for the pod, its disk serves");
+        }
+        Ok(())
     }
 
     /// Whether the pod was here before.
     pub(crate) fn has_pod(&self) -> bool {
-        self.0.join("pod.json").exists()
+        self.path.join("pod.json").exists()
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Removes what takes space and what a pod that has ended needs no more: its volumes, its logs.
     /// What tells that it has ended stays.
     pub(crate) fn shed(&self) -> io::Result<()> {
         for part in ["volumes", "files", "logs", "termination", "roots"] {
-            match std::fs::remove_dir_all(self.0.join(part)) {
+            match std::fs::remove_dir_all(self.path.join(part)) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
                 _ => {}
             }
         }
-        Ok(())
+        self.memory.as_deref().map_or(Ok(()), remove_folder)
     }
 
     /// Removes the pod's files for good. Whoever is still writing some fails from here on: the
     /// folder loses its name first.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        let (Some(pods), Some(name)) = (self.0.parent(), self.0.file_name()) else {
+        let (Some(pods), Some(name)) = (self.path.parent(), self.path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let mut gone = OsString::from(GONE);
         gone.push(name);
         let gone = pods.join(gone);
         remove_folder(&gone)?;
-        match std::fs::rename(&self.0, &gone) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(err) => Err(err),
-            Ok(()) => remove_folder(&gone),
+        match std::fs::rename(&self.path, &gone) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(err),
+            Ok(()) => remove_folder(&gone)?,
         }
+        self.memory.as_deref().map_or(Ok(()), remove_folder)
     }
 
     /// Makes a folder of the pod, and those above it up to the pod's own, which must be there.
     pub(crate) fn make(&self, folder: &Path) -> io::Result<()> {
-        let below = folder.strip_prefix(&self.0).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut at = self.0.clone();
+        let tops = [Some(&self.path), self.memory.as_ref()];
+        let found = tops.into_iter().flatten().find_map(|top| {
+            let below = folder.strip_prefix(top).ok()?;
+            Some((top.clone(), below))
+        });
+        let (mut at, below) = found.ok_or(io::ErrorKind::InvalidInput)?;
         for name in below.components() {
             at.push(name);
             make_one(&at)?;
@@ -191,62 +237,125 @@ impl PodDir {
         write_copy(&self.object_file(kind, name), value)
     }
 
+    /// As [`Self::keep`], for those who must not wait for the disk on a thread that others need.
+    ///
+    /// # Cancel safety
+    ///
+    /// The copy is written all the same.
+    pub(crate) async fn keep_aside(
+        &self,
+        kind: &str,
+        name: &str,
+        value: &impl Serialize,
+    ) -> io::Result<()> {
+        let (path, content) = (self.object_file(kind, name), serde_json::to_vec(value)?);
+        aside(move || replace(&path, &content, false)).await
+    }
+
+    /// As [`Self::keep_aside`], in memory. An error is no loss where the disk can serve.
+    pub(crate) async fn keep_in_memory(
+        &self,
+        kind: &str,
+        name: &str,
+        value: &impl Serialize,
+    ) -> io::Result<()> {
+        let path = self.object_in_memory(kind, name).ok_or(io::ErrorKind::Unsupported)?;
+        let content = serde_json::to_vec(value)?;
+        aside(move || replace(&path, &content, false)).await
+    }
+
+    /// Where a copy is that does not outlive the machine's power.
+    pub(crate) fn object_in_memory(&self, kind: &str, name: &str) -> Option<PathBuf> {
+        let file = file_name(&format!("{kind}-{name}.json"));
+        self.memory.as_ref().map(|memory| memory.join("objects").join(file))
+    }
+
     /// Where the files are that every container finds in `/etc`.
     pub(crate) fn etc(&self) -> PathBuf {
-        self.0.join("etc")
+        self.path.join("etc")
     }
 
     pub(crate) fn read_pod(&self) -> Option<Pod> {
-        read_json(&self.0.join("pod.json"))
+        read_json(&self.path.join("pod.json"))
     }
 
     pub(crate) fn write_pod(&self, pod: &Pod) -> io::Result<()> {
-        write_json(&self.0.join("pod.json"), pod)
+        write_json(&self.path.join("pod.json"), pod)
+    }
+
+    /// As [`PodDir::write_pod`] for a pod that was not here before; see [`write_copy`].
+    pub(crate) fn write_new_pod(&self, pod: &Pod) -> io::Result<()> {
+        write_copy(&self.path.join("pod.json"), pod)
     }
 
     pub(crate) fn read_address(&self) -> Option<IpAddr> {
-        let text = std::fs::read_to_string(self.0.join("address")).ok()?;
+        let text = std::fs::read_to_string(self.path.join("address")).ok()?;
         text.trim().parse().ok()
     }
 
-    pub(crate) fn write_address(&self, ip: IpAddr) -> io::Result<()> {
-        self.create()?;
-        write_atomic(&self.0.join("address"), ip.to_string().as_bytes())
+    /// Keeps the pod's address for the next agent; see [`write_copy`].
+    ///
+    /// # Cancel safety
+    ///
+    /// It is written all the same.
+    pub(crate) async fn write_address(&self, ip: IpAddr) -> io::Result<()> {
+        let dir = self.clone();
+        let write = move || {
+            dir.create()?;
+            write_scratch(&dir.path.join("address"), ip.to_string().as_bytes())
+        };
+        aside(write).await
     }
 
     pub(crate) fn object_file(&self, kind: &str, name: &str) -> PathBuf {
-        self.0.join("objects").join(file_name(&format!("{kind}-{name}.json")))
+        self.path.join("objects").join(file_name(&format!("{kind}-{name}.json")))
     }
 
-    /// Waits until the disk holds what [`write_copy`] wrote.
-    pub(crate) fn sync_objects(&self) -> io::Result<()> {
-        let folder = self.0.join("objects");
-        for entry in std::fs::read_dir(&folder)? {
-            std::fs::File::open(entry?.path())?.sync_all()?;
+    /// Waits until the disk holds what a start has written: the pod, its address, and the copies.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let sync = |path: &Path| match std::fs::File::open(path) {
+            Ok(file) => file.sync_all(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+        };
+        let objects = self.path.join("objects");
+        for entry in std::fs::read_dir(&objects).into_iter().flatten() {
+            sync(&entry?.path())?;
         }
-        std::fs::File::open(folder)?.sync_all()
+        sync(&objects)?;
+        sync(&self.path.join("address"))?;
+        sync(&self.path.join("pod.json"))?;
+        sync(&self.path)?;
+        self.path.parent().map_or(Ok(()), sync)
     }
 
+    /// The folder of a volume: in memory if it was made there.
     pub(crate) fn volume(&self, name: &str) -> PathBuf {
-        self.0.join("volumes").join(file_name(name))
+        let in_memory = self.volume_in_memory(name).filter(|folder| folder.is_dir());
+        in_memory.unwrap_or_else(|| self.path.join("volumes").join(file_name(name)))
+    }
+
+    /// Where a volume's folder can be made in memory.
+    pub(crate) fn volume_in_memory(&self, name: &str) -> Option<PathBuf> {
+        self.memory.as_ref().map(|memory| memory.join("volumes").join(file_name(name)))
     }
 
     /// Where a container leaves its last words.
     pub(crate) fn termination(&self, container: &str) -> PathBuf {
-        self.0.join("termination").join(file_name(container))
+        self.path.join("termination").join(file_name(container))
     }
 
     pub(crate) fn exec_root(&self, container: &str) -> PathBuf {
-        self.0.join("roots").join(file_name(container))
+        self.path.join("roots").join(file_name(container))
     }
 
     /// Folders for files that a container mounts alone.
     pub(crate) fn files(&self, container: &str) -> PathBuf {
-        self.0.join("files").join(file_name(container))
+        self.path.join("files").join(file_name(container))
     }
 
     pub(crate) fn logs(&self, container: &str) -> PathBuf {
-        self.0.join("logs").join(file_name(container))
+        self.path.join("logs").join(file_name(container))
     }
 
     /// Number of the newest run of a container that has left a log.
@@ -304,7 +413,7 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// As [`write_json`], but what a power cut leaves of it is left to chance until
-/// [`PodDir::sync_objects`]: a pod's start does not wait for the disk.
+/// [`PodDir::sync`]: a pod's start does not wait for the disk.
 fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
     replace(path, &serde_json::to_vec(value)?, false)
 }
@@ -337,6 +446,21 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> 
     write_atomic(path, &serde_json::to_vec(value)?)
 }
 
+/// As [`write_json`], for those who must not wait for the disk on a thread that others need.
+///
+/// # Cancel safety
+///
+/// The file is written all the same.
+pub(crate) async fn write_json_aside(path: PathBuf, value: &impl Serialize) -> io::Result<()> {
+    let content = serde_json::to_vec(value)?;
+    aside(move || write_atomic(&path, &content)).await
+}
+
+async fn aside(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|cause| Err(io::Error::other(cause)))
+}
+
 /// Reads what [`write_json`] wrote; `None` if it is not there or not whole.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let length = std::fs::metadata(path).ok()?.len();
@@ -363,12 +487,41 @@ mod tests {
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
-    #[test]
-    fn what_is_written_is_read_and_a_torn_file_is_nothing() {
+    #[tokio::test]
+    async fn what_is_in_memory_goes_with_its_pod_and_is_found_by_the_next_agent() {
+        let (root, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = || {
+            let dirs = Dirs::create(root.path().to_owned()).unwrap();
+            dirs.with_memory(Some(memory.path().to_owned()))
+        };
+        let (one, two) = (open().pod("u1"), open().pod("u2"));
+        for pod in [&one, &two] {
+            assert!(pod.keep_in_memory("token", "t", &"x").await.is_err(), "it was never made");
+            pod.create().unwrap();
+            pod.keep_in_memory("token", "t", &"x").await.unwrap();
+            assert!(pod.volume("v").starts_with(root.path()));
+            let folder = pod.volume_in_memory("v").unwrap();
+            pod.make(&folder).unwrap();
+            assert_eq!(pod.volume("v"), folder);
+        }
+        one.remove().unwrap();
+        std::fs::remove_dir(root.path().join("pods/u2")).unwrap();
+        std::fs::create_dir_all(root.path().join("pods/u3")).unwrap();
+        std::fs::create_dir_all(memory.path().join("pods/u3")).unwrap();
+        let _next = open();
+        let left: Vec<_> = std::fs::read_dir(memory.path().join("pods"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["u3"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_and_a_torn_file_is_nothing() {
         let root = tempfile::tempdir().unwrap();
         let dirs = Dirs::create(root.path().join("agent")).unwrap();
         let pod = dirs.pod("u1");
-        pod.write_address([10, 42, 0, 7].into()).unwrap();
+        pod.write_address([10, 42, 0, 7].into()).await.unwrap();
         assert_eq!(pod.read_address(), Some([10, 42, 0, 7].into()));
         pod.write_pod(&Pod::default()).unwrap();
         assert_eq!(pod.read_pod(), Some(Pod::default()));

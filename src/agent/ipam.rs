@@ -76,6 +76,7 @@ impl Ipam {
         let ip = self.choose(range, uid, before)?;
         if before != Some(ip) {
             dir.write_address(ip)
+                .await
                 .map_err(|cause| format!("cannot keep the pod's address: {cause}"))?;
         }
         Ok(ip)

@@ -4,6 +4,8 @@
 //! for each key, so that backups, quotas and kubectl see it like everything else. Every write
 //! names the version that was read, so that none is lost.
 //!
+//! A write is an entry of the cluster's log, which all share: a namespace has so many of them.
+//!
 //! Keys may hold any character, names of entries only some: what is not a letter, a digit, `-` or
 //! an inner `.` is written as `_` and two hexadecimal digits for each byte.
 
@@ -19,6 +21,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 
+use crate::agent::pace::{Pace, Rate};
+
 /// Label of a bucket's ConfigMap, with the bucket's name.
 const LABEL: &str = "edgeorc.io/keyvalue";
 /// What all keys and values of a bucket may take, in bytes: the size of a ConfigMap.
@@ -30,27 +34,39 @@ const CONFLICTS_MAX: u32 = 20;
 /// Pause before the next try, times the number of tries so far.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(2);
 
+/// Writes of a namespace's guests on one node.
+const WRITES: Rate = Rate { per_second: 50, burst: 200, wait_max: Duration::from_secs(10) };
+
 type Values = BTreeMap<String, ByteString>;
 
 /// [`KeyValue`] over the API. Made before there is a client; until it is set, guests are told that
 /// there is no store.
-#[derive(Default)]
-pub struct ClusterKeyValue(OnceLock<kube::Client>);
+pub struct ClusterKeyValue {
+    client: OnceLock<kube::Client>,
+    /// By namespace.
+    writes: Pace,
+}
+
+impl Default for ClusterKeyValue {
+    fn default() -> Self {
+        Self { client: OnceLock::new(), writes: Pace::new(WRITES) }
+    }
+}
 
 impl std::fmt::Debug for ClusterKeyValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("ClusterKeyValue").field(&self.0.get().is_some()).finish()
+        f.debug_tuple("ClusterKeyValue").field(&self.client.get().is_some()).finish()
     }
 }
 
 impl ClusterKeyValue {
     /// Gives buckets their store. Only the first call has an effect.
     pub fn set(&self, client: kube::Client) {
-        let _ = self.0.set(client);
+        let _ = self.client.set(client);
     }
 
     fn api(&self, pod: &PodId) -> Result<Api<ConfigMap>, KeyValueError> {
-        let client = self.0.get().ok_or_else(|| other("the node is starting"))?;
+        let client = self.client.get().ok_or_else(|| other("the node is starting"))?;
         Ok(Api::namespaced(client.clone(), &pod.namespace))
     }
 
@@ -80,6 +96,10 @@ impl ClusterKeyValue {
         let (api, name) = (self.api(pod)?, object_name(bucket));
         for attempt in 0..CONFLICTS_MAX {
             tokio::time::sleep(CONFLICT_PAUSE * attempt).await;
+            self.writes
+                .turn(&pod.namespace)
+                .await
+                .map_err(|_| other("the namespace's guests write too often"))?;
             let live = self.read(pod, bucket).await?;
             let is_there = live.is_some();
             let mut map = live.unwrap_or_else(|| empty(bucket));

@@ -315,7 +315,21 @@ impl Status {
         Self::failure(503, Reason::ServiceUnavailable, message).with_retry_after(1)
     }
 
-    /// 504: whether something was done is unknown.
+    /// 503: nothing was done, although it was waited for. Without a time to come back: clients that are
+    /// given one try ten times before they tell anybody.
+    #[must_use]
+    pub fn no_quorum(message: impl Into<String>) -> Self {
+        Self::failure(503, Reason::ServiceUnavailable, message)
+    }
+
+    /// 504: whether something was done is unknown. Without a time to come back: whoever tries again has
+    /// to read first.
+    #[must_use]
+    pub fn outcome_unknown(message: impl Into<String>) -> Self {
+        Self::failure(504, Reason::Timeout, format!("Timeout: {}", message.into()))
+    }
+
+    /// 504: whether something was done is unknown; come back.
     #[must_use]
     pub fn timeout(message: impl Into<String>, retry_after_seconds: u32) -> Self {
         let message = format!("Timeout: {}", message.into());

@@ -7,9 +7,6 @@ use crate::api::meta;
 use crate::api::status::{OBJECT_MODIFIED, Status};
 use crate::store::{Key, StoreError};
 
-/// Seconds after which a client may try again when the store is not available.
-const RETRY_AFTER_SECONDS: u32 = 1;
-
 /// A request's failure: the `Status` to send. Boxed, since the way of success is the common one.
 #[derive(Debug)]
 pub(super) struct ApiError(pub(super) Box<Status>);
@@ -56,7 +53,8 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Future { asked, current } => Status::version_too_large(asked, current),
             StoreError::TooLarge(_) => Status::entity_too_large(text),
-            StoreError::Unknown(_) => Status::timeout(text, RETRY_AFTER_SECONDS),
+            StoreError::Unknown(_) => Status::outcome_unknown(text),
+            StoreError::NoQuorum { .. } => Status::no_quorum(text),
             StoreError::Unavailable(_) | StoreError::NotLeader | StoreError::DiskFull(_) => {
                 Status::unavailable(text)
             }
@@ -96,6 +94,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn who_has_waited_for_a_quorum_is_told_at_once_and_not_asked_to_come_back() {
+        let errors = [
+            StoreError::NoQuorum { waited_ms: 5000 },
+            StoreError::Unknown("outcome unknown".to_owned()),
+        ];
+        for (error, code) in errors.into_iter().zip([503, 504]) {
+            let response = ApiError::from(error).into_response();
+            assert_eq!(response.status(), code);
+            assert_eq!(response.headers().get(header::RETRY_AFTER), None);
+        }
+        let elsewhere = ApiError::from(StoreError::NotLeader).into_response();
+        assert_eq!(elsewhere.headers()[header::RETRY_AFTER], "1");
+    }
 
     #[test]
     fn a_version_that_is_named_must_be_the_stored_one() {

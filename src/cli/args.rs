@@ -88,7 +88,7 @@ pub(super) enum Command {
     /// Bring images to clusters without a way to registries
     #[command(subcommand)]
     Bundle(Bundle),
-    /// Print the admin kubeconfig of this machine's node
+    /// Print the kubeconfig in use: the admin's of this machine's node, if nothing else is named
     Kubeconfig(KubeconfigFlags),
     /// Tell what a node would choose on this machine and why, and what is in its way
     Doctor(Doctor),
@@ -405,9 +405,11 @@ pub(super) struct Delete {
 
 /// `edgeorc kubeconfig`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  edgeorc kubeconfig > ~/.kube/config")]
+#[command(after_help = "Example:\n  edgeorc kubeconfig > ~/.kube/config\n\n\
+    Prints that of --data-dir, else of --kubeconfig, else the first file of $KUBECONFIG with something\n\
+    in it, else the admin kubeconfig of this machine's node.")]
 pub(super) struct KubeconfigFlags {
-    /// Where the node keeps its state
+    /// Folder of a node whose admin kubeconfig is printed
     #[arg(long, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,
 }

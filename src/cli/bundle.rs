@@ -79,7 +79,7 @@ impl From<BundleError> for Failure {
         let code = match &error {
             BundleError::File { .. } | BundleError::Archive { .. } => exit::INPUT,
             BundleError::Unreachable(_) => exit::UNREACHABLE,
-            BundleError::Image { .. } => exit::FAILED,
+            BundleError::Image { .. } | BundleError::NoRoom { .. } => exit::FAILED,
         };
         Self::with(code, error.to_string())
     }

@@ -59,7 +59,8 @@ pub(super) async fn run(
     };
     let objects = apply(&session, &app).await?;
     if deploy.wait {
-        wait::until_ready(&session, &app.name, deploy.timeout, &mut progress).await?;
+        let patience = wait::Patience { limit: deploy.timeout, settle: wait::SETTLE };
+        wait::until_ready(&session, &app.name, patience, &mut progress).await?;
     }
     progress.finish();
     report(&app, &objects, ingress_port(&session).await, deploy.output)

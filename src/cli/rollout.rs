@@ -181,7 +181,8 @@ async fn status(flags: &Status, subject: &Subject) -> Result<(), Failure> {
     subject.deployment().await?;
     let limit = if flags.timeout.is_zero() { DAY } else { flags.timeout };
     let mut progress = Progress::start(&format!("waiting for deployment {name:?}"));
-    wait::until_ready(&subject.session, name, limit, &mut progress).await?;
+    let patience = wait::Patience { limit, settle: Duration::ZERO };
+    wait::until_ready(&subject.session, name, patience, &mut progress).await?;
     progress.finish();
     done(name)
 }

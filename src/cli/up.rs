@@ -13,7 +13,8 @@ use super::args::Up;
 use super::exit::{self, Failure};
 use super::manifest::App;
 use super::progress::Progress;
-use super::{deploy, node, output, push, wait};
+use super::wait::{self, Patience};
+use super::{deploy, node, output, push};
 use crate::config::{Environment, NodeFlags, NodeSettings};
 use crate::roles;
 
@@ -21,6 +22,8 @@ use crate::roles;
 const HELLO: &[u8] = include_bytes!("../../wasm-apps/hello.wasm");
 /// How long the app has to answer; the first start may compile.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a command without an HTTP handler has: perhaps it listens itself.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause between two tries to reach the app.
 const PROBE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -30,6 +33,7 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
         Some(path) => (deploy::name_of(path)?, deploy::read_component(path)?),
         None => ("hello".to_owned(), HELLO.to_vec()),
     };
+    let serves_http = roles::serves_http(&wasm);
     let env = deploy::parse_env(&up.env)?;
     let scratch = Scratch::open(up.data_dir.as_deref())?;
     let flags = NodeFlags {
@@ -61,9 +65,18 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
             sidecars: Vec::new(),
         };
         deploy::apply(&session, &app).await?;
-        wait::until_ready(&session, &name, ANSWER_DEADLINE, &mut progress).await?;
+        let patience = Patience { limit: ANSWER_DEADLINE, settle: Duration::ZERO };
+        let ready = wait::until_ready(&session, &name, patience, &mut progress).await;
+        ready.map_err(|failure| if serves_http { failure } else { of_command(&failure) })?;
         progress.step(&format!("waiting for {url}"));
-        answers(address, &name).await?;
+        let limit = if serves_http { ANSWER_DEADLINE } else { COMMAND_DEADLINE };
+        match answers(address, &name, limit).await {
+            Err(_) if !serves_http => output::words(&format!(
+                "{name} is a command, it has no HTTP handler: it runs, and nothing answers at {url}. A command that is to be reached there has to listen on port {} itself",
+                up.port
+            )),
+            answered => answered?,
+        }
         progress.finish();
         output::words(&format!(
             "{name} runs. kubectl --kubeconfig {} get pods\nCtrl-C stops everything.",
@@ -86,8 +99,12 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
 }
 
 /// Waits until the ingress answers for the app with something other than a server error.
-async fn answers(address: std::net::SocketAddr, name: &str) -> Result<(), Failure> {
-    let deadline = Instant::now() + ANSWER_DEADLINE;
+async fn answers(
+    address: std::net::SocketAddr,
+    name: &str,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
     loop {
         if matches!(probe(address).await, Some(code) if code < 500 && code != 404) {
             return Ok(());
@@ -95,14 +112,21 @@ async fn answers(address: std::net::SocketAddr, name: &str) -> Result<(), Failur
         if Instant::now() >= deadline {
             return Err(Failure::with(
                 exit::TIMEOUT,
-                format!(
-                    "{name} does not answer at http://{address}/ after {} s",
-                    ANSWER_DEADLINE.as_secs()
-                ),
+                format!("{name} does not answer at http://{address}/ after {} s", limit.as_secs()),
             ));
         }
         sleep(PROBE_PAUSE).await;
     }
+}
+
+/// A Deployment's pods run for ever; a command that ends is started again and again.
+fn of_command(failure: &Failure) -> Failure {
+    Failure::with(
+        failure.code,
+        format!(
+            "{failure}; it is a command, it has no HTTP handler, and `up` is for apps that serve. Run one that ends with `edgeorc push` and `kubectl run --restart=Never`"
+        ),
+    )
 }
 
 /// One GET of `/`; the status code, or nothing when nobody answers.

@@ -13,6 +13,10 @@ use crate::api::meta;
 
 /// How often the Deployment is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// How long a Deployment that is ready has to stay so, with none of its containers starting again.
+pub(super) const SETTLE: Duration = Duration::from_millis(500);
+/// Pause between two looks at what pods' events tell.
+const EVENTS_POLL: Duration = Duration::from_millis(500);
 /// Restarts after which a crash loop is called a failure.
 const RESTARTS_MAX: u64 = 5;
 /// Label of a pod with the template it was made of.
@@ -81,37 +85,67 @@ enum Trouble {
     Hopeless(String),
 }
 
-/// Waits until every replica of the newest template is available.
+/// How long is waited for a Deployment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Until it is ready.
+    pub(super) limit: Duration,
+    /// How long it has to stay so.
+    pub(super) settle: Duration,
+}
+
+/// Waits until every replica of the newest template is available, and stays so.
 pub(super) async fn until_ready(
     session: &Session,
     name: &str,
-    limit: Duration,
+    Patience { limit, settle }: Patience,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
     let path = format!("/apis/apps/v1/namespaces/{}/deployments/{name}", session.namespace);
+    let mut settling = Settling::new(settle);
+    let mut events = Events::default();
     loop {
         let trouble = match session.get(&path, ACCEPT_JSON).await {
             Ok(deployment) => match Rollout::of(&deployment) {
-                Rollout::Done => return Ok(()),
+                Rollout::Done if settle.is_zero() => return Ok(()),
+                Rollout::Done => {
+                    let pods = newest_pods(session, &deployment).await;
+                    match pods.as_deref().map_or(Trouble::None, trouble_of) {
+                        Trouble::Hopeless(why) => {
+                            return Err(Failure::failed(format!(
+                                "{name} was ready and does not stay so: {why}"
+                            )));
+                        }
+                        trouble => {
+                            if settling.is_over(pods.as_deref().map(restarts), Instant::now()) {
+                                return Ok(());
+                            }
+                            progress.step("all pods ready, looking whether they stay so");
+                            trouble.passing()
+                        }
+                    }
+                }
                 // Whatever its pods do now is not what was asked for.
                 Rollout::Unseen => None,
                 Rollout::Failed(why) => {
-                    let trouble = trouble(session, &deployment).await;
-                    let more = match trouble {
+                    let pods = newest_pods(session, &deployment).await.unwrap_or_default();
+                    let more = match trouble_of(&pods) {
                         Trouble::None => String::new(),
                         Trouble::Passing(why) | Trouble::Hopeless(why) => format!("; {why}"),
                     };
                     return Err(Failure::failed(format!("{name} is not rolled out: {why}{more}")));
                 }
                 Rollout::Going(step) => {
-                    progress.step(&step);
-                    match trouble(session, &deployment).await {
-                        Trouble::None => None,
-                        Trouble::Passing(why) => Some(why),
+                    settling.begin_again();
+                    let pods = newest_pods(session, &deployment).await.unwrap_or_default();
+                    let doing = events.doing(session, &pods).await;
+                    progress.step(&format!("{step}{doing}"));
+                    match trouble_of(&pods) {
                         Trouble::Hopeless(why) => {
                             return Err(Failure::failed(format!("{name} does not start: {why}")));
                         }
+                        trouble => trouble.passing(),
                     }
                 }
             },
@@ -129,16 +163,117 @@ pub(super) async fn until_ready(
     }
 }
 
-/// What keeps the pods of the newest template; what cannot be read keeps nothing.
-async fn trouble(session: &Session, deployment: &Value) -> Trouble {
+impl Trouble {
+    /// What is told when the time is over.
+    fn passing(self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Passing(why) | Self::Hopeless(why) => Some(why),
+        }
+    }
+}
+
+/// Whether a Deployment that is ready stays so.
+#[derive(Debug)]
+struct Settling {
+    time: Duration,
+    /// Since when nothing has started again, and how often anything had by then.
+    since: Option<(Instant, u64)>,
+}
+
+impl Settling {
+    fn new(time: Duration) -> Self {
+        Self { time, since: None }
+    }
+
+    /// It is not ready any more.
+    fn begin_again(&mut self) {
+        self.since = None;
+    }
+
+    /// Notes how often its containers were restarted; `None`: that could not be read.
+    fn is_over(&mut self, restarts: Option<u64>, now: Instant) -> bool {
+        let Some(restarts) = restarts else { return false };
+        match self.since {
+            Some((since, had)) if had == restarts => now.duration_since(since) >= self.time,
+            _ => {
+                self.since = Some((now, restarts));
+                false
+            }
+        }
+    }
+}
+
+/// What the events of pods tell that their status does not.
+#[derive(Debug, Default)]
+struct Events {
+    looked: Option<Instant>,
+    doing: &'static str,
+}
+
+impl Events {
+    /// What is done for one of the pods now, as the end of a line.
+    async fn doing(&mut self, session: &Session, pods: &[Value]) -> &'static str {
+        if self.looked.is_some_and(|at| at.elapsed() < EVENTS_POLL) {
+            return self.doing;
+        }
+        self.looked = Some(Instant::now());
+        let path = format!(
+            "/api/v1/namespaces/{}/events?fieldSelector=involvedObject.kind%3DPod",
+            session.namespace
+        );
+        // Without them the line is shorter.
+        if let Ok(events) = session.get(&path, ACCEPT_JSON).await {
+            self.doing = doing(pods, items(&events));
+        }
+        self.doing
+    }
+}
+
+/// The pods of the newest template; `None`: they cannot be read.
+async fn newest_pods(session: &Session, deployment: &Value) -> Option<Vec<Value>> {
     let selector = get::escape(&selector::of(deployment));
     let namespace = &session.namespace;
     let sets = format!("/apis/apps/v1/namespaces/{namespace}/replicasets?labelSelector={selector}");
-    let Ok(sets) = session.get(&sets, ACCEPT_JSON).await else { return Trouble::None };
-    let Some(newest) = newest_set(deployment, items(&sets)) else { return Trouble::None };
+    let sets = session.get(&sets, ACCEPT_JSON).await.ok()?;
+    let newest = newest_set(deployment, items(&sets))?;
     let pods = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={selector}");
-    let Ok(pods) = session.get(&pods, ACCEPT_JSON).await else { return Trouble::None };
-    trouble_of(newest, items(&pods))
+    let pods = session.get(&pods, ACCEPT_JSON).await.ok()?;
+    Some(pods_of(newest, items(&pods)))
+}
+
+/// What the latest event of one of the pods says that is being done.
+fn doing(pods: &[Value], events: &[Value]) -> &'static str {
+    let text = |event: &'_ Value, path: &str| {
+        event.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let is_starting = |pod: &&Value| {
+        let reason = "/status/containerStatuses/0/state/waiting/reason";
+        let reason = pod.pointer(reason).and_then(Value::as_str).unwrap_or_default();
+        matches!(reason, "ContainerCreating" | "PodInitializing")
+    };
+    for pod in pods.iter().filter(is_starting) {
+        let uid = meta::uid(pod);
+        let of_pod = events.iter().filter(|event| text(event, "/involvedObject/uid") == uid);
+        let last = of_pod.max_by_key(|event| {
+            (text(event, "/lastTimestamp"), meta::resource_version(event).parse::<u64>().ok())
+        });
+        match last.map(|event| text(event, "/reason")).as_deref() {
+            Some("Pulling") => return ", pulling the image",
+            Some("Compiling") => return ", compiling the component",
+            _ => {}
+        }
+    }
+    ""
+}
+
+/// How often the containers of the pods were started again.
+fn restarts(pods: &[Value]) -> u64 {
+    let statuses = pods.iter().flat_map(|pod| {
+        let list = |path| pod.pointer(path).and_then(Value::as_array).into_iter().flatten();
+        list("/status/initContainerStatuses").chain(list("/status/containerStatuses"))
+    });
+    statuses.filter_map(|status| status.get("restartCount")?.as_u64()).sum()
 }
 
 /// The `items` of a list.
@@ -162,16 +297,21 @@ fn newest_set<'a>(deployment: &Value, sets: &'a [Value]) -> Option<&'a Value> {
     sets.iter().filter(|set| is_controlled_by(set, uid)).max_by_key(|set| revision(set))
 }
 
-/// What keeps the pods of `set`. Pods of other sets, and those on their way out, do not count.
-fn trouble_of(set: &Value, pods: &[Value]) -> Trouble {
+/// The pods of `set` that are not on their way out.
+fn pods_of(set: &Value, pods: &[Value]) -> Vec<Value> {
     let hash = meta::label(set, HASH_LABEL);
     let is_of_set = |pod: &&Value| {
         is_controlled_by(pod, meta::uid(set))
             && meta::label(pod, HASH_LABEL) == hash
             && meta::deletion_timestamp(pod).is_none()
     };
+    pods.iter().filter(is_of_set).cloned().collect()
+}
+
+/// What keeps pods from being ready.
+fn trouble_of(pods: &[Value]) -> Trouble {
     let mut found = Trouble::None;
-    for pod in pods.iter().filter(is_of_set) {
+    for pod in pods {
         match trouble_of_pod(pod) {
             Trouble::None => {}
             hopeless @ Trouble::Hopeless(_) => return hopeless,
@@ -246,9 +386,9 @@ mod tests {
         assert_eq!(meta::uid(newest), "fix");
         let old = pod("bad", "CreateContainerError");
         let starting = pod("fix", "ContainerCreating");
-        assert_eq!(trouble_of(newest, &[old.clone(), starting]), Trouble::None);
+        assert_eq!(trouble_of(&pods_of(newest, &[old.clone(), starting])), Trouble::None);
         let broken = pod("fix", "CrashLoopBackOff");
-        let found = trouble_of(newest, &[old, broken]);
+        let found = trouble_of(&pods_of(newest, &[old, broken]));
         assert!(matches!(&found, Trouble::Hopeless(why) if why.contains("p-fix")), "{found:?}");
     }
 
@@ -262,7 +402,7 @@ mod tests {
         assert_eq!(meta::uid(newest), "own");
         let mut leaving = pod("own", "CreateContainerError");
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        assert_eq!(trouble_of(newest, &[leaving]), Trouble::None);
+        assert!(pods_of(newest, &[leaving]).is_empty());
     }
 
     #[test]
@@ -283,5 +423,35 @@ mod tests {
         deployment["status"]["conditions"] =
             json!([{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}]);
         assert!(matches!(Rollout::of(&deployment), Rollout::Failed(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_counts_once_nothing_has_started_again_for_a_while() {
+        let mut settling = Settling::new(SETTLE);
+        let mut ask = |restarts| settling.is_over(restarts, Instant::now());
+        assert!(!ask(Some(0)));
+        tokio::time::advance(SETTLE / 2).await;
+        assert!(!ask(Some(1)), "it has started again");
+        tokio::time::advance(SETTLE / 2).await;
+        assert!(!ask(Some(1)) && !ask(None));
+        tokio::time::advance(SETTLE / 2).await;
+        assert!(ask(Some(1)));
+        settling.begin_again();
+        assert!(!settling.is_over(Some(1), Instant::now()));
+    }
+
+    #[test]
+    fn the_latest_event_of_a_pod_that_starts_says_what_is_done() {
+        let mut starting = pod("new", "ContainerCreating");
+        starting["metadata"]["uid"] = json!("p");
+        let event = |uid: &str, reason: &str, at: &str| json!({"involvedObject": {"uid": uid}, "reason": reason, "lastTimestamp": at});
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z");
+        let pulled = [event("p", "Pulling", early), event("p", "Compiling", late)];
+        assert_eq!(doing(&[starting.clone()], &pulled), ", compiling the component");
+        assert_eq!(doing(&[starting.clone()], &pulled[..1]), ", pulling the image");
+        let others = [event("q", "Compiling", late)];
+        assert_eq!(doing(&[starting.clone()], &others), "");
+        starting["status"] = json!({"containerStatuses": [{"state": {"running": {}}}]});
+        assert_eq!(doing(&[starting], &pulled), "", "it runs");
     }
 }

@@ -208,21 +208,27 @@ fn is_gone(err: &watcher::Error) -> bool {
     matches!(err, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
-impl<K: Resource> Feed<K> {
+/// As large as what is in it: what was decoded has room for more in each of its lists, which is some KiB
+/// of a Pod.
+fn packed<K: Clone>(object: &K) -> Arc<K> {
+    Arc::new(object.clone())
+}
+
+impl<K: Resource + Clone> Feed<K> {
     fn apply(&mut self, event: Event<K>) {
         match event {
             Event::Init => self.listed.clear(),
             Event::InitApply(object) => {
-                self.listed.insert(key_of(&object), Arc::new(object));
+                self.listed.insert(key_of(&object), packed(&object));
             }
             Event::InitDone => self.replace(),
-            Event::Apply(object) => self.put(object),
+            Event::Apply(object) => self.put(&object),
             Event::Delete(object) => self.remove(object),
         }
     }
 
-    fn put(&self, object: K) {
-        let object = Arc::new(object);
+    fn put(&self, object: &K) {
+        let object = packed(object);
         let mut handlers = self.shared.handlers.lock();
         let old = self.store.insert(&object);
         self.saw(&object);

@@ -15,6 +15,9 @@ pub struct Environment {
     pub log_format: Option<String>,
     /// `HOME`.
     pub home: Option<PathBuf>,
+    /// Places that may be in memory: `RUNTIME_DIRECTORY` of systemd; for root `/run` and `/dev/shm`.
+    /// What other users have there goes when they log out.
+    pub memory_dirs: Vec<PathBuf>,
     /// `NO_COLOR` is set: never write colours.
     pub no_color: bool,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or the same in small letters.
@@ -50,7 +53,14 @@ impl Environment {
         let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
         let either =
             |large: &str, small: &str| var(large).or_else(|| var(small)).unwrap_or_default();
+        // Of systemd's there may be several, the first one is ours.
+        let runtime = var("RUNTIME_DIRECTORY");
+        let runtime = runtime.as_deref().and_then(|dirs| dirs.split(':').next());
+        let own = runtime.map(PathBuf::from);
+        let is_root = rustix::process::geteuid().is_root();
+        let of_root = ["/run", "/dev/shm"].into_iter().filter(|_| is_root).map(PathBuf::from);
         Self {
+            memory_dirs: own.into_iter().chain(of_root).collect(),
             kubeconfig: var("KUBECONFIG").map(PathBuf::from),
             data_dir: var("EDGEORC_DATA_DIR").map(PathBuf::from),
             log: var("EDGEORC_LOG"),

@@ -25,7 +25,8 @@ pub enum Signal {
 }
 
 impl Signal {
-    const ALL: [Self; 5] = [
+    /// All of them.
+    pub const ALL: [Self; 5] = [
         Self::MemoryAvailable,
         Self::NodeFsAvailable,
         Self::NodeFsInodesFree,

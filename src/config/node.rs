@@ -1,16 +1,15 @@
 //! Settings of one node.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::{Component, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::names::{API_PORT, advertise, host_name, is_dns_label, parse_server};
 use crate::config::{
-    DnsSettings, Environment, EvictionSettings, PodCidrs, Proxies, ServiceCidrs, ThresholdError,
-    parse_thresholds,
+    ConfigError, DnsSettings, Environment, EvictionSettings, HostPath, NodeFlags, PodCidrs,
+    Proxies, ServiceCidrs, parse_thresholds,
 };
 
-/// Default port of the API (TCP) and of everything between nodes (UDP).
-const API_PORT: u16 = 6443;
 /// Default port of the HTTP ingress.
 const INGRESS_PORT: u16 = 8080;
 /// Default port of the HTTPS ingress.
@@ -20,93 +19,6 @@ const GC_HIGH_PERCENT: u8 = 85;
 const GC_LOW_PERCENT: u8 = 80;
 /// Default number of pods on a node: as many as a /24 has addresses for.
 const PODS_MAX: u32 = 250;
-/// Longest node name, in bytes: it becomes a DNS label and a certificate name.
-const NODE_NAME_BYTES_MAX: usize = 63;
-
-/// What the command line said of a node, before defaults.
-#[derive(Debug, Clone, Default)]
-pub struct NodeFlags {
-    /// `--node-name`.
-    pub node_name: Option<String>,
-    /// `--bind-address`.
-    pub bind_address: Option<IpAddr>,
-    /// `--data-dir`.
-    pub data_dir: Option<PathBuf>,
-    /// `--api-port`.
-    pub api_port: Option<u16>,
-    /// `--ingress-port`.
-    pub ingress_port: Option<u16>,
-    /// `--ingress-https-port`.
-    pub ingress_https_port: Option<u16>,
-    /// `--ingress-access-log`.
-    pub ingress_access_log: bool,
-    /// `--restart-backoff-min`.
-    pub restart_backoff_min: Option<Duration>,
-    /// `--restart-backoff-max`.
-    pub restart_backoff_max: Option<Duration>,
-    /// `--join`: `host:port` or `https://host:port` of a server.
-    pub join: Option<String>,
-    /// `--token`.
-    pub token: Option<String>,
-    /// `--registries-file`.
-    pub registries_file: Option<PathBuf>,
-    /// `--image-gc-high`.
-    pub image_gc_high: Option<u8>,
-    /// `--image-gc-low`.
-    pub image_gc_low: Option<u8>,
-    /// `--no-compile`.
-    pub no_compile: bool,
-    /// `--allow-host-path`, each `PATH` or `PATH:ro`.
-    pub host_paths: Vec<String>,
-    /// `--cluster-cidr`.
-    pub cluster_cidr: Option<String>,
-    /// `--node-cidr-mask-size`.
-    pub node_cidr_mask_size: Option<u8>,
-    /// `--service-cidr`.
-    pub service_cidr: Option<String>,
-    /// `--dns-bind`.
-    pub dns_bind: Option<String>,
-    /// `--dns-upstream`, each `IP` or `IP:PORT`.
-    pub dns_upstreams: Vec<String>,
-    /// `--max-pods`.
-    pub max_pods: Option<u32>,
-    /// `--address-bits-max`.
-    pub address_bits_max: Option<u32>,
-    /// `--eviction-hard`.
-    pub eviction_hard: Option<String>,
-    /// `--eviction-transition`.
-    pub eviction_transition_period: Option<Duration>,
-    /// `--pulley`.
-    pub pulley: bool,
-}
-
-/// A folder of the host that pods may mount, with all that is in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPath {
-    /// Absolute, without `..`.
-    pub path: PathBuf,
-    /// Mounts of it are read-only, whatever the pod asks for.
-    pub is_read_only: bool,
-}
-
-impl HostPath {
-    /// Reads `PATH` or `PATH:ro`.
-    fn parse(text: &str) -> Result<Self, ConfigError> {
-        let (path, is_read_only) = match text.strip_suffix(":ro") {
-            Some(path) => (path, true),
-            None => (text, false),
-        };
-        let path = PathBuf::from(path);
-        let is_plain =
-            path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
-        if path.is_absolute() && is_plain {
-            // In its plain form, so that it compares by its names.
-            Ok(Self { path: path.components().collect(), is_read_only })
-        } else {
-            Err(ConfigError::HostPath { text: text.to_owned() })
-        }
-    }
-}
 
 /// How fast the node reacts. The defaults are the design's.
 #[derive(Debug, Clone, Copy)]
@@ -144,6 +56,9 @@ pub struct NodeSettings {
     pub advertise_address: IpAddr,
     /// Folder for state, certificates, images and logs.
     pub data_dir: PathBuf,
+    /// Places that may be in memory, for files that are renewed often. Default: those of the
+    /// environment.
+    pub memory_dirs: Vec<PathBuf>,
     /// Port of the API (TCP) and of QUIC (UDP). Default 6443.
     pub api_port: u16,
     /// Port of the HTTP ingress. Default 8080.
@@ -213,99 +128,6 @@ pub struct Join {
     pub token: String,
 }
 
-/// Why the settings are refused. Give up; the text says what to change.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The node name is no DNS-1123 label.
-    #[error(
-        "node name {name:?} must be at most 63 characters of a-z, 0-9 and '-', and start and end with a letter or digit; set --node-name"
-    )]
-    NodeName {
-        /// What was given.
-        name: String,
-    },
-    /// `--join` without `--token` or the reverse.
-    #[error(
-        "--join and --token go together; make a token with `edgeorc node token create` on a server"
-    )]
-    JoinWithoutToken,
-    /// The waits before restarts are in the wrong order, or none.
-    #[error(
-        "--restart-backoff-min must be more than 0s and not more than --restart-backoff-max; Kubernetes' values are 10s and 5m"
-    )]
-    RestartBackoff,
-    /// The marks for image garbage collection are not in order.
-    #[error("--image-gc-low ({low}) must be below --image-gc-high ({high}), and both at most 100")]
-    ImageGcThresholds {
-        /// The lower mark, in percent.
-        low: u8,
-        /// The upper mark, in percent.
-        high: u8,
-    },
-    /// `--eviction-hard` is no list of thresholds.
-    #[error(transparent)]
-    EvictionHard(#[from] ThresholdError),
-    /// `--registries-file` names no file.
-    #[error("--registries-file {path:?} is no file")]
-    RegistriesFile {
-        /// What was given.
-        path: PathBuf,
-    },
-    /// `--allow-host-path` is no absolute path.
-    #[error(
-        "--allow-host-path {text:?} must be an absolute path without .., with :ro behind it to allow reading only"
-    )]
-    HostPath {
-        /// What was given.
-        text: String,
-    },
-    /// `--cluster-cidr` is no range, or not one for pods.
-    #[error(
-        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' ranges"
-    )]
-    ClusterCidr {
-        /// What was given.
-        text: String,
-    },
-    /// `--service-cidr` is no range, or not a pair of both families.
-    #[error(
-        "--service-cidr {text:?} must be one range like 10.43.0.0/16, or one of IPv4 and one of IPv6 with a comma between, each starting at its first address"
-    )]
-    ServiceCidrs {
-        /// What was given.
-        text: String,
-    },
-    /// `--dns-bind` or `--dns-upstream` is no address, or the one is given without the other.
-    #[error("{flag} {text:?} must be an address like {example}")]
-    DnsAddress {
-        /// Which flag.
-        flag: &'static str,
-        /// What was given.
-        text: String,
-        /// What it may look like.
-        example: &'static str,
-    },
-    /// `--node-cidr-mask-size` does not fit the cluster's range.
-    #[error(
-        "--node-cidr-mask-size {size} must be from the cluster's {prefix} to 29, and at most 16 more than that"
-    )]
-    NodeCidrMaskSize {
-        /// What was given.
-        size: u8,
-        /// Of the cluster's range.
-        prefix: u8,
-    },
-    /// `--join` is no address.
-    #[error(
-        "--join {url:?} is not an address; write https://HOST:PORT, for example https://192.168.1.10:6443"
-    )]
-    JoinAddress {
-        /// What was given.
-        url: String,
-    },
-}
-
 impl NodeSettings {
     /// Completes `flags` with the environment and the defaults, and checks the result.
     ///
@@ -356,6 +178,7 @@ impl NodeSettings {
             bind_address,
             advertise_address: advertise(bind_address),
             data_dir: flags.data_dir.unwrap_or_else(|| environment.default_data_dir()),
+            memory_dirs: environment.memory_dirs.clone(),
             api_port: flags.api_port.unwrap_or(API_PORT),
             ingress_port: flags.ingress_port.unwrap_or(INGRESS_PORT),
             ingress_https_port: flags.ingress_https_port.unwrap_or(INGRESS_HTTPS_PORT),
@@ -405,59 +228,6 @@ fn eviction(
         settings.transition_period = period;
     }
     Ok(settings)
-}
-
-/// `host:port` of `url`, which may carry `https://`; the port defaults to the API's.
-fn parse_server(url: &str) -> Result<String, ConfigError> {
-    let bad = || ConfigError::JoinAddress { url: url.to_owned() };
-    let rest = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
-    if rest.is_empty() || rest.contains(['/', ' ', '@', '?']) {
-        return Err(bad());
-    }
-    if rest.parse::<SocketAddr>().is_ok() {
-        return Ok(rest.to_owned());
-    }
-    if let Ok(ip) = rest.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, API_PORT).to_string());
-    }
-    match rest.split_once(':') {
-        None => Ok(format!("{rest}:{API_PORT}")),
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-            Ok(rest.to_owned())
-        }
-        Some(_) => Err(bad()),
-    }
-}
-
-/// Whether `name` is a DNS-1123 label.
-fn is_dns_label(name: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let is_edge = |c: Option<char>| c.is_some_and(|c| c != '-' && inner(c));
-    name.len() <= NODE_NAME_BYTES_MAX
-        && name.chars().all(inner)
-        && is_edge(name.chars().next())
-        && is_edge(name.chars().last())
-}
-
-/// The machine's host name as a DNS label: lower case, up to the first dot.
-fn host_name() -> String {
-    let uname = rustix::system::uname();
-    let full = uname.nodename().to_string_lossy().to_lowercase();
-    full.split('.').next().unwrap_or_default().replace('_', "-")
-}
-
-/// The address of the default route's interface when `bind` is unspecified. Sends nothing.
-fn advertise(bind: IpAddr) -> IpAddr {
-    if !bind.is_unspecified() {
-        return bind;
-    }
-    // Connecting a UDP socket only asks the routing table which source address it would use.
-    let probe = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-        Ok(socket.local_addr()?.ip())
-    };
-    probe().ok().filter(|ip| !ip.is_unspecified()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
 #[cfg(test)]
@@ -518,34 +288,6 @@ mod tests {
         for (low, high) in [(Some(90), None), (None, Some(80)), (None, Some(101))] {
             let refused = build(low, high);
             assert!(matches!(refused, Err(ConfigError::ImageGcThresholds { .. })));
-        }
-    }
-
-    #[test]
-    fn host_paths_are_absolute_and_may_be_read_only() {
-        let parsed = HostPath::parse("/srv//data/:ro").unwrap();
-        assert_eq!(parsed, HostPath { path: "/srv/data".into(), is_read_only: true });
-        assert!(!HostPath::parse("/srv").unwrap().is_read_only);
-        for bad in ["srv", "", "/srv/../etc", ":ro"] {
-            assert!(HostPath::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_server_address_may_leave_out_scheme_and_port() {
-        let cases = [
-            ("https://10.0.0.1:6443/", "10.0.0.1:6443"),
-            ("10.0.0.1", "10.0.0.1:6443"),
-            ("pi-1", "pi-1:6443"),
-            ("pi-1:7000", "pi-1:7000"),
-            ("[::1]", "[::1]:6443"),
-            ("https://[::1]:1", "[::1]:1"),
-        ];
-        for (given, wanted) in cases {
-            assert_eq!(parse_server(given).unwrap(), wanted, "{given}");
-        }
-        for bad in ["", "https://", "a:b", "a/b", ":1", "a b"] {
-            assert!(parse_server(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,183 +1,20 @@
 //! Goal: requests reach the right pods, are spread, and survive the loss of a node.
-//! Method: real endpoints on loopback in one process, pods played by a script.
+//! Method: as `mesh_harness` says.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
-use parking_lot::Mutex;
-use serde_json::json;
+use http::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::balancer::Backend;
-use super::local::{Local, LocalError};
+use super::mesh_harness::{Act, PODS, ask, cluster, get, routes, serve, soon, start, text};
 use super::policy::{Origin, Sender};
-use super::testing::{ingress, node, service, slice};
 use super::*;
-use crate::net::http::{HttpStream, empty, full};
-use crate::net::pki::{CertificateAuthority, NodeClass};
-use crate::net::testing::{LOOPBACK, authority, endpoint};
-use crate::net::{Body, Endpoint};
-
-const SOON: Duration = Duration::from_secs(20);
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, future).await.expect("in time")
-}
-
-/// What a pod does with a request.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Act {
-    Answer,
-    Hang,
-    Trap,
-}
-
-/// Pods of one node: each answers with its name, its address and what it was sent.
-#[derive(Debug, Default)]
-struct Pods {
-    pods: Mutex<BTreeMap<SocketAddr, Act>>,
-    seen: Mutex<Vec<String>>,
-    arrived: tokio::sync::Notify,
-}
-
-impl Pods {
-    fn new(pods: &[&str]) -> Arc<Self> {
-        let this = Self::default();
-        this.pods.lock().extend(pods.iter().map(|at| (at.parse().unwrap(), Act::Answer)));
-        Arc::new(this)
-    }
-
-    fn set(&self, at: &str, act: Act) {
-        self.pods.lock().insert(at.parse().unwrap(), act);
-    }
-}
-
-#[async_trait]
-impl Local for Pods {
-    async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
-        if !self.pods.lock().contains_key(&to) {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        let (here, mut there) = tokio::io::duplex(1024);
-        // Greets with its address and echoes the rest; lives as long as the other half.
-        #[expect(clippy::disallowed_methods, reason = "a pod of a test needs no owner")]
-        tokio::spawn(async move {
-            let _ = there.write_all(format!("{to}\n").as_bytes()).await;
-            let (mut read, mut write) = tokio::io::split(there);
-            let _ = tokio::io::copy(&mut read, &mut write).await;
-            let _ = write.shutdown().await;
-        });
-        Ok(Box::new(here))
-    }
-
-    async fn http(
-        &self,
-        to: SocketAddr,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, LocalError> {
-        let act = self.pods.lock().get(&to).copied();
-        let Some(act) = act else { return Err(LocalError::Refused(Box::new(request))) };
-        self.seen.lock().push(format!("{} {} {to}", request.method(), request.uri()));
-        self.arrived.notify_waiters();
-        self.arrived.notify_one();
-        match act {
-            Act::Answer => {}
-            Act::Hang => std::future::pending().await,
-            Act::Trap => return Err(LocalError::Failed("trap".into())),
-        }
-        let (parts, body) = request.into_parts();
-        let body = body.collect().await.map_err(LocalError::Failed)?.to_bytes();
-        let mut response = Response::new(full([to.to_string().as_bytes(), b" ", &body].concat()));
-        *response.headers_mut() = parts.headers;
-        response.headers_mut().remove("content-length");
-        Ok(response)
-    }
-}
-
-/// A node with its mesh, in this process.
-struct Node {
-    endpoint: Endpoint,
-    mesh: Mesh,
-    pods: Arc<Pods>,
-    tasks: TaskGroup,
-    peers: Peers,
-}
-
-fn start(ca: &CertificateAuthority, name: &str, pods: &[&str]) -> Node {
-    let (endpoint, tasks) = endpoint(ca, name, NodeClass::Agent);
-    let peers = Peers::new(endpoint.clone(), &tasks, Rng::seeded(5));
-    let pods = Pods::new(pods);
-    let local: Arc<dyn Local> = pods.clone();
-    let mut config = MeshConfig::new(name, local, tasks.clone(), Rng::seeded(7));
-    config.peers = Some(peers.clone());
-    config.node_port_ip = Some(LOOPBACK.ip());
-    let mesh = Mesh::new(config);
-    let (accepting, serving, pool, group) =
-        (endpoint.clone(), mesh.clone(), peers.clone(), tasks.clone());
-    tasks.spawn_until_cancelled("accept", async move {
-        while let Some(conn) = accepting.accept().await {
-            pool.adopt(&conn);
-            let serving = serving.clone();
-            group.spawn_until_cancelled("peer", async move { serving.serve_peer(conn).await });
-        }
-    });
-    Node { endpoint, mesh, pods, tasks, peers }
-}
-
-/// Nodes a, b, c with one pod each, `10.42.N.2:8080`, all of Service `web`.
-const PODS: [(&str, &str); 3] = [("10.42.0.2", "a"), ("10.42.1.2", "b"), ("10.42.2.2", "c")];
-
-fn routes(pods: &[(&str, &str)], me: &str) -> Routes {
-    let services = [service("web", json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] }))];
-    let slices = [slice("web", 8080, pods)];
-    let nodes = [node("a", "10.42.0.0/24"), node("b", "10.42.1.0/24"), node("c", "10.42.2.0/24")];
-    let rules = [("app.local", "Prefix", "/", "web"), ("gone.local", "Prefix", "/", "none")];
-    let ingresses = [ingress("web", "2026-01-01T00:00:00Z", &rules)];
-    Routes::build(&services, &slices, &nodes, &ingresses, me)
-}
-
-fn cluster(names: &[&str]) -> Vec<Node> {
-    let ca = authority();
-    let nodes: Vec<Node> = names
-        .iter()
-        .map(|name| {
-            let (ip, _) = PODS.iter().find(|(_, node)| node == name).unwrap();
-            start(&ca, name, &[&format!("{ip}:8080")])
-        })
-        .collect();
-    let pods: Vec<_> = PODS.iter().filter(|(_, node)| names.contains(node)).copied().collect();
-    for node in &nodes {
-        node.peers.set_addresses(
-            names
-                .iter()
-                .zip(&nodes)
-                .map(|(name, node)| ((*name).to_owned(), node.endpoint.local_addr().unwrap()))
-                .collect(),
-        );
-        node.mesh.publish(routes(&pods, node.mesh.node_name()));
-    }
-    nodes
-}
-
-fn get(uri: &str) -> Request<Body> {
-    Request::get(uri).body(empty()).unwrap()
-}
-
-async fn text(response: Response<Body>) -> String {
-    let bytes = soon(response.into_body().collect()).await.unwrap().to_bytes();
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-async fn ask(mesh: &Mesh, request: Request<Body>) -> String {
-    text(soon(mesh.http("default", request)).await.unwrap()).await.trim().to_owned()
-}
+use crate::net::http::{HttpStream, full};
+use crate::net::testing::{LOOPBACK, authority};
 
 #[tokio::test]
 async fn requests_from_any_node_reach_the_pods_of_all_nodes() {
@@ -411,84 +248,6 @@ async fn node_ports_open_splice_and_close_with_their_service() {
     .await;
 }
 
-async fn serve(node: &Node) -> SocketAddr {
-    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let mesh = node.mesh.clone();
-    node.tasks.spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
-    at
-}
-
-async fn through(at: SocketAddr, request: Request<Body>) -> Response<Body> {
-    let stream = HttpStream::new(soon(TcpStream::connect(at)).await.unwrap()).await.unwrap();
-    soon(stream.send(request, None)).await.unwrap()
-}
-
-#[tokio::test]
-async fn the_ingress_routes_by_host_and_marks_what_it_forwards() {
-    let nodes = cluster(&["a", "b"]);
-    let at = serve(&nodes[0]).await;
-    let mut seen = std::collections::BTreeSet::new();
-    for _ in 0..20 {
-        let request = Request::get("/hello?x=1")
-            .header("host", "App.local:8080")
-            .header("connection", "keep-alive, x-secret")
-            .header("x-secret", "1")
-            .header("x-forwarded-for", "10.9.9.9")
-            .body(empty())
-            .unwrap();
-        let response = through(at, request).await;
-        assert_eq!(response.status(), 200);
-        let headers = response.headers();
-        assert_eq!(headers["x-forwarded-for"], "10.9.9.9, 127.0.0.1");
-        assert_eq!(headers["x-forwarded-host"], "App.local:8080");
-        assert_eq!(headers["x-forwarded-proto"], "http");
-        assert!(!headers.contains_key("x-secret"));
-        seen.insert(text(response).await);
-    }
-    assert_eq!(seen.len(), 2, "{seen:?}");
-    assert!(nodes[0].pods.seen.lock()[0].starts_with("GET /hello?x=1"));
-
-    for (host, status) in
-        [("other.local", StatusCode::NOT_FOUND), ("gone.local", StatusCode::SERVICE_UNAVAILABLE)]
-    {
-        let request = Request::get("/path").header("host", host).body(empty()).unwrap();
-        let response = through(at, request).await;
-        assert_eq!(response.status(), status);
-        let body = text(response).await;
-        assert_eq!(body.lines().count(), 1);
-        if status == StatusCode::NOT_FOUND {
-            assert!(body.contains("other.local/path"), "{body}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn pods_that_fail_are_502_and_pods_that_hang_are_504() {
-    let ca = authority();
-    let pods = Pods::new(&["10.42.0.2:8080"]);
-    let (_endpoint, tasks) = endpoint(&ca, "a", NodeClass::Agent);
-    let local: Arc<dyn Local> = pods.clone();
-    let mut config = MeshConfig::new("a", local, tasks.clone(), Rng::seeded(1));
-    config.node_port_ip = None;
-    config.head_timeout = Duration::from_millis(50);
-    let mesh = Mesh::new(config);
-    mesh.publish(routes(&PODS[..1], "a"));
-    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let serving = mesh.clone();
-    tasks.spawn_until_cancelled("ingress", async move { serving.serve_ingress(listener).await });
-    for (act, status) in [
-        (Act::Answer, StatusCode::OK),
-        (Act::Trap, StatusCode::BAD_GATEWAY),
-        (Act::Hang, StatusCode::GATEWAY_TIMEOUT),
-    ] {
-        pods.set("10.42.0.2:8080", act);
-        let request = Request::get("/").header("host", "app.local").body(empty()).unwrap();
-        assert_eq!(through(at, request).await.status(), status);
-    }
-}
-
 #[tokio::test]
 async fn kept_streams_are_used_again() {
     let nodes = cluster(&["a", "b"]);
@@ -525,72 +284,9 @@ async fn many_requests_at_once_all_get_their_own_answer() {
 }
 
 #[tokio::test]
-async fn the_ingress_speaks_http_2_without_tls() {
-    let nodes = cluster(&["a"]);
-    let at = serve(&nodes[0]).await;
-    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(at).await.unwrap());
-    let (mut sender, conn) = hyper::client::conn::http2::handshake::<_, _, Body>(
-        hyper_util::rt::TokioExecutor::new(),
-        io,
-    )
-    .await
-    .unwrap();
-    nodes[0].tasks.spawn_until_cancelled("client", async move {
-        let _ = conn.await;
-    });
-    let response = soon(sender.send_request(get("http://app.local/x"))).await.unwrap();
-    assert_eq!(response.status(), 200);
-    assert_eq!(response.headers()["x-forwarded-host"], "app.local");
-    let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
-    assert_eq!(body, "10.42.0.2:8080 ");
-}
-
-#[tokio::test]
-async fn running_requests_end_before_the_ingress_does() {
-    let nodes = cluster(&["a"]);
-    let at = serve(&nodes[0]).await;
-    let (mesh, pods) = (nodes[0].mesh.clone(), Arc::clone(&nodes[0].pods));
-    let stream = HttpStream::new(TcpStream::connect(at).await.unwrap()).await.unwrap();
-    let (send, chunk) = tokio::sync::oneshot::channel::<bytes::Bytes>();
-    let body = futures_util::stream::once(async move {
-        Ok::<_, crate::net::BodyError>(http_body::Frame::data(chunk.await.unwrap()))
-    });
-    let body = http_body_util::StreamBody::new(body).boxed_unsync();
-    let request = Request::post("/").header("host", "app.local").body(body).unwrap();
-    let ending = async {
-        pods.arrived.notified().await;
-        mesh.0.tasks.token().cancel();
-        send.send(bytes::Bytes::from_static(b"late")).unwrap();
-    };
-    let (response, ()) = tokio::join!(soon(stream.send(request, None)), ending);
-    assert!(text(response.unwrap()).await.ends_with("late"));
-}
-
-#[tokio::test]
 async fn a_request_costs_an_ingress_connection_little_memory() {
     let nodes = cluster(&["a"]);
     let backend = Backend::default();
     let calling = nodes[0].mesh.call(&backend, Origin::Node, get("/"));
     assert!(size_of_val(&calling) < 6 * 1024, "{}", size_of_val(&calling));
-}
-
-#[tokio::test(start_paused = true)]
-async fn clients_that_send_their_heads_too_slowly_are_cut_off() {
-    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
-    let local: Arc<dyn Local> = Pods::new(&["10.42.0.2:8080"]);
-    let mut config = MeshConfig::new("a", local, tasks.clone(), Rng::seeded(1));
-    config.node_port_ip = None;
-    let mesh = Mesh::new(config);
-    mesh.publish(routes(&PODS[..1], "a"));
-    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
-    let at = listener.local_addr().unwrap();
-    tasks.spawn_until_cancelled("ingress", async move { mesh.serve_ingress(listener).await });
-    for head in ["", "G", "GET / HTTP/1.1\r\nHost: app.local\r\n", "PRI * HTTP/2.0\r\n"] {
-        let mut client = TcpStream::connect(at).await.unwrap();
-        client.write_all(head.as_bytes()).await.unwrap();
-        let mut rest = Vec::new();
-        // Paused time moves on when nothing else does.
-        let ended = client.read_to_end(&mut rest).await;
-        assert!(ended.is_err() || rest.is_empty(), "{head}");
-    }
 }

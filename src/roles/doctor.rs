@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use rustix::fs::{statfs, statvfs};
 use serde::Serialize;
 
+use crate::agent::check_registries_file;
 use crate::config::NodeSettings;
 use crate::roles::data_dir::FREE_BYTES_MIN;
-use crate::roles::module;
+use crate::roles::{module, port_owner};
 use crate::rt::WallClock;
 
 /// RAM below which only a few small apps fit beside the node, in bytes.
@@ -89,6 +90,8 @@ pub fn examine(settings: &NodeSettings, clock: &WallClock) -> Vec<Finding> {
     findings.extend(disk(&settings.data_dir));
     findings.extend(ports(settings));
     findings.push(judge_clock(clock.now()));
+    let file = settings.images.registries_file.clone();
+    findings.extend(registries(&file.unwrap_or_else(|| settings.data_dir.join("registries.yaml"))));
     findings
 }
 
@@ -285,7 +288,7 @@ fn judge_space(free: u64) -> Finding {
     Finding::new("freeSpace", Verdict::Ok, value, "for state, images, compiled code and logs")
 }
 
-/// Whether the ports can be listened on. What is found in use may be this machine's own node.
+/// Whether the ports can be listened on.
 fn ports(settings: &NodeSettings) -> Vec<Finding> {
     let api = SocketAddr::new(settings.bind_address, settings.api_port);
     let ingress = SocketAddr::new(settings.bind_address, settings.ingress_port);
@@ -309,14 +312,36 @@ fn judge_port(
     match bound {
         Ok(()) => Finding::new(name, Verdict::Ok, value, "it is free"),
         Err(cause) if cause.kind() == std::io::ErrorKind::AddrInUse => {
-            let why = format!("it is in use, perhaps by a node that runs; {flag} names another");
-            Finding::new(name, Verdict::Warn, value, why)
+            let why = match port_owner::find(protocol, at) {
+                Some((owner, pid)) if owner == "edgeorc" => {
+                    format!("a node runs there already (process {pid}); {flag} names another port")
+                }
+                Some((owner, pid)) => {
+                    format!("{owner} (process {pid}) uses it; {flag} names another port")
+                }
+                None => format!("it is in use; {flag} names another port"),
+            };
+            Finding::new(name, Verdict::Fail, value, why)
         }
         Err(cause) => {
             let why = format!("it cannot be listened on: {cause}; see --bind-address");
             Finding::new(name, Verdict::Fail, value, why)
         }
     }
+}
+
+/// The file with mirrors and credentials, if there is one.
+fn registries(file: &Path) -> Option<Finding> {
+    file.exists().then(|| {
+        let shown = file.display().to_string();
+        match check_registries_file(file) {
+            Ok(()) => Finding::new("registries", Verdict::Ok, shown, "mirrors and credentials"),
+            Err(why) => {
+                let why = format!("a node goes on with the last good one: {why}");
+                Finding::new("registries", Verdict::Warn, shown, why)
+            }
+        }
+    })
 }
 
 fn judge_clock(now: Timestamp) -> Finding {
@@ -377,12 +402,26 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_registries_file_is_named_and_a_missing_one_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("registries.yaml");
+        assert_eq!(registries(&file), None);
+        std::fs::write(&file, "mirrors: {}").unwrap();
+        assert_eq!(registries(&file).unwrap().verdict, Verdict::Ok);
+        std::fs::write(&file, "mirors: {}").unwrap();
+        let found = registries(&file).unwrap();
+        assert!(found.verdict == Verdict::Warn && found.why.contains("mirors"), "{found:?}");
+    }
+
+    #[test]
     fn a_port_in_use_is_told_with_its_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = taken.local_addr().unwrap();
         let found =
             judge_port("apiPort", "tcp", at, TcpListener::bind(at).map(|_| ()), "--api-port");
-        assert!(found.verdict == Verdict::Warn && found.why.contains("--api-port"), "{found:?}");
+        assert!(found.verdict == Verdict::Fail && found.why.contains("--api-port"), "{found:?}");
+        let owner = format!("(process {})", std::process::id());
+        assert!(found.why.contains(&owner), "{found:?}");
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Enroller for Admission {
         let raft_id = self.raft_id(&node).await?;
         let class = if raft_id.is_some() { NodeClass::Server } else { NodeClass::Agent };
         let cert_pem = issue(class)?;
-        let roll = Roll::new(self.client.clone());
+        let roll = Roll::new(self.client.clone(), self.clock.clone());
         roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
         if let Some((id, store_uuid)) = raft_id {
             self.add_member(&node, id, store_uuid).await?;

@@ -207,6 +207,7 @@ impl Cluster {
             images: ImageSettings::default(),
             node_ips: vec![Ipv4Addr::LOCALHOST.into()],
             data_dir: self.folder.path().join(name),
+            memory_dirs: Vec::new(),
             client,
             runtime: Arc::new(Script),
             network,

@@ -79,7 +79,8 @@ impl Leader {
             api_service::keep(self.clients.0.clone(), self.replica.clone(), self.service_cidrs);
         group.spawn_until_cancelled("api-service", api_service);
         let informers = Informers::start(&self.clients.0, group);
-        let (roll, nodes) = (Roll::new(self.clients.0.clone()), informers.nodes.clone());
+        let roll = Roll::new(self.clients.0.clone(), self.clock.clone());
+        let nodes = informers.nodes.clone();
         group.spawn("node-roll", |cancel| roll.follow(nodes, cancel));
         let context = controllers::Context {
             client: self.clients.0.clone(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use edgeorc_runtime::{CompileError, Machine};
+use edgeorc_runtime::{CompileError, Machine, World};
 
 use crate::config::Sandboxes;
 
@@ -13,6 +13,13 @@ use crate::config::Sandboxes;
 /// [`CompileError`]: what it is instead.
 pub fn inspect_module(wasm: &[u8]) -> Result<(), CompileError> {
     edgeorc_runtime::inspect(wasm).map(|_| ())
+}
+
+/// Whether it has an HTTP handler that the host calls. Anything else is reached only if it listens on a
+/// port itself.
+#[must_use]
+pub fn serves_http(wasm: &[u8]) -> bool {
+    matches!(edgeorc_runtime::inspect(wasm), Ok(World::HttpP2 | World::HttpP3))
 }
 
 /// This machine, as the sandboxes are planned for it.

@@ -249,7 +249,7 @@ mod tests {
         dir.write(NODE_CERT, cert_pem.as_bytes()).unwrap();
         dir.write(NODE_KEY, key_pem.as_bytes()).unwrap();
         let identity = Identity::new(&cert_pem, &key_pem, authority.cert_pem(), &clock).unwrap();
-        let roll = Roll::new(cluster.client.clone());
+        let roll = Roll::new(cluster.client.clone(), WallClock::system());
         let peer = Arc::new(identity.peer());
         roll.enter("a", &peer.key_hash).await.unwrap();
         let group = cluster.replica.status();
@@ -305,7 +305,10 @@ mod tests {
     async fn another_machine_with_the_name_takes_the_certificate_over() {
         let Setup { renewal, cluster, _folder } = agent("system:node:a", &[NODES_GROUP]).await;
         make_node(&cluster).await;
-        Roll::new(cluster.client.clone()).enter("a", "another key").await.unwrap();
+        Roll::new(cluster.client.clone(), WallClock::system())
+            .enter("a", "another key")
+            .await
+            .unwrap();
         let refused = renewal.renew().await.unwrap_err().to_string();
         assert!(refused.contains("another node"), "{refused}");
     }

@@ -3,8 +3,12 @@
 //! A certificate outlives the node it was made for. What decides whether it is renewed is this
 //! roll, a Secret that no node can read: it is renewed while the Node exists that the holder of
 //! this very key became. A Node that was deleted and made anew by its old machine is another one.
+//!
+//! An entry goes once it vouches for nobody: its Node was deleted, or there never was one and the
+//! certificate has ended.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
@@ -14,6 +18,8 @@ use kube::api::PostParams;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Informer, is_already_exists, is_conflict, is_not_found};
+use crate::net::pki::NODE_LIFE;
+use crate::rt::WallClock;
 
 /// Where the roll is.
 const NAMESPACE: &str = "kube-system";
@@ -21,7 +27,9 @@ const NAME: &str = "edgeorc-node-keys";
 /// Tries of a write that somebody else's comes before.
 const TRIES_MAX: u32 = 8;
 /// Pause after the roll could not be written.
-const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
+/// Pause between looks for certificates that have ended.
+const SWEEP: Duration = Duration::from_secs(6 * 3600);
 
 /// Why the roll does not vouch for a node.
 #[derive(Debug, thiserror::Error)]
@@ -42,24 +50,35 @@ struct Entry {
     key_hash: String,
     /// Uid of its Node, once that is there.
     uid: Option<String>,
+    /// Until then: when its first certificate ends, in seconds of Unix time.
+    until: Option<i64>,
 }
 
 impl Entry {
+    /// `KEY`, `KEY UID`, or `KEY - UNTIL`.
     fn parse(text: &ByteString) -> Option<Self> {
-        let text = std::str::from_utf8(&text.0).ok()?;
-        let (key_hash, uid) = match text.split_once(' ') {
-            Some((key_hash, uid)) => (key_hash, Some(uid.to_owned())),
-            None => (text, None),
-        };
-        Some(Self { key_hash: key_hash.to_owned(), uid })
+        let mut words = std::str::from_utf8(&text.0).ok()?.split(' ');
+        let key_hash = words.next()?.to_owned();
+        let uid = words.next().filter(|uid| *uid != "-").map(str::to_owned);
+        let until = words.next().and_then(|until| until.parse().ok());
+        Some(Self { key_hash, uid, until })
     }
 
     fn to_text(&self) -> ByteString {
-        let text = match &self.uid {
-            Some(uid) => format!("{} {uid}", self.key_hash),
-            None => self.key_hash.clone(),
+        let text = match (&self.uid, self.until) {
+            (Some(uid), _) => format!("{} {uid}", self.key_hash),
+            (None, Some(until)) => format!("{} - {until}", self.key_hash),
+            (None, None) => self.key_hash.clone(),
         };
         ByteString(text.into_bytes())
+    }
+
+    /// Whether it vouches for nobody any more, if `uid` is that of the Node of its name.
+    fn is_over(&self, uid: Option<&String>, now: i64) -> bool {
+        match &self.uid {
+            Some(own) => Some(own) != uid,
+            None => uid.is_none() && self.until.is_some_and(|until| until <= now),
+        }
     }
 }
 
@@ -68,17 +87,26 @@ impl Entry {
 pub(super) struct Roll {
     secrets: Api<Secret>,
     nodes: Api<Node>,
+    clock: WallClock,
 }
 
 impl Roll {
     /// `client` has all rights.
-    pub(super) fn new(client: kube::Client) -> Self {
-        Self { secrets: Api::namespaced(client.clone(), NAMESPACE), nodes: Api::all(client) }
+    pub(super) fn new(client: kube::Client, clock: WallClock) -> Self {
+        let secrets = Api::namespaced(client.clone(), NAMESPACE);
+        Self { secrets, nodes: Api::all(client), clock }
+    }
+
+    /// When a certificate that is made now has ended.
+    fn life_from_now(&self) -> i64 {
+        let life = i64::try_from(NODE_LIFE.as_secs()).unwrap_or(i64::MAX);
+        self.clock.now().as_second().saturating_add(life)
     }
 
     /// Enters a node that is let in, in place of any that had its name before.
     pub(super) async fn enter(&self, node: &str, key_hash: &str) -> Result<(), RollError> {
-        let entry = Entry { key_hash: key_hash.to_owned(), uid: None };
+        let until = Some(self.life_from_now());
+        let entry = Entry { key_hash: key_hash.to_owned(), uid: None, until };
         self.change(|entries| {
             let is_same = entries.get(node).is_some_and(|had| had.key_hash == entry.key_hash);
             (!is_same).then(|| entries.insert(node.to_owned(), entry.clone())).is_some()
@@ -102,31 +130,34 @@ impl Roll {
         Ok(())
     }
 
-    /// Notes which Node each entered node became, until `cancel`: on the leader.
+    /// Notes which Node each entered node became, and drops what vouches for nobody, until `cancel`:
+    /// on the leader.
     pub(super) async fn follow(self, nodes: Informer<Node>, cancel: CancellationToken) {
         let mut changed = nodes.changed();
-        let mut noted: BTreeMap<String, String> = BTreeMap::new();
+        let mut noted: Option<BTreeMap<String, String>> = None;
+        if cancel.run_until_cancelled(nodes.ready()).await != Some(true) {
+            return;
+        }
         loop {
             changed.borrow_and_update();
             let uid = |node: &Node| Some((node.metadata.name.clone()?, node.metadata.uid.clone()?));
             let present: BTreeMap<_, _> =
                 nodes.store.state().iter().filter_map(|node| uid(node)).collect();
-            let is_news = present.iter().any(|(name, uid)| noted.get(name) != Some(uid));
-            if is_news {
+            let mut pause = SWEEP;
+            if noted.as_ref() != Some(&present) {
                 match cancel.run_until_cancelled(self.note(&present)).await {
                     None => return,
-                    Some(Ok(())) => noted = present,
+                    Some(Ok(())) => noted = Some(present),
                     Some(Err(err)) => {
                         tracing::debug!(%err, "the roll of nodes is not up to date yet");
-                        if cancel.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
-                            return;
-                        }
-                        continue;
+                        pause = RETRY;
                     }
                 }
             }
-            if !matches!(cancel.run_until_cancelled(changed.changed()).await, Some(Ok(()))) {
-                return;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                more = changed.changed(), if pause == SWEEP => if more.is_err() { return },
+                () = tokio::time::sleep(pause) => noted = None,
             }
         }
     }
@@ -137,7 +168,27 @@ impl Roll {
         for name in present.keys().filter(is_open) {
             self.note_one(name).await?;
         }
-        Ok(())
+        let now = self.clock.now().as_second();
+        let is_over = |(name, entry): &(&String, &Entry)| entry.is_over(present.get(*name), now);
+        let mut over = BTreeMap::new();
+        for (name, entry) in entries.iter().filter(is_over) {
+            // The informer may be behind.
+            let node = self.nodes.get_opt(name).await?;
+            if entry.is_over(node.and_then(|node| node.metadata.uid).as_ref(), now) {
+                over.insert(name.clone(), entry.clone());
+            }
+        }
+        let until = self.life_from_now();
+        self.change(|entries| {
+            let before = entries.clone();
+            // Whoever was entered again meanwhile has another entry.
+            entries.retain(|name, entry| over.get(name) != Some(entry));
+            for entry in entries.values_mut().filter(|entry| entry.uid.is_none()) {
+                entry.until.get_or_insert(until);
+            }
+            *entries != before
+        })
+        .await
     }
 
     /// The Node is read after the entry and before it is changed: a node is entered only while
@@ -149,6 +200,9 @@ impl Roll {
         let Some(entry) = entries.get_mut(name).filter(|entry| entry.uid.is_none()) else {
             return Ok(());
         };
+        if uid.is_none() {
+            return Ok(());
+        }
         entry.uid = uid;
         self.write(written, &entries).await?;
         Ok(())
@@ -236,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_is_vouched_for_while_its_node_object_and_its_key_are_the_same() {
         let cluster = Cluster::start().await;
-        let roll = Roll::new(cluster.client.clone());
+        let roll = Roll::new(cluster.client.clone(), WallClock::system());
         assert!(roll.check("a", "key").await.is_err(), "never entered");
         roll.enter("a", "key").await.unwrap();
         roll.enter("b", "other").await.unwrap();
@@ -256,5 +310,48 @@ mod tests {
         roll.enter("a", "next").await.unwrap();
         roll.check("a", "next").await.unwrap();
         assert!(matches!(roll.check("a", "key").await, Err(RollError::Struck(_))));
+    }
+
+    #[tokio::test]
+    async fn what_vouches_for_nobody_is_dropped() {
+        let cluster = Cluster::start().await;
+        let clock = WallClock::manual(1_000_000_000);
+        let roll = Roll::new(cluster.client.clone(), clock.clone());
+        for name in ["gone", "stays", "never", "other"] {
+            roll.enter(name, "key").await.unwrap();
+        }
+        let gone = make_node(&cluster, "gone").await;
+        let stays = make_node(&cluster, "stays").await;
+        let mut present = BTreeMap::from([("gone".into(), gone), ("stays".into(), stays)]);
+        roll.note(&present).await.unwrap();
+        let names = async || roll.read().await.unwrap().1.into_keys().collect::<Vec<_>>();
+        assert_eq!(names().await, ["gone", "never", "other", "stays"]);
+        delete_node(&cluster, "gone").await;
+        // What the API says counts, not what is remembered of it.
+        let stays = present.remove("stays").unwrap();
+        roll.note(&present).await.unwrap();
+        assert_eq!(names().await, ["gone", "never", "other", "stays"]);
+        let present = BTreeMap::from([("stays".to_owned(), stays)]);
+        roll.note(&present).await.unwrap();
+        assert_eq!(names().await, ["never", "other", "stays"]);
+        assert!(matches!(roll.check("gone", "key").await, Err(RollError::Struck(_))));
+        let life = i64::try_from(NODE_LIFE.as_secs()).unwrap();
+        clock.set(1_000_000_000 + life - 60);
+        roll.enter("other", "next").await.unwrap();
+        roll.note(&present).await.unwrap();
+        assert_eq!(names().await, ["never", "other", "stays"]);
+        clock.set(1_000_000_000 + life);
+        roll.note(&present).await.unwrap();
+        assert_eq!(names().await, ["other", "stays"]);
+    }
+
+    #[test]
+    fn an_entry_is_read_in_all_forms_it_was_written_in() {
+        for text in ["key", "key uid", "key - 12"] {
+            let entry = Entry::parse(&ByteString(text.as_bytes().to_vec())).unwrap();
+            assert_eq!(entry.to_text().0, text.as_bytes());
+            assert_eq!(entry.key_hash, "key");
+            assert_eq!(entry.uid.is_some(), text == "key uid");
+        }
     }
 }

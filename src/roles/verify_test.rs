@@ -183,3 +183,33 @@ async fn a_registry_that_does_not_answer_is_not_waited_for_for_long() {
     assert!(asked.elapsed() < Duration::from_secs(12), "{:?}", asked.elapsed());
     assert!(code == 403 && status["message"].as_str().unwrap().contains("try again"), "{status}");
 }
+
+#[tokio::test]
+async fn a_registry_that_does_not_answer_keeps_nobody_from_another_registry() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let signer = Signer::new();
+    let cluster = cluster("enforce", &signer).await;
+    let hex = image(&cluster, "signed").await;
+    sign(&cluster, &signer, &hex).await;
+    tokio::time::pause();
+    let asked = tokio::time::Instant::now();
+    let stuck = (0..40).map(|n| {
+        let (cluster, image) = (&cluster, format!("{address}/app:v{n}"));
+        async move { post(cluster, PODS, &pod(&format!("stuck-{n}"), &image)).await }
+    });
+    let stuck = futures_util::future::join_all(stuck);
+    let good = async {
+        // Behind all of them.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        post(&cluster, PODS, &pod("a", "shop/app:signed")).await
+    };
+    tokio::select! {
+        biased;
+        _ = stuck => panic!("the good one came last"),
+        (code, _, status) = good => assert_eq!(code, 201, "{status}"),
+    }
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+}

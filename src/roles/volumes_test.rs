@@ -210,6 +210,7 @@ impl Cluster {
             images: ImageSettings::default(),
             node_ips: vec![Ipv4Addr::LOCALHOST.into()],
             data_dir: self.folder.path().join("agent"),
+            memory_dirs: Vec::new(),
             client,
             runtime: Arc::new(Script(Arc::clone(&self.started))),
             network,

@@ -143,6 +143,7 @@ fn lacking(node: &NodeInfo, facts: &Facts, need: &Need) -> Vec<&'static str> {
         ("Too many pods", wanted.pods, free.pods),
         ("Insufficient cpu", wanted.cpu_millis, free.cpu_millis),
         ("Insufficient memory", wanted.memory_bytes, free.memory_bytes),
+        ("Insufficient ephemeral-storage", wanted.ephemeral_bytes, free.ephemeral_bytes),
     ]
     .into_iter()
     .filter(|&(_, wanted, free)| wanted > 0 && wanted > free)

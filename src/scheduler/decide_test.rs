@@ -84,7 +84,7 @@ fn a_pod_without_requests_is_spread_too() {
 }
 
 fn measured(cpu_millis: i64, memory_bytes: i64) -> Option<Resources> {
-    Some(Resources { cpu_millis, memory_bytes, pods: 0 })
+    Some(Resources { cpu_millis, memory_bytes, ..Resources::default() })
 }
 
 #[test]
@@ -179,6 +179,23 @@ fn each_filter_keeps_a_pod_off_the_wrong_node() {
         { "key": "node.kubernetes.io/unreachable", "effect": "NoExecute" },
     ]}});
     wrong_or_right(&down, &plain, "untolerated taint {node.kubernetes.io/unreachable: }");
+}
+
+#[test]
+fn disk_is_shared_out_where_nodes_say_how_much_they_have() {
+    let disk =
+        |amount: &str| json!({ "status": { "allocatable": { "ephemeral-storage": amount } } });
+    let wants = pod(&json!({ "spec": { "containers": [{
+        "name": "c", "resources": { "requests": { "ephemeral-storage": "6Gi" } },
+    }]}}));
+    let mut small = view(&[node("a", &disk("10Gi"))]);
+    assert_eq!(schedule(&mut small, &wants, 0).as_deref(), Ok("a"));
+    let refused = schedule(&mut small, &wants, 1).unwrap_err();
+    assert_eq!(refused, "0/1 nodes are available: 1 Insufficient ephemeral-storage.");
+    let mut silent = view(&[node("a", &json!({}))]);
+    for at in 0..2 {
+        assert_eq!(schedule(&mut silent, &wants, at).as_deref(), Ok("a"));
+    }
 }
 
 #[test]

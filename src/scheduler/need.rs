@@ -10,6 +10,8 @@ use crate::api::quantity::{parse_bytes, parse_cpu_millis};
 
 /// Pods on a node whose status names no limit, as the kubelet's default.
 const PODS_DEFAULT: i64 = 110;
+/// Name of the resource.
+const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 
 /// Amounts of what is shared out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub struct Resources {
     pub cpu_millis: i64,
     /// Memory.
     pub memory_bytes: i64,
+    /// Disk for logs and for volumes that live as long as their pod.
+    pub ephemeral_bytes: i64,
     /// Pods.
     pub pods: i64,
 }
@@ -31,14 +35,24 @@ impl Resources {
             status.allocatable.as_ref().filter(|all| !all.is_empty()).or(status.capacity.as_ref())
         });
         let pods = amounts.and_then(|amounts| amounts.get("pods")).and_then(|n| n.0.parse().ok());
-        Self { pods: pods.unwrap_or(PODS_DEFAULT), ..Self::of(amounts) }
+        let mut found = Self { pods: pods.unwrap_or(PODS_DEFAULT), ..Self::of(amounts) };
+        if amounts.is_none_or(|amounts| !amounts.contains_key(EPHEMERAL_STORAGE)) {
+            // A node that does not say how large its disk is: only it can tell what fits.
+            found.ephemeral_bytes = i64::MAX;
+        }
+        found
     }
 
     fn of(amounts: Option<&BTreeMap<String, Quantity>>) -> Self {
         let amount = |name: &str| amounts.and_then(|amounts| amounts.get(name));
         let cpu = amount("cpu").and_then(|cpu| parse_cpu_millis(&cpu.0).ok());
-        let memory = amount("memory").and_then(|memory| parse_bytes(&memory.0).ok());
-        Self { cpu_millis: cpu.unwrap_or(0), memory_bytes: memory.unwrap_or(0), pods: 0 }
+        let bytes = |name| amount(name).and_then(|bytes| parse_bytes(&bytes.0).ok()).unwrap_or(0);
+        Self {
+            cpu_millis: cpu.unwrap_or(0),
+            memory_bytes: bytes("memory"),
+            ephemeral_bytes: bytes(EPHEMERAL_STORAGE),
+            pods: 0,
+        }
     }
 
     /// The sum of two amounts.
@@ -47,6 +61,7 @@ impl Resources {
         Self {
             cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            ephemeral_bytes: self.ephemeral_bytes.saturating_add(other.ephemeral_bytes),
             pods: self.pods.saturating_add(other.pods),
         }
     }
@@ -57,6 +72,7 @@ impl Resources {
         Self {
             cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
             memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
+            ephemeral_bytes: self.ephemeral_bytes.saturating_sub(other.ephemeral_bytes),
             pods: self.pods.saturating_sub(other.pods),
         }
     }
@@ -67,6 +83,7 @@ impl Resources {
         Self {
             cpu_millis: self.cpu_millis.max(other.cpu_millis),
             memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            ephemeral_bytes: self.ephemeral_bytes.max(other.ephemeral_bytes),
             pods: self.pods.max(other.pods),
         }
     }

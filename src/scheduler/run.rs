@@ -93,7 +93,7 @@ fn watch_loads(leases: &Informer<Lease>, dirty: &Arc<Dirty>) {
 /// What a node's heartbeat says is in use there.
 fn load_of(lease: &Lease) -> Option<Resources> {
     let (cpu_millis, memory_bytes) = node_load::read(lease.metadata.annotations.as_ref()?)?;
-    Some(Resources { cpu_millis, memory_bytes, pods: 0 })
+    Some(Resources { cpu_millis, memory_bytes, ..Resources::default() })
 }
 
 /// What a request under way came to.

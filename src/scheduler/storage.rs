@@ -138,7 +138,12 @@ mod tests {
         let mut view = ClusterView::new();
         for name in ["a", "b", "c"] {
             let labels = [("kubernetes.io/hostname".to_owned(), name.to_owned())].into();
-            let allocatable = Resources { cpu_millis: 1000, memory_bytes: 1 << 30, pods: 10 };
+            let allocatable = Resources {
+                cpu_millis: 1000,
+                memory_bytes: 1 << 30,
+                pods: 10,
+                ..Resources::default()
+            };
             view.set_node(name, Some(Facts { labels, allocatable, ..Facts::default() }));
         }
         view

@@ -10,7 +10,8 @@ use crate::scheduler::need::{HostPort, Need, Resources};
 pub type PodKey = (String, String);
 
 /// What a pod is expected to use at least, until its node has been measured with it.
-const EXPECTED: Resources = Resources { cpu_millis: 20, memory_bytes: 16 << 20, pods: 0 };
+const EXPECTED: Resources =
+    Resources { cpu_millis: 20, memory_bytes: 16 << 20, ephemeral_bytes: 0, pods: 0 };
 
 /// A node and what is taken of it.
 #[derive(Debug, Clone, Default)]
@@ -290,7 +291,8 @@ mod tests {
     use super::*;
 
     fn need(pods: i64) -> Need {
-        let resources = Resources { cpu_millis: 100, memory_bytes: 1, pods };
+        let resources =
+            Resources { cpu_millis: 100, memory_bytes: 1, pods, ..Resources::default() };
         Need { resources, group: Some("g".into()), ..Need::default() }
     }
 
@@ -332,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_measured_node_counts_the_larger_of_asked_and_used_and_what_came_since() {
-        let measured = |cpu_millis| Some(Resources { cpu_millis, memory_bytes: 0, pods: 0 });
+        let measured = |cpu_millis| Some(Resources { cpu_millis, ..Resources::default() });
         let load = |view: &ClusterView| view.node("a").unwrap().load().cpu_millis;
         let mut view = ClusterView::new();
         view.set_measured("a", measured(5));

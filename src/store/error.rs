@@ -43,9 +43,16 @@ pub enum StoreError {
     /// This server does not lead, and the object lives in the leader's memory. Ask the leader.
     #[error("this server is not the leader")]
     NotLeader,
-    /// No leader or no quorum within the deadline; nothing was written. Retry later.
+    /// This server cannot serve its store; nothing was written. Retry later, or elsewhere.
     #[error("{0}")]
     Unavailable(String),
+    /// No majority of the servers answered within the deadline; nothing was written. It was waited for
+    /// already: tell whoever asked.
+    #[error("the cluster has no quorum: no majority of its servers answered within {waited_ms} ms")]
+    NoQuorum {
+        /// How long we waited.
+        waited_ms: u64,
+    },
     /// The write may or may not have happened. Read before trying again.
     #[error("{0}")]
     Unknown(String),
@@ -67,6 +74,7 @@ impl From<WriteError> for StoreError {
             WriteError::TooLarge { .. } => Self::TooLarge(text),
             WriteError::Unknown { .. } => Self::Unknown(text),
             WriteError::DiskFull { .. } => Self::DiskFull(text),
+            WriteError::NoLeader { waited_ms } => Self::NoQuorum { waited_ms },
             _ => Self::Unavailable(text),
         }
     }
@@ -77,6 +85,7 @@ impl From<ReadError> for StoreError {
         match error {
             ReadError::Compacted { asked, oldest } => Self::Compacted { asked, oldest },
             ReadError::Future { asked, current } => Self::Future { asked, current },
+            ReadError::NoQuorum { waited_ms } => Self::NoQuorum { waited_ms },
             other => Self::Unavailable(other.to_string()),
         }
     }

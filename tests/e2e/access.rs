@@ -84,6 +84,44 @@ fn with_input(command: &mut Command, input: &[u8]) -> Output {
 }
 
 #[test]
+fn tools_reach_services_by_name_and_take_parts_of_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    give_tools(&node);
+    let app = hello();
+    succeed(&mut node.edgeorc(&["deploy", app.to_str().unwrap(), "--name", "web", "--wait"]));
+    let image = push(&node, &guest("ticker"), "ticker");
+    pod(&node, "p", "one", &image, "");
+    let run = |line: &str| {
+        let args = ["exec", "p", "--", "sh", "-c", line];
+        session(&node, false, &args).stdin(Stdio::null()).output().unwrap()
+    };
+    let page = run("wget -qO- http://web/");
+    assert!(both(&page).starts_with("Hello from pod web-"), "{}", both(&page));
+    let saved = run("cd /data && wget web.default.svc/x && head -c 5 x && ls");
+    assert!(
+        both(&saved).contains("'x' saved") && both(&saved).contains("Hello"),
+        "{}",
+        both(&saved)
+    );
+    for (line, why) in [
+        ("wget -q http://nobody.default.svc/", "wget: bad address 'nobody.default.svc'"),
+        ("wget -q -T 5 http://web:81/", "wget: can't connect to remote host"),
+        ("wget https://web/", "wget: https is not supported"),
+    ] {
+        let failed = run(line);
+        assert!(!failed.status.success() && both(&failed).contains(why), "{}", both(&failed));
+    }
+    let address = "jsonpath={.spec.clusterIP}";
+    let address = succeed(&mut node.kubectl(&["get", "service", "web", "-o", address]));
+    let found = run("nslookup web");
+    assert!(both(&found).contains(&format!("Name:\tweb\nAddress: {address}")), "{}", both(&found));
+    let missing = run("nslookup nobody");
+    assert!(!missing.status.success() && both(&missing).contains("NXDOMAIN"), "{}", both(&missing));
+}
+
+#[test]
 fn exec_carries_streams_and_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::start(folder.path(), "one", Block::take().address(1), None);

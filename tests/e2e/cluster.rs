@@ -345,3 +345,30 @@ fn a_fourth_node_joins_as_an_agent_and_is_used() {
     agent.process.signal("TERM");
     assert_eq!(agent.process.end(Duration::from_secs(20)), Some(0), "{}", agent.process.stderr());
 }
+
+/// Goal: who asks a server that is left alone is told why, before losing patience; and the log of that
+/// server says it a few times, not with every try. Method: two of three are killed.
+#[test]
+fn without_a_quorum_kubectl_is_told_so_and_the_log_stays_readable() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nodes = start_three(folder.path());
+    for lost in [1, 2] {
+        nodes[lost].process.kill();
+    }
+    for args in [&["get", "pods"][..], &["create", "configmap", "c"]] {
+        let asked = Instant::now();
+        let output = nodes[0].kubectl(args).output().unwrap();
+        let took = asked.elapsed();
+        assert!(!output.status.success(), "{}", both(&output));
+        assert!(took < Duration::from_secs(20), "{args:?} took {took:?}");
+        let said = both(&output);
+        assert!(said.contains("quorum") || said.contains("outcome unknown"), "{args:?}: {said}");
+    }
+    std::thread::sleep(Duration::from_secs(20));
+    nodes[0].process.signal("TERM");
+    assert_eq!(nodes[0].process.end(Duration::from_secs(30)), Some(0));
+    let log = nodes[0].process.stderr();
+    let loud: Vec<_> =
+        log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect();
+    assert!(loud.len() < 20, "{} loud lines:\n{}", loud.len(), loud.join("\n"));
+}

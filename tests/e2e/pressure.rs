@@ -74,6 +74,12 @@ fn kubectl_top_shows_what_nodes_and_pods_use() {
     assert!(words[4].ends_with('m') && words[5].ends_with("Mi"), "{pods}");
     let containers = top(&["pod", "web", "--containers"]);
     assert_eq!(containers.lines().count(), 3, "{containers}");
+    let disk =
+        "jsonpath={.status.capacity.ephemeral-storage} {.status.allocatable.ephemeral-storage}";
+    let disk = succeed(&mut node.kubectl(&["get", "node", "one", "-o", disk]));
+    let disk: Vec<u64> =
+        disk.split(' ').map(|size| size.trim_end_matches("Ki").parse().unwrap()).collect();
+    assert!(disk[0] > 0 && disk[1] <= disk[0], "{disk:?}");
     let nodes = top(&["node"]);
     assert!(nodes.contains("one") && nodes.contains('%'), "{nodes}");
     let raw = |path: &str| succeed(&mut node.kubectl(&["get", "--raw", path]));
@@ -139,6 +145,9 @@ fn a_pod_beyond_its_ephemeral_storage_is_evicted() {
     );
     let shown = succeed(&mut node.kubectl(&["describe", "pod", "greedy"]));
     assert!(shown.contains("Evicted"), "{shown}");
+    let metrics = succeed(&mut node.kubectl(&["get", "--raw", "/metrics"]));
+    let count = "edgeorc_agent_evictions_total{signal=\"limits\"} 1";
+    assert!(metrics.lines().any(|line| line == count), "{metrics}");
     let uid =
         succeed(&mut node.kubectl(&["get", "pod", "greedy", "-o", "jsonpath={.metadata.uid}"]));
     let volume = node.data_dir.join("agent/pods").join(uid).join("volumes");

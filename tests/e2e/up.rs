@@ -54,3 +54,21 @@ fn up_keeps_state_in_a_named_folder_and_serves_a_p3_component() {
     second.signal("TERM");
     assert_eq!(second.end(Duration::from_secs(20)), Some(0), "{}", second.stderr());
 }
+
+#[test]
+fn up_says_that_a_command_serves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = Block::take().address(1).to_string();
+    let mut up = Process::spawn(
+        edgeorc()
+            .arg("up")
+            .arg(guest("ticker"))
+            .args(["--bind-address", &address])
+            .env("TMPDIR", folder.path()),
+        folder.path().join("up.log"),
+    );
+    assert_eq!(up.line(PATIENCE), format!("http://{address}:{INGRESS_PORT}/"));
+    assert!(up.stderr().contains("ticker is a command, it has no HTTP handler"), "{}", up.stderr());
+    up.signal("INT");
+    assert_eq!(up.end(Duration::from_secs(20)), Some(0), "{}", up.stderr());
+}

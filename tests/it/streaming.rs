@@ -27,7 +27,7 @@ use crate::support::Api;
 type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
 /// An agent: commands get back what they write, and exit with 3 at the end of their input; port 80
-/// echoes, other ports refuse. Says when a request's body has ended.
+/// echoes, port 82 reads nothing, other ports refuse. Says when a request's body has ended.
 fn agent() -> (Router, mpsc::Receiver<String>) {
     let (ended, ends) = mpsc::channel(8);
     let echo = move |prefix: &'static [u8], mut body: Body, what: String| {
@@ -67,6 +67,12 @@ fn agent() -> (Router, mpsc::Receiver<String>) {
         let query = query.unwrap_or_default();
         if query == "port=80" {
             Ok(forward(&[], body, query))
+        } else if query == "port=82" {
+            let silent = async move {
+                let _unread = body;
+                std::future::pending::<Result<Bytes, std::io::Error>>().await
+            };
+            Ok(Body::from_stream(futures_util::stream::once(silent)))
         } else {
             Err((StatusCode::BAD_GATEWAY, "connection refused".to_owned()))
         }
@@ -187,6 +193,39 @@ async fn ports_are_forwarded_over_channels() {
     assert_eq!(receive(&mut socket).await, b"\0hello");
     drop(socket);
     assert_eq!(ends.recv().await.unwrap(), "port=80");
+}
+
+#[tokio::test]
+async fn a_pod_that_reads_nothing_ends_its_own_connection_and_no_other() {
+    let (api, _ends) = api().await;
+    let path = "/api/v1/namespaces/default/pods/p/portforward?ports=82&ports=80";
+    let mut socket = open(&api, path, "v4.channel.k8s.io").await;
+    for _ in 0..4 {
+        receive(&mut socket).await;
+    }
+    tokio::time::pause();
+    let (mut sink, mut stream) = socket.split();
+    let sending = async {
+        let piece = Bytes::from(vec![0; 32 * 1024]);
+        for _ in 0..200 {
+            sink.send(Message::Binary(piece.clone())).await.unwrap();
+        }
+        sink.send(Message::Binary(Bytes::from_static(b"\x02hello"))).await.unwrap();
+    };
+    let receiving = async {
+        let mut got = Vec::new();
+        while got.len() < 2 {
+            if let Message::Binary(bytes) = stream.next().await.unwrap().unwrap() {
+                got.push(String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+        got
+    };
+    let both = async { tokio::join!(sending, receiving).1 };
+    let got = tokio::time::timeout(std::time::Duration::from_secs(60), both).await.unwrap();
+    assert!(got[0].starts_with("\x01error forwarding port 82 to pod p, uid "), "{got:?}");
+    assert!(got[0].ends_with(": the pod reads nothing"), "{got:?}");
+    assert_eq!(got[1], "\x02hello");
 }
 
 #[tokio::test]

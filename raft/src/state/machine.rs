@@ -16,6 +16,7 @@ use crate::frozen::{BadMembership, CommandV1, StateMetaV1};
 use crate::state::db::{Commit, Db, View};
 use crate::state::mvcc::Changes;
 use crate::state::snapshot_file::Item;
+use crate::state::watchers::Watchers;
 use crate::state::{Mvcc, SnapshotFile, Snapshots};
 use crate::type_config::{LogEntry, LogId, Reply, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::{NodeId, Revision};
@@ -40,6 +41,7 @@ pub(crate) struct Applied {
 pub(crate) struct Shared {
     pub(crate) mvcc: RwLock<Mvcc>,
     pub(crate) applied: watch::Sender<Applied>,
+    pub(crate) watchers: Watchers,
 }
 
 /// The state machine.
@@ -71,6 +73,7 @@ impl StateMachine {
         let shared = Arc::new(Shared {
             applied: watch::Sender::new(progress(applied, mvcc.revision())),
             mvcc: RwLock::new(mvcc),
+            watchers: Watchers::default(),
         });
         let machine = Self {
             shared: shared.clone(),
@@ -89,8 +92,9 @@ impl StateMachine {
     fn apply_entry(&mut self, entry: LogEntry) -> io::Result<Reply> {
         let log_id = entry.log_id;
         let mut reply = Reply::default();
-        let revision = {
+        let (before, revision) = {
             let mut mvcc = self.shared.mvcc.write();
+            let before = mvcc.revision();
             match entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(command) => {
@@ -106,11 +110,15 @@ impl StateMachine {
                     self.membership = StoredMembership::new(Some(log_id), membership);
                 }
             }
-            mvcc.revision()
+            (before, mvcc.revision())
         };
         self.applied = Some(log_id);
         self.pending_entries = self.pending_entries.saturating_add(1);
         self.shared.applied.send_replace(progress(self.applied, revision));
+        if revision > before {
+            let mvcc = self.shared.mvcc.read();
+            self.shared.watchers.wake(mvcc.changed_since(before), revision);
+        }
         Ok(reply)
     }
 
@@ -196,6 +204,7 @@ impl StateMachine {
         let revision = mvcc.revision();
         let old = std::mem::replace(&mut *self.shared.mvcc.write(), mvcc);
         self.shared.applied.send_replace(progress(self.applied, revision));
+        self.shared.watchers.wake_all(revision);
         // Freeing a large state takes its time: not under the lock.
         drop(old);
         Ok(())

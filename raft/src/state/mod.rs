@@ -25,8 +25,9 @@ mod mvcc_test;
 mod requests;
 mod snapshot;
 mod snapshot_file;
+pub(crate) mod watchers;
 
 pub(crate) use db::Db;
-pub(crate) use machine::{Applied, Shared, StateMachine};
+pub(crate) use machine::{Shared, StateMachine};
 pub(crate) use mvcc::Mvcc;
 pub(crate) use snapshot::{Receiving, SnapshotFile, Snapshots};

@@ -375,6 +375,15 @@ impl Mvcc {
         Ok((events, self.revision))
     }
 
+    /// Keys that have changed since `revision`.
+    pub(crate) fn changed_since(
+        &self,
+        revision: Revision,
+    ) -> impl Iterator<Item = &[u8]> + Clone + '_ {
+        let from = self.history.partition_point(|(at, _)| *at <= revision);
+        self.history.range(from..).flat_map(|(_, keys)| keys).map(AsRef::as_ref)
+    }
+
     fn event(&self, key: &Bytes, revision: Revision) -> Option<Event> {
         let (key, versions) = self.keys.get_key_value(key)?;
         let number = versions.binary_search_by_key(&revision, |version| version.id.0).ok()?;

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - A request crosses from the caller's threads to the guests' once: the caller's future puts it
-//!   into the queue of wasmtime's handler, the instance's task answers into it.
+//! - A request that comes on one of the guests' threads is served there, by whoever brings it, until
+//!   its guest waits for something; others cross over once.
 //! - Requests in flight are bounded ([`IN_FLIGHT_MAX`]); one more is refused, not queued.
 //! - A request counts as in flight until its response body has ended, so that a drain is complete
 //!   when nothing is in flight.
@@ -13,32 +13,32 @@
 //!   instance of a component that has never answered a second one, and used nothing of its body.
 
 mod body;
+mod life;
 mod pipe;
+mod pool;
 mod reuse;
+mod slot;
 mod worker;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_channel::oneshot;
 use http::header::HOST;
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
-use pin_project_lite::pin_project;
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
 
 use self::body::Tracked;
 pub(crate) use self::body::{from_wasi, to_hyper, to_wasi};
 pub(crate) use self::pipe::serve_pipe;
+use self::pool::{Pool, Way};
 pub(crate) use self::reuse::Reuse;
 use self::reuse::{Spare, Turn};
-use self::worker::Workers;
+use self::slot::{Answer, Job};
 pub(crate) use self::worker::{Seed, instantiate};
 use crate::guest::{Template, exit_of_code};
 use crate::network::{Binding, HttpError, Unsent};
@@ -50,15 +50,12 @@ const IN_FLIGHT_MAX: usize = 1024;
 pub(crate) const TRAPS_IN_A_ROW_MAX: u32 = 3;
 /// Time within which they have to happen.
 pub(crate) const TRAPS_WINDOW: Duration = Duration::from_secs(1);
-/// How often, and after which pause, a request waits for an instance when there is no room for
-/// another one.
-const INSTANCE_RETRIES_MAX: u32 = 50;
-const INSTANCE_RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// How long a request waits for an instance when there is no room for another one.
+const INSTANCE_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// One served component.
 pub(crate) struct HttpService {
-    handler: ProxyHandler<Workers>,
-    guests: Handle,
+    pool: Arc<Pool>,
     in_flight: InFlight,
     bindings: Mutex<Vec<Binding>>,
     over: CancellationToken,
@@ -109,9 +106,8 @@ impl HttpService {
     /// Serves `template`, beginning with the instance in `seed`.
     pub(crate) fn new(template: Arc<Template>, seed: Seed) -> Arc<Self> {
         Arc::new(Self {
-            guests: template.net().guests().handle().clone(),
             over: template.kill().clone(),
-            handler: ProxyHandler::new(Workers::new(template, seed)),
+            pool: Pool::new(template, seed),
             in_flight: InFlight::default(),
             bindings: Mutex::new(Vec::new()),
         })
@@ -131,6 +127,11 @@ impl HttpService {
         drop(bindings);
     }
 
+    /// Lets go of instances that nobody needs any more. Runs until it is dropped.
+    pub(crate) async fn keep(&self) {
+        self.pool.keep().await;
+    }
+
     /// Whether its container has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.over.is_cancelled()
@@ -144,18 +145,18 @@ impl HttpService {
     /// It was asked to stop. Drained is a success, as of a server that ends on SIGTERM.
     pub(crate) fn stopped(&self, is_drained: bool) {
         if is_drained {
-            self.handler.state().conclude(exit_of_code(0));
+            self.pool.conclude(exit_of_code(0));
         }
     }
 
     /// Waits until no instance is left; they go once the container is killed.
     pub(crate) async fn gone(&self) {
-        self.handler.state().gone().await;
+        self.pool.gone().await;
     }
 
     /// Why the service gave itself up, if it did.
     pub(crate) fn verdict(&self) -> Option<Exit> {
-        self.handler.state().verdict()
+        self.pool.verdict()
     }
 
     /// Handles one request. May be called from any thread.
@@ -182,67 +183,60 @@ impl HttpService {
         &self,
         mut request: http::Request<WasiBody>,
     ) -> Result<http::Response<WasiBody>, HttpError> {
-        let workers = self.handler.state();
         let mut spare = None;
-        let mut retry = None;
-        if workers.may_be_single_use() {
+        if self.pool.may_be_single_use() {
             let (kept, sent) = Spare::of(request);
             (spare, request) = (Some(kept), sent);
         }
-        for _ in 0..INSTANCE_RETRIES_MAX {
-            let turn = Turn::default();
-            let future = self.handler.handle(turn.clone(), request);
-            let error = match (Entered { handle: &self.guests, future }).await {
-                Ok(response) => {
-                    workers.answered(&turn, retry.as_ref());
-                    return Ok(response);
-                }
-                Err(error) => error,
-            };
-            let refused = match error.downcast::<InstantiationError<Turn>>() {
-                Ok(refused) => refused,
-                Err(error) => {
-                    let again = spare.take().filter(|_| turn.get() == 2);
-                    let Some(again) = again.and_then(Spare::into_request) else {
-                        return Err(HttpError::Guest(first_line(&error)));
-                    };
-                    retry = Some(workers.reuse().retry());
-                    request = again;
-                    continue;
-                }
-            };
-            if !workers.has_instances() {
-                return Err(HttpError::Guest(format!("{:#}", refused.error)));
+        let turn = Turn::default();
+        let error = match self.ask(request, &turn).await? {
+            Ok(response) => {
+                self.pool.answered(&turn, None);
+                return Ok(response);
             }
-            // No room for another instance: wait for one of the others.
-            request =
-                refused.request.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-            tokio::time::sleep(INSTANCE_RETRY_PAUSE).await;
+            Err(error) => error,
+        };
+        let again = spare.filter(|_| turn.get() == 2).and_then(Spare::into_request);
+        let Some(request) = again else {
+            return Err(HttpError::Guest(first_line(&error)));
+        };
+        let retry = self.pool.reuse().retry();
+        let turn = Turn::default();
+        let answer = self.ask(request, &turn).await?;
+        let response = answer.map_err(|error| HttpError::Guest(first_line(&error)))?;
+        self.pool.answered(&turn, Some(&retry));
+        Ok(response)
+    }
+
+    /// What one instance answers; an error of its own if there is room for none.
+    async fn ask(
+        &self,
+        request: http::Request<WasiBody>,
+        turn: &Turn,
+    ) -> Result<Answer, HttpError> {
+        let (answer, answered) = oneshot::channel();
+        let gone = |_| wasmtime::format_err!("the instance is gone");
+        let way = self.pool.place(Job { request, turn: turn.clone(), answer });
+        match way.map_err(|error| HttpError::Guest(format!("{error:#}")))? {
+            Way::To(driver) => driver.run().await,
+            Way::Taken => {}
+            Way::Waits(number) => {
+                let mut answered = std::pin::pin!(answered);
+                let in_time = tokio::time::timeout(INSTANCE_WAIT_MAX, answered.as_mut()).await;
+                if let Ok(answer) = in_time {
+                    return Ok(answer.map_err(gone).flatten());
+                }
+                if let Some(job) = self.pool.withdraw(number) {
+                    return Err(HttpError::Busy(Unsent::new(job.request.map(from_wasi))));
+                }
+                return Ok(answered.await.map_err(gone).flatten());
+            }
         }
-        Err(HttpError::Busy(Unsent::new(request.map(from_wasi))))
+        Ok(answered.await.map_err(gone).flatten())
     }
 }
 
 /// What a trap says, without its backtrace.
 fn first_line(error: &wasmtime::Error) -> String {
     error.chain().last().map_or_else(String::new, ToString::to_string)
-}
-
-pin_project! {
-    /// Polls a future as if on the guests' threads, so that the tasks it starts run there.
-    struct Entered<'a, F> {
-        handle: &'a Handle,
-        #[pin]
-        future: F,
-    }
-}
-
-impl<F: Future> Future for Entered<'_, F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let _entered = this.handle.enter();
-        this.future.poll(cx)
-    }
 }

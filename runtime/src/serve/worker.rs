@@ -1,42 +1,21 @@
-//! Instances of an HTTP component: when one is made, kept and dropped.
+//! What the instances of a container know of each other, and when one of them takes no request any more.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pin_project_lite::pin_project;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
-use wasmtime::component::GuestTaskId;
-use wasmtime::{Store, StoreContextMut};
-use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState,
-    WorkerStatus,
-};
+use tokio::time::Instant;
+use wasmtime::Store;
+use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 
-use super::reuse::{Retry, Reuse, Turn};
 use super::{TRAPS_IN_A_ROW_MAX, TRAPS_WINDOW};
 use crate::guest::{Guest, Template};
-use crate::meter::Burst;
 use crate::types::{Exit, ExitReason};
 
 /// Requests that one p3 instance handles at the same time; p2 cannot do more than one.
 const P3_CONCURRENCY_MAX: usize = 16;
-/// How often the last instance looks whether it still is: an idle node is to stay idle.
-const LAST_IDLE_MAX: Duration = Duration::from_secs(60);
-/// An instance that is not the last one goes after this long without a request.
-const IDLE_MAX: Duration = Duration::from_secs(5);
-/// A request that took longer is given up together with its instance.
-const REQUEST_MAX: Duration = Duration::from_secs(600);
-
-/// What the log is told of a component whose instances answer one request.
-const ONE_REQUEST: &str = "the instances of this component answer one request each: from now on \
-    every request gets a fresh one, as with the annotation edgeorc.io/instances: fresh";
 
 /// The first instance, made when the container started.
 pub(crate) struct Seed {
@@ -44,17 +23,9 @@ pub(crate) struct Seed {
     pub(crate) first: (Store<Guest>, Proxy),
 }
 
-/// The policy for one container, in the words of wasmtime's handler.
-pub(super) struct Workers {
-    template: Arc<Template>,
-    pre: ProxyPre<Guest>,
-    first: Mutex<Option<(Store<Guest>, Proxy)>>,
-    shared: Arc<Shared>,
-}
-
 /// What the instances of a container know of each other.
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     instances: AtomicUsize,
     gone: Notify,
     /// Whether any trap happened since the latest response; read on the hot path.
@@ -69,25 +40,21 @@ struct Traps {
     verdict: Option<Exit>,
 }
 
-impl Workers {
-    pub(super) fn new(template: Arc<Template>, seed: Seed) -> Self {
-        let Seed { pre, first } = seed;
-        let shared = Arc::new(Shared::default());
-        // The first instance counts from now on, so that nobody waits for the end too early.
+impl Shared {
+    /// With an instance that has no [`Membership`] yet.
+    pub(super) fn with_one() -> Arc<Self> {
+        let shared = Self::default();
         shared.instances.store(1, Ordering::SeqCst);
-        Self { template, pre, first: Mutex::new(Some(first)), shared }
+        Arc::new(shared)
     }
 
     pub(super) fn has_instances(&self) -> bool {
-        self.shared.instances.load(Ordering::SeqCst) > 0
+        self.instances.load(Ordering::SeqCst) > 0
     }
 
     pub(super) async fn gone(&self) {
-        if self.first.lock().take().is_some() {
-            self.shared.leave();
-        }
         loop {
-            let mut gone = std::pin::pin!(self.shared.gone.notified());
+            let mut gone = std::pin::pin!(self.gone.notified());
             gone.as_mut().enable();
             if !self.has_instances() {
                 return;
@@ -97,41 +64,23 @@ impl Workers {
     }
 
     pub(super) fn verdict(&self) -> Option<Exit> {
-        self.shared.traps.lock().verdict.clone()
+        self.traps.lock().verdict.clone()
     }
 
-    /// Says how the container ends, unless that is clear already.
     pub(super) fn conclude(&self, exit: Exit) {
-        self.shared.traps.lock().verdict.get_or_insert(exit);
-    }
-
-    /// What is known of instances with a request behind them.
-    pub(super) fn reuse(&self) -> &Arc<Reuse> {
-        &self.template.reuse
-    }
-
-    /// Whether instances may turn out to answer one request each. Those of WASI 0.3, which answer
-    /// several at the same time, do not.
-    pub(super) fn may_be_single_use(&self) -> bool {
-        matches!(self.pre, ProxyPre::P2(_)) && self.reuse().is_unknown()
+        self.traps.lock().verdict.get_or_insert(exit);
     }
 
     /// A response was given: traps before it are not in a row with those after it.
-    pub(super) fn answered(&self, turn: &Turn, retry: Option<&Retry>) {
-        self.reuse().answered(turn);
-        if retry.is_some_and(Retry::helped) {
-            self.template.log.say(ONE_REQUEST);
-        }
-        if self.shared.is_trapping.load(Ordering::Relaxed) {
-            self.shared.is_trapping.store(false, Ordering::Relaxed);
-            let mut traps = self.shared.traps.lock();
+    pub(super) fn answered(&self) {
+        if self.is_trapping.load(Ordering::Relaxed) {
+            self.is_trapping.store(false, Ordering::Relaxed);
+            let mut traps = self.traps.lock();
             traps.in_a_row = 0;
             traps.first = None;
         }
     }
-}
 
-impl Shared {
     /// Counts one more instance, unless there are `max`.
     fn enter(&self, max: usize) -> bool {
         self.instances
@@ -145,15 +94,6 @@ impl Shared {
         if self.instances.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.gone.notify_waiters();
         }
-    }
-
-    /// Leaves unless this is the last instance.
-    fn leave_if_spare(&self) -> bool {
-        self.instances
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
-                (count > 1).then(|| count - 1)
-            })
-            .is_ok()
     }
 
     /// Counts a trap; says whether it was one too many.
@@ -177,72 +117,23 @@ impl Shared {
 }
 
 /// Leaves the count when an instance is gone, however that happens.
-struct Membership {
-    shared: Arc<Shared>,
-    has_left: AtomicBool,
+pub(super) struct Membership(Arc<Shared>);
+
+impl Membership {
+    /// One more instance, unless there are `max`.
+    pub(super) fn enter(shared: &Arc<Shared>, max: usize) -> Option<Self> {
+        shared.enter(max).then(|| Self(Arc::clone(shared)))
+    }
+
+    /// Of the instance that counts from the beginning; there is one.
+    pub(super) fn of_first(shared: &Arc<Shared>) -> Self {
+        Self(Arc::clone(shared))
+    }
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        if !*self.has_left.get_mut() {
-            self.shared.leave();
-        }
-    }
-}
-
-impl HandlerState for Workers {
-    type StoreData = Guest;
-    type WorkerExpiration = Expiration;
-    type WorkerState = Worker;
-
-    async fn instantiate(&self) -> wasmtime::Result<Instance<Guest, Expiration, Worker>> {
-        let first = self.first.lock().take();
-        if first.is_none() && !self.shared.enter(self.template.instances_max) {
-            // The request waits for one of the others.
-            wasmtime::bail!("the container has as many instances as it may have");
-        }
-        let member = Arc::new(Membership {
-            shared: Arc::clone(&self.shared),
-            has_left: AtomicBool::new(false),
-        });
-        let (store, proxy) = match first {
-            Some(first) => first,
-            None => {
-                let store = self.template.store()?;
-                instantiate(store, &self.pre, self.template.start_wait_max)
-                    .await
-                    .map_err(|(_, error)| error)?
-            }
-        };
-        let burst = Arc::clone(store.data().burst());
-        Ok(Instance {
-            expiration: Expiration {
-                sleep: tokio::time::sleep(IDLE_MAX),
-                killed: self.template.kill().clone().cancelled_owned(),
-                burst: Arc::clone(&burst),
-                member: Arc::clone(&member),
-            },
-            state: Worker {
-                concurrency: match &proxy {
-                    Proxy::P2(_) => 1,
-                    Proxy::P3(_) => P3_CONCURRENCY_MAX,
-                },
-                requests: AtomicUsize::new(0),
-                requests_max: if self.template.config().fresh_instance_per_request {
-                    1
-                } else {
-                    self.template.requests_per_instance_max
-                },
-                template: Arc::clone(&self.template),
-                burst,
-                held: Arc::clone(store.data().limiter().held()),
-                memory_mark: self.template.memory_mark(),
-                member,
-            },
-            store,
-            proxy,
-            view: |guest| guest.http(),
-        })
+        self.0.leave();
     }
 }
 
@@ -267,54 +158,6 @@ pub(crate) async fn instantiate(
     }
 }
 
-pin_project! {
-    /// When an instance goes. Polled after each poll of the instance, so it also is the mark that
-    /// the guest does not run any more.
-    pub(super) struct Expiration {
-        #[pin]
-        sleep: Sleep,
-        #[pin]
-        killed: WaitForCancellationFutureOwned,
-        burst: Arc<Burst>,
-        member: Arc<Membership>,
-    }
-}
-
-#[expect(clippy::disallowed_types, reason = "wasmtime's handler keeps its own time")]
-impl WorkerExpiration for Expiration {
-    fn poll(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        status: WorkerStatus,
-        start: std::time::Instant,
-    ) -> Poll<()> {
-        let mut this = self.project();
-        this.burst.settle();
-        if this.killed.poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        // The timer runs on without regard to requests: what has changed since it was set is
-        // looked at when it fires, which costs nothing per request.
-        while this.sleep.as_mut().poll(cx).is_ready() {
-            let limit = match status {
-                WorkerStatus::Idle => IDLE_MAX,
-                WorkerStatus::Requests | WorkerStatus::PostReturn => REQUEST_MAX,
-            };
-            let left = limit.saturating_sub(start.elapsed());
-            let is_over = left.is_zero()
-                && (status != WorkerStatus::Idle || this.member.shared.leave_if_spare());
-            if is_over {
-                let is_idle = status == WorkerStatus::Idle;
-                this.member.has_left.store(is_idle, Ordering::SeqCst);
-                return Poll::Ready(());
-            }
-            let again = if left.is_zero() { LAST_IDLE_MAX } else { left.min(IDLE_MAX) };
-            this.sleep.as_mut().reset(Instant::now() + again);
-        }
-        Poll::Pending
-    }
-}
-
 /// One instance at work.
 pub(super) struct Worker {
     template: Arc<Template>,
@@ -323,42 +166,56 @@ pub(super) struct Worker {
     requests: AtomicUsize,
     /// Requests that it takes in its life.
     requests_max: usize,
-    burst: Arc<Burst>,
     /// Bytes of memory that it holds, and beyond which it takes no further request.
     held: Arc<AtomicU64>,
     memory_mark: u64,
-    member: Arc<Membership>,
+    member: Membership,
 }
 
-impl WorkerState for Worker {
-    type StoreData = Guest;
-    type RequestData = Turn;
-
-    fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        let is_used_up = total >= self.requests_max || (total > 0 && self.template.reuse.is_off());
-        let is_full = self.held.load(Ordering::Relaxed) > self.memory_mark;
-        if is_used_up || is_full {
-            ShouldAccept::Never
-        } else if concurrent >= self.concurrency {
-            ShouldAccept::No
-        } else {
-            ShouldAccept::Yes
+impl Worker {
+    pub(super) fn new(
+        template: &Arc<Template>,
+        store: &Store<Guest>,
+        proxy: &Proxy,
+        member: Membership,
+    ) -> Self {
+        Self {
+            concurrency: match proxy {
+                Proxy::P2(_) => 1,
+                Proxy::P3(_) => P3_CONCURRENCY_MAX,
+            },
+            requests: AtomicUsize::new(0),
+            requests_max: if template.config().fresh_instance_per_request {
+                1
+            } else {
+                template.requests_per_instance_max
+            },
+            held: Arc::clone(store.data().limiter().held()),
+            memory_mark: template.memory_mark(),
+            template: Arc::clone(template),
+            member,
         }
     }
 
-    fn on_request_start(
-        &self,
-        _store: StoreContextMut<'_, Guest>,
-        turn: Turn,
-        _task: GuestTaskId,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        turn.set(self.requests.fetch_add(1, Ordering::Relaxed) + 1);
-        self.burst.touch();
-        Box::pin(RequestMark { burst: Arc::clone(&self.burst) })
+    /// Requests that it handles at the same time.
+    pub(super) fn concurrency(&self) -> usize {
+        self.concurrency
     }
 
-    fn drop(&self, store: Store<Guest>, result: Result<(), wasmtime::Error>) {
-        self.burst.settle();
+    /// Whether it takes another request in its life.
+    pub(super) fn accepts_more(&self) -> bool {
+        let taken = self.requests.load(Ordering::Relaxed);
+        let is_used_up = taken >= self.requests_max || (taken > 0 && self.template.reuse.is_off());
+        !is_used_up && self.held.load(Ordering::Relaxed) <= self.memory_mark
+    }
+
+    /// Counts a request; its number, from 1.
+    pub(super) fn took_one(&self) -> usize {
+        self.requests.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Its instance has ended. Too many that trap take the container with them.
+    pub(super) fn ended(self, store: Store<Guest>, result: wasmtime::Result<()>) {
         let is_over = self.template.kill().is_cancelled();
         if let Err(error) = result
             && !is_over
@@ -369,33 +226,12 @@ impl WorkerState for Worker {
             let is_second = self.requests.load(Ordering::Relaxed) == 2
                 && self.concurrency == 1
                 && self.template.reuse.is_unknown();
-            let is_last_straw = exit.reason != ExitReason::Completed
-                && !is_second
-                && self.member.shared.trapped(exit);
+            let is_last_straw =
+                exit.reason != ExitReason::Completed && !is_second && self.member.0.trapped(exit);
             if is_last_straw {
                 self.template.kill().cancel();
             }
         }
-        drop(store);
-    }
-}
-
-/// Never ends by itself; its drop is the end of its request.
-struct RequestMark {
-    burst: Arc<Burst>,
-}
-
-impl Future for RequestMark {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        Poll::Pending
-    }
-}
-
-impl Drop for RequestMark {
-    fn drop(&mut self) {
-        self.burst.settle();
     }
 }
 

@@ -22,9 +22,9 @@ const BUSYBOX: &str = "busybox";
 /// What [`BUSYBOX`] can do, by `argv[0]`.
 const APPLETS: &[&str] = &[
     "[", "basename", "busybox", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env",
-    "false", "find", "grep", "head", "hostname", "id", "ls", "mkdir", "mv", "printenv", "printf",
-    "pwd", "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "tail", "tar", "tee", "test",
-    "touch", "true", "uname", "uniq", "wc", "which", "whoami", "yes",
+    "false", "find", "grep", "head", "hostname", "id", "ls", "mkdir", "mv", "nslookup", "printenv",
+    "printf", "pwd", "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "tail", "tar", "tee",
+    "test", "touch", "true", "uname", "uniq", "wc", "wget", "which", "whoami", "yes",
 ];
 /// Folders in which other systems keep their tools.
 const TOOL_FOLDERS: &[&str] = &["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/"];

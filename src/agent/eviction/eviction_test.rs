@@ -172,6 +172,8 @@ async fn short_of_memory_the_pod_furthest_beyond_its_request_goes_first() {
         assert_eq!(world.look().await, ["wait for node.kubernetes.io/memory-pressure"]);
         assert!(is_evicted(gone));
     }
+    assert_eq!(world.evictor.metrics.count(Some(Signal::MemoryAvailable)), 4);
+    assert_eq!(world.evictor.metrics.count(None), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,6 +304,7 @@ async fn a_pod_beyond_its_own_limit_goes_and_the_node_is_not_short() {
     );
     assert!(!is_evicted(&free));
     assert_eq!(*world.pressure.borrow(), Pressure::default());
+    assert_eq!(world.evictor.metrics.count(None), 1);
 }
 
 #[tokio::test(start_paused = true)]

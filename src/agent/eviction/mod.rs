@@ -20,6 +20,7 @@
 #[cfg(test)]
 mod eviction_test;
 mod limits;
+mod metrics;
 mod pressure;
 mod rank;
 mod surroundings;
@@ -38,6 +39,7 @@ use crate::client::EventType;
 use crate::config::{EvictionSettings, Signal};
 use pressure::{Conditions, Shortage, shortages};
 
+pub(crate) use metrics::EvictionMetrics;
 pub(crate) use pressure::Pressure;
 pub(crate) use surroundings::{ClusterSurroundings, Surroundings};
 
@@ -51,6 +53,7 @@ pub(crate) struct Evictor {
     settings: EvictionSettings,
     conditions: Conditions,
     pressure: watch::Sender<Pressure>,
+    metrics: EvictionMetrics,
     /// What was short at the last look.
     short_before: Vec<Signal>,
 }
@@ -65,8 +68,10 @@ impl Evictor {
         let mut conditions = Conditions::new(settings.transition_period);
         let short = shortages(&settings.thresholds, &usage.figures());
         let (pressure, known) = watch::channel(conditions.note(&short, Instant::now()));
-        let short_before = Vec::new();
-        (Self { usage, surroundings, settings, conditions, pressure, short_before }, known)
+        let (metrics, short_before) = (usage.evictions().clone(), Vec::new());
+        let this =
+            Self { usage, surroundings, settings, conditions, pressure, metrics, short_before };
+        (this, known)
     }
 
     /// Looks from time to time until `cancel`.
@@ -158,6 +163,7 @@ impl Evictor {
         });
         let broken = judged.await.unwrap_or_default();
         for (resident, why) in &broken {
+            self.metrics.evicted(None);
             evict(resident, why.clone());
         }
         for (resident, _) in &broken {
@@ -190,6 +196,7 @@ impl Evictor {
         let Some((resident, pod)) = self.victim(*shortage, is_of_disk).await else {
             return false;
         };
+        self.metrics.evicted(Some(shortage.signal));
         evict(&resident, rank::message(shortage, &pod));
         until_gone(&resident).await;
         true

@@ -6,10 +6,15 @@ use std::time::Duration;
 use crate::agent::image::fleet::NotFetched;
 use crate::agent::image::part::PART;
 use crate::agent::image::process::CompileFailure;
-use crate::agent::image::{ImageError, Images};
+use crate::agent::image::{ImageError, Images, Wanted};
+use crate::client::EventType;
 
 /// Modules remembered as refused; compiling them again would only cost time.
 const REFUSED_MAX: usize = 256;
+/// How long a component may take to be compiled before that is told.
+const TOLD_AFTER: Duration = Duration::from_millis(500);
+/// Reason of the event.
+const COMPILING: &str = "Compiling";
 /// Ending of compiled code.
 pub(super) const COMPILED: &str = "cwasm";
 /// Letters of an engine's name that tell it apart from others, for people.
@@ -53,6 +58,23 @@ impl Images {
             CompileFailure::Unfinished(message) => {
                 let wait = self.compile_backoffs.failed(hex, &message, Duration::ZERO);
                 Err(ImageError::Compile { message, wait })
+            }
+        }
+    }
+
+    /// As [`Self::compiled`]; when that takes long, the pod's events tell what it waits for.
+    pub(super) async fn compiled_for(
+        &self,
+        wanted: &Wanted<'_>,
+        hex: &str,
+    ) -> Result<PathBuf, ImageError> {
+        let mut compiled = std::pin::pin!(self.compiled(hex));
+        match tokio::time::timeout(TOLD_AFTER, &mut compiled).await {
+            Ok(compiled) => compiled,
+            Err(_) => {
+                let message = format!("Compiling image \"{}\"", wanted.image);
+                self.tell(wanted, EventType::Normal, COMPILING, message);
+                compiled.await
             }
         }
     }

@@ -57,6 +57,21 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// With more to say at the end of its message.
+    pub(super) fn with(self, more: Option<String>) -> Self {
+        let Some(more) = more else { return self };
+        let longer = |message: String| format!("{message}{more}");
+        match self {
+            Self::Missing(message) => Self::Missing(longer(message)),
+            Self::Denied(message) => Self::Denied(longer(message)),
+            Self::Unavailable { message, retry_after } => {
+                Self::Unavailable { message: longer(message), retry_after }
+            }
+            Self::Refused(message) => Self::Refused(longer(message)),
+            Self::Disk(cause) => Self::Disk(cause),
+        }
+    }
+
     pub(super) fn unavailable(message: impl ToString) -> Self {
         Self::Unavailable { message: message.to_string(), retry_after: Duration::ZERO }
     }
@@ -76,8 +91,10 @@ pub(super) struct Source {
     endpoint: Endpoint,
     transport: Arc<Transport>,
     credentials: Vec<Credential>,
-    /// What the endpoint accepted last.
-    authorization: Mutex<Option<HeaderValue>>,
+    /// So many of them, the first ones, are the pod's own; the rest are the node's.
+    secrets: usize,
+    /// What the endpoint accepted last, and whether it came of a secret of the pod.
+    authorization: Mutex<Option<(HeaderValue, bool)>>,
     is_copy: bool,
 }
 
@@ -88,7 +105,17 @@ impl Source {
         credentials: Vec<Credential>,
     ) -> Self {
         let authorization = Mutex::default();
-        Self { endpoint, transport, credentials, authorization, is_copy: false }
+        Self { endpoint, transport, credentials, secrets: 0, authorization, is_copy: false }
+    }
+
+    /// The first `count` credentials are the pod's own.
+    pub(super) fn with_secrets(self, count: usize) -> Self {
+        Self { secrets: count, ..self }
+    }
+
+    /// Whether the endpoint answers because of a secret of the pod: it may not answer others.
+    pub(super) fn was_opened_by_secret(&self) -> bool {
+        self.authorization.lock().as_ref().is_some_and(|(_, is_secret)| *is_secret)
     }
 
     /// It may have a copy of an image from elsewhere: it is asked once, and soon given up.
@@ -196,11 +223,12 @@ impl Source {
         let mut last = Fault::Denied(denied.to_owned());
         while *tried < self.credentials.len().max(1) {
             let credential = self.credentials.get(*tried);
+            let is_secret = *tried < self.secrets;
             *tried += 1;
             let repository = &self.endpoint.repository;
             match auth::answer(&self.transport, challenge, credential, repository, is_tls).await {
                 Ok(authorization) => {
-                    *self.authorization.lock() = Some(authorization);
+                    *self.authorization.lock() = Some((authorization, is_secret));
                     return Ok(());
                 }
                 Err(fault @ Fault::Denied(_)) => last = fault,
@@ -228,7 +256,9 @@ impl Source {
                 request = request.header(header::RANGE, format!("bytes={offset}-"));
             }
             let authorization = self.authorization.lock().clone();
-            if let Some(authorization) = authorization.filter(|_| uri.authority() == own.as_ref()) {
+            if let Some((authorization, _)) =
+                authorization.filter(|_| uri.authority() == own.as_ref())
+            {
                 request = request.header(header::AUTHORIZATION, authorization);
             }
             let request = request

@@ -32,17 +32,18 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const INDEX_DEPTH_MAX: usize = 2;
 
 impl Images {
-    /// Resolves the reference and fetches its content, unless that is here.
+    /// Resolves the reference and fetches its content, unless that is here. Says whether it took one
+    /// of the pod's own secrets.
     pub(super) async fn pull(
         &self,
         reference: &Reference,
         keyring: &Keyring,
         content: Content,
-    ) -> Result<Resolved, Fault> {
+    ) -> Result<(Resolved, bool), Fault> {
         let mut faults = Vec::new();
         for source in self.sources(reference, keyring) {
             match self.pull_from(&source, reference, content).await {
-                Ok(resolved) => return Ok(resolved),
+                Ok(resolved) => return Ok((resolved, source.was_opened_by_secret())),
                 // No other endpoint mends the disk.
                 Err(fault @ Fault::Disk(_)) => return Err(fault),
                 // Most images have none, and the registry itself has the last word.
@@ -55,7 +56,10 @@ impl Images {
                 }
             }
         }
-        Err(sum(reference, faults))
+        // Perhaps it is for want of a mirror or a credential.
+        let complaint = self.registries.complaint();
+        Err(sum(reference, faults)
+            .with(complaint.map(|why| format!("; registries.yaml is broken: {why}"))))
     }
 
     /// The places to ask for an image, in order.
@@ -80,12 +84,12 @@ impl Images {
                 Found::Layer(blob) => {
                     self.fetch(source, &blob, &reference.scope(), COMPONENT_BYTES_MAX).await?;
                     let manifest = Some(digest);
-                    return Ok(Resolved { layer: blob.hex, manifest, bytes: None });
+                    return Ok(Resolved::of(blob.hex, manifest, None));
                 }
                 Found::Layers(layers) => {
                     let scope = reference.scope();
                     let bytes = Some(self.fetch_tree(source, &own, layers, &scope).await?);
-                    return Ok(Resolved { layer: own, manifest: Some(digest), bytes });
+                    return Ok(Resolved::of(own, Some(digest), bytes));
                 }
                 Found::Manifest(blob) => {
                     let name = format!("sha256:{}", blob.hex);

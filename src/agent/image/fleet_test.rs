@@ -10,6 +10,7 @@ use axum::extract::Path as InPath;
 use axum::response::Response;
 use axum::routing::get;
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::image_test::{Node, WASM, digest_of, registry};
 use super::*;

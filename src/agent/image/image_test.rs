@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::credentials::Keyring;
+use super::distribution::Fault;
 use super::gc::Disk;
 use super::*;
 use crate::agent::config::Compiler;
@@ -121,7 +123,7 @@ impl Node {
             events: events_to,
             clock: clock.clone(),
             rng,
-            registries: Registries::open(Some(file), &Proxies::default()),
+            registries: Registries::open(Some(file), None, &Proxies::default()),
             peering,
         };
         let images = Arc::new(Images::new(tools, &ImageSettings::default()));
@@ -140,7 +142,13 @@ impl Node {
     /// With the proxies of an environment.
     pub(super) fn through(&mut self, proxies: &Proxies) {
         let file = self.folder.path().join("registries.yaml");
-        self.images_mut().registries = Registries::open(Some(file), proxies);
+        self.images_mut().registries = Registries::open(Some(file), None, proxies);
+    }
+
+    /// From now on another pod wants its images.
+    pub(super) fn is_of(&mut self, namespace: &str, uid: &str) {
+        self.pod.metadata.namespace = Some(namespace.to_owned());
+        self.pod.metadata.uid = Some(uid.to_owned());
     }
 
     pub(super) async fn ready(
@@ -156,7 +164,7 @@ impl Node {
     /// wait for.
     pub(super) async fn pull(&self, image: &str) -> Result<(), Fault> {
         let reference = Reference::parse(image).unwrap();
-        let resolved =
+        let (resolved, _) =
             self.images.pull(&reference, &Keyring::default(), Content::Component).await?;
         assert_eq!(std::fs::read(self.images.blob(&resolved.layer)).unwrap(), WASM);
         Ok(())

@@ -35,6 +35,7 @@
 //! - No code of this node ever leaves it.
 //! - What a pod of this node uses is never deleted.
 //! - An image runs only if the policy of its pod's namespace takes it.
+//! - An image that a pull secret opened is used only by pods of namespaces whose own secrets did.
 //! - A credential is sent only to the host it is meant for.
 //! - Another node is asked for a blob only after the registry has said, to this pod's credentials, that
 //!   it would give it; which blob an image is, the registry alone says.
@@ -64,7 +65,9 @@ mod proxy;
 mod reader;
 mod reference;
 mod registries;
+mod registries_file;
 mod report;
+mod resolve;
 mod serve;
 mod settings;
 mod signature;
@@ -103,7 +106,6 @@ use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::agent::dirs::Dirs;
 use crate::agent::pod::plan::PullPolicy;
@@ -111,8 +113,6 @@ use crate::client::EventRecorder;
 use crate::rt::{Rng, WallClock};
 use adopt::Adopted;
 use backoff::Backoffs;
-use credentials::Keyring;
-use distribution::Fault;
 use gc::Ledger;
 use known::{Content, Resolved};
 use locks::Locks;
@@ -129,13 +129,16 @@ pub(crate) use peers::Peering;
 pub use peers::{PeerBody, PeerConnection, PeerDialler, PeerError};
 pub use process::{CodeCompiler, CompileFailure};
 pub use reader::{ImageReader, ReadError, RemoteImage, copy_place};
-pub(crate) use registries::Registries;
+pub(crate) use registries_file::Registries;
+pub use registries_file::check_registries_file;
 pub use serve::AskingNode;
 pub(crate) use serve::BlobShelf;
 pub use settings::ImageSettings;
 pub(crate) use signed::SIGNATURE_VALIDATION_FAILED;
 pub use verifier::SignatureVerifier;
 
+/// Transfers from one registry at a time.
+const TRANSFERS_MAX: usize = 3;
 /// How often an image may be deleted under the hands of the pod that wants it.
 const ROUNDS_MAX: usize = 3;
 
@@ -149,6 +152,11 @@ pub(crate) enum ImageError {
     /// It is not here, and may not be pulled. Retry rarely: somebody may bring it.
     #[error("Container image \"{0}\" is not present with pull policy of Never")]
     NeverPulled(String),
+    /// It is here, came with a pull secret of another namespace, and may not be pulled. Retry rarely.
+    #[error(
+        "Container image \"{0}\" is present with pull policy of Never, but no pull secret of the pod's namespace has opened it"
+    )]
+    NotOpened(String),
     /// The registry did not give it. Retry after `wait`.
     #[error("{message}")]
     Pull {
@@ -226,6 +234,10 @@ impl Wanted<'_> {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
     }
 
+    fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or("default")
+    }
+
     fn backoff_name(&self) -> String {
         format!("{}/{}", self.uid(), self.image)
     }
@@ -300,6 +312,8 @@ pub(crate) struct Images {
     compile_backoffs: Backoffs,
     /// What was found in files lately.
     adopted: Mutex<Adopted>,
+    /// Images that were not signed where that is only told, see [`signed`].
+    unsigned: Mutex<signed::Unsigned>,
     /// Layers that are no components, with the compiler's words.
     refused: Mutex<BTreeMap<String, String>>,
     /// By hex of a layer, and by file name of a reference.
@@ -336,9 +350,10 @@ impl Images {
             pull_backoffs: Backoffs::new(settings.pull_backoff),
             compile_backoffs: Backoffs::new(settings.compile_backoff),
             adopted: Mutex::default(),
+            unsigned: Mutex::default(),
             refused: Mutex::default(),
             locks: Locks::default(),
-            places: Places::default(),
+            places: Places::new(TRANSFERS_MAX),
             peering,
             gc: settings.gc,
             is_full: Notify::new(),
@@ -351,7 +366,7 @@ impl Images {
         for _ in 0..ROUNDS_MAX {
             let resolved = self.resolve(wanted, &reference, Content::Component).await?;
             self.ledger.lock().begin(wanted.uid(), &resolved.layer);
-            let compiled = match self.compiled(&resolved.layer).await {
+            let compiled = match self.compiled_for(wanted, &resolved.layer).await {
                 Err(ImageError::Vanished) => continue,
                 Err(ImageError::Refused { message, .. }) => {
                     let may_change =
@@ -365,106 +380,6 @@ impl Images {
             return Ok(ReadyImage { compiled, id });
         }
         Err(ImageError::Vanished)
-    }
-
-    /// What the reference means now; that is here afterwards, and may be used.
-    async fn resolve(
-        &self,
-        wanted: &Wanted<'_>,
-        reference: &Reference,
-        content: Content,
-    ) -> Result<Resolved, ImageError> {
-        let resolved = self.look_up(wanted, reference, content).await?;
-        self.check_signature(wanted, reference, &resolved).await?;
-        Ok(resolved)
-    }
-
-    async fn look_up(
-        &self,
-        wanted: &Wanted<'_>,
-        reference: &Reference,
-        content: Content,
-    ) -> Result<Resolved, ImageError> {
-        let may_use_known = wanted.pull != PullPolicy::Always;
-        if let Some(known) = self.known(reference, content).filter(|_| may_use_known) {
-            self.tell_present(wanted, &known.layer);
-            return Ok(known);
-        }
-        if wanted.pull == PullPolicy::Never {
-            return Err(ImageError::NeverPulled(wanted.image.to_owned()));
-        }
-        let name = wanted.backoff_name();
-        if let Some(failed) = self.pull_backoffs.waiting(&name) {
-            let wait = failed.remaining();
-            let (image, message) = (wanted.image.to_owned(), failed.message);
-            return Err(ImageError::BackOff { image, message, wait });
-        }
-        let waiting_since = Instant::now();
-        // Replicas that start together ask the registry once.
-        let turn =
-            if may_use_known { Some(self.locks.lock(&reference.file_name()).await) } else { None };
-        if let Some(known) = self.known(reference, content).filter(|_| may_use_known) {
-            self.tell_present(wanted, &known.layer);
-            return Ok(known);
-        }
-        self.tell_pulling(wanted);
-        let began = Instant::now();
-        let pulled = self.pull_with_secrets(wanted, reference, content).await;
-        drop(turn);
-        match pulled {
-            Ok(resolved) => {
-                self.remember(reference, content, &resolved)?;
-                self.pull_backoffs.worked(&name);
-                self.tell_pulled(wanted, &resolved, began, waiting_since);
-                Ok(resolved)
-            }
-            Err(fault) => self.not_pulled(wanted, reference, content, fault),
-        }
-    }
-
-    async fn pull_with_secrets(
-        &self,
-        wanted: &Wanted<'_>,
-        reference: &Reference,
-        content: Content,
-    ) -> Result<Resolved, Fault> {
-        let keyring = if reference.is_own() {
-            Keyring::default()
-        } else {
-            let (keyring, missing) = credentials::read(&self.client, wanted.pod).await;
-            self.tell_missing_secrets(wanted, &missing);
-            keyring
-        };
-        self.pull(reference, &keyring, content).await
-    }
-
-    /// What becomes of a pull that failed: the image that is here, or a back-off.
-    fn not_pulled(
-        &self,
-        wanted: &Wanted<'_>,
-        reference: &Reference,
-        content: Content,
-        fault: Fault,
-    ) -> Result<Resolved, ImageError> {
-        // A node without a server runs what it has; a registry that answers has the last word.
-        if matches!(fault, Fault::Unavailable { .. })
-            && let Some(known) = self.known(reference, content)
-        {
-            tracing::warn!(err = %fault, image = wanted.image, "cannot pull, using the image on this node");
-            return Ok(known);
-        }
-        if let Fault::Disk(cause) = &fault
-            && cause.kind() == std::io::ErrorKind::StorageFull
-        {
-            self.is_full.notify_one();
-        }
-        let wait_min = match &fault {
-            Fault::Unavailable { retry_after, .. } => *retry_after,
-            _ => Duration::ZERO,
-        };
-        let message = fault.to_string();
-        let wait = self.pull_backoffs.failed(&wanted.backoff_name(), &message, wait_min);
-        Err(ImageError::Pull { message, wait })
     }
 }
 

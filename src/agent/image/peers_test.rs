@@ -12,6 +12,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 

@@ -1,4 +1,4 @@
-//! Places for transfers, so many for each registry.
+//! Places for transfers and questions, so many for each registry.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -8,14 +8,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::agent::image::distribution::Fault;
 
-/// Transfers from one registry at a time.
-const PLACES_MAX: usize = 3;
-
 /// Places by registry: what is slow keeps nobody waiting but those who want the same registry.
-#[derive(Debug, Default)]
-pub(super) struct Places(Mutex<BTreeMap<String, Weak<Semaphore>>>);
+#[derive(Debug)]
+pub(super) struct Places {
+    of_each: usize,
+    taken: Mutex<BTreeMap<String, Weak<Semaphore>>>,
+}
 
 impl Places {
+    /// So many for each registry.
+    pub(super) fn new(of_each: usize) -> Self {
+        Self { of_each, taken: Mutex::default() }
+    }
+
     /// Waits for a place at `registry`; first come, first served.
     ///
     /// # Cancel safety
@@ -27,13 +32,13 @@ impl Places {
     }
 
     fn of(&self, registry: &str) -> Arc<Semaphore> {
-        let mut all = self.0.lock();
+        let mut all = self.taken.lock();
         if let Some(places) = all.get(registry).and_then(Weak::upgrade) {
             return places;
         }
         // Their number is bounded by the pods that pull, and they are swept here.
         all.retain(|_, places| places.strong_count() > 0);
-        let places = Arc::new(Semaphore::new(PLACES_MAX));
+        let places = Arc::new(Semaphore::new(self.of_each));
         all.insert(registry.to_owned(), Arc::downgrade(&places));
         places
     }
@@ -47,9 +52,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_whose_places_are_taken_does_not_keep_others_waiting() {
-        let places = Places::default();
+        let places = Places::new(3);
         let mut slow = Vec::new();
-        for _ in 0..PLACES_MAX {
+        for _ in 0..3 {
             slow.push(places.take("slow.example").await.unwrap());
         }
         assert!(places.take("slow.example").now_or_never().is_none());
@@ -59,6 +64,6 @@ mod tests {
         slow.clear();
         drop(places.of("other.example"));
         drop(places.of("another.example"));
-        assert_eq!(places.0.lock().len(), 1);
+        assert_eq!(places.taken.lock().len(), 1);
     }
 }

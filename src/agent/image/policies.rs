@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::agent::dirs::{read_json, write_json};
+use crate::agent::dirs::{read_json, write_json_aside};
 use crate::api::image_policy::{Demand, Rules};
 use crate::api::names;
 
@@ -61,7 +61,7 @@ impl Policies {
         match asked.unwrap_or_else(|_| Err("the API does not answer".to_owned())) {
             Ok(rules) => {
                 if kept.as_ref().map(|kept| &kept.rules) != Some(&rules)
-                    && let Err(err) = write_json(&file, &Kept { rules: rules.clone() })
+                    && let Err(err) = write_json_aside(file, &Kept { rules: rules.clone() }).await
                 {
                     tracing::warn!(%err, k8s.namespace.name = namespace, "cannot keep an image policy");
                 }

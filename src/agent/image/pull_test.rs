@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::image_test::{
@@ -308,10 +309,44 @@ fn api_with_secret(host: SocketAddr, password: &str) -> Router {
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"},
         "imagePullSecrets": [{"name": "regcred"}],
     });
-    let root = "/api/v1/namespaces/default";
-    Router::new()
-        .route(&format!("{root}/serviceaccounts/robot"), get(|| async move { account.to_string() }))
-        .route(&format!("{root}/secrets/regcred"), get(|| async move { secret.to_string() }))
+    let mut router = Router::new();
+    for namespace in ["default", "friend"] {
+        let root = format!("/api/v1/namespaces/{namespace}");
+        let (account, secret) = (account.to_string(), secret.to_string());
+        router = router
+            .route(&format!("{root}/serviceaccounts/robot"), get(|| async { account }))
+            .route(&format!("{root}/secrets/regcred"), get(|| async { secret }));
+    }
+    router
+}
+
+#[tokio::test]
+async fn what_a_pull_secret_opened_is_open_to_namespaces_whose_secrets_open_it_and_to_no_others() {
+    let host = listen(guarded()).await;
+    let image = format!("{host}/team/app:v1");
+    let mut node = Node::new(api_with_secret(host, "password"), COPY, "");
+    node.ready(&image, PullPolicy::IfNotPresent).await.unwrap();
+    node.is_of("stranger", "u2");
+    let failed = failure(node.ready(&image, PullPolicy::IfNotPresent).await);
+    assert_eq!(failed.reason, "ErrImagePull", "{failed:?}");
+    let failed = failure(node.ready(&image, PullPolicy::Never).await);
+    assert_eq!(failed.reason, "ErrImageNeverPull");
+    assert!(failed.message.contains("no pull secret of the pod's namespace"), "{failed:?}");
+    node.is_of("friend", "u3");
+    let failed = failure(node.ready(&image, PullPolicy::Never).await);
+    assert_eq!(failed.reason, "ErrImageNeverPull");
+    node.ready(&image, PullPolicy::IfNotPresent).await.unwrap();
+    // From now on without the registry, for both.
+    for (namespace, uid) in [("friend", "u4"), ("default", "u5")] {
+        node.is_of(namespace, uid);
+        node.ready(&image, PullPolicy::Never).await.unwrap();
+    }
+    // The node's own credential is for all pods of the node.
+    let file = format!("configs: {{\"{host}\": {{auth: {{username: user, password: password}}}}}}");
+    let mut node = Node::new(Router::new(), COPY, &file);
+    node.ready(&image, PullPolicy::IfNotPresent).await.unwrap();
+    node.is_of("stranger", "u2");
+    node.ready(&image, PullPolicy::Never).await.unwrap();
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ impl ImageReader {
         docker_config: Option<&Path>,
         proxies: &Proxies,
     ) -> Self {
-        let registries = Registries::open(registries_file, proxies);
+        let registries = Registries::open(registries_file, None, proxies);
         let small = |path: &&Path| {
             std::fs::metadata(path).is_ok_and(|meta| meta.len() <= DOCKER_CONFIG_BYTES_MAX)
         };

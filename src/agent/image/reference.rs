@@ -75,40 +75,46 @@ impl Reference {
 
     /// Where `edgeorc bundle load` puts a copy: the repository in the cluster's own registry. `None`
     /// for names that no repository there can have.
+    ///
+    /// A port's colon is `_`, which repositories may have and `:` they may not; a `_` of the host is
+    /// two, so that each host has a name of its own: an odd number of them stands before a port.
     pub(super) fn copy_repository(&self) -> Option<String> {
-        let name =
-            format!("{}/{}", self.host.to_ascii_lowercase().replace(':', "_"), self.repository);
+        let host = self.host.to_ascii_lowercase().replace('_', "__").replace(':', "_");
+        let name = format!("{host}/{}", self.repository);
         is_repository(&name).then_some(name)
     }
 
-    /// One file name per reference. `=` and `@` are in no host, repository or tag.
+    /// One file name per reference. `=` and `@` are in no host, repository or tag, `+` is in no
+    /// repository, and `:` in no tag.
     pub(super) fn file_name(&self) -> String {
-        let name = format!("{}@{}", self.file_name_start(), self.reference.replace(':', "-"));
-        if name.len() > FILE_NAME_BYTES_MAX {
-            return format!("={}", hex::encode(Sha256::digest(name)));
-        }
-        name
+        let host = if self.is_own() { String::new() } else { format!("{}=", self.host) };
+        hashed(format!("{host}{}@{}", self.repository.replace('/', "+"), self.reference))
+    }
+
+    /// The name that earlier versions gave to the file; `None` if it is the same, or another reference
+    /// may have had it, too.
+    pub(super) fn old_file_name(&self) -> Option<String> {
+        let is_ambiguous = self.host.contains('_') || self.reference.starts_with("sha256-");
+        let host = self.host.replace([':', '[', ']'], "_");
+        let host = if self.is_own() { String::new() } else { format!("{host}=") };
+        let reference = self.reference.replace(':', "-");
+        let name = hashed(format!("{host}{}@{reference}", self.repository.replace('/', "+")));
+        (!is_ambiguous && name != self.file_name()).then_some(name)
     }
 
     /// What whoever may pull this may pull as well: everything of the cluster's own registry, and of
     /// any other the repository alone.
     pub(super) fn scope(&self) -> String {
-        if self.is_own() { OWN_REGISTRY.to_owned() } else { self.file_name_start() }
+        if self.is_own() {
+            return OWN_REGISTRY.to_owned();
+        }
+        format!("{}={}", self.host, self.repository.replace('/', "+"))
     }
 
     /// [`Self::scope`] of the reference that a file is named after; not of names that are hashed.
     pub(super) fn scope_of_file(name: &str) -> Option<String> {
         let (start, _) = name.split_once('@')?;
         Some(if start.contains('=') { start.to_owned() } else { OWN_REGISTRY.to_owned() })
-    }
-
-    fn file_name_start(&self) -> String {
-        let host = if self.is_own() {
-            String::new()
-        } else {
-            format!("{}=", self.host.replace([':', '[', ']'], "_"))
-        };
-        format!("{host}{}", self.repository.replace('/', "+"))
     }
 
     /// `HOST/NAME`, without tag.
@@ -124,6 +130,14 @@ impl std::fmt::Display for Reference {
     }
 }
 
+/// A name that is too long for a file, hashed.
+fn hashed(name: String) -> String {
+    if name.len() > FILE_NAME_BYTES_MAX {
+        return format!("={}", hex::encode(Sha256::digest(name)));
+    }
+    name
+}
+
 /// The hex of a `sha256:` digest.
 pub(super) fn hex_of(digest: &str) -> Option<&str> {
     let hex = digest.strip_prefix("sha256:")?;
@@ -134,9 +148,13 @@ pub(super) fn hex_of(digest: &str) -> Option<&str> {
 /// Docker's rule for what in front of the first slash is a host.
 fn is_host(text: &str) -> bool {
     let is_good = |c: char| c.is_ascii_alphanumeric() || "._-:[]".contains(c);
+    // Behind the brackets of an IPv6 address, if there are some.
+    let rest = text.rsplit(']').next().unwrap_or(text);
+    let is_port = |port: &str| !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
     (text.contains(['.', ':']) || text == "localhost")
         && text.parse::<http::uri::Authority>().is_ok()
         && text.chars().all(is_good)
+        && rest.split_once(':').is_none_or(|(_, port)| is_port(port))
 }
 
 /// Parts of lower-case letters and digits, joined by single separators.
@@ -186,8 +204,19 @@ mod tests {
                 "{image}"
             );
         }
-        for bad in ["", "a b", "a/../b", "a:", "A", "a//b", "/a", "a@sha256:00", "a:v1:v2", "x.y/"]
-        {
+        for bad in [
+            "",
+            "a b",
+            "a/../b",
+            "a:",
+            "A",
+            "a//b",
+            "/a",
+            "a@sha256:00",
+            "a:v1:v2",
+            "x.y/",
+            "a:b/x",
+        ] {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }
     }
@@ -197,7 +226,29 @@ mod tests {
         let file = |image: &str| Reference::parse(image).unwrap().file_name();
         assert_eq!(file("default/hello:v1"), "default+hello@v1");
         assert_ne!(file("docker.io/a/b"), file("registry.edgeorc.local/docker.io/a/b"));
-        assert_ne!(file("a.b:1/x"), file("a.b-1/x"));
+        for (one, other) in [
+            ("a.b:1/x", "a.b-1/x"),
+            ("a.b:1/x", "a.b_1/x"),
+            ("a.b_:1/x", "a.b__1/x"),
+            ("[::1]:1/x", "1.1_1/x"),
+            (
+                &format!("a.b/x@sha256:{}", "0a".repeat(32)),
+                &format!("a.b/x:sha256-{}", "0a".repeat(32)),
+            ),
+        ] {
+            assert_ne!(file(one), file(other));
+            let copy = |image: &str| {
+                let reference = Reference::parse(image).unwrap();
+                (reference.copy_repository(), reference.reference)
+            };
+            assert_ne!(copy(one), copy(other));
+        }
+        let copy = Reference::parse("reg.example:5000/x").unwrap().copy_repository();
+        assert_eq!(copy.as_deref(), Some("reg.example_5000/x"));
+        let old = |image: &str| Reference::parse(image).unwrap().old_file_name();
+        assert_eq!(old("a.b:1/x").as_deref(), Some("a.b_1=x@latest"));
+        assert_eq!(old("a.b/x"), None, "it is the same");
+        assert_eq!(old("a.b_1/x"), None, "it may be another's");
         assert!(file(&format!("{}:v1", "a".repeat(250))).len() < 100);
         for image in ["default/hello:v1", "ghcr.io/o/x:v1", "localhost:5000/x"] {
             let reference = Reference::parse(image).unwrap();

@@ -2,49 +2,21 @@
 //! and names of images that stand for others.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::path::PathBuf;
 
-use parking_lot::Mutex;
 use regex::Regex;
 use serde::Deserialize;
 
 use crate::agent::image::credentials::Credential;
-use crate::agent::image::proxy::{Proxy, Rules};
+use crate::agent::image::proxy::Proxy;
 use crate::agent::image::reference::{DOCKER_HUB, Reference};
-use crate::config::Proxies;
 
-/// Largest file, in bytes.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Where Docker's registry really is.
 const DOCKER_ENDPOINT: &str = "https://registry-1.docker.io";
 /// Value of `proxy` for registries that are reached without one.
 const NO_PROXY: &str = "none";
 /// Key of the mirrors and settings for registries that have none of their own.
 const ANY: &str = "*";
-
-/// Why `registries.yaml` cannot be used. Go on with what was known: a person must mend it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-enum RegistriesError {
-    /// It cannot be read.
-    #[error("cannot read {path}: {cause}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// It is not what it should be.
-    #[error("{path}: {why}")]
-    Invalid {
-        /// The file.
-        path: String,
-        /// Where and what.
-        why: String,
-    },
-}
 
 /// The file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -134,7 +106,7 @@ struct Config {
 }
 
 impl Settings {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         // An empty file is a wish for the defaults, too.
         let file: Option<File> = serde_saphyr::from_str(text).map_err(|cause| cause.to_string())?;
         let file = file.unwrap_or_default();
@@ -278,85 +250,6 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || is_loopback
 }
 
-/// The file, read again when it changes. Clones are one.
-#[derive(Debug, Clone)]
-pub(crate) struct Registries {
-    path: Option<PathBuf>,
-    known: Arc<Mutex<(Stamp, Arc<Settings>)>>,
-    proxies: Arc<Rules>,
-}
-
-/// Tells one state of the file from another; `None` when there is no file.
-type Stamp = Option<(SystemTime, u64)>;
-
-impl Registries {
-    /// Reads the file; there may be none.
-    ///
-    /// A broken file does not keep a node from starting: what is on its disk must run, above all
-    /// after a power cut. It is named in the log, and read again once it changes.
-    pub(crate) fn open(path: Option<PathBuf>, proxies: &Proxies) -> Self {
-        let settings = path.as_deref().map(read).transpose().unwrap_or_else(|err| {
-            tracing::error!(%err, "registries.yaml is broken, going on without it until it is mended");
-            None
-        });
-        let stamp = path.as_deref().and_then(stamp);
-        let known = (stamp, Arc::new(settings.unwrap_or_default()));
-        let proxies = Arc::new(Rules::of(proxies));
-        Self { known: Arc::new(Mutex::new(known)), path, proxies }
-    }
-
-    /// The proxies of the environment, for hosts that the file has none for.
-    pub(super) fn proxies(&self) -> Arc<Rules> {
-        Arc::clone(&self.proxies)
-    }
-
-    /// What the file says now; what it said before if it is broken.
-    pub(super) fn settings(&self) -> Arc<Settings> {
-        let mut known = self.known.lock();
-        let Some(path) = &self.path else { return Arc::clone(&known.1) };
-        let stamp = stamp(path);
-        if stamp != known.0 {
-            known.0 = stamp;
-            match read(path) {
-                Ok(settings) => {
-                    tracing::info!("registries.yaml read again");
-                    known.1 = Arc::new(settings);
-                }
-                Err(err) => tracing::warn!(%err, "registries.yaml is broken, the last one stays"),
-            }
-        }
-        Arc::clone(&known.1)
-    }
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let meta = std::fs::metadata(path).ok()?;
-    Some((meta.modified().ok()?, meta.len()))
-}
-
-fn read(path: &Path) -> Result<Settings, RegistriesError> {
-    let name = || path.display().to_string();
-    let text = match std::fs::metadata(path) {
-        Ok(meta) if meta.len() > FILE_BYTES_MAX => {
-            let why = format!("it is larger than {FILE_BYTES_MAX} bytes");
-            return Err(RegistriesError::Invalid { path: name(), why });
-        }
-        Ok(_) => std::fs::read_to_string(path),
-        Err(cause) => Err(cause),
-    };
-    let text = match text {
-        Ok(text) => text,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Settings::default());
-        }
-        Err(cause) => return Err(RegistriesError::Read { path: name(), cause }),
-    };
-    if text.trim().is_empty() {
-        return Ok(Settings::default());
-    }
-    Settings::parse(&text).map_err(|why| RegistriesError::Invalid { path: name(), why })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -438,7 +331,7 @@ images:
     }
 
     #[test]
-    fn a_mistake_is_named_and_a_broken_change_keeps_what_was() {
+    fn a_mistake_is_named() {
         for (text, word) in [
             ("mirors: {}", "mirors"),
             ("mirrors: {a: {endpoint: ['ftp://x']}}", "ftp"),
@@ -450,18 +343,5 @@ images:
             let refused = Settings::parse(text).unwrap_err();
             assert!(refused.contains(word), "{text}: {refused}");
         }
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("registries.yaml");
-        let registries = Registries::open(Some(path.clone()), &Proxies::default());
-        assert_eq!(registries.settings().stand_in("busybox"), "busybox");
-        std::fs::write(&path, EXAMPLE).unwrap();
-        assert_ne!(registries.settings().stand_in("busybox"), "busybox");
-        std::fs::write(&path, "mirors: {}").unwrap();
-        assert_ne!(registries.settings().stand_in("busybox"), "busybox");
-        // The next start goes on without it, and takes it once it is mended.
-        let registries = Registries::open(Some(path.clone()), &Proxies::default());
-        assert_eq!(registries.settings().stand_in("busybox"), "busybox");
-        std::fs::write(&path, EXAMPLE).unwrap();
-        assert_ne!(registries.settings().stand_in("busybox"), "busybox");
     }
 }

@@ -76,7 +76,7 @@ impl Images {
             ImageError::Name(why) => {
                 ((warning, "InspectFailed", why.clone()), "InvalidImageName".to_owned())
             }
-            ImageError::NeverPulled(_) => {
+            ImageError::NeverPulled(_) | ImageError::NotOpened(_) => {
                 ((warning, "ErrImageNeverPull", error.to_string()), "ErrImageNeverPull".to_owned())
             }
             ImageError::Pull { message, .. } => (

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::http::{StatusCode, Uri};
@@ -26,6 +26,8 @@ const BUNDLE_LAYER: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 struct World {
     answers: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     is_down: Arc<AtomicBool>,
+    /// Questions after signatures.
+    asked: Arc<AtomicUsize>,
 }
 
 impl World {
@@ -101,6 +103,9 @@ impl World {
         Router::new().fallback(move |uri: Uri| async move {
             if world.is_down.load(Ordering::Relaxed) {
                 return StatusCode::SERVICE_UNAVAILABLE.into_response();
+            }
+            if uri.path().contains("sha256-") {
+                world.asked.fetch_add(1, Ordering::Relaxed);
             }
             match world.answers.lock().get(uri.path()) {
                 Some(content) => content.clone().into_response(),
@@ -282,10 +287,10 @@ async fn only_a_static_pod_runs_when_nobody_ever_said_what_its_namespace_wants()
 async fn a_policy_that_only_warns_runs_the_image_and_tells_once() {
     let world = World::new();
     world.demand("warn", &Signer::new());
-    let node = world.node();
-    for _ in 0..2 {
-        node.ready(IMAGE, PullPolicy::IfNotPresent).await.unwrap();
-    }
+    let mut node = world.node();
+    node.ready(IMAGE, PullPolicy::IfNotPresent).await.unwrap();
+    let asked = world.asked.load(Ordering::Relaxed);
+    node.ready(IMAGE, PullPolicy::IfNotPresent).await.unwrap();
     let told = node.told(3).await;
     assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(
@@ -294,6 +299,13 @@ async fn a_policy_that_only_warns_runs_the_image_and_tells_once() {
             "Warning SignatureValidationFailed: image \"{IMAGE}\" would be refused by the image policy of the namespace: it has no signature"
         )
     );
+    // Another pod is told as well; nobody is asked again for some time.
+    node.is_of("default", "u2");
+    node.ready(IMAGE, PullPolicy::IfNotPresent).await.unwrap();
+    let told = node.told(2).await;
+    assert!(told.iter().any(|event| event.contains("it has no signature")), "{told:?}");
+    assert!(asked > 0);
+    assert_eq!(world.asked.load(Ordering::Relaxed), asked);
 }
 
 #[tokio::test]

@@ -1,7 +1,12 @@
 //! The node's own judgement whether an image may run, after its tag was resolved. The API judged
 //! before, but a tag may have moved since, and static pods never came by it.
 
-use crate::agent::dirs::{read_json, write_json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::agent::dirs::{read_json, write_json_aside};
 use crate::agent::image::credentials::{self, Keyring};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::{ImageError, Images, Resolved, Wanted, signature};
@@ -13,6 +18,30 @@ use crate::client::EventType;
 pub(crate) const SIGNATURE_VALIDATION_FAILED: &str = "SignatureValidationFailed";
 /// Folder of the signatures that were good, by digest of the manifest.
 pub(super) const SIGNATURES: &str = "signatures";
+
+/// How long an image counts as not signed where that is only told: to look again at each start of a
+/// container takes long when its registry does not answer.
+const UNSIGNED_FOR: Duration = Duration::from_secs(600);
+/// Images that are remembered as not signed; more are looked up again.
+const UNSIGNED_MAX: usize = 1024;
+
+/// Why images are not signed, by name, digest and what is demanded; and when that was found.
+#[derive(Default)]
+pub(super) struct Unsigned(BTreeMap<(String, String, Rules), (Instant, String)>);
+
+impl Unsigned {
+    fn find(&self, question: &(String, String, Rules)) -> Option<String> {
+        let (at, why) = self.0.get(question)?;
+        (at.elapsed() < UNSIGNED_FOR).then(|| why.clone())
+    }
+
+    fn note(&mut self, question: (String, String, Rules), why: &str) {
+        self.0.retain(|_, (at, _)| at.elapsed() < UNSIGNED_FOR);
+        if self.0.len() < UNSIGNED_MAX {
+            self.0.insert(question, (Instant::now(), why.to_owned()));
+        }
+    }
+}
 
 impl Images {
     /// Refuses an image that the policy of the pod's namespace does not take.
@@ -37,13 +66,23 @@ impl Images {
                 return Err(self.not_signed(wanted, &name, &why));
             }
         };
+        let manifest = resolved.manifest.clone().unwrap_or_default();
+        let question = (reference.name(), manifest, rules.clone());
+        if rules.mode() == Mode::Warn
+            && let Some(why) = self.unsigned.lock().find(&question)
+        {
+            self.tell_unsigned(wanted, &resolved.layer, &why);
+            return Ok(());
+        }
         let Err(why) = self.verify(wanted, reference, resolved, &rules, &name).await else {
             self.pull_backoffs.worked(&name);
             return Ok(());
         };
         match (rules.mode(), why) {
             (Mode::Warn, why) => {
-                self.tell_unsigned(wanted, &resolved.layer, &why.unwrap_or_default());
+                let why = why.unwrap_or_default();
+                self.unsigned.lock().note(question, &why);
+                self.tell_unsigned(wanted, &resolved.layer, &why);
                 Ok(())
             }
             (Mode::Enforce, Some(why)) => Err(self.not_signed(wanted, &name, &why)),
@@ -88,7 +127,7 @@ impl Images {
         };
         let sources = self.sources(reference, &keyring);
         let evidence = signature::find(&sources, &name, hex, &policy).await.map_err(Some)?;
-        if let Err(err) = write_json(&file, &evidence) {
+        if let Err(err) = write_json_aside(file, &evidence).await {
             tracing::warn!(%err, image.digest = hex, "cannot keep an image's signature");
         }
         Ok(())
@@ -99,7 +138,7 @@ impl Images {
             "image pull failed for {} because the signature validation failed: {why}",
             wanted.image
         );
-        let wait = self.pull_backoffs.failed(backoff_name, &message, std::time::Duration::ZERO);
+        let wait = self.pull_backoffs.failed(backoff_name, &message, Duration::ZERO);
         ImageError::Signature { message, wait }
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::agent::image::credentials::Keyring;
 use crate::agent::image::distribution::Source;
 use crate::agent::image::reference::{OWN_REGISTRY, Reference};
-use crate::agent::image::registries::{Endpoint, Registries};
+use crate::agent::image::registries::Endpoint;
+use crate::agent::image::registries_file::Registries;
 use crate::agent::image::transport::{Outside, Transport};
 
 /// The places to ask, in order.
@@ -37,8 +38,9 @@ pub(super) fn outside(
     let transport = Arc::new(Transport::Outside(transport));
     let endpoints = settings.endpoints(reference).into_iter().map(|endpoint| {
         let mut credentials = keyring.find(&endpoint.host, &endpoint.repository);
+        let secrets = credentials.len();
         credentials.extend(settings.credential(&endpoint.host));
-        Source::new(endpoint, Arc::clone(&transport), credentials)
+        Source::new(endpoint, Arc::clone(&transport), credentials).with_secrets(secrets)
     });
     endpoints.collect()
 }

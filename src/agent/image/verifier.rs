@@ -13,13 +13,17 @@ use tokio::time::Instant;
 
 use crate::agent::image::credentials::{self, Keyring};
 use crate::agent::image::distribution::Source;
+use crate::agent::image::places::Places;
 use crate::agent::image::reference::Reference;
 use crate::agent::image::{Registries, fetch, signature, sources};
 use crate::api::image_policy::Rules;
 use crate::config::Proxies;
 
-/// Images that are looked at at a time; more wait.
-const AT_ONCE: usize = 16;
+/// Images of one registry that are looked at at a time; more wait, and those of other registries do
+/// not wait with them. Each look has its caller's deadline.
+const AT_ONCE: usize = 8;
+/// Images that are looked at at a time, of whatever registries.
+const AT_ONCE_ALL: usize = 256;
 /// How long an image that was good counts as good: replicas are made many at a time.
 const GOOD_FOR: Duration = Duration::from_secs(5);
 /// Images that are remembered as good.
@@ -29,7 +33,8 @@ const GOOD_MAX: usize = 1024;
 pub struct SignatureVerifier {
     client: kube::Client,
     registries: Registries,
-    places: Semaphore,
+    places: Places,
+    all_places: Semaphore,
     good: Mutex<BTreeMap<(String, Rules), Instant>>,
 }
 
@@ -43,12 +48,12 @@ impl SignatureVerifier {
     /// With the registries that `registries.yaml` names, if there is one.
     #[must_use]
     pub fn open(client: kube::Client, registries_file: Option<PathBuf>, proxies: &Proxies) -> Self {
-        Self::new(client, Registries::open(registries_file, proxies))
+        Self::new(client, Registries::open(registries_file, None, proxies))
     }
 
     pub(crate) fn new(client: kube::Client, registries: Registries) -> Self {
-        let places = Semaphore::new(AT_ONCE);
-        Self { client, registries, places, good: Mutex::default() }
+        let (places, all_places) = (Places::new(AT_ONCE), Semaphore::new(AT_ONCE_ALL));
+        Self { client, registries, places, all_places, good: Mutex::default() }
     }
 
     /// Whether the image, as the pod names it, is signed as the rules want.
@@ -69,7 +74,8 @@ impl SignatureVerifier {
             return Ok(());
         }
         let reference = Reference::parse(image).map_err(|why| why.to_string())?;
-        let _place = self.places.acquire().await.map_err(|_| "the server is stopping")?;
+        let _place = self.places.take(&reference.host).await.map_err(|why| why.to_string())?;
+        let _one = self.all_places.acquire().await.map_err(|_| "the server is stopping")?;
         let keyring = if reference.is_own() {
             Keyring::default()
         } else {

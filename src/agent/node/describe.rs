@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::agent::config::AgentConfig;
 use crate::agent::eviction::Pressure;
 use crate::api::local_volume::VOLUMES_PATH;
+use crate::config::{Signal, Threshold};
 
 /// Version of the kubelet's part, as clients read it.
 const KUBELET_VERSION: &str = concat!("v1.36.0+edgeorc", env!("CARGO_PKG_VERSION"));
@@ -20,7 +21,7 @@ pub(crate) fn allocatable(config: &AgentConfig) -> (u64, u64) {
 }
 
 /// Bytes of the disk that holds `dir`; 0 when nobody can tell.
-pub(crate) fn disk_bytes(dir: &std::path::Path) -> u64 {
+fn disk_bytes(dir: &std::path::Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize))
 }
 
@@ -83,13 +84,23 @@ pub(super) fn annotations(config: &AgentConfig) -> BTreeMap<String, String> {
     set.chain([(VOLUMES_PATH.to_owned(), volumes)]).collect()
 }
 
+/// Bytes of disk that pods may use together: without what is left when they are evicted.
+pub(crate) fn allocatable_disk(config: &AgentConfig) -> u64 {
+    let disk = disk_bytes(&config.data_dir);
+    let of_disk = |threshold: &&Threshold| threshold.signal == Signal::NodeFsAvailable;
+    let kept = config.eviction.thresholds.iter().find(of_disk);
+    disk.saturating_sub(kept.map_or(0, |threshold| threshold.least.of(disk)))
+}
+
 /// The Node's status, but for the conditions that others own. `had` keeps transition times.
 pub(super) fn status(config: &AgentConfig, pressure: Pressure, had: &Value, now: &str) -> Value {
     let ((cpu, memory), (cpu_free, memory_free)) = (capacity(config), allocatable(config));
-    let resources = |cpu: u64, memory: u64| {
+    let (disk, disk_free) = (disk_bytes(&config.data_dir), allocatable_disk(config));
+    let resources = |cpu: u64, memory: u64, disk: u64| {
         json!({
             "cpu": crate::api::quantity::format_cpu_millis(i64::try_from(cpu).unwrap_or(i64::MAX)),
             "memory": format!("{}Ki", memory / 1024),
+            "ephemeral-storage": format!("{}Ki", disk / 1024),
             "pods": config.capacity.pods.to_string(),
         })
     };
@@ -107,8 +118,8 @@ pub(super) fn status(config: &AgentConfig, pressure: Pressure, had: &Value, now:
     ]
     .map(|condition| self::condition(had, condition, now));
     json!({
-        "capacity": resources(cpu, memory),
-        "allocatable": resources(cpu_free, memory_free),
+        "capacity": resources(cpu, memory, disk),
+        "allocatable": resources(cpu_free, memory_free, disk_free),
         "addresses": addresses,
         "conditions": conditions,
         "nodeInfo": node_info(),

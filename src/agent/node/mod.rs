@@ -9,6 +9,6 @@ mod describe;
 mod lease;
 mod register;
 
-pub(crate) use describe::{allocatable, disk_bytes};
+pub(crate) use describe::{allocatable, allocatable_disk};
 pub(crate) use lease::renew;
 pub(crate) use register::Registration;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::agent::config::AgentConfig;
-use crate::agent::dirs::{Dirs, read_json, write_json};
+use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
 use crate::agent::ipam::Range;
 use crate::agent::node::describe;
@@ -121,7 +121,7 @@ impl Registration {
         // Somebody else's change may be in what our own write brought back.
         let node = self.describe(&api, node).await?;
         if let Some(cidr) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()) {
-            self.keep(&cidr);
+            self.keep(&cidr).await;
             self.learn(&cidr);
         }
         self.settled = revision_of(node.as_ref()).unwrap_or(0);
@@ -129,11 +129,11 @@ impl Registration {
     }
 
     /// Writes the pod range to disk when it is another one.
-    fn keep(&mut self, cidr: &str) {
+    async fn keep(&mut self, cidr: &str) {
         if self.on_disk.as_deref() == Some(cidr) {
             return;
         }
-        match write_json(&self.dirs.node_file(), &cidr) {
+        match write_json_aside(self.dirs.node_file(), &cidr).await {
             Ok(()) => self.on_disk = Some(cidr.to_owned()),
             Err(err) => warn!(%err, "cannot keep the pod range on disk"),
         }

@@ -47,7 +47,7 @@ impl Worker {
         self.fetches.spawn_until_cancelled("container-prepare", async move {
             tokio::time::sleep(wait).await;
             let prepared = shared.prepare(&plan, at, &pod, &dir, &tasks).await;
-            let _ = arrivals.send(Arrival { at, image, asked, prepared }).await;
+            let _ = arrivals.send(Box::new(Arrival { at, image, asked, prepared })).await;
         });
     }
 
@@ -117,7 +117,8 @@ impl Worker {
                 _ = container.wait() => return,
                 () = stopped.cancelled() => return,
             };
-            let _ = events.send(Event { container: at, run, what: What::PostStart(done) }).await;
+            let done = Event { container: at, run, what: What::PostStart(done) };
+            let _ = events.send(Box::new(done)).await;
         });
     }
 

@@ -142,7 +142,7 @@ async fn services(
     let services = node.services.store.state();
     let env = service_env(pod, services.iter().map(AsRef::as_ref));
     if copy.as_ref() != Some(&env) {
-        dir.keep("services", "env", &env)?;
+        dir.keep_aside("services", "env", &env).await?;
     }
     Ok(env)
 }
@@ -165,7 +165,7 @@ where
         let object = match (answer, copy) {
             (Ok(Some(object)), copy) => {
                 if copy.as_ref() != Some(&object) {
-                    dir.keep(kind, &name, &object)?;
+                    dir.keep_aside(kind, &name, &object).await?;
                 }
                 Some(object)
             }

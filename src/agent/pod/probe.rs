@@ -89,7 +89,7 @@ pub(crate) struct Prober {
     pub(crate) commands: Commands,
     pub(crate) tasks: TaskGroup,
     pub(crate) rng: Rng,
-    pub(crate) events: mpsc::Sender<ProbeEvent>,
+    pub(crate) events: mpsc::Sender<Box<ProbeEvent>>,
 }
 
 /// Why a try is no success.
@@ -190,7 +190,7 @@ struct Check {
     ip: IpAddr,
     network: Arc<dyn PodNetwork>,
     commands: Commands,
-    events: mpsc::Sender<ProbeEvent>,
+    events: mpsc::Sender<Box<ProbeEvent>>,
     container: usize,
     run: u64,
     rng: Rng,
@@ -257,7 +257,7 @@ impl Check {
 
     async fn tell(&self, verdict: Verdict) -> bool {
         let event = ProbeEvent { container: self.container, run: self.run, verdict };
-        self.events.send(event).await.is_ok()
+        self.events.send(Box::new(event)).await.is_ok()
     }
 
     /// One try. The text is a warning.

@@ -119,7 +119,8 @@ impl Worker {
                 () = ended.cancelled() => return,
                 () = group.cancelled() => return,
             };
-            let _ = sender.send(Event { container: at, run, what: What::Ended(exit) }).await;
+            let ended = Event { container: at, run, what: What::Ended(exit) };
+            let _ = sender.send(Box::new(ended)).await;
         });
         if let Some(slot) = self.running.get_mut(at) {
             *slot = Some(Running { container, run, since: Instant::now(), cancel, probes });

@@ -91,7 +91,7 @@ impl From<ImageError> for StartFailure {
     fn from(error: ImageError) -> Self {
         match &error {
             ImageError::Name(_) => Self::never("InvalidImageName", error),
-            ImageError::NeverPulled(_) => {
+            ImageError::NeverPulled(_) | ImageError::NotOpened(_) => {
                 Self::paced("ErrImageNeverPull", error, IMAGE_LOOK_INTERVAL)
             }
             // Shown for a moment; then the container waits as `ImagePullBackOff`.

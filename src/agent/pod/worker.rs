@@ -53,15 +53,16 @@ pub(crate) struct Worker {
     pub(super) replaced: Vec<bool>,
     /// Newest generation of the pod's spec that was taken over.
     pub(super) generation: i64,
-    pub(super) arrivals: (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>),
+    pub(super) arrivals: (mpsc::Sender<Box<Arrival>>, mpsc::Receiver<Box<Arrival>>),
     /// What brings images and configuration here.
     pub(super) fetches: TaskGroup,
     pub(super) runs: u64,
-    pub(super) events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    /// Boxed, as all that is queued here: a channel sets room for 32 of what it carries aside.
+    pub(super) events: (mpsc::Sender<Box<Event>>, mpsc::Receiver<Box<Event>>),
     pub(super) prober: Prober,
     /// Why the pod is evicted, once it is.
     pub(super) verdict: (watch::Sender<Verdict>, watch::Receiver<Verdict>),
-    verdicts: mpsc::Receiver<ProbeEvent>,
+    verdicts: mpsc::Receiver<Box<ProbeEvent>>,
     number: u64,
     /// When the pod's start time was, on the clock that waits.
     started: Instant,
@@ -168,16 +169,17 @@ impl Worker {
             self.until_deleted(&cancel).await
         } else {
             self.tasks.spawn("pod-status", |cancel| writer.run(cancel));
-            self.save().await;
+            Box::pin(self.save()).await;
             self.drive(&cancel).await
         };
         match over {
-            Over::Deleted => self.terminate().await,
-            Over::Cancelled => self.leave().await,
+            Over::Deleted => Box::pin(self.terminate()).await,
+            Over::Cancelled => Box::pin(self.leave()).await,
         }
         self.tasks.shutdown(TASKS_GRACE).await;
     }
 
+    /// What is seldom done is boxed: a pod that runs keeps the room that its task needs at most.
     async fn drive(&mut self, cancel: &CancellationToken) -> Over {
         loop {
             if cancel.is_cancelled() {
@@ -188,25 +190,25 @@ impl Worker {
             }
             if is_terminal(&self.pod()) {
                 // It ended before the agent was restarted, or the API has given it up.
-                self.stop_all(self.plan.grace, Instant::now()).await;
+                Box::pin(self.stop_all(self.plan.grace, Instant::now())).await;
                 return self.until_deleted(cancel).await;
             }
             let verdict = self.verdict.1.borrow_and_update().clone();
             if let Some(message) = verdict {
                 let reason = Some(EVICTED);
-                return self.finish(Outcome::Failed { reason, message }, cancel).await;
+                return Box::pin(self.finish(Outcome::Failed { reason, message }, cancel)).await;
             }
-            self.take_changes().await;
+            Box::pin(self.take_changes()).await;
             let now = Instant::now();
             let deadline = self.deadline();
             if deadline.is_some_and(|at| at <= now) {
-                return self.finish(past_deadline(), cancel).await;
+                return Box::pin(self.finish(past_deadline(), cancel)).await;
             }
             match self.step(now) {
                 Step::Start(at) => self.fetch(at, Duration::ZERO),
                 Step::Restart(at) => self.back_off(at, &[at]),
                 Step::RestartTogether(at) => {
-                    self.stop_siblings(at).await;
+                    Box::pin(self.stop_siblings(at)).await;
                     let again: Vec<usize> = (0..self.state.containers.len())
                         .filter(|at| self.runs_again_with_its_pod(*at))
                         .collect();
@@ -216,7 +218,9 @@ impl Worker {
                     let wake = wake.into_iter().chain(deadline).min();
                     self.wait(wake, cancel).await;
                 }
-                Step::Finish(outcome) => return self.finish(outcome, cancel).await,
+                Step::Finish(outcome) => {
+                    return Box::pin(self.finish(outcome, cancel)).await;
+                }
             }
         }
     }
@@ -299,9 +303,9 @@ impl Worker {
             _ = self.seen.changed() => {}
             () = timer => {}
             Ok(()) = self.verdict.1.changed() => {}
-            Some(event) = self.events.1.recv() => self.happened(event).await,
-            Some(event) = self.verdicts.recv() => self.judged(event),
-            Some(arrival) = self.arrivals.1.recv() => self.arrived(arrival).await,
+            Some(event) = self.events.1.recv() => Box::pin(self.happened(*event)).await,
+            Some(event) = self.verdicts.recv() => self.judged(*event),
+            Some(arrival) = self.arrivals.1.recv() => Box::pin(self.arrived(*arrival)).await,
         }
     }
 
@@ -326,7 +330,9 @@ impl Worker {
         let write = move || {
             let mut pod = pod.as_ref().clone();
             pod.status = Some(pod_status(&pod, &state, now));
-            dir.create().and_then(|()| dir.write_pod(&pod))
+            dir.create()?;
+            // A first start does not wait for the disk; `Live` does, once the pod runs.
+            if dir.has_pod() { dir.write_pod(&pod) } else { dir.write_new_pod(&pod) }
         };
         if let Some(Err(err)) = self.tasks.block("pod-save", write).await {
             warn!(%err, "cannot keep the pod on disk");

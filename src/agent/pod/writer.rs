@@ -59,7 +59,7 @@ impl StatusWriter {
     }
 
     async fn write_all(&mut self) {
-        let mut base = self.seen.borrow_and_update().as_ref().clone();
+        let mut base = Arc::clone(&self.seen.borrow_and_update());
         if self.is_back {
             let ready = self.states.wait_for(|(_, state)| state.is_ready() || state.is_over());
             // Not ready in time is what the API is then told.
@@ -70,7 +70,8 @@ impl StatusWriter {
         loop {
             let (number, state) = self.states.borrow_and_update().clone();
             adopt_newer(&mut base, &self.seen.borrow_and_update());
-            match self.write(&mut base, &state).await {
+            // Boxed: what a write needs is not kept between writes.
+            match Box::pin(self.write(&mut base, &state)).await {
                 Ok(false) => {}
                 Ok(true) => tokens = tokens.saturating_sub(1),
                 Err(()) => return,
@@ -92,7 +93,7 @@ impl StatusWriter {
     }
 
     /// Brings `state` to the API. `Err` when the pod is gone; `Ok(true)` if something was written.
-    async fn write(&self, base: &mut Pod, state: &PodState) -> Result<bool, ()> {
+    async fn write(&self, base: &mut Arc<Pod>, state: &PodState) -> Result<bool, ()> {
         let mut wait = RETRY_MIN;
         let mut conflicts = 0;
         loop {
@@ -100,7 +101,7 @@ impl StatusWriter {
             let Some(patch) = status_patch(base, &wanted) else { return Ok(false) };
             let pause = match self.api.patch_status(base, patch).await {
                 Ok(pod) => {
-                    *base = pod;
+                    *base = Arc::new(pod);
                     return Ok(true);
                 }
                 Err(PodApiError::Gone) => return Err(()),
@@ -108,7 +109,7 @@ impl StatusWriter {
                     conflicts += 1;
                     match self.api.get(base).await {
                         Ok(pod) => {
-                            *base = pod;
+                            *base = Arc::new(pod);
                             continue;
                         }
                         Err(PodApiError::Gone) => return Err(()),
@@ -135,13 +136,13 @@ impl StatusWriter {
     }
 }
 
-/// Takes the informer's version if it is the newer one.
-fn adopt_newer(base: &mut Pod, seen: &Pod) {
+/// Takes the informer's version unless it is older: that one is in memory anyway.
+fn adopt_newer(base: &mut Arc<Pod>, seen: &Arc<Pod>) {
     let version = |pod: &Pod| -> u64 {
         pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
     };
-    if version(seen) > version(base) {
-        *base = seen.clone();
+    if version(seen) >= version(base) {
+        *base = Arc::clone(seen);
     }
 }
 

@@ -30,6 +30,7 @@ use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::agent::eviction::EvictionMetrics;
 use crate::agent::pod::state::RunState;
 use crate::agent::residents::{Resident, Residents};
 use crate::rt::WallClock;
@@ -58,6 +59,7 @@ pub(crate) struct Usage(Arc<Inner>);
 struct Inner {
     clock: WallClock,
     residents: Residents,
+    evictions: EvictionMetrics,
     node: OnceLock<NodeTools>,
     state: Mutex<State>,
     /// One walk at a time.
@@ -162,7 +164,13 @@ impl Usage {
     /// Measures nothing yet.
     pub(crate) fn new(clock: WallClock, residents: Residents) -> Self {
         let (node, state, walking) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { clock, residents, node, state, walking }))
+        let evictions = EvictionMetrics::default();
+        Self(Arc::new(Inner { clock, residents, evictions, node, state, walking }))
+    }
+
+    /// What is counted of evictions: it has to be there before the agent is.
+    pub(crate) fn evictions(&self) -> &EvictionMetrics {
+        &self.0.evictions
     }
 
     /// The pods that are measured.

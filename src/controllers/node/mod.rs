@@ -140,7 +140,7 @@ impl Controller {
         for node in nodes {
             let name = node.name_any();
             let lease = informers.leases.store.named(namespace, &name);
-            self.hearing.listen(&name, lease.as_deref(), now);
+            self.hearing.listen(&name, lease.as_deref(), health::word(&node), now);
             for taint in node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()) {
                 let key = (name.clone(), taint.key.clone());
                 let since = self.taints.get(&key).copied().unwrap_or(now);

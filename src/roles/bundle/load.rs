@@ -276,6 +276,9 @@ fn expect(
     let said: Value = serde_json::from_slice(&body).unwrap_or_default();
     let said = said.pointer("/errors/0/message").or_else(|| said.get("message"));
     let said = said.and_then(Value::as_str).unwrap_or_default();
+    if code == StatusCode::INSUFFICIENT_STORAGE {
+        return Err(BundleError::NoRoom { image: image.to_owned() });
+    }
     let why = format!("the cluster's registry does not {what}: {code} {said}");
     if code.is_server_error() || code == StatusCode::TOO_MANY_REQUESTS {
         return Err(BundleError::Unreachable(format!("{code} {said}")));

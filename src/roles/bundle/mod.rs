@@ -75,6 +75,12 @@ pub enum BundleError {
         /// What happened.
         why: String,
     },
+    /// The registry's disk is full. Retry once there is room; another bundle may fit.
+    #[error("{image}: the disk of the cluster's registry is full")]
+    NoRoom {
+        /// The image that did not fit.
+        image: String,
+    },
     /// The cluster cannot be reached. Retry: what was loaded so far stays.
     #[error("the cluster's registry cannot be reached: {0}")]
     Unreachable(String),

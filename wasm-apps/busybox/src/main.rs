@@ -7,9 +7,12 @@ mod cx;
 mod files;
 #[cfg(target_family = "wasm")]
 mod memory;
+mod net;
+mod nslookup;
 mod sh;
 mod tar;
 mod text;
+mod wget;
 
 use std::process::ExitCode;
 
@@ -36,6 +39,7 @@ const APPLETS: &[(&str, Applet)] = &[
     ("ls", files::ls),
     ("mkdir", files::mkdir),
     ("mv", files::mv),
+    ("nslookup", nslookup::main),
     ("printenv", text::env),
     ("pwd", text::pwd),
     ("rm", files::rm),
@@ -50,6 +54,7 @@ const APPLETS: &[(&str, Applet)] = &[
     ("true", |_, _| 0),
     ("uname", text::uname),
     ("wc", text::wc),
+    ("wget", wget::main),
     ("whoami", text::whoami),
 ];
 

@@ -113,42 +113,65 @@ pub fn grep(cx: &mut Cx, args: &[String]) -> i32 {
     if failed != 0 { 2 } else { i32::from(found.is_empty()) }
 }
 
-/// `-n 5`, `-n5`, `-5`, or 10; and the files.
-fn count(args: &[String]) -> (usize, Vec<String>) {
-    let (mut lines, mut names) = (10, Vec::new());
-    let mut words = args.iter().skip(1);
-    while let Some(word) = words.next() {
-        let number = match word.strip_prefix('-') {
-            Some("n") => words.next().map(String::as_str),
-            Some("" | "f") | None => None,
-            Some(number) => Some(number.trim_start_matches('n')),
-        };
-        match number.and_then(|number| number.parse().ok()) {
-            Some(number) => lines = number,
-            None if word != "-f" => names.push(word.clone()),
-            None => {}
-        }
-    }
-    (lines, names)
+/// How much of a file is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Amount {
+    Lines(usize),
+    Bytes(usize),
 }
 
-/// The first lines.
+/// `-n 5`, `-n5`, `-5`, `-c 5`, `-c5`, or 10 lines; and the files.
+fn amount(args: &[String]) -> (Amount, Vec<String>) {
+    let (mut wanted, mut names) = (Amount::Lines(10), Vec::new());
+    let mut words = args.iter().skip(1);
+    while let Some(word) = words.next() {
+        let Some(option) = word.strip_prefix('-').filter(|option| !option.is_empty()) else {
+            names.push(word.clone());
+            continue;
+        };
+        let is_bytes = option.starts_with('c');
+        let number = match option.trim_start_matches(['c', 'n']) {
+            "" => words.next().map_or("", String::as_str),
+            number => number,
+        };
+        match number.parse() {
+            Ok(number) if is_bytes => wanted = Amount::Bytes(number),
+            Ok(number) => wanted = Amount::Lines(number),
+            Err(_) if option == "f" => {}
+            Err(_) => names.push(word.clone()),
+        }
+    }
+    (wanted, names)
+}
+
+/// The first lines, or bytes.
 pub fn head(cx: &mut Cx, args: &[String]) -> i32 {
-    let (lines, names) = count(args);
+    let (wanted, names) = amount(args);
     let (bytes, code) = cx.read_all("head", &names);
-    let wanted: Vec<u8> =
-        bytes.split_inclusive(|b| *b == b'\n').take(lines).flatten().copied().collect();
-    cx.write(&wanted);
+    let part = match wanted {
+        Amount::Lines(lines) => {
+            bytes.split_inclusive(|b| *b == b'\n').take(lines).flatten().copied().collect()
+        }
+        Amount::Bytes(count) => bytes.get(..count).unwrap_or(&bytes).to_vec(),
+    };
+    cx.write(&part);
     code
 }
 
-/// The last lines.
+/// The last lines, or bytes.
 pub fn tail(cx: &mut Cx, args: &[String]) -> i32 {
-    let (lines, names) = count(args);
+    let (wanted, names) = amount(args);
     let (bytes, code) = cx.read_all("tail", &names);
-    let all: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
-    let wanted = all.get(all.len().saturating_sub(lines)..).unwrap_or_default().concat();
-    cx.write(&wanted);
+    let part = match wanted {
+        Amount::Lines(lines) => {
+            let all: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
+            all.get(all.len().saturating_sub(lines)..).unwrap_or_default().concat()
+        }
+        Amount::Bytes(count) => {
+            bytes.get(bytes.len().saturating_sub(count)..).unwrap_or_default().to_vec()
+        }
+    };
+    cx.write(&part);
     code
 }
 

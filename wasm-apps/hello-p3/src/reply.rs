@@ -4,7 +4,7 @@ use wasip3::http::types::{ErrorCode, Fields, Request, Response, Trailers};
 use wasip3::wit_bindgen::{FutureReader, StreamReader};
 use wasip3::{spawn_local, wit_future, wit_stream};
 
-use crate::variable;
+use crate::place;
 
 /// What a body ends with.
 pub type End = FutureReader<Result<Option<Trailers>, ErrorCode>>;
@@ -60,7 +60,7 @@ fn start(status: u16, headers: Fields, body: StreamReader<u8>, end: End) -> Resp
 fn headers(content_type: &[u8], extra: Option<(String, Vec<u8>)>) -> Fields {
     let mut entries = vec![
         ("content-type".to_owned(), content_type.to_vec()),
-        ("x-edgeorc-pod".to_owned(), variable("POD_NAME").into_bytes()),
+        ("x-edgeorc-pod".to_owned(), place().0.clone().into_bytes()),
     ];
     entries.extend(extra);
     Fields::from_list(&entries).unwrap_or_else(|_| Fields::new())

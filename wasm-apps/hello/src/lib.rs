@@ -15,7 +15,7 @@ mod fetch;
 mod query;
 mod reply;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasip2::cli::environment::get_environment;
@@ -69,7 +69,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
 
 fn greeting() -> String {
     let request = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
-    let (pod, node) = (variable("POD_NAME"), variable("NODE_NAME"));
+    let (pod, node) = place();
     format!("Hello from pod {pod} on node {node}, request {request}\n")
 }
 
@@ -89,8 +89,16 @@ fn grow(mib: u64) -> String {
     format!("holding {} MiB\n", held.iter().map(|block| block.len() >> 20).sum::<usize>())
 }
 
-/// Value of an environment variable, or `unknown`.
-fn variable(name: &str) -> String {
-    let found = get_environment().into_iter().find(|(key, _)| key == name);
-    found.map_or_else(|| "unknown".to_owned(), |(_, value)| value)
+/// Name of the pod and of its node, as far as the environment tells. Asked once per instance: the host
+/// hands over all variables at a time.
+fn place() -> &'static (String, String) {
+    static PLACE: OnceLock<(String, String)> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let all = get_environment();
+        let value = |name| {
+            let found = all.iter().find(|(key, _)| key == name);
+            found.map_or_else(|| "unknown".to_owned(), |(_, value)| value.clone())
+        };
+        (value("POD_NAME"), value("NODE_NAME"))
+    })
 }

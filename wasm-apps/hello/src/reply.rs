@@ -5,7 +5,7 @@ use wasip2::http::types::{
 };
 use wasip2::io::streams::{InputStream, StreamError};
 
-use crate::variable;
+use crate::place;
 
 /// Longest write that `blocking-write-and-flush` takes, in bytes.
 const WRITE_BYTES_MAX: usize = 4096;
@@ -62,7 +62,7 @@ fn start(
 ) -> Option<OutgoingBody> {
     let mut entries = vec![
         ("content-type".to_owned(), content_type.to_vec()),
-        ("x-edgeorc-pod".to_owned(), variable("POD_NAME").into_bytes()),
+        ("x-edgeorc-pod".to_owned(), place().0.clone().into_bytes()),
     ];
     entries.extend(extra);
     let headers = Fields::from_list(&entries).unwrap_or_else(|_| Fields::new());

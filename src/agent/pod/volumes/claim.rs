@@ -67,7 +67,7 @@ pub(crate) async fn collect(
             Some(kept) => kept,
             None => {
                 let claim = bound(api, node, namespace, &name).await?;
-                dir.keep("claim", &name, &claim)?;
+                dir.keep_aside("claim", &name, &claim).await?;
                 claim
             }
         };

@@ -31,7 +31,7 @@ pub(crate) async fn collect(
         let had: Option<ReadyVolume> = read_json(&dir.object_file(KIND, &volume.name));
         let ready = images.volume(&wanted, had.clone()).await?;
         if had.as_ref() != Some(&ready) {
-            dir.keep(KIND, &volume.name, &ready)?;
+            dir.keep_aside(KIND, &volume.name, &ready).await?;
         }
         let folder = dirs.image_tree(&ready.hex);
         found.insert(volume.name.clone(), MountedImage { folder, id: ready.id });

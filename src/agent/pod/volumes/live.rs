@@ -281,13 +281,13 @@ impl Live {
         known
     }
 
-    /// Brings the copies that a start has made to the disk: the start itself did not wait.
+    /// Brings what a start has written to the disk: the start itself did not wait.
     async fn sync(&self, started: Vec<String>) {
         let dirs = self.node.dirs.clone();
         let sync = move || {
             for uid in started {
                 // The pod may be gone by now, and its next start makes new copies.
-                let _ = dirs.pod(&uid).sync_objects();
+                let _ = dirs.pod(&uid).sync();
             }
         };
         let _ = self.tasks.block("copies-sync", sync).await;

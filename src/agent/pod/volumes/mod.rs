@@ -30,8 +30,11 @@ pub(crate) use content::TokenKey;
 pub(crate) use etc::lookups;
 pub(crate) use mount::{mounts, shown_mounts};
 
-use crate::agent::dirs::PodDir;
+use crate::agent::dirs::{PodDir, remove_folder};
 use crate::agent::pod::env::{ConfigError, Sources};
+
+/// Largest volume, in bytes, that is kept in memory for the tokens in it.
+const MEMORY_BYTES_MAX: usize = 64 * 1024;
 
 /// One write of volumes at a time in this process: a pod's start and a live update may meet.
 static WRITING: Mutex<()> = Mutex::new(());
@@ -40,11 +43,16 @@ static WRITING: Mutex<()> = Mutex::new(());
 pub(crate) fn write_volumes(pod: &Pod, dir: &PodDir, sources: &Sources) -> Result<(), ConfigError> {
     let _writing = WRITING.lock();
     for volume in volumes_of(pod) {
-        let folder = dir.volume(&volume.name);
         if let Some(payload) = content::payload(pod, volume, sources)? {
-            dir.make(&folder)?;
-            atomic::write(&folder, &payload)?;
-        } else if is_empty_dir(volume) {
+            if !has_token(volume) || !write_in_memory(dir, &volume.name, &payload) {
+                let folder = dir.volume(&volume.name);
+                dir.make(&folder)?;
+                atomic::write(&folder, &payload)?;
+            }
+            continue;
+        }
+        let folder = dir.volume(&volume.name);
+        if is_empty_dir(volume) {
             dir.make(&folder)?;
         } else if volume.host_path.is_none()
             && volume.persistent_volume_claim.is_none()
@@ -57,6 +65,27 @@ pub(crate) fn write_volumes(pod: &Pod, dir: &PodDir, sources: &Sources) -> Resul
         }
     }
     Ok(etc::write(pod, dir, sources)?)
+}
+
+/// Tokens are renewed every hour or so: where there is a file system in memory, they wear no disk out.
+fn write_in_memory(dir: &PodDir, volume: &str, payload: &atomic::Payload) -> bool {
+    let Some(folder) = dir.volume_in_memory(volume) else { return false };
+    if payload.values().map(|file| file.content.len()).sum::<usize>() > MEMORY_BYTES_MAX {
+        return false;
+    }
+    match dir.make(&folder).and_then(|()| atomic::write(&folder, payload)) {
+        Ok(_) => true,
+        Err(err) => {
+            tracing::debug!(%err, volume, "no room in memory for a volume, its disk serves");
+            let _ = remove_folder(&folder);
+            false
+        }
+    }
+}
+
+fn has_token(volume: &Volume) -> bool {
+    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    sources.into_iter().any(|source| source.service_account_token.is_some())
 }
 
 /// Writes anew what has changed in the volumes that the agent fills. Returns the volumes that did.

@@ -1,4 +1,7 @@
-//! Tokens of a pod's service account: asked of the API, kept on disk, renewed before they end.
+//! Tokens of a pod's service account: asked of the API, kept, renewed before they end.
+//!
+//! The first one is kept on disk, for a start without the API. Those that renew it are kept in memory
+//! where that is possible: a card in a small machine wears out by what is written every hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +15,8 @@ use crate::agent::pod::env::{self, ConfigError};
 use crate::agent::pod::objects::within_patience;
 use crate::agent::pod::volumes::{TokenKey, volumes_of};
 
+/// As in the names of the copies.
+const KIND: &str = "token";
 /// A token is renewed after this long, or when four fifths of its life are over.
 const AGE_MAX: SignedDuration = SignedDuration::from_hours(24);
 
@@ -54,16 +59,17 @@ pub(crate) async fn collect(
 ) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
     let mut tokens = BTreeMap::new();
     for key in wanted(pod) {
-        let file = file(dir, &key);
-        let copy: Option<Token> =
-            read_json(&file).filter(|token: &Token| token.audience == key.audience);
+        let Copies { newest: copy, is_on_disk } = Copies::read(dir, &key);
         if let Some(fresh) = copy.as_ref().filter(|token| now < token.renew_at()) {
             tokens.insert(key, fresh.token.clone());
             continue;
         }
         match within_patience(copy.is_some(), api.token(pod, &key, now)).await {
             Ok(token) => {
-                dir.keep("token", &name_of(&key), &token)?;
+                let name = name_of(&key);
+                if !is_on_disk || dir.keep_in_memory(KIND, &name, &token).await.is_err() {
+                    dir.keep_aside(KIND, &name, &token).await?;
+                }
                 tokens.insert(key, token.token);
             }
             Err(err) => match copy {
@@ -83,14 +89,30 @@ pub(crate) async fn collect(
     Ok(tokens)
 }
 
-/// When the first of the pod's tokens is to be renewed, as far as they are on disk.
+/// When the first of the pod's tokens is to be renewed, as far as they are kept.
 pub(crate) fn next_renewal(pod: &Pod, dir: &PodDir) -> Option<Timestamp> {
-    let tokens = wanted(pod).into_iter().filter_map(|key| read_json::<Token>(&file(dir, &key)));
+    let tokens = wanted(pod).into_iter().filter_map(|key| Copies::read(dir, &key).newest);
     tokens.map(|token| token.renew_at()).min()
 }
 
-fn file(dir: &PodDir, key: &TokenKey) -> std::path::PathBuf {
-    dir.object_file("token", &name_of(key))
+/// What is kept of a token.
+struct Copies {
+    newest: Option<Token>,
+    is_on_disk: bool,
+}
+
+impl Copies {
+    fn read(dir: &PodDir, key: &TokenKey) -> Self {
+        let name = name_of(key);
+        let read = |file: std::path::PathBuf| {
+            read_json::<Token>(&file).filter(|token: &Token| token.audience == key.audience)
+        };
+        let on_disk = read(dir.object_file(KIND, &name));
+        let is_on_disk = on_disk.is_some();
+        let in_memory = dir.object_in_memory(KIND, &name).and_then(read);
+        let newest = on_disk.into_iter().chain(in_memory).max_by_key(|token| token.issued_at);
+        Self { newest, is_on_disk }
+    }
 }
 
 fn name_of(key: &TokenKey) -> String {
@@ -167,6 +189,32 @@ mod tests {
                 expires_at: now.checked_add(SignedDuration::from_secs(3600)).unwrap(),
             })
         }
+    }
+
+    #[tokio::test]
+    async fn a_renewed_token_does_not_come_to_the_disk() {
+        let (root, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dirs = Dirs::create(root.path().to_owned()).unwrap();
+        let dir = dirs.with_memory(Some(memory.path().to_owned())).pod("u");
+        dir.create().unwrap();
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": [
+            {"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}}))
+        .unwrap();
+        let api = Api { is_up: true, asked: 0.into() };
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let key = wanted(&pod).pop_first().unwrap();
+        let on_disk = || -> Token { read_json(&dir.object_file(KIND, &name_of(&key))).unwrap() };
+        for (second, token) in [(0, "1"), (2880, "2"), (2881, "2"), (5760, "3")] {
+            let tokens = collect(&api, &pod, &dir, at(second)).await.unwrap();
+            assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
+            assert_eq!(on_disk().token, "1", "{second}");
+        }
+        assert_eq!(next_renewal(&pod, &dir), Some(at(5760 + 2880)));
+        // After a power cut the first one is there, and the API is asked.
+        std::fs::remove_dir_all(memory.path().join("pods")).unwrap();
+        dir.create().unwrap();
+        let tokens = collect(&api, &pod, &dir, at(6000)).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["4"]);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 //!
 //! - A connection is a pair of streams, `data` and `error`. Whatever goes wrong with it is told on
 //!   its `error` stream, in kubelet's words, and concerns no other connection.
+//! - A pod that reads nothing holds up its client's other connections for [`STALL_MAX`] at most.
 //! - Connections end with their client.
 
 mod channels;
@@ -14,6 +15,7 @@ mod half_open;
 mod spdy;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -32,6 +34,12 @@ pub(super) use spdy::{over_spdy, over_tunnel};
 const CONNECTIONS_MAX: usize = 128;
 /// Messages that wait for the client.
 const QUEUE_MAX: usize = 32;
+/// Messages of one connection that wait for its pod; clients send at most 32 KiB in one. Neither SPDY
+/// nor the channels hold back one stream alone: beyond this all the client's connections wait.
+const TO_POD_MAX: usize = 64;
+/// How long they wait for a pod that takes not one message. Then that connection ends: the others
+/// have done nothing.
+const STALL_MAX: Duration = Duration::from_secs(10);
 
 /// The numbers of a connection's two streams.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +66,8 @@ struct Connection {
     to_pod: Option<mpsc::Sender<Bytes>>,
     /// Cancelled to end it, and by itself when it has ended.
     cancel: CancellationToken,
+    /// Cancelled when its pod takes nothing: it ends, and tells its client why.
+    stalled: CancellationToken,
 }
 
 /// The connections of one client.
@@ -78,26 +88,38 @@ impl<'a> Connections<'a> {
 
     /// Opens a connection to the pod, in a task of its own.
     fn open(&mut self, pair: Pair, port: u16) {
-        let (to_pod, from_client) = mpsc::channel(node::QUEUE_MAX);
+        let (to_pod, from_client) = mpsc::channel(TO_POD_MAX);
         let cancel = self.tasks.token().child_token();
+        let stalled = CancellationToken::new();
         let (context, target) = (Context::clone(self.context), self.target.clone());
-        let (events, own) = (self.events.clone(), cancel.clone());
+        let (events, own, stops) = (self.events.clone(), cancel.clone(), stalled.clone());
         self.tasks.spawn("port-forward-connection", |_| async move {
-            let serving = connection(&context, &target, port, pair, from_client, &events);
+            let serving = async {
+                let carried = connection(&context, &target, port, pair, from_client, &events);
+                if stops.run_until_cancelled(carried).await.is_none() {
+                    let text = failure(port, &target, "the pod reads nothing");
+                    let _ = events.send(Event::Failed(pair, text)).await;
+                    let _ = events.send(Event::Ended(pair)).await;
+                }
+            };
             let _ = own.run_until_cancelled(serving).await;
             // Says that its place is free.
             own.cancel();
         });
         self.open.retain(|_, connection| !connection.cancel.is_cancelled());
-        self.open.insert(pair.data, Connection { to_pod: Some(to_pod), cancel });
+        self.open.insert(pair.data, Connection { to_pod: Some(to_pod), cancel, stalled });
     }
 
-    /// Bytes of the client; waits while the pod does not read.
+    /// Bytes of the client; waits while the pod does not read, and not for ever.
     async fn data(&mut self, stream: u32, is_last: bool, bytes: Bytes) {
         let Some(connection) = self.open.get_mut(&stream) else { return };
         if let Some(to_pod) = connection.to_pod.as_ref().filter(|_| !bytes.is_empty()) {
             // A pod that is gone is told by the connection's own task.
-            let _ = to_pod.send(bytes).await;
+            if tokio::time::timeout(STALL_MAX, to_pod.send(bytes)).await.is_err() {
+                tracing::debug!(k8s.pod.name = self.target.pod, "a forwarded connection stalls");
+                connection.stalled.cancel();
+                connection.to_pod = None;
+            }
         }
         if is_last {
             connection.to_pod = None;
@@ -144,12 +166,13 @@ async fn connection(
             }
         }
         Err(text) => {
-            let text = format!(
-                "error forwarding port {port} to pod {}, uid {}: {text}",
-                target.pod, target.uid
-            );
-            let _ = events.send(Event::Failed(pair, text)).await;
+            let _ = events.send(Event::Failed(pair, failure(port, target, &text))).await;
         }
     }
     let _ = events.send(Event::Ended(pair)).await;
+}
+
+/// In kubelet's words.
+fn failure(port: u16, target: &Target, why: &str) -> String {
+    format!("error forwarding port {port} to pod {}, uid {}: {why}", target.pod, target.uid)
 }
