@@ -107,7 +107,7 @@ impl Mesh {
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
                 let conn = wire::connection(peer).await?;
                 let open = wire::open(&conn, Carries::Udp { from }, to, origin.into());
-                carry(open.await?, flow).await
+                carried_there(carry(open.await?, flow).await)
             }
         }
     }
@@ -134,7 +134,7 @@ impl Mesh {
         let (near, far) = Datagrams::pair();
         let carried = tokio::select! {
             carried = self.0.local.datagrams(from, to, far) => carried,
-            carried = carry(stream, near) => carried,
+            carried = carry(stream, near) => carried.map(|_| ()),
         };
         if let Err(err) = carried {
             // The end of the stream tells the peer.
@@ -153,8 +153,28 @@ fn is_sources_node(place: &Place, peer: &str) -> bool {
     }
 }
 
+/// Which side let go of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Here,
+    There { is_answered: bool },
+}
+
+/// What the end of a flow to another node says. A node that lets go of one on which nothing ever
+/// came back has nobody who takes it, or a policy denies it: the host's network would say so too.
+fn carried_there(carried: io::Result<Ended>) -> io::Result<()> {
+    match carried {
+        Ok(Ended::There { is_answered: false }) => Err(io::ErrorKind::ConnectionRefused.into()),
+        Ok(_) => Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::ConnectionReset => {
+            Err(io::Error::new(io::ErrorKind::ConnectionRefused, err))
+        }
+        Err(err) => Err(err),
+    }
+}
+
 /// Carries a flow on a stream until one of them ends.
-async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<()> {
+async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<Ended> {
     let (read, mut write) = tokio::io::split(stream);
     let Datagrams { tx, mut rx } = flow;
     let out = async {
@@ -169,16 +189,18 @@ async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<()> {
                 write.flush().await?;
             }
         }
-        write.shutdown().await
+        write.shutdown().await.map(|()| Ended::Here)
     };
     let back = async {
         let mut read = BufReader::new(read);
+        let mut is_answered = false;
         while let Some(data) = read_datagram(&mut read).await? {
+            is_answered = true;
             if tx.send(data).await.is_err() {
-                break;
+                return Ok(Ended::Here);
             }
         }
-        Ok(())
+        Ok(Ended::There { is_answered })
     };
     tokio::select! {
         ended = out => ended,
@@ -224,6 +246,24 @@ mod tests {
         let ((one, other), ()) = tokio::join!(carrying, talking);
         one.unwrap();
         other.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_flow_that_the_other_node_lets_go_of_unanswered_is_refused() {
+        let ended = |is_answered: bool| async move {
+            let (here, mut there) = tokio::io::duplex(64);
+            let (_near, flow) = Datagrams::pair();
+            if is_answered {
+                there.write_all(&[0, 1, b'x']).await.unwrap();
+            }
+            drop(there);
+            carried_there(carry(here, flow).await)
+        };
+        let refused = ended(false).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        ended(true).await.unwrap();
+        let reset = carried_there(Err(io::ErrorKind::ConnectionReset.into())).unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]

@@ -226,7 +226,8 @@ async fn connections_of_every_kind_are_judged_on_one_node_and_between_two() {
             assert_eq!(ask_http(&a.mesh, "default/client", &uri).await.unwrap(), "ok", "{uri}");
         }
         udp(&a.mesh, "default/client", "10.42.0.2", pod).await.unwrap();
-        udp(&a.mesh, "default/stranger", "10.42.0.3", pod).await.unwrap_err();
+        let refused = udp(&a.mesh, "default/stranger", "10.42.0.3", pod).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "{pod}");
         // Another port is not of the rule.
         let other = pod.replace("8080", "8081");
         assert!(is_denied(&tcp(&a.mesh, "default/client", &other).await.err().unwrap()));
