@@ -288,21 +288,23 @@ impl PodDir {
         write_copy(&self.path.join("pod.json"), pod)
     }
 
-    pub(crate) fn read_address(&self) -> Option<IpAddr> {
-        let text = std::fs::read_to_string(self.path.join("address")).ok()?;
-        text.trim().parse().ok()
+    /// One on each line.
+    pub(crate) fn read_addresses(&self) -> Vec<IpAddr> {
+        let text = std::fs::read_to_string(self.path.join("address")).unwrap_or_default();
+        text.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
 
-    /// Keeps the pod's address for the next agent; see [`write_copy`].
+    /// Keeps the pod's addresses for the next agent; see [`write_copy`].
     ///
     /// # Cancel safety
     ///
-    /// It is written all the same.
-    pub(crate) async fn write_address(&self, ip: IpAddr) -> io::Result<()> {
+    /// They are written all the same.
+    pub(crate) async fn write_addresses(&self, ips: &[IpAddr]) -> io::Result<()> {
         let dir = self.clone();
+        let lines: Vec<String> = ips.iter().map(ToString::to_string).collect();
         let write = move || {
             dir.create()?;
-            write_scratch(&dir.path.join("address"), ip.to_string().as_bytes())
+            write_scratch(&dir.path.join("address"), lines.join("\n").as_bytes())
         };
         aside(write).await
     }
@@ -521,8 +523,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dirs = Dirs::create(root.path().join("agent")).unwrap();
         let pod = dirs.pod("u1");
-        pod.write_address([10, 42, 0, 7].into()).await.unwrap();
-        assert_eq!(pod.read_address(), Some([10, 42, 0, 7].into()));
+        let ips = [IpAddr::from([10, 42, 0, 7]), "fd00:42::7".parse().unwrap()];
+        pod.write_addresses(&ips).await.unwrap();
+        assert_eq!(pod.read_addresses(), ips);
         pod.write_pod(&Pod::default()).unwrap();
         assert_eq!(pod.read_pod(), Some(Pod::default()));
         std::fs::write(root.path().join("agent/pods/u1/pod.json"), "{\"meta").unwrap();

@@ -115,7 +115,11 @@ impl Mesh {
         }
         // Headless Services answer at any port of their pods; names outside have addresses only.
         let ips = self.resolve(namespace, host).await;
-        let ip = ips.get(self.0.dice.below(ips.len())).ok_or(CallError::NoEndpoint)?;
+        // Of the first one's family: a pod may listen in one only.
+        let family =
+            |ip: &&IpAddr| ips.first().is_some_and(|first| first.is_ipv4() == ip.is_ipv4());
+        let count = ips.iter().take_while(family).count();
+        let ip = ips.get(self.0.dice.below(count)).ok_or(CallError::NoEndpoint)?;
         self.backend_at(SocketAddr::new(*ip, port))
     }
 
