@@ -247,6 +247,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table of all rules")]
     fn what_breaks_a_rule_of_policies_is_refused_with_the_field() {
         let ports = |port: Value| json!({ "ingress": [{ "ports": [port] }] });
         let from = |peer: Value| json!({ "ingress": [{ "from": [peer] }] });
