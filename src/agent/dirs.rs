@@ -85,6 +85,11 @@ impl Dirs {
         self.root.join("node.json")
     }
 
+    /// What the node knew last of network policies.
+    pub(crate) fn network_policies_file(&self) -> PathBuf {
+        self.root.join("network-policies.json")
+    }
+
     /// The last `registries.yaml` that could be used.
     pub(crate) fn registries_copy(&self) -> PathBuf {
         self.root.join("registries.yaml")
@@ -283,21 +288,23 @@ impl PodDir {
         write_copy(&self.path.join("pod.json"), pod)
     }
 
-    pub(crate) fn read_address(&self) -> Option<IpAddr> {
-        let text = std::fs::read_to_string(self.path.join("address")).ok()?;
-        text.trim().parse().ok()
+    /// One on each line.
+    pub(crate) fn read_addresses(&self) -> Vec<IpAddr> {
+        let text = std::fs::read_to_string(self.path.join("address")).unwrap_or_default();
+        text.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
 
-    /// Keeps the pod's address for the next agent; see [`write_copy`].
+    /// Keeps the pod's addresses for the next agent; see [`write_copy`].
     ///
     /// # Cancel safety
     ///
-    /// It is written all the same.
-    pub(crate) async fn write_address(&self, ip: IpAddr) -> io::Result<()> {
+    /// They are written all the same.
+    pub(crate) async fn write_addresses(&self, ips: &[IpAddr]) -> io::Result<()> {
         let dir = self.clone();
+        let lines: Vec<String> = ips.iter().map(ToString::to_string).collect();
         let write = move || {
             dir.create()?;
-            write_scratch(&dir.path.join("address"), ip.to_string().as_bytes())
+            write_scratch(&dir.path.join("address"), lines.join("\n").as_bytes())
         };
         aside(write).await
     }

@@ -50,8 +50,9 @@ async fn what_is_written_is_read_and_a_torn_file_is_nothing() {
     let root = tempfile::tempdir().unwrap();
     let dirs = Dirs::create(root.path().join("agent")).unwrap();
     let pod = dirs.pod("u1");
-    pod.write_address([10, 42, 0, 7].into()).await.unwrap();
-    assert_eq!(pod.read_address(), Some([10, 42, 0, 7].into()));
+    let ips = [IpAddr::from([10, 42, 0, 7]), "fd00:42::7".parse().unwrap()];
+    pod.write_addresses(&ips).await.unwrap();
+    assert_eq!(pod.read_addresses(), ips);
     pod.write_pod(&Pod::default()).unwrap();
     assert_eq!(pod.read_pod(), Some(Pod::default()));
     std::fs::write(root.path().join("agent/pods/u1/pod.json"), "{\"meta").unwrap();

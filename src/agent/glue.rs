@@ -9,7 +9,7 @@ use edgeorc_runtime::{
 };
 use http::{Request, Response};
 
-use crate::mesh::{CallError, Local, LocalError, Mesh};
+use crate::mesh::{CallError, Caller, Local, LocalError, Mesh, PodOwner};
 
 /// The pods of this node for the mesh.
 #[derive(Debug)]
@@ -25,6 +25,11 @@ impl LocalPods {
 
 #[async_trait]
 impl Local for LocalPods {
+    fn owner(&self, ip: IpAddr) -> Option<PodOwner> {
+        let (namespace, uid) = self.0.owner(ip)?;
+        Some(PodOwner { namespace, uid })
+    }
+
     async fn connect(&self, to: SocketAddr) -> std::io::Result<crate::mesh::BoxIo> {
         let stream = self.0.connect(to).await?;
         Ok(Box::new(stream))
@@ -63,6 +68,7 @@ fn as_io(error: CallError) -> BodyError {
     };
     let kind = match &error {
         CallError::Timeout => std::io::ErrorKind::TimedOut,
+        CallError::Denied => std::io::ErrorKind::ConnectionRefused,
         CallError::Forbidden(_) => std::io::ErrorKind::PermissionDenied,
         CallError::Broken(cause) => match cause.downcast_ref::<std::io::Error>() {
             Some(cause) => cause.kind(),
@@ -90,22 +96,27 @@ impl GuestUplink {
     }
 }
 
+fn caller(pod: &PodId) -> Caller<'_> {
+    Caller { namespace: &pod.namespace, uid: &pod.uid }
+}
+
 #[async_trait]
 impl Uplink for GuestUplink {
     async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
-        let stream = self.mesh()?.connect_from(&from.uid, to).await?;
+        let stream = self.mesh()?.connect_from(caller(from), to).await?;
         Ok(Box::new(stream))
     }
 
     async fn datagrams(
         &self,
-        _from: &PodId,
+        from: &PodId,
         source: SocketAddr,
         to: SocketAddr,
         flow: Datagrams,
     ) -> std::io::Result<()> {
         let Datagrams { tx, rx } = flow;
-        self.mesh()?.datagrams(source, to, crate::mesh::Datagrams { tx, rx }).await
+        let flow = crate::mesh::Datagrams { tx, rx };
+        self.mesh()?.datagrams(caller(from), source, to, flow).await
     }
 
     async fn resolve(&self, from: &PodId, name: &str) -> Vec<IpAddr> {
@@ -120,6 +131,6 @@ impl Uplink for GuestUplink {
         from: &PodId,
         request: Request<Body>,
     ) -> Result<Response<Body>, BodyError> {
-        self.mesh()?.http_from(&from.namespace, &from.uid, request).await.map_err(as_io)
+        self.mesh()?.http_from(caller(from), request).await.map_err(as_io)
     }
 }

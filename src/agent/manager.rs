@@ -80,10 +80,8 @@ impl Manager {
         let dirs = self.dirs.clone();
         let known = self.tasks.block("pods-from-disk", move || from_disk(&dirs)).await;
         let known = known.unwrap_or_default();
-        for (uid, ip, _) in &known {
-            if let Some(ip) = ip {
-                self.shared.ipam.reserve(uid, *ip);
-            }
+        for (uid, ips, _) in &known {
+            self.shared.ipam.reserve(uid, ips);
         }
         for (uid, _, pod) in known {
             self.see(&uid, pod);
@@ -201,14 +199,14 @@ impl Manager {
 }
 
 /// The pods that were here before, with their addresses. What is no pod goes.
-fn from_disk(dirs: &Dirs) -> Vec<(String, Option<IpAddr>, Arc<Pod>)> {
+fn from_disk(dirs: &Dirs) -> Vec<(String, Vec<IpAddr>, Arc<Pod>)> {
     if let Err(err) = dirs.remove_gone() {
         warn!(%err, "what is left of a pod cannot be removed");
     }
     let mut known = Vec::new();
     for (uid, dir) in dirs.all_pods().unwrap_or_default() {
         match dir.read_pod() {
-            Some(pod) => known.push((uid, dir.read_address(), Arc::new(pod))),
+            Some(pod) => known.push((uid, dir.read_addresses(), Arc::new(pod))),
             None => drop(dir.remove()),
         }
     }

@@ -202,8 +202,8 @@ pub(super) struct NodeStart {
     /// Folder of the host that pods may mount; DIR:ro only to read
     #[arg(long, value_name = "DIR")]
     pub(super) allow_host_path: Vec<String>,
-    /// Range that all pods have addresses of; the same on all servers [default: 10.42.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    /// Range of pods, or one of each family; the same on all servers [default: 10.42.0.0/16]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
     pub(super) cluster_cidr: Option<String>,
     /// Prefix length of the part of it that each node gets [default: 24]
     #[arg(long, value_name = "BITS")]

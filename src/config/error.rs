@@ -56,7 +56,7 @@ pub enum ConfigError {
     },
     /// `--cluster-cidr` is no range, or not one for pods.
     #[error(
-        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16 that starts at its first address and is apart from the Services' ranges"
+        "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16, and may have an IPv6 range like fd00:42::/48 behind a comma; each starts at its first address and is apart from the Services' ranges"
     )]
     ClusterCidr {
         /// What was given.

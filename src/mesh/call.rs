@@ -20,9 +20,10 @@ use super::decisions::{Fault, Retry};
 use super::endpoint::{EndpointState, InFlight};
 use super::local::LocalError;
 use super::outside;
-use super::routes::Place;
+use super::policy::{Origin, SENDER, Sender};
+use super::routes::{Place, Protocol};
 use super::traced::Counting;
-use super::wire::{self, Carries, MESH_ERROR, REFUSED};
+use super::wire::{self, Carries, DENIED, MESH_ERROR, REFUSED};
 use crate::net::http::{HttpError, HttpStream};
 use crate::net::{Body, BodyError};
 use crate::telemetry::trace::Span;
@@ -56,6 +57,10 @@ pub enum CallError {
     /// The request's own body could not be read. Nothing was sent.
     #[error("the request's body broke off: {0}")]
     RequestBody(#[source] BodyError),
+    /// A network policy of the pod that asks, or of the one that is asked, forbids it. Give up;
+    /// nothing was sent to a pod.
+    #[error("a network policy denies it")]
+    Denied,
     /// The address or scheme is one that guests may not use. Give up.
     #[error("{0} cannot be reached from a pod")]
     Forbidden(String),
@@ -70,15 +75,18 @@ enum Failure {
     /// A pod may have acted.
     Broken(BodyError),
     Timeout,
+    /// By a network policy, which says nothing of the endpoint.
+    Denied,
 }
 
 impl Failure {
     /// What it says of the endpoint.
-    fn fault(&self) -> Fault {
+    fn fault(&self) -> Option<Fault> {
         match self {
-            Self::Unsent(..) | Self::NotReached => Fault::Unreachable,
-            Self::Broken(_) => Fault::Broken,
-            Self::Timeout => Fault::Timeout,
+            Self::Unsent(..) | Self::NotReached => Some(Fault::Unreachable),
+            Self::Broken(_) => Some(Fault::Broken),
+            Self::Timeout => Some(Fault::Timeout),
+            Self::Denied => None,
         }
     }
 }
@@ -144,24 +152,26 @@ impl Mesh {
     pub(super) async fn call(
         &self,
         backend: &Backend,
+        origin: Origin<'_>,
         request: Request<Body>,
     ) -> Result<Response<Tracked>, CallError> {
         let longest = self.0.head_timeout;
         let per_try = request.extensions().get::<HeadTimeout>().map_or(longest, |limit| limit.0);
         let timeouts = Timeouts { total: longest.max(per_try), per_try };
-        self.call_within(backend, request, timeouts).await
+        self.call_within(backend, origin, request, timeouts).await
     }
 
     /// As [`Self::call`], with timeouts of the caller's.
     pub(super) async fn call_within(
         &self,
         backend: &Backend,
+        origin: Origin<'_>,
         request: Request<Body>,
         timeouts: Timeouts,
     ) -> Result<Response<Tracked>, CallError> {
         let service = backend.service.as_deref();
         let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
-        let response = self.try_endpoints(backend, request, timeouts).await?;
+        let response = self.try_endpoints(backend, origin, request, timeouts).await?;
         counting.answered(response.status());
         Ok(response)
     }
@@ -169,6 +179,7 @@ impl Mesh {
     async fn try_endpoints(
         &self,
         backend: &Backend,
+        origin: Origin<'_>,
         request: Request<Body>,
         timeouts: Timeouts,
     ) -> Result<Response<Tracked>, CallError> {
@@ -195,7 +206,8 @@ impl Mesh {
             let mut span = self.client_span(&endpoint, tried.len(), &mut request);
             let started = Instant::now();
             let attempt_ends = (started + timeouts.per_try).min(ends_at);
-            let attempt = tokio::time::timeout_at(attempt_ends, self.attempt(&endpoint, request));
+            let attempt = self.attempt(&endpoint, origin, request);
+            let attempt = tokio::time::timeout_at(attempt_ends, attempt);
             let failure = match attempt.await.unwrap_or(Err(Failure::Timeout)) {
                 Ok(response) => {
                     self.answered(backend, &endpoint, response.status(), started.elapsed());
@@ -208,11 +220,12 @@ impl Mesh {
                 Err(failure) => failure,
             };
             drop(in_flight);
+            let Some(fault) = failure.fault() else { return Err(CallError::Denied) };
             if let Some(mut span) = span {
-                span.failed(failure.fault().name());
+                span.failed(fault.name());
             }
-            let verdict = backend.failed(&endpoint, failure.fault(), self.now_ms());
-            self.0.metrics.decisions.judged(failure.fault(), verdict);
+            let verdict = backend.failed(&endpoint, fault, self.now_ms());
+            self.0.metrics.decisions.judged(fault, verdict);
             if matches!(failure, Failure::Timeout) {
                 self.0.metrics.decisions.timed_out();
             }
@@ -277,11 +290,21 @@ impl Mesh {
     async fn attempt(
         &self,
         endpoint: &Arc<EndpointState>,
-        request: Request<Body>,
+        origin: Origin<'_>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
+        let admitted = self.admit(origin, endpoint, Protocol::Tcp).await;
+        admitted.map_err(|_| Failure::Denied)?;
         match &endpoint.place {
             Place::Local => self.send_local(endpoint, request).await,
-            Place::Node(_) | Place::Outside => send_remote(endpoint, request).await,
+            Place::Outside => {
+                request.headers_mut().remove(SENDER);
+                send_remote(endpoint, request).await
+            }
+            Place::Node(_) => {
+                request.headers_mut().insert(SENDER, origin.to_field());
+                send_remote(endpoint, request).await
+            }
         }
     }
 
@@ -324,7 +347,9 @@ async fn open_stream(endpoint: &EndpointState) -> Result<HttpStream, BodyError> 
     }
     let peer = endpoint.peer.as_ref().ok_or("this node has no mesh to others")?;
     let conn = wire::connection(peer).await?;
-    Ok(HttpStream::new(wire::open(&conn, Carries::Http, endpoint.address).await?).await?)
+    // The stream is kept for the requests of others: each says who sends it.
+    let opening = wire::open(&conn, Carries::Http, endpoint.address, Sender::Untold);
+    Ok(HttpStream::new(opening.await?).await?)
 }
 
 async fn send_on(
@@ -342,6 +367,7 @@ async fn send_on(
         Ok(response) => match response.headers().get(MESH_ERROR) {
             None => Ok(response),
             Some(value) if value == REFUSED => Err(Failure::NotReached),
+            Some(value) if value == DENIED => Err(Failure::Denied),
             Some(_) => Err(Failure::Broken("the pod gave no answer".into())),
         },
         Err(failed) => Err(match failed.unsent {
@@ -364,6 +390,7 @@ fn again(failure: Failure, replay: Option<&Replay>) -> (Option<Request<Body>>, C
         Failure::Broken(err) => (idempotent(), CallError::Broken(err)),
         // A second wait as long as the first is more than a client has.
         Failure::Timeout => (None, CallError::Timeout),
+        Failure::Denied => (None, CallError::Denied),
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use async_trait::async_trait;
 use http::{Request, Response};
 
+use super::policy::PodOwner;
 use super::udp::Datagrams;
 use crate::net::{Body, BodyError, BoxIo};
 
@@ -22,9 +23,15 @@ pub enum LocalError {
     Failed(#[source] BodyError),
 }
 
-/// Reaches the pods of this node. Implemented by the agent over the runtime's virtual network.
+/// Reaches the pods of this node, and knows whose addresses are whose. Implemented by the agent over the runtime's virtual network.
 #[async_trait]
 pub trait Local: Debug + Send + Sync + 'static {
+    /// The pod of this node that has the address.
+    fn owner(&self, ip: IpAddr) -> Option<PodOwner> {
+        let _ = ip;
+        None
+    }
+
     /// Opens a byte stream to a listening guest.
     ///
     /// # Errors

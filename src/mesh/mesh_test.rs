@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::balancer::Backend;
 use super::mesh_harness::{Act, PODS, ask, cluster, get, routes, serve, soon, start, text};
+use super::policy::{Origin, Sender};
 use super::*;
 use crate::net::http::{HttpStream, full};
 use crate::net::testing::{LOOPBACK, authority};
@@ -173,9 +174,10 @@ async fn a_peer_reaches_pods_of_this_node_only() {
     let conn = soon(nodes[0].peers.get("b", crate::net::Alpn::Mesh)).await.unwrap();
     for address in ["10.42.0.2:8080", "127.0.0.1:22"] {
         let to = address.parse().unwrap();
-        let tcp = soon(wire::open(&conn, wire::Carries::Tcp, to)).await.unwrap_err();
+        let tcp =
+            soon(wire::open(&conn, wire::Carries::Tcp, to, Sender::Untold)).await.unwrap_err();
         assert_eq!(tcp.kind(), io::ErrorKind::HostUnreachable);
-        let http = soon(wire::open(&conn, wire::Carries::Http, to)).await.unwrap();
+        let http = soon(wire::open(&conn, wire::Carries::Http, to, Sender::Untold)).await.unwrap();
         let stream = HttpStream::new(http).await.unwrap();
         let mut request = get("/");
         request.headers_mut().insert("host", "x".parse().unwrap());
@@ -285,6 +287,6 @@ async fn many_requests_at_once_all_get_their_own_answer() {
 async fn a_request_costs_an_ingress_connection_little_memory() {
     let nodes = cluster(&["a"]);
     let backend = Backend::default();
-    let calling = nodes[0].mesh.call(&backend, get("/"));
+    let calling = nodes[0].mesh.call(&backend, Origin::Node, get("/"));
     assert!(size_of_val(&calling) < 6 * 1024, "{}", size_of_val(&calling));
 }

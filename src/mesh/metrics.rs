@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::decisions::Decisions;
+use super::policy::Denials;
 use super::table::Table;
 use super::traffic::{self, SeriesSet};
 
@@ -47,6 +48,7 @@ pub struct MeshMetrics {
     pub(super) pods: Arc<SeriesSet>,
     series_folded: Family<SeriesKind, Counter>,
     pub(super) node_port_connections: Counter,
+    pub(super) policy_denials: Arc<Denials>,
 }
 
 impl Default for MeshMetrics {
@@ -70,6 +72,7 @@ impl Default for MeshMetrics {
             decisions: Decisions::default(),
             ingress_refused: Family::default(),
             node_port_connections: Counter::default(),
+            policy_denials: Arc::default(),
         }
     }
 }
@@ -106,6 +109,7 @@ impl MeshMetrics {
             "Connections accepted at NodePorts",
             self.node_port_connections.clone(),
         );
+        self.policy_denials.register(registry);
     }
 
     pub(super) fn ingress_answered(&self, status: StatusCode, seconds: f64) {

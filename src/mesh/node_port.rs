@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use super::Mesh;
 use super::balancer::Backend;
 use super::cidr::Cidr;
+use super::policy::Origin;
 use super::routes::ServiceKey;
 use super::splice::splice;
 
@@ -205,7 +206,7 @@ impl Mesh {
         let _ = client.set_nodelay(true);
         let who = from.ip().to_canonical().to_string();
         let backend = self.for_client(backend, &who);
-        match self.connect_backend(&backend).await {
+        match self.connect_backend(&backend, Origin::client(from.ip())).await {
             Ok(pod) => splice(client, pod, self.0.tasks.token()).await,
             Err(err) => {
                 let (namespace, name) = &service;

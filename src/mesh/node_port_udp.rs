@@ -16,6 +16,7 @@ use super::Mesh;
 use super::balancer::{Backend, Tier};
 use super::endpoint::EndpointState;
 use super::node_port::{Door, DoorRoute};
+use super::policy::Origin;
 use super::table::Table;
 use super::udp::{DATAGRAM_BYTES_MAX, Datagrams};
 
@@ -121,7 +122,8 @@ impl Flow {
         let (mut near, far) = Datagrams::pair();
         let only = Backend::new(vec![Arc::clone(&self.endpoint)], |_| Tier::Node);
         let mesh = self.mesh.clone();
-        let carrying = mesh.datagrams_to(&only, self.client, far);
+        let origin = Origin::client(self.client.ip());
+        let carrying = mesh.datagrams_to(&only, origin, self.client, far);
         tokio::pin!(carrying);
         loop {
             tokio::select! {

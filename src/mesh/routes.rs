@@ -55,6 +55,8 @@ pub(super) enum Place {
 pub(super) struct NodeRoute {
     pub(super) name: Arc<str>,
     pub(super) pod_cidrs: Vec<Cidr>,
+    /// Its own addresses.
+    pub(super) addresses: Vec<IpAddr>,
     /// Its zone, where it has one.
     pub(super) zone: Option<String>,
 }
@@ -141,6 +143,11 @@ impl Routes {
         }
     }
 
+    /// What is known of a node.
+    pub(super) fn node(&self, name: &str) -> Option<&NodeRoute> {
+        self.nodes.iter().find(|node| *node.name == *name)
+    }
+
     /// The zone of this node.
     pub(super) fn my_zone(&self) -> Option<&str> {
         self.nodes.iter().find(|node| *node.name == *self.me)?.zone.as_deref()
@@ -167,7 +174,10 @@ fn node_route(node: &Node) -> Option<NodeRoute> {
     let ranges = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr);
     let pod_cidrs = ranges.filter_map(|range| Cidr::parse(range)).collect();
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned();
-    Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs, zone })
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    let addresses = addresses.into_iter().flatten();
+    let addresses = addresses.filter_map(|one| one.address.parse().ok()).collect();
+    Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs, addresses, zone })
 }
 
 #[cfg(test)]

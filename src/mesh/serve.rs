@@ -22,8 +22,10 @@ use tracing::{debug, trace, warn};
 use super::Mesh;
 use super::call::mesh_error;
 use super::local::LocalError;
+use super::policy::{SENDER, Sender};
+use super::routes::Protocol;
 use super::splice::splice;
-use super::wire::{self, Carries, FAILED, MESH_ERROR, Opened, REFUSED};
+use super::wire::{self, Carries, DENIED, FAILED, MESH_ERROR, Opened, REFUSED};
 use crate::net::{Body, BodyError, Connection, Stream};
 
 /// Bytes of a head, and of a body's chunk in memory.
@@ -149,10 +151,16 @@ impl Mesh {
             }
         }
         match open.carries {
-            Carries::Http => self.serve_mesh_http(stream, open.to, cancel).await,
+            Carries::Http => self.serve_mesh_http(stream, open.to, peer, cancel).await,
             Carries::Udp { from } => {
-                let serving = self.serve_mesh_datagrams(stream, from, open.to);
+                let sender = (peer, &open.sender);
+                let serving = self.serve_mesh_datagrams(stream, sender, from, open.to);
                 return cancel.run_until_cancelled(serving).await.unwrap_or(Ok(()));
+            }
+            Carries::Tcp
+                if self.admit_peer(peer, &open.sender, open.to, Protocol::Tcp).await.is_err() =>
+            {
+                wire::answer(&mut stream, Opened::Denied).await?;
             }
             Carries::Tcp => match self.0.local.connect(open.to).await {
                 Ok(pod) => {
@@ -168,7 +176,13 @@ impl Mesh {
         Ok(())
     }
 
-    async fn serve_mesh_http(&self, stream: Stream, to: SocketAddr, cancel: &CancellationToken) {
+    async fn serve_mesh_http(
+        &self,
+        stream: Stream,
+        to: SocketAddr,
+        peer: &str,
+        cancel: &CancellationToken,
+    ) {
         let end = stream.end();
         let was_read = end.marker();
         let service = service_fn(|request: Request<Incoming>| {
@@ -179,7 +193,7 @@ impl Mesh {
                     drop(request);
                     mesh_error(REFUSED, StatusCode::SERVICE_UNAVAILABLE)
                 } else {
-                    self.answer_peer(to, request).await
+                    self.answer_peer(peer, to, request).await
                 };
                 if response.headers().get(MESH_ERROR).is_some_and(|why| why == REFUSED) {
                     // Nobody has looked at it, nor at what is left of its body.
@@ -216,7 +230,12 @@ impl Mesh {
         }
     }
 
-    async fn answer_peer(&self, to: SocketAddr, request: Request<Body>) -> Response<Body> {
+    async fn answer_peer(
+        &self,
+        peer: &str,
+        to: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
         let pod = {
             let table = self.0.table.load();
             if !table.is_local_pod(to.ip()) {
@@ -224,6 +243,10 @@ impl Mesh {
             }
             table.pod(to.ip()).cloned()
         };
+        let sender = Sender::from_field(request.headers_mut().remove(SENDER).as_ref());
+        if self.admit_peer(peer, &sender, to, Protocol::Tcp).await.is_err() {
+            return mesh_error(DENIED, StatusCode::FORBIDDEN);
+        }
         match self.deliver(to, pod.as_ref(), request).await {
             Ok(mut response) => {
                 response.headers_mut().remove(MESH_ERROR);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use serde::{Deserialize, Serialize};
 
 use super::cidr::Cidr;
 use super::routes::{Place, Routes, Target};
@@ -14,7 +15,7 @@ use super::routes::{Place, Routes, Target};
 const AFFINITY_SECONDS_MAX: u64 = 86_400;
 
 /// What a port carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Protocol {
     Tcp,
     Udp,
@@ -23,6 +24,15 @@ pub(super) enum Protocol {
 }
 
 impl Protocol {
+    /// For metrics and the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
     /// As the API writes it; none is TCP.
     pub(super) fn parse(text: Option<&str>) -> Option<Self> {
         match text.unwrap_or("TCP") {
@@ -38,6 +48,8 @@ impl Protocol {
 #[derive(Debug, Clone, Default)]
 pub(super) struct ServiceRoute {
     pub(super) cluster_ips: Vec<IpAddr>,
+    /// IPv6 is its first family.
+    pub(super) is_v6_first: bool,
     /// It has no address: clients choose among its endpoints by name.
     pub(super) is_headless: bool,
     pub(super) external_name: Option<String>,
@@ -71,6 +83,22 @@ pub(super) struct PortRoute {
     pub(super) internal: Option<Vec<Target>>,
     /// Those for clients outside, if not all.
     pub(super) external: Option<Vec<Target>>,
+}
+
+impl PortRoute {
+    /// The same with the endpoints of one family only.
+    pub(super) fn of_family(&self, is_v6: bool) -> Self {
+        let of = |targets: &[Target]| {
+            targets.iter().filter(|one| one.address.is_ipv6() == is_v6).cloned().collect::<Vec<_>>()
+        };
+        Self {
+            name: self.name.clone(),
+            endpoints: of(&self.endpoints),
+            internal: self.internal.as_deref().map(of),
+            external: self.external.as_deref().map(of),
+            ..*self
+        }
+    }
 }
 
 /// One endpoint that has a name.
@@ -113,6 +141,7 @@ impl ServiceRoute {
         let view = View { routes, spec, slices };
         let mut route = Self {
             cluster_ips: cluster_ips(spec),
+            is_v6_first: is_v6_first(spec),
             is_headless,
             ports: spec.ports.iter().flatten().filter_map(|port| view.port(port)).collect(),
             hosts: hosts(slices, is_headless),
@@ -161,6 +190,14 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
         }
     }
     found
+}
+
+/// By its families, or where they are not told by its address.
+fn is_v6_first(spec: &ServiceSpec) -> bool {
+    match spec.ip_families.iter().flatten().next() {
+        Some(family) => family == "IPv6",
+        None => cluster_ips(spec).first().is_some_and(IpAddr::is_ipv6),
+    }
 }
 
 fn affinity(spec: &ServiceSpec) -> Option<u64> {
@@ -269,7 +306,9 @@ impl View<'_> {
             .collect();
         here.sort_unstable();
         here.dedup();
-        here.len()
+        // A pod of both families is one.
+        let six = here.iter().filter(|ip| ip.is_ipv6()).count();
+        six.max(here.len() - six)
     }
 }
 

@@ -53,6 +53,39 @@ fn hinted(ip: &str, nodes: Option<&str>, zones: Option<&str>) -> Value {
 }
 
 #[test]
+fn clients_stay_within_their_family_where_there_are_endpoints_of_both() {
+    let web = service(
+        "web",
+        json!({
+            "clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9", "fd00:43::9"],
+            "ipFamilies": ["IPv4", "IPv6"], "ports": [{ "port": 80 }],
+        }),
+    );
+    let ports = json!([{ "port": 8080, "protocol": "TCP" }]);
+    let four = slice_of("web", &ports, &json!([at(HERE)]));
+    let mut six = slice_of("web", &ports, &json!([at("fd00:42::2")]));
+    six.address_type = "IPv6".to_owned();
+    let table = |slices: &[EndpointSlice]| {
+        let routes = Routes::build([&web], slices, &nodes(), [], "a");
+        crate::mesh::table::Table::build(routes, &Default::default(), |_| None)
+    };
+    let to = |table: &crate::mesh::table::Table, ip: &str| {
+        let backend = table.cluster_ip(SocketAddr::new(ip.parse().unwrap(), 80)).unwrap();
+        let endpoints = backend.endpoints.iter().map(|one| one.address.ip().to_string());
+        endpoints.collect::<Vec<_>>()
+    };
+    let both = table(&[four.clone(), six]);
+    assert_eq!(to(&both, "10.43.0.9"), [HERE]);
+    assert_eq!(to(&both, "fd00:43::9"), ["fd00:42::2"]);
+    let port = crate::mesh::routes::PortRef::Number(80);
+    let first = both.service_port("default", "web", &port).unwrap();
+    assert_eq!(first.endpoints.len(), 1, "the ingress uses the first family");
+    // With one family of endpoints, both addresses lead there.
+    let one = table(&[four]);
+    assert_eq!(to(&one, "fd00:43::9"), [HERE]);
+}
+
+#[test]
 fn local_policies_lead_to_endpoints_of_this_node_only() {
     let spec = |internal: &str, external: &str| {
         json!({ "type": "NodePort", "ports": [{ "port": 80, "nodePort": 30080 }],

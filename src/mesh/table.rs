@@ -23,7 +23,7 @@ type AffinityKey = (ServiceKey, Protocol, u16);
 pub(super) struct Table {
     pub(super) routes: Routes,
     /// Backends of each Service, in the order of its ports.
-    by_service: BTreeMap<ServiceKey, Vec<PortBackends>>,
+    by_service: BTreeMap<ServiceKey, Vec<ByFamily>>,
     by_cluster_ip: BTreeMap<(Protocol, IpAddr, u16), Arc<Backend>>,
     cluster_ips: BTreeSet<IpAddr>,
     /// What this node listens at.
@@ -35,7 +35,27 @@ pub(super) struct Table {
     affinities: BTreeMap<AffinityKey, Arc<Affinity>>,
 }
 
-/// The backends of one port, which are one and the same where no policy tells clients apart.
+/// The backends of one port. Clients stay within their family where there are endpoints of both: a
+/// pod may listen in one only, and then its Service should say so.
+#[derive(Debug, Clone)]
+struct ByFamily {
+    first: PortBackends,
+    /// Those of the other family.
+    second: Option<PortBackends>,
+    is_v6_first: bool,
+}
+
+impl ByFamily {
+    /// For clients that ask at an address.
+    fn at(&self, ip: IpAddr) -> &PortBackends {
+        match &self.second {
+            Some(second) if ip.is_ipv6() != self.is_v6_first => second,
+            _ => &self.first,
+        }
+    }
+}
+
+/// The backends of one port and family, which are one and the same where no policy tells clients apart.
 #[derive(Debug, Clone)]
 struct PortBackends {
     all: Arc<Backend>,
@@ -55,8 +75,8 @@ impl Table {
         let mut table = Self { pods: pods(&routes, old), ..Self::default() };
         for (key, service) in &routes.services {
             let mut builder = Builder { table: &mut table, routes: &routes, old, peer: &peer };
-            let ports: Vec<PortBackends> =
-                service.ports.iter().map(|port| builder.port(key, service, port)).collect();
+            let ports: Vec<ByFamily> =
+                service.ports.iter().map(|port| builder.by_family(key, service, port)).collect();
             for (port, backends) in service.ports.iter().zip(&ports) {
                 table.add_port(key, service, port, backends);
             }
@@ -79,15 +99,16 @@ impl Table {
         key: &ServiceKey,
         service: &ServiceRoute,
         port: &PortRoute,
-        backends: &PortBackends,
+        backends: &ByFamily,
     ) {
         let at = |ip: &IpAddr| (port.protocol, *ip, port.port);
         for ip in &service.cluster_ips {
-            self.by_cluster_ip.insert(at(ip), Arc::clone(&backends.internal));
+            self.by_cluster_ip.insert(at(ip), Arc::clone(&backends.at(*ip).internal));
         }
         for ip in &service.outer_ips {
             // Kubernetes leads clients in the cluster to all endpoints, whatever the policy.
-            self.by_cluster_ip.entry(at(ip)).or_insert_with(|| Arc::clone(&backends.all));
+            let all = || Arc::clone(&backends.at(*ip).all);
+            self.by_cluster_ip.entry(at(ip)).or_insert_with(all);
         }
         let door = |number: u16| match port.protocol {
             Protocol::Tcp => Some(Door::Tcp(number)),
@@ -96,7 +117,7 @@ impl Table {
         };
         let leading_to = |source_ranges: &[_]| DoorRoute::Service {
             service: key.clone(),
-            backend: Arc::clone(&backends.external),
+            backend: Arc::clone(&backends.first.external),
             source_ranges: source_ranges.to_vec(),
         };
         if let Some(door) = port.node_port.and_then(door) {
@@ -150,7 +171,7 @@ impl Table {
                     PortRef::Name(name) => candidate.name == *name,
                 }
         })?;
-        self.by_service.get(&key)?.get(at)
+        self.by_service.get(&key)?.get(at).map(|families| &families.first)
     }
 
     /// The backend behind a Service address.
@@ -228,6 +249,22 @@ struct Builder<'a, P> {
 }
 
 impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
+    fn by_family(
+        &mut self,
+        key: &ServiceKey,
+        service: &ServiceRoute,
+        port: &PortRoute,
+    ) -> ByFamily {
+        let is_v6_first = service.is_v6_first;
+        let first = port.of_family(is_v6_first);
+        let second = port.of_family(!is_v6_first);
+        if first.endpoints.is_empty() || second.endpoints.is_empty() {
+            return ByFamily { first: self.port(key, service, port), second: None, is_v6_first };
+        }
+        let first = self.port(key, service, &first);
+        ByFamily { first, second: Some(self.port(key, service, &second)), is_v6_first }
+    }
+
     fn port(&mut self, key: &ServiceKey, service: &ServiceRoute, port: &PortRoute) -> PortBackends {
         let affinity = service.affinity_seconds.map(|seconds| {
             let key = (key.clone(), port.protocol, port.port);

@@ -12,7 +12,8 @@ use super::balancer::Backend;
 use super::decisions::Fault;
 use super::endpoint::{EndpointState, InFlight};
 use super::outside;
-use super::routes::Place;
+use super::policy::{Caller, Origin, is_denied};
+use super::routes::{Place, Protocol};
 use super::splice::Counted;
 use super::wire::{self, Carries};
 use crate::net::BoxIo;
@@ -32,10 +33,11 @@ impl Mesh {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
-        self.connect_from("", to).await
+        self.connect_as(Origin::Node, to).await
     }
 
-    /// As [`Self::connect`]; `client` is who connects, for session affinity: a pod's uid.
+    /// As [`Self::connect`], for a pod of this node: its network policies and those of the pod it
+    /// reaches must allow it, else it is refused.
     ///
     /// # Errors
     ///
@@ -44,7 +46,11 @@ impl Mesh {
     /// # Cancel safety
     ///
     /// Cancel safe: the attempt is given up.
-    pub async fn connect_from(&self, client: &str, to: SocketAddr) -> io::Result<BoxIo> {
+    pub async fn connect_from(&self, caller: Caller<'_>, to: SocketAddr) -> io::Result<BoxIo> {
+        self.connect_as(Origin::Pod(caller), to).await
+    }
+
+    async fn connect_as(&self, origin: Origin<'_>, to: SocketAddr) -> io::Result<BoxIo> {
         let backend = {
             let table = self.0.table.load();
             match table.cluster_ip(to) {
@@ -55,18 +61,23 @@ impl Mesh {
                 None => Arc::new(table.single(to, |node| self.peer(node))),
             }
         };
-        self.connect_backend(&self.for_client(backend, client)).await
+        self.connect_backend(&self.for_client(backend, origin.uid()), origin).await
     }
 
     /// Connects to one of a Service's endpoints; another one if that fails.
-    pub(super) async fn connect_backend(&self, backend: &Backend) -> io::Result<BoxIo> {
-        self.connect_one_of(backend).await.map(|(io, _)| io)
+    pub(super) async fn connect_backend(
+        &self,
+        backend: &Backend,
+        origin: Origin<'_>,
+    ) -> io::Result<BoxIo> {
+        self.connect_one_of(backend, origin).await.map(|(io, _)| io)
     }
 
     /// The same, and tells which it is.
     pub(super) async fn connect_one_of(
         &self,
         backend: &Backend,
+        origin: Origin<'_>,
     ) -> io::Result<(BoxIo, Arc<EndpointState>)> {
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
         let mut last = io::ErrorKind::ConnectionRefused.into();
@@ -74,12 +85,13 @@ impl Mesh {
             let Some(endpoint) = backend.pick(&tried, &self.0.dice, self.now_ms()) else { break };
             let in_flight = InFlight::new(&endpoint);
             let started = Instant::now();
-            match self.connect_endpoint(&endpoint).await {
+            match self.connect_endpoint(&endpoint, origin).await {
                 Ok(io) => {
                     endpoint.succeeded(started.elapsed(), self.now_ms());
                     let io: BoxIo = Box::new(Counted { io, _in_flight: in_flight });
                     return Ok((io, endpoint));
                 }
+                Err(err) if is_denied(&err) => return Err(err),
                 Err(err) => {
                     debug!(endpoint = %endpoint.address, %err, "endpoint not reached");
                     let verdict = backend.failed(&endpoint, Fault::Unreachable, self.now_ms());
@@ -92,7 +104,12 @@ impl Mesh {
         Err(last)
     }
 
-    pub(super) async fn connect_endpoint(&self, endpoint: &EndpointState) -> io::Result<BoxIo> {
+    pub(super) async fn connect_endpoint(
+        &self,
+        endpoint: &EndpointState,
+        origin: Origin<'_>,
+    ) -> io::Result<BoxIo> {
+        self.admit(origin, endpoint, Protocol::Tcp).await?;
         let to = endpoint.address;
         match &endpoint.place {
             Place::Local => self.0.local.connect(to).await,
@@ -100,7 +117,7 @@ impl Mesh {
             Place::Node(_) => {
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
                 let conn = wire::connection(peer).await?;
-                Ok(Box::new(wire::open(&conn, Carries::Tcp, to).await?))
+                Ok(Box::new(wire::open(&conn, Carries::Tcp, to, origin.into()).await?))
             }
         }
     }

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::mpsc;
-use tracing::trace;
+use tracing::{trace, warn};
 
 use super::Mesh;
 use super::balancer::Backend;
 use super::endpoint::InFlight;
 use super::outside;
-use super::routes::Place;
+use super::policy::{Caller, Origin, Sender};
+use super::routes::{Place, Protocol};
 use super::wire::{self, Carries};
 use crate::net::{Io, Stream};
 
@@ -51,7 +52,7 @@ impl Datagrams {
 }
 
 impl Mesh {
-    /// Carries a flow of datagrams from a pod of this node to a Service's address, a pod of any
+    /// Carries a flow of datagrams from the socket `from` of the pod `caller` of this node to a Service's address, a pod of any
     /// node, or an address outside, until one side lets go of it.
     ///
     /// # Errors
@@ -63,6 +64,7 @@ impl Mesh {
     /// Cancel safe: the flow ends.
     pub async fn datagrams(
         &self,
+        caller: Caller<'_>,
         from: SocketAddr,
         to: SocketAddr,
         flow: Datagrams,
@@ -78,18 +80,20 @@ impl Mesh {
             }
         };
         let backend = self.for_client(backend, &from.ip().to_string());
-        self.datagrams_to(&backend, from, flow).await
+        self.datagrams_to(&backend, Origin::Pod(caller), from, flow).await
     }
 
     /// Carries a flow to one of a Service's endpoints, which sees `from` as the sender.
     pub(super) async fn datagrams_to(
         &self,
         backend: &Backend,
+        origin: Origin<'_>,
         from: SocketAddr,
         flow: Datagrams,
     ) -> io::Result<()> {
         let endpoint = backend.pick(&[], &self.0.dice, self.now_ms());
         let endpoint = endpoint.ok_or(io::ErrorKind::ConnectionRefused)?;
+        self.admit(origin, &endpoint, Protocol::Udp).await?;
         let _in_flight = InFlight::new(&endpoint);
         let to = endpoint.address;
         match &endpoint.place {
@@ -102,7 +106,8 @@ impl Mesh {
             Place::Node(_) => {
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
                 let conn = wire::connection(peer).await?;
-                carry(wire::open(&conn, Carries::Udp { from }, to).await?, flow).await
+                let open = wire::open(&conn, Carries::Udp { from }, to, origin.into());
+                carried_there(carry(open.await?, flow).await)
             }
         }
     }
@@ -111,16 +116,25 @@ impl Mesh {
     pub(super) async fn serve_mesh_datagrams(
         &self,
         stream: Stream,
+        (peer, sender): (&str, &Sender),
         from: SocketAddr,
         to: SocketAddr,
     ) -> io::Result<()> {
         if !self.0.table.load().is_local_pod(to.ip()) {
             return Ok(());
         }
+        if !is_sources_node(&self.0.table.load().routes.place_of(from.ip()), peer) {
+            warn!(%peer, address = %from, "datagrams in the name of another node's pod");
+            return Ok(());
+        }
+        // The end of the stream tells the peer.
+        if self.admit_peer(peer, sender, to, Protocol::Udp).await.is_err() {
+            return Ok(());
+        }
         let (near, far) = Datagrams::pair();
         let carried = tokio::select! {
             carried = self.0.local.datagrams(from, to, far) => carried,
-            carried = carry(stream, near) => carried,
+            carried = carry(stream, near) => carried.map(|_| ()),
         };
         if let Err(err) = carried {
             // The end of the stream tells the peer.
@@ -130,8 +144,37 @@ impl Mesh {
     }
 }
 
+/// Whether datagrams with this source may come from a node: its own pods' and clients' outside.
+fn is_sources_node(place: &Place, peer: &str) -> bool {
+    match place {
+        Place::Node(node) => **node == *peer,
+        Place::Local => false,
+        Place::Outside => true,
+    }
+}
+
+/// Which side let go of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Here,
+    There { is_answered: bool },
+}
+
+/// What the end of a flow to another node says. A node that lets go of one on which nothing ever
+/// came back has nobody who takes it, or a policy denies it: the host's network would say so too.
+fn carried_there(carried: io::Result<Ended>) -> io::Result<()> {
+    match carried {
+        Ok(Ended::There { is_answered: false }) => Err(io::ErrorKind::ConnectionRefused.into()),
+        Ok(_) => Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::ConnectionReset => {
+            Err(io::Error::new(io::ErrorKind::ConnectionRefused, err))
+        }
+        Err(err) => Err(err),
+    }
+}
+
 /// Carries a flow on a stream until one of them ends.
-async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<()> {
+async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<Ended> {
     let (read, mut write) = tokio::io::split(stream);
     let Datagrams { tx, mut rx } = flow;
     let out = async {
@@ -146,16 +189,18 @@ async fn carry(stream: impl Io, flow: Datagrams) -> io::Result<()> {
                 write.flush().await?;
             }
         }
-        write.shutdown().await
+        write.shutdown().await.map(|()| Ended::Here)
     };
     let back = async {
         let mut read = BufReader::new(read);
+        let mut is_answered = false;
         while let Some(data) = read_datagram(&mut read).await? {
+            is_answered = true;
             if tx.send(data).await.is_err() {
-                break;
+                return Ok(Ended::Here);
             }
         }
-        Ok(())
+        Ok(Ended::There { is_answered })
     };
     tokio::select! {
         ended = out => ended,
@@ -201,6 +246,24 @@ mod tests {
         let ((one, other), ()) = tokio::join!(carrying, talking);
         one.unwrap();
         other.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_flow_that_the_other_node_lets_go_of_unanswered_is_refused() {
+        let ended = |is_answered: bool| async move {
+            let (here, mut there) = tokio::io::duplex(64);
+            let (_near, flow) = Datagrams::pair();
+            if is_answered {
+                there.write_all(&[0, 1, b'x']).await.unwrap();
+            }
+            drop(there);
+            carried_there(carry(here, flow).await)
+        };
+        let refused = ended(false).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        ended(true).await.unwrap();
+        let reset = carried_there(Err(io::ErrorKind::ConnectionReset.into())).unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use http::{Request, Response};
 use serde_json::json;
 
 use super::testing::{node, service, slice_of};
-use super::{BoxIo, Datagrams, Local, LocalError, Mesh, MeshConfig, Routes};
+use super::{BoxIo, Caller, Datagrams, Local, LocalError, Mesh, MeshConfig, Routes};
 use crate::net::pki::{CertificateAuthority, NodeClass};
 use crate::net::testing::{authority, endpoint};
 use crate::net::{Body, Peers};
@@ -90,7 +90,8 @@ fn start(ca: &CertificateAuthority, name: &str, pod: &str) -> (Mesh, crate::net:
 async fn ask(mesh: &Mesh, to: SocketAddr, text: &'static str) -> io::Result<String> {
     let (mut near, far) = Datagrams::pair();
     near.tx.send(text.into()).await.unwrap();
-    let carried = mesh.datagrams("10.42.0.2:4000".parse().unwrap(), to, far);
+    let caller = Caller { namespace: "default", uid: "u" };
+    let carried = mesh.datagrams(caller, "10.42.0.2:4000".parse().unwrap(), to, far);
     let patience = Duration::from_secs(20);
     let answered = async {
         tokio::select! {

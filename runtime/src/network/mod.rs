@@ -55,6 +55,12 @@ impl VirtualNetwork {
         self.pods.load().contains_key(&ip)
     }
 
+    /// Namespace and uid of the pod of this node that has the address.
+    #[must_use]
+    pub fn owner(&self, ip: IpAddr) -> Option<(Arc<str>, Arc<str>)> {
+        self.pods.load().get(&ip).map(|pod| pod.owner())
+    }
+
     /// Whether something listens at this address on this node.
     #[must_use]
     pub fn is_listening(&self, at: SocketAddr) -> bool {

@@ -29,6 +29,8 @@ pub(crate) struct SocketSlot(#[expect(dead_code, reason = "counts")] OwnedSemaph
 /// A pod's addresses, ports and ways out.
 pub(crate) struct PodNet {
     id: PodId,
+    /// Namespace and uid, to be shared.
+    owner: (Arc<str>, Arc<str>),
     hostname: String,
     ips: Vec<IpAddr>,
     hosts: Vec<(String, IpAddr)>,
@@ -63,6 +65,7 @@ impl PodNet {
     ) -> Arc<Self> {
         Arc::new(Self {
             id: pod.id.clone(),
+            owner: (pod.id.namespace.as_str().into(), pod.id.uid.as_str().into()),
             hostname: pod.hostname.clone(),
             ips: pod.ips.clone(),
             hosts: pod.hosts.clone(),
@@ -80,6 +83,10 @@ impl PodNet {
 
     pub(crate) fn id(&self) -> &PodId {
         &self.id
+    }
+
+    pub(crate) fn owner(&self) -> (Arc<str>, Arc<str>) {
+        (Arc::clone(&self.owner.0), Arc::clone(&self.owner.1))
     }
 
     pub(crate) fn ips(&self) -> &[IpAddr] {

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::agent::config::AgentConfig;
 use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
-use crate::agent::ipam::Range;
+use crate::agent::ipam::Ranges;
 use crate::agent::node::describe;
 use crate::client::{is_not_found, revision_of};
 
@@ -28,14 +28,14 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Registration {
     pub(crate) config: AgentConfig,
     pub(crate) dirs: Dirs,
-    /// Gets the pod range as soon as it is known.
-    pub(crate) range: watch::Sender<Option<Range>>,
+    /// Gets the pod ranges as soon as they are known.
+    pub(crate) range: watch::Sender<Option<Ranges>>,
     /// Wakes the next check: the heartbeats are answered (again).
     pub(crate) heard: Arc<Notify>,
     /// What the node is short of.
     pub(crate) pressure: watch::Receiver<Pressure>,
-    /// The pod range that is on disk.
-    pub(crate) on_disk: Option<String>,
+    /// The pod ranges that are on disk.
+    pub(crate) on_disk: Vec<String>,
     /// Revision of the Node when last it was as it should be: the cache may show an older one.
     pub(crate) settled: u64,
 }
@@ -53,9 +53,9 @@ impl Registration {
     /// Registers and describes the node, and again whenever somebody changes it, until `cancel`.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         // A node that boots without a server knows its range from its disk.
-        self.on_disk = read_json::<String>(&self.dirs.node_file());
-        if let Some(cidr) = &self.on_disk {
-            self.learn(cidr);
+        self.on_disk = from_disk(&self.dirs);
+        if !self.on_disk.is_empty() {
+            self.learn(&self.on_disk);
         }
         let mut changed = self.config.nodes.changed();
         let mut source = Source::Api;
@@ -86,10 +86,10 @@ impl Registration {
         }
     }
 
-    fn learn(&self, cidr: &str) {
-        let range = Range::parse(cidr);
+    fn learn(&self, cidrs: &[String]) {
+        let range = Ranges::parse(cidrs);
         if range.is_none() {
-            warn!(cidr, "the node's pod range is not understood");
+            warn!(?cidrs, "the node's pod ranges are not understood");
         }
         self.range.send_if_modified(|had| {
             let is_news = range.is_some() && *had != range;
@@ -120,22 +120,23 @@ impl Registration {
         };
         // Somebody else's change may be in what our own write brought back.
         let node = self.describe(&api, node).await?;
-        if let Some(cidr) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()) {
-            self.keep(&cidr).await;
-            self.learn(&cidr);
+        let cidrs = ranges(&node);
+        if !cidrs.is_empty() {
+            self.keep(&cidrs).await;
+            self.learn(&cidrs);
         }
         self.settled = revision_of(node.as_ref()).unwrap_or(0);
         Ok(())
     }
 
-    /// Writes the pod range to disk when it is another one.
-    async fn keep(&mut self, cidr: &str) {
-        if self.on_disk.as_deref() == Some(cidr) {
+    /// Writes the pod ranges to disk when they are others.
+    async fn keep(&mut self, cidrs: &[String]) {
+        if self.on_disk == cidrs {
             return;
         }
-        match write_json_aside(self.dirs.node_file(), &cidr).await {
-            Ok(()) => self.on_disk = Some(cidr.to_owned()),
-            Err(err) => warn!(%err, "cannot keep the pod range on disk"),
+        match write_json_aside(self.dirs.node_file(), &cidrs).await {
+            Ok(()) => self.on_disk = cidrs.to_vec(),
+            Err(err) => warn!(%err, "cannot keep the pod ranges on disk"),
         }
     }
 
@@ -175,6 +176,25 @@ impl Registration {
         }
         Ok(node)
     }
+}
+
+/// What an agent kept before; it may be of a version that knew one range only.
+fn from_disk(dirs: &Dirs) -> Vec<String> {
+    let file = dirs.node_file();
+    let many = read_json::<Vec<String>>(&file);
+    many.or_else(|| read_json::<String>(&file).map(|one| vec![one])).unwrap_or_default()
+}
+
+/// The Node's ranges of pod addresses, that of IPv4 first.
+fn ranges(node: &Node) -> Vec<String> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let mut found: Vec<String> = spec.pod_cidr.iter().cloned().collect();
+    for cidr in spec.pod_cidrs.iter().flatten() {
+        if !found.contains(cidr) {
+            found.push(cidr.clone());
+        }
+    }
+    found
 }
 
 /// A strategic merge patch: conditions of other owners stay, which a merge patch would remove. Two

@@ -181,7 +181,7 @@ pub(super) struct Prepared {
     compiled: PathBuf,
     image_id: String,
     sources: Arc<Sources>,
-    ip: IpAddr,
+    ips: Vec<IpAddr>,
 }
 
 impl Shared {
@@ -215,13 +215,13 @@ impl Shared {
         };
         let image = self.images.ready(&wanted).await?;
         let images = volumes::image::collect(&*self.images, &self.node.dirs, pod, dir).await?;
-        let ip = self
+        let ips = self
             .ipam
-            .address(&plan.uid, dir)
+            .addresses(&plan.uid, dir)
             .await
             .map_err(|cause| StartFailure::later(RUN_CONTAINER_ERROR, cause))?;
         let mut sources = Sources {
-            ips: vec![ip],
+            ips: ips.clone(),
             host_ips: self.host_ips.clone(),
             allocatable: self.allocatable,
             images,
@@ -235,7 +235,7 @@ impl Shared {
             .await
             .ok_or_else(stopping)??;
         self.node.written.tell(&plan.uid);
-        Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ip })
+        Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ips })
     }
 }
 
@@ -251,7 +251,7 @@ impl Worker {
         at: usize,
         prepared: Prepared,
     ) -> Result<(), StartFailure> {
-        let sandbox = self.sandbox(prepared.ip).await?;
+        let sandbox = self.sandbox(&prepared.ips).await?;
         let pod = Arc::clone(&self.seen.borrow());
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");
         let plan = self.plan.containers.get(at).ok_or_else(missing)?.clone();
@@ -315,7 +315,10 @@ impl Worker {
     }
 
     /// The pod's sandbox, made with its first container.
-    async fn sandbox(&mut self, ip: IpAddr) -> Result<Arc<dyn edgeorc_runtime::Pod>, StartFailure> {
+    async fn sandbox(
+        &mut self,
+        ips: &[IpAddr],
+    ) -> Result<Arc<dyn edgeorc_runtime::Pod>, StartFailure> {
         if let Some(sandbox) = &self.sandbox {
             return Ok(Arc::clone(sandbox));
         }
@@ -326,7 +329,7 @@ impl Worker {
                 name: self.plan.name.clone(),
                 uid: self.plan.uid.clone(),
             },
-            ips: vec![ip],
+            ips: ips.to_vec(),
             hostname: self.plan.hostname.clone(),
             memory_bytes_max: self.plan.memory_bytes_max(),
             hosts: names::host_aliases(&self.seen.borrow()),
@@ -335,7 +338,7 @@ impl Worker {
         };
         let sandbox = self.shared.runtime.create(config).await?;
         self.sandbox = Some(Arc::clone(&sandbox));
-        self.state.ips = vec![ip];
+        self.state.ips = ips.to_vec();
         self.state.has_sandbox = true;
         Ok(sandbox)
     }

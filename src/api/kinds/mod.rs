@@ -20,6 +20,7 @@ mod ingress;
 mod ingress_class;
 mod lease;
 mod namespace;
+mod network_policy;
 mod node;
 mod persistent_volume;
 mod persistent_volume_claim;
@@ -58,6 +59,7 @@ pub(super) static ALL: &[Resource] = &[
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,
     ingress_class::RESOURCE,
+    network_policy::RESOURCE,
     storage_class::RESOURCE,
     gateway_class::RESOURCE,
     gateway::RESOURCE,

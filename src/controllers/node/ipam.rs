@@ -18,6 +18,17 @@ pub(super) struct Allocation {
     pub(super) starved: Vec<String>,
 }
 
+impl Allocation {
+    /// The ranges that a node is to have: the one it has or gets, and by its number in the book
+    /// the one of IPv6.
+    pub(super) fn cidrs(&self, node: &str, has: Option<&String>, cidrs: PodCidrs) -> Vec<String> {
+        let Some(first) = has.or_else(|| self.assign.get(node)) else { return Vec::new() };
+        let number = self.book.iter().find(|(_, owner)| *owner == node).map(|(number, _)| *number);
+        let six = number.and_then(|number| cidrs.cidr_v6(number));
+        std::iter::once(first.clone()).chain(six).collect()
+    }
+}
+
 /// Enters every node into `book`: those that have a CIDR under that, the others under the lowest
 /// free number; nodes that are gone are struck out. A CIDR from a time when nodes got larger or
 /// smaller ones stays with its node, under all numbers that it touches.
@@ -83,6 +94,19 @@ mod tests {
         assert_eq!(got.book, book(&[(0, "a"), (1, "b"), (2, "c"), (3, "d")]));
         assert_eq!(got.assign["b"], "10.42.1.0/24");
         assert_eq!(got.assign["d"], "10.42.3.0/24");
+    }
+
+    #[test]
+    fn a_node_has_a_range_of_each_family_that_the_cluster_has() {
+        let services = crate::config::ServiceCidrs::default();
+        let both = PodCidrs::build(Some("10.42.0.0/16,fd00:42::/48"), None, &services).unwrap();
+        let has = nodes(&[("a", Some("10.42.3.0/24")), ("b", None)]);
+        let got = allocate(&Book::new(), &has, both);
+        let had = has["a"].as_ref();
+        assert_eq!(got.cidrs("a", had, both), ["10.42.3.0/24", "fd00:42:0:3::/64"]);
+        assert_eq!(got.cidrs("b", None, both), ["10.42.0.0/24", "fd00:42::/64"]);
+        assert_eq!(got.cidrs("b", None, PodCidrs::default()), ["10.42.0.0/24"]);
+        assert!(got.cidrs("nobody", None, both).is_empty());
     }
 
     #[test]

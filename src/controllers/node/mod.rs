@@ -69,7 +69,7 @@ struct Controller {
     /// The store did not answer last time: that is told once, not with every try.
     is_cut_off: bool,
     /// The nodes and their CIDRs when last there was nothing to do for them.
-    settled: Option<BTreeMap<String, Option<String>>>,
+    settled: Option<BTreeMap<String, Vec<String>>>,
 }
 
 impl Controller {
@@ -282,7 +282,7 @@ impl Controller {
     async fn allocate_cidrs(&mut self) -> Result<(), kube::Error> {
         let nodes = self.context.informers.nodes.store.state();
         let mut has: BTreeMap<_, _> =
-            nodes.iter().map(|node| (node.name_any(), pod_cidr(node))).collect();
+            nodes.iter().map(|node| (node.name_any(), pod_cidrs(node))).collect();
         if self.settled.as_ref() == Some(&has) {
             return Ok(());
         }
@@ -294,19 +294,30 @@ impl Controller {
         let known = has.clone();
         for missing in book.values().filter(|name| !known.contains_key(*name)) {
             if let Some(node) = api.get_opt(missing).await? {
-                has.insert(missing.clone(), pod_cidr(&node));
+                has.insert(missing.clone(), pod_cidrs(&node));
             }
         }
-        let allocation = allocate(&book, &has, self.context.settings.pod_cidrs);
+        let first =
+            has.iter().map(|(node, cidrs)| (node.clone(), cidrs.first().cloned())).collect();
+        let allocation = allocate(&book, &first, self.context.settings.pod_cidrs);
+        let settings = self.context.settings.pod_cidrs;
+        let is_complete = |node: &str| {
+            has.get(node).is_some_and(|cidrs| {
+                cidrs.len() >= if settings.cidr_v6(0).is_some() { 2 } else { 1 }
+            })
+        };
         if allocation.book != book {
             write_book(&books, written, &allocation.book).await?;
         }
         let mut revision = 0;
         for node in &nodes {
-            if let Some(cidr) = allocation.assign.get(&node.name_any()) {
-                let patch = json!({ "spec": { "podCIDR": cidr, "podCIDRs": [cidr] } });
+            let name = node.name_any();
+            let cidrs =
+                allocation.cidrs(&name, has.get(&name).and_then(|has| has.first()), settings);
+            if let Some(cidr) = cidrs.first().filter(|_| !is_complete(&name)) {
+                let patch = json!({ "spec": { "podCIDR": cidr, "podCIDRs": cidrs } });
                 revision = revision.max(self.patch_node(node, patch, false).await?);
-                info!(k8s.node.name = node.name_any(), cidr, "pod CIDR assigned");
+                info!(k8s.node.name = name, ?cidrs, "pod CIDRs assigned");
             }
             if allocation.starved.contains(&node.name_any()) {
                 let message = format!("Node {} status is now: CIDRNotAvailable", node.name_any());
@@ -315,13 +326,24 @@ impl Controller {
             }
         }
         self.context.informers.nodes.catch_up(revision, CATCH_UP_MAX).await;
-        self.settled = allocation.assign.is_empty().then_some(known);
+        let is_settled =
+            known.keys().all(|node| is_complete(node) || allocation.starved.contains(node));
+        self.settled = is_settled.then_some(known);
         Ok(())
     }
 }
 
-fn pod_cidr(node: &Node) -> Option<String> {
-    node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| !cidr.is_empty())
+/// Its ranges, that of IPv4 first.
+fn pod_cidrs(node: &Node) -> Vec<String> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let first = spec.pod_cidr.iter().filter(|cidr| !cidr.is_empty());
+    let mut found: Vec<String> = Vec::new();
+    for cidr in first.chain(spec.pod_cidrs.iter().flatten()) {
+        if !found.contains(cidr) {
+            found.push(cidr.clone());
+        }
+    }
+    found
 }
 
 fn read_book(written: &ConfigMap) -> Book {

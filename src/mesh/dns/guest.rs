@@ -11,6 +11,7 @@ use super::names::{self, NAME_BYTES_MAX, Named};
 use crate::mesh::balancer::Backend;
 use crate::mesh::call::CallError;
 use crate::mesh::outside;
+use crate::mesh::policy::{Caller, Origin};
 use crate::mesh::routes::{Place, PortRef, Routes, ServiceKey};
 use crate::mesh::{CLUSTER_DOMAIN, Mesh};
 use crate::net::Body;
@@ -64,25 +65,34 @@ impl Mesh {
         namespace: &str,
         request: Request<Body>,
     ) -> Result<Response<Body>, CallError> {
-        self.http_from(namespace, "", request).await
+        self.http_as(namespace, Origin::Node, request).await
     }
 
-    /// As [`Self::http`]; `client` is who asks, for session affinity: a pod's uid.
+    /// As [`Self::http`], for a pod of this node: its network policies and those of the pod it
+    /// reaches must allow it.
     ///
     /// # Errors
     ///
     /// See [`CallError`].
     pub async fn http_from(
         &self,
+        caller: Caller<'_>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, CallError> {
+        self.http_as(caller.namespace, Origin::Pod(caller), request).await
+    }
+
+    async fn http_as(
+        &self,
         namespace: &str,
-        client: &str,
+        origin: Origin<'_>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, CallError> {
         let authority = authority(&request)?;
         let backend = self.backend_for(namespace, &authority).await?;
-        let backend = self.for_client(backend, client);
+        let backend = self.for_client(backend, origin.uid());
         to_origin_form(&mut request);
-        let response = self.call(&backend, request).await?;
+        let response = self.call(&backend, origin, request).await?;
         Ok(response.map(BodyExt::boxed_unsync))
     }
 
@@ -105,7 +115,11 @@ impl Mesh {
         }
         // Headless Services answer at any port of their pods; names outside have addresses only.
         let ips = self.resolve(namespace, host).await;
-        let ip = ips.get(self.0.dice.below(ips.len())).ok_or(CallError::NoEndpoint)?;
+        // Of the first one's family: a pod may listen in one only.
+        let family =
+            |ip: &&IpAddr| ips.first().is_some_and(|first| first.is_ipv4() == ip.is_ipv4());
+        let count = ips.iter().take_while(family).count();
+        let ip = ips.get(self.0.dice.below(count)).ok_or(CallError::NoEndpoint)?;
         self.backend_at(SocketAddr::new(*ip, port))
     }
 

@@ -27,6 +27,7 @@ use crate::mesh::balancer::Backend;
 use crate::mesh::call::HeadTimeout;
 use crate::mesh::decisions::Fault;
 use crate::mesh::endpoint::{EndpointState, InFlight};
+use crate::mesh::policy::{Origin, is_denied};
 use crate::mesh::routes::Place;
 use crate::mesh::splice::Counted;
 use crate::mesh::traced::Counting;
@@ -65,7 +66,8 @@ impl Http2Connections {
         Some(sender)
     }
 
-    fn forget(&self) {
+    /// Lets go of the connections: requests that run on them end as they would.
+    pub(super) fn clear(&self) {
         self.0.lock().clear();
     }
 
@@ -125,6 +127,9 @@ impl Mesh {
             let started = Instant::now();
             let sender = match self.http2_to(&endpoint).await {
                 Ok(sender) => sender,
+                Err(err) if err.downcast_ref().is_some_and(is_denied) => {
+                    return Err(Refusal::Denied);
+                }
                 Err(err) => {
                     debug!(endpoint = %endpoint.address, %err, "endpoint not reached by HTTP/2");
                     let verdict = backend.failed(&endpoint, Fault::Unreachable, self.now_ms());
@@ -172,7 +177,7 @@ impl Mesh {
         if let Some(sender) = self.0.ingress.http2.get(&place) {
             return Ok(sender);
         }
-        let io = self.connect_endpoint(endpoint).await?;
+        let io = self.connect_endpoint(endpoint, Origin::Node).await?;
         let io = Counted { io, _in_flight: InFlight::new(endpoint) };
         let (sender, connection) = http2::Builder::new(Executor::new(&self.0.tasks))
             .timer(TokioTimer::new())
@@ -185,7 +190,7 @@ impl Mesh {
             let drained = async {
                 cancel.cancelled().await;
                 // Without a kept sender the connection ends with its last request.
-                mesh.0.ingress.http2.forget();
+                mesh.0.ingress.http2.clear();
                 tokio::time::sleep(DRAIN_TIMEOUT).await;
             };
             tokio::select! {

@@ -13,6 +13,7 @@ use tracing::debug;
 use super::action;
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
+use crate::mesh::policy::Origin;
 use crate::net::http::{empty, full};
 use crate::net::{Body, BodyError};
 
@@ -60,7 +61,8 @@ impl Mesh {
             let body = if body.is_empty() { empty() } else { full(body.clone()) };
             self.0.tasks.spawn_until_cancelled("ingress-mirror", async move {
                 // What it answers is nobody's business.
-                if let Err(err) = mesh.call(&backend, Request::from_parts(parts, body)).await {
+                let copy = Request::from_parts(parts, body);
+                if let Err(err) = mesh.call(&backend, Origin::Node, copy).await {
                     debug!(%err, "the copy of a request was not answered");
                 }
                 drop(permit);

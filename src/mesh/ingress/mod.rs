@@ -100,6 +100,11 @@ impl Ingress {
         }
     }
 
+    /// Lets go of kept connections to pods.
+    pub(super) fn forget_http2(&self) {
+        self.http2.clear();
+    }
+
     /// Opens ports and shows certificates as the routes want it.
     pub(super) fn sync(&self, routes: &HttpRoutes, mesh: &crate::mesh::Mesh) {
         self.certificates.set_uses(&routes.certificates);

@@ -43,6 +43,8 @@ pub(super) enum Refusal {
     Busy,
     Timeout,
     BadGateway,
+    /// A network policy of the pod does not admit this node.
+    Denied,
     /// The client's body broke off.
     Broken,
 }
@@ -62,6 +64,7 @@ impl Refusal {
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "every endpoint is busy"),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "the endpoint gave no answer in time"),
             Self::BadGateway => (StatusCode::BAD_GATEWAY, "the endpoint gave no answer"),
+            Self::Denied => (StatusCode::SERVICE_UNAVAILABLE, "a network policy denies it"),
             Self::Broken => (StatusCode::BAD_REQUEST, "the request's body broke off"),
         }
     }
@@ -102,6 +105,7 @@ impl From<CallError> for Refusal {
             CallError::NoEndpoint => Self::NoEndpoint,
             CallError::CircuitOpen => Self::Busy,
             CallError::Timeout => Self::Timeout,
+            CallError::Denied => Self::Denied,
             CallError::RequestBody(_) => Self::Broken,
             _ => Self::BadGateway,
         }

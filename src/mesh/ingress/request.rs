@@ -18,6 +18,7 @@ use crate::api::gateway::{HTTP_PORT, HTTPS_PORT};
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
 use crate::mesh::call::HeadTimeout;
+use crate::mesh::policy::Origin;
 use crate::mesh::traced::span_name;
 use crate::net::Body;
 use crate::telemetry::trace::Span;
@@ -235,7 +236,7 @@ impl Mesh {
         backend: &Backend,
         request: Request<Body>,
     ) -> Result<Answer, Refusal> {
-        let mut response = self.call(backend, request).await?;
+        let mut response = self.call(backend, Origin::Node, request).await?;
         headers::remove_hop_by_hop(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|body| AnswerBody::Pod { body }))

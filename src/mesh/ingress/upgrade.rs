@@ -15,6 +15,7 @@ use super::refusal::Refusal;
 use super::request::Answer;
 use crate::mesh::Mesh;
 use crate::mesh::balancer::Backend;
+use crate::mesh::policy::{Origin, is_denied};
 use crate::mesh::splice::splice;
 use crate::mesh::traced::Counting;
 use crate::net::{Body, BodyError};
@@ -54,9 +55,9 @@ impl Mesh {
         let service = backend.service.as_deref();
         let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
         let exchange = async {
-            let (io, endpoint) = self.connect_one_of(backend).await.map_err(|err| {
+            let (io, endpoint) = self.connect_one_of(backend, Origin::Node).await.map_err(|err| {
                 debug!(%err, "no endpoint for an upgrade");
-                Refusal::NoEndpoint
+                if is_denied(&err) { Refusal::Denied } else { Refusal::NoEndpoint }
             })?;
             let mut span = self.client_span(&endpoint, 0, &mut request);
             // The pod's node sees bytes only, so the request is counted for the pod here.

@@ -341,7 +341,7 @@ impl Live {
         let write = move || {
             sources.config_maps = newest(maps, &at);
             sources.secrets = newest(secrets, &at);
-            sources.ips = at.read_address().into_iter().collect();
+            sources.ips = at.read_addresses();
             update_volumes(&of, &at, &sources)
         };
         match self.tasks.block("volumes-update", write).await {

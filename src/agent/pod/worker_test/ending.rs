@@ -190,9 +190,10 @@ async fn a_pod_that_has_ended_gives_its_address_back() {
     let had = world.ready().await.pod_ip.unwrap();
     world.exit("app", 0);
     world.phase("Succeeded").await;
-    world.shared.ipam.reserve("other", had.parse().unwrap());
+    world.shared.ipam.reserve("other", &[had.parse().unwrap()]);
     let dir = Dirs::create(root.path().to_owned()).unwrap().pod("other");
-    assert_eq!(world.shared.ipam.address("other", &dir).await.unwrap().to_string(), had);
+    let ips = world.shared.ipam.addresses("other", &dir).await.unwrap();
+    assert_eq!(ips, [had.parse::<std::net::IpAddr>().unwrap()]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::{Dirs, PodDir, make_private};
 use crate::agent::image::{ImageError, ImageSource, ReadyImage, ReadyVolume, Wanted};
-use crate::agent::ipam::{Ipam, Range};
+use crate::agent::ipam::{Ipam, Ranges};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
 use crate::agent::pod::objects::{NodeSources, Written};
 use crate::agent::pod::probe::PodNetwork;
@@ -339,7 +339,7 @@ pub(super) struct World {
     pub(super) dir: PodDir,
     pub(super) tasks: TaskGroup,
     pub(super) cancel: CancellationToken,
-    pub(super) _range: watch::Sender<Option<Range>>,
+    pub(super) _range: watch::Sender<Option<Ranges>>,
 }
 
 impl World {
@@ -369,7 +369,7 @@ impl World {
             muted: Mutex::default(),
             moved: Mutex::default(),
         });
-        let (range, known_range) = watch::channel(Range::parse("10.42.1.0/24"));
+        let (range, known_range) = watch::channel(Ranges::parse(&["10.42.1.0/24".to_owned()]));
         let shared = Arc::new(Shared {
             api: api.clone(),
             runtime: Arc::new(Script {
