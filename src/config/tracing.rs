@@ -236,8 +236,8 @@ fn pairs(name: &'static str, text: Option<&str>) -> Result<Vec<(String, String)>
     let parts = text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty());
     let pair = |part: &str| {
         let (key, value) = part.split_once('=')?;
-        let key = key.trim();
-        (!key.is_empty()).then(|| Some((key.to_owned(), unescaped(value.trim())?)))?
+        let (key, value) = (key.trim(), unescaped(value.trim())?);
+        (!key.is_empty()).then(|| (key.to_owned(), value))
     };
     parts.map(|part| pair(part).ok_or(TracingError::Pairs { name })).collect()
 }

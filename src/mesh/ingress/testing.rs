@@ -34,6 +34,8 @@ use crate::rt::{Rng, TaskGroup};
 
 /// What is answered at `/big`: more than sockets hold.
 pub(super) const BIG_BYTES: usize = 32 * 1024 * 1024;
+/// It comes in pieces, as a pod's answer does.
+const BIG_PIECE_BYTES: usize = 64 * 1024;
 const SOON: Duration = Duration::from_secs(20);
 
 /// Services of the tests, each with one pod; all have port 80.
@@ -65,7 +67,11 @@ impl Echo {
             std::future::pending::<()>().await;
         }
         if request.uri().path() == "/big" {
-            return Response::new(full(vec![b'x'; BIG_BYTES]));
+            let piece = Bytes::from(vec![b'x'; BIG_PIECE_BYTES]);
+            let frame = move |_| Ok::<_, BodyError>(Frame::data(piece.clone()));
+            let frames = (0..BIG_BYTES / BIG_PIECE_BYTES).map(frame);
+            let body = StreamBody::new(futures_util::stream::iter(frames));
+            return Response::new(body.boxed_unsync());
         }
         let (parts, body) = request.into_parts();
         let mut text = format!("{service}: {} {} {:?}\n", parts.method, parts.uri, parts.version);
