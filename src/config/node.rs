@@ -147,17 +147,7 @@ impl NodeSettings {
             (Some(url), Some(token)) => Some(Join { server: parse_server(&url)?, token }),
             _ => return Err(ConfigError::JoinWithoutToken),
         };
-        let defaults = Timing::default();
-        let timing = Timing {
-            restart_backoff_min: flags.restart_backoff_min.unwrap_or(defaults.restart_backoff_min),
-            restart_backoff_max: flags.restart_backoff_max.unwrap_or(defaults.restart_backoff_max),
-            ..defaults
-        };
-        if timing.restart_backoff_min.is_zero()
-            || timing.restart_backoff_min > timing.restart_backoff_max
-        {
-            return Err(ConfigError::RestartBackoff);
-        }
+        let timing = timing(flags.restart_backoff_min, flags.restart_backoff_max)?;
         let images = ImageFlags {
             registries_file: flags.registries_file,
             gc_high_threshold_percent: flags.image_gc_high.unwrap_or(GC_HIGH_PERCENT),
@@ -235,6 +225,22 @@ fn eviction(
         settings.transition_period = period;
     }
     Ok(settings)
+}
+
+/// The timing, with these bounds of the back-off.
+fn timing(min: Option<Duration>, max: Option<Duration>) -> Result<Timing, ConfigError> {
+    let defaults = Timing::default();
+    let timing = Timing {
+        restart_backoff_min: min.unwrap_or(defaults.restart_backoff_min),
+        restart_backoff_max: max.unwrap_or(defaults.restart_backoff_max),
+        ..defaults
+    };
+    if timing.restart_backoff_min.is_zero()
+        || timing.restart_backoff_min > timing.restart_backoff_max
+    {
+        return Err(ConfigError::RestartBackoff);
+    }
+    Ok(timing)
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ async fn ask(at: SocketAddr, path: &str, parent: Option<&str>) -> http::StatusCo
     status
 }
 
-fn find<'a>(spans: &'a [Exported], kind: SpanKind, is_root: bool) -> &'a Exported {
+fn find(spans: &[Exported], kind: SpanKind, is_root: bool) -> &Exported {
     let is_it = |span: &&Exported| {
         span.kind() == kind && (attribute(span, "url.scheme").is_some() == is_root)
     };

@@ -372,10 +372,10 @@ impl Driver {
     /// Drives the instance by a task, which ends with the container at the latest.
     fn start(self, lane: Lane) {
         let guests = Arc::clone(&self.pool.guests);
-        Ride::start(guests, lane, Box::pin(self.to_the_end()));
+        Ride::start(guests, lane, Box::pin(self.until_done()));
     }
 
-    async fn to_the_end(mut self) {
+    async fn until_done(mut self) {
         let pool = Arc::clone(&self.pool);
         let slot = Arc::clone(&self.slot);
         let killed = pool.template.kill().cancelled();

@@ -55,10 +55,11 @@ impl Mesh {
         let service = backend.service.as_deref();
         let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
         let exchange = async {
-            let (io, endpoint) = self.connect_one_of(backend, Origin::Node).await.map_err(|err| {
-                debug!(%err, "no endpoint for an upgrade");
-                if is_denied(&err) { Refusal::Denied } else { Refusal::NoEndpoint }
-            })?;
+            let (io, endpoint) =
+                self.connect_one_of(backend, Origin::Node).await.map_err(|err| {
+                    debug!(%err, "no endpoint for an upgrade");
+                    if is_denied(&err) { Refusal::Denied } else { Refusal::NoEndpoint }
+                })?;
             let mut span = self.client_span(&endpoint, 0, &mut request);
             // The pod's node sees bytes only, so the request is counted for the pod here.
             let pod = endpoint.pod.as_deref();

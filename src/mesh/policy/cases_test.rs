@@ -213,19 +213,19 @@ fn blocks_of_addresses_are_for_whoever_has_one_but_for_the_exceptions() {
     assert!(!world.outside("x/a", "192.0.2.128:443"));
     assert!(!world.outside("x/a", "198.51.100.1:443"));
     assert!(!world.outside("x/a", "[2001:db8::1]:443"));
-    assert!(world.from_outside("192.0.2.1", "y/c", 80));
-    assert!(!world.from_outside("192.0.2.200", "y/c", 80));
+    assert!(world.admits_outsider("192.0.2.1", "y/c", 80));
+    assert!(!world.admits_outsider("192.0.2.200", "y/c", 80));
     // An exception of one block is no exception of another.
     let two = json!([
         { "ipBlock": { "cidr": "192.0.2.0/24", "except": ["192.0.2.0/25"] } },
         { "ipBlock": { "cidr": "192.0.2.7/32" } },
     ]);
     let world = World::new(&[("y", from(two))]);
-    assert!(world.from_outside("192.0.2.7", "y/c", 80));
-    assert!(!world.from_outside("192.0.2.8", "y/c", 80));
+    assert!(world.admits_outsider("192.0.2.7", "y/c", 80));
+    assert!(!world.admits_outsider("192.0.2.8", "y/c", 80));
     let six = World::new(&[("y", from(json!([{ "ipBlock": { "cidr": "2001:db8::/32" } }])))]);
-    assert!(six.from_outside("2001:db8::7", "y/a", 80));
-    assert!(!six.from_outside("192.0.2.7", "y/a", 80));
+    assert!(six.admits_outsider("2001:db8::7", "y/a", 80));
+    assert!(!six.admits_outsider("192.0.2.7", "y/a", 80));
 }
 
 #[test]
@@ -241,14 +241,14 @@ fn a_block_means_pods_too_by_their_own_addresses() {
 fn nodes_and_clients_are_no_pods_whatever_they_are_selected_by() {
     let world = World::new(&[("x", from(json!([{ "podSelector": {}, "namespaceSelector": {} }])))]);
     world.check(|_, _| true);
-    assert!(!world.from_outside("192.168.1.10", "x/a", 80));
-    assert!(world.from_outside("192.168.1.10", "y/a", 80));
+    assert!(!world.admits_outsider("192.168.1.10", "x/a", 80));
+    assert!(world.admits_outsider("192.168.1.10", "y/a", 80));
     let anyone = World::new(&[(
         "x",
         json!({ "podSelector": {}, "ingress": [{ "ports": [{ "port": 80 }] }] }),
     )]);
-    assert!(anyone.from_outside("192.168.1.10", "x/a", 80));
-    assert!(!anyone.from_outside("192.168.1.10", "x/a", 81));
+    assert!(anyone.admits_outsider("192.168.1.10", "x/a", 80));
+    assert!(!anyone.admits_outsider("192.168.1.10", "x/a", 81));
 }
 
 #[test]

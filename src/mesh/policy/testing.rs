@@ -122,7 +122,7 @@ impl World {
     }
 
     /// What a client outside, or a node, sees of a pod.
-    pub(super) fn from_outside(&self, ip: &str, to: &str, port: u16) -> bool {
+    pub(super) fn admits_outsider(&self, ip: &str, to: &str, port: u16) -> bool {
         let ips = [ip.parse().unwrap()];
         let table = self.on(node_of(to));
         table.ingress(split(to), Protocol::Tcp, port, Incoming::Host(&ips)) == Ruling::Allowed

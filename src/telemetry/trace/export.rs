@@ -151,6 +151,10 @@ impl Exporter {
     /// # Cancel safety
     ///
     /// Safe: what was taken from the queue is in `batch`.
+    #[expect(
+        clippy::vec_box,
+        reason = "the queue carries boxes: it sets room for what it may hold aside"
+    )]
     async fn fill(&mut self, batch: &mut Vec<Box<Record>>) {
         if self.spans.recv_many(batch, BATCH_MAX).await == 0 {
             return;
@@ -184,6 +188,10 @@ impl Exporter {
         }
     }
 
+    #[expect(
+        clippy::vec_box,
+        reason = "the queue carries boxes: it sets room for what it may hold aside"
+    )]
     async fn flush(&mut self, batch: &mut Vec<Box<Record>>) {
         loop {
             if !batch.is_empty() {

@@ -202,9 +202,9 @@ pub(crate) fn known_method(method: &Method) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::tracer;
     use super::*;
     use crate::config::Sampling;
+    use crate::telemetry::trace::testing::tracer;
 
     #[tokio::test]
     async fn a_span_ends_when_it_is_dropped_and_says_what_became_of_it() {
