@@ -15,8 +15,8 @@ mod fetch;
 mod query;
 mod reply;
 
-use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use wasip2::cli::environment::get_environment;
 use wasip2::clocks::monotonic_clock;
