@@ -85,7 +85,7 @@ impl Mesh {
     /// node are reached.
     ///
     /// When the mesh's tasks are cancelled, what runs on the connection ends in order, within
-    /// [`DRAIN_TIMEOUT`]: give it the time.
+    /// `DRAIN_TIMEOUT`: give it the time.
     pub async fn serve_peer(&self, conn: Connection) {
         let cancel = self.0.tasks.token().clone();
         let served = Arc::new(());
