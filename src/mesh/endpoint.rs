@@ -16,7 +16,7 @@ use crate::net::PeerHandle;
 use crate::net::http::HttpStream;
 
 /// Time in which an old latency loses about two thirds of its weight.
-const DECAY_MS: f64 = 10_000.0;
+const DECAY_MS: f64 = 5_000.0;
 /// Latencies below this count as equal: a hop to a neighbour must not starve its pods of traffic.
 const LATENCY_FLOOR_US: f64 = 5_000.0;
 /// First ejection, doubled at each further one in a row.
