@@ -1,9 +1,9 @@
 //! Which threads a guest runs on: the interactive ones, or the batch ones.
 //!
 //! A guest begins on the interactive threads, where a request is served without a change of thread.
-//! Once it has computed for a whole tick it goes on in the batch lane, whose threads the kernel lets
+//! Once it has computed for a tick or two it goes on in the batch lane, whose threads the kernel lets
 //! run only where nobody else wants the processor; it comes back when it has blocked of its own will
-//! a few times. So neighbours never wait longer than a tick for a guest that computes, and who
+//! a few times. So neighbours never wait longer than that for a guest that computes, and who
 //! computes still gets all that is idle. Where nothing is idle for long, it is given some of the time
 //! that it has waited for back on the interactive threads: it is slow then, and does not stand still.
 //!

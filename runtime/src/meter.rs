@@ -183,7 +183,7 @@ impl Meter {
 
     /// Counts work that the host did for the container beside it.
     pub(crate) fn charge(&self, time: Duration) {
-        self.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.add(nanos(time));
     }
 
     /// How long the container must pause to stay within its share.
@@ -312,8 +312,7 @@ impl Burst {
         self.meter.share.leave();
         self.pulse.leave();
         let ticks = self.ticks.swap(0, Ordering::Relaxed);
-        let tick = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
-        let seen = ticks.saturating_add(TICKS_UNSEEN).saturating_mul(tick);
+        let seen = ticks.saturating_add(TICKS_UNSEEN).saturating_mul(nanos(TICK));
         self.meter.add(self.now().saturating_sub(since).min(seen));
     }
 
@@ -331,7 +330,7 @@ impl Burst {
             self.ran_at_tick.store(ran, Ordering::Relaxed);
         }
         let has_run = ran.saturating_sub(self.ran_at_tick.load(Ordering::Relaxed));
-        let is_fresh = seen == 0 || u128::from(has_run) < YIELD_AFTER.as_nanos();
+        let is_fresh = seen == 0 || has_run < nanos(YIELD_AFTER);
         if is_fresh && self.meter.budget.is_none() {
             return UpdateDeadline::Continue(1);
         }
@@ -385,7 +384,8 @@ fn is_batch() -> bool {
     tasks::lane_of_this_thread() == Some(Lane::Batch)
 }
 
-fn nanos(time: Duration) -> u64 {
+/// In nanoseconds; less than the largest number, so that one may be added.
+pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX - 1)
 }
 

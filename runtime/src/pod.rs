@@ -16,7 +16,7 @@ use crate::guest::Template;
 use crate::imports::{Capability, MissingImports};
 use crate::limits::Gauge;
 use crate::logs::{Log, LogSize};
-use crate::meter::Meter;
+use crate::meter::{Meter, nanos};
 use crate::network::{PodNet, UNKNOWN_PEER, VirtualNetwork};
 use crate::stdio::{Input, Pipes, Stdio};
 use crate::tls::Trust;
@@ -162,10 +162,6 @@ impl WasmPod {
         containers.push(Arc::clone(&container));
         Ok(container)
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The quota of a volume, one for all pods that have it mounted. Blocks on the file system.

@@ -364,7 +364,7 @@ impl Mvcc {
         let from = self.history.partition_point(|(revision, _)| *revision <= after);
         for (revision, keys) in self.history.range(from..) {
             for key in keys {
-                if key.as_ref() >= start && (end.is_empty() || key.as_ref() < end) {
+                if is_within(key, start, end) {
                     events.extend(self.event(key, *revision));
                 }
             }
@@ -395,6 +395,11 @@ impl Mvcc {
             previous: before.and_then(|before| before.entry(key)),
         })
     }
+}
+
+/// Whether a range that begins with `start` and ends before `end` has the key; empty is open.
+pub(crate) fn is_within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
+    key >= start && (end.is_empty() || key < end)
 }
 
 fn visible_at(versions: &[Version], at: Revision) -> Option<&Version> {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::Revision;
+use crate::state::mvcc::is_within;
 
 /// How often watches hear of changes outside their range, at most: they have to know how far they
 /// are.
@@ -46,8 +47,7 @@ impl Group {
     }
 
     fn has(&self, key: &[u8]) -> bool {
-        let (start, end) = &self.range;
-        key >= start.as_slice() && (end.is_empty() || key < end.as_slice())
+        is_within(key, &self.range.0, &self.range.1)
     }
 }
 

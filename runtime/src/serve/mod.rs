@@ -38,7 +38,7 @@ pub(crate) use self::pipe::serve_pipe;
 use self::pool::{Pool, Way};
 pub(crate) use self::reuse::Reuse;
 use self::reuse::{Spare, Turn};
-use self::slot::{Answer, Job};
+use self::slot::{Answer, Job, NoRoom};
 pub(crate) use self::worker::{Seed, instantiate};
 use crate::guest::{Template, exit_of_code};
 use crate::network::{Binding, HttpError, Unsent};
@@ -50,8 +50,6 @@ const IN_FLIGHT_MAX: usize = 1024;
 pub(crate) const TRAPS_IN_A_ROW_MAX: u32 = 3;
 /// Time within which they have to happen.
 pub(crate) const TRAPS_WINDOW: Duration = Duration::from_secs(1);
-/// How long a request waits for an instance when there is no room for another one.
-const INSTANCE_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// One served component.
 pub(crate) struct HttpService {
@@ -215,24 +213,18 @@ impl HttpService {
         turn: &Turn,
     ) -> Result<Answer, HttpError> {
         let (answer, answered) = oneshot::channel();
-        let gone = |_| wasmtime::format_err!("the instance is gone");
         let way = self.pool.place(Job { request, turn: turn.clone(), answer });
-        match way.map_err(|error| HttpError::Guest(format!("{error:#}")))? {
-            Way::To(driver) => driver.run().await,
-            Way::Taken => {}
-            Way::Waits(number) => {
-                let mut answered = std::pin::pin!(answered);
-                let in_time = tokio::time::timeout(INSTANCE_WAIT_MAX, answered.as_mut()).await;
-                if let Ok(answer) = in_time {
-                    return Ok(answer.map_err(gone).flatten());
-                }
-                if let Some(job) = self.pool.withdraw(number) {
-                    return Err(HttpError::Busy(Unsent::new(job.request.map(from_wasi))));
-                }
-                return Ok(answered.await.map_err(gone).flatten());
-            }
+        if let Way::To(driver) = way.map_err(|error| HttpError::Guest(format!("{error:#}")))? {
+            driver.run().await;
         }
-        Ok(answered.await.map_err(gone).flatten())
+        let answer = answered.await.map_err(|_| wasmtime::format_err!("the instance is gone"));
+        match answer.flatten().map_err(wasmtime::Error::downcast::<NoRoom>) {
+            Ok(response) => Ok(Ok(response)),
+            Err(Ok(NoRoom(request))) => {
+                Err(HttpError::Busy(Unsent::new(request.into_inner().map(from_wasi))))
+            }
+            Err(Err(error)) => Ok(Err(error)),
+        }
     }
 }
 

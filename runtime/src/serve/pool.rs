@@ -28,7 +28,7 @@ use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 
 use super::life::{self, Life, Origin};
 use super::reuse::{Retry, Reuse, Turn};
-use super::slot::{Activity, Job, Slot};
+use super::slot::{Activity, Job, NoRoom, Slot};
 use super::worker::{Membership, Seed, Shared};
 use crate::guest::{Guest, Template};
 use crate::lanes::{self, Lane, Ride};
@@ -39,6 +39,8 @@ use crate::types::Exit;
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A request that took longer is given up together with its instance.
 const REQUEST_MAX: Duration = Duration::from_secs(600);
+/// How long a request waits for an instance when there is no room for another one.
+const INSTANCE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Requests in a row that have to be short before a container that computes is interactive again.
 const CALM_REQUESTS: u8 = 8;
 
@@ -81,10 +83,8 @@ struct Idle {
 pub(super) enum Way {
     /// To this instance, which somebody has to drive.
     To(Driver),
-    /// To an instance that is driven.
-    Taken,
-    /// It waits for one, under this number.
-    Waits(u64),
+    /// To an instance that is driven, or it waits for one.
+    Elsewhere,
 }
 
 impl Pool {
@@ -165,7 +165,7 @@ impl Pool {
         }
         if let Some(slot) = inner.roomy.iter().find(|slot| !slot.has_jobs()) {
             slot.put(job);
-            return Ok(Way::Taken);
+            return Ok(Way::Elsewhere);
         }
         if let Some(member) = Membership::enter(&self.shared, self.template.instances_max) {
             drop(inner);
@@ -173,17 +173,30 @@ impl Pool {
             slot.put(job);
             return Ok(Way::To(Driver { pool: Arc::clone(self), slot, life: Some(life) }));
         }
+        self.wait(&mut inner, job);
+        Ok(Way::Elsewhere)
+    }
+
+    /// Has a request wait for the first instance with nothing to do, at most [`INSTANCE_WAIT_MAX`].
+    fn wait(self: &Arc<Self>, inner: &mut Inner, job: Job) {
         inner.number += 1;
         let number = inner.number;
         inner.waiting.push_back((number, job));
-        Ok(Way::Waits(number))
+        let pool = Arc::clone(self);
+        drop(self.guests.spawn(async move {
+            tokio::time::sleep(INSTANCE_WAIT_MAX).await;
+            pool.refuse(number);
+        }));
     }
 
-    /// Takes a request back that still waits.
-    pub(super) fn withdraw(&self, number: u64) -> Option<Job> {
+    /// Gives a request back that still waits.
+    fn refuse(&self, number: u64) {
         let mut inner = self.inner.lock();
-        let at = inner.waiting.iter().position(|(waiting, _)| *waiting == number)?;
-        inner.waiting.remove(at).map(|(_, job)| job)
+        let at = inner.waiting.iter().position(|(waiting, _)| *waiting == number);
+        if let Some((_, job)) = at.and_then(|at| inner.waiting.remove(at)) {
+            // Its caller may be gone.
+            let _ = job.answer.send(Err(NoRoom(Mutex::new(job.request)).into()));
+        }
     }
 
     /// Places a request whose caller is not here.
@@ -203,11 +216,7 @@ impl Pool {
         let mut jobs = slot.left_over();
         let mut inner = self.inner.lock();
         if self.shared.has_instances() && inner.idle.is_empty() {
-            while let Some(job) = jobs.pop_back() {
-                inner.number += 1;
-                let number = inner.number;
-                inner.waiting.push_front((number, job));
-            }
+            jobs.drain(..).for_each(|job| self.wait(&mut inner, job));
         }
         let has_idle = !inner.idle.is_empty();
         drop(inner);

@@ -31,6 +31,11 @@ impl Job {
     }
 }
 
+/// No instance had room for the request in time. Nobody has seen it.
+#[derive(Debug, thiserror::Error)]
+#[error("no instance has room for the request")]
+pub(super) struct NoRoom(pub(super) Mutex<http::Request<WasiBody>>);
+
 /// What an instance does between two polls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

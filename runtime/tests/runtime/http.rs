@@ -191,6 +191,31 @@ async fn a_server_that_does_not_drain_is_killed() {
 }
 
 #[tokio::test]
+async fn a_request_without_room_for_an_instance_is_given_back_after_a_while() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let mut busy = tokio::task::JoinSet::new();
+    // As many as one container may have on the largest machine.
+    for _ in 0..512 {
+        let node = Arc::clone(&node);
+        busy.spawn(async move { node.get(HELLO, "/burn?ms=600000").await.map(drop) });
+    }
+    let refused = async {
+        loop {
+            match node.get(HELLO, "/").await {
+                Ok((status, _)) => assert_eq!(status, 200),
+                Err(error) => return error,
+            }
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(120), refused).await.unwrap();
+    assert!(matches!(refused, HttpError::Busy(_)), "{refused:?}");
+    container.stop(Duration::ZERO).await;
+    while busy.join_next().await.is_some() {}
+}
+
+#[tokio::test]
 async fn containers_of_a_pod_share_its_loopback() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
