@@ -109,15 +109,23 @@ impl Replay {
     }
 }
 
-/// A response's body that keeps its endpoint's count of requests right.
+/// A response's body that keeps its endpoint's count of requests right, and the span of its try.
+pub(super) type Tracked = Keeping<(InFlight, Option<Span>)>;
+
+/// A body that keeps something until it is complete or given up.
 #[derive(Debug)]
-pub(super) struct Tracked {
+pub(super) struct Keeping<T> {
     body: Body,
-    _in_flight: InFlight,
-    _span: Option<Span>,
+    _kept: T,
 }
 
-impl http_body::Body for Tracked {
+impl<T> Keeping<T> {
+    pub(super) fn new(body: Body, kept: T) -> Self {
+        Self { body, _kept: kept }
+    }
+}
+
+impl<T: Unpin> http_body::Body for Keeping<T> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -214,7 +222,7 @@ impl Mesh {
                     if let Some(span) = &mut span {
                         span.answered(response.status());
                     }
-                    let tracked = |body| Tracked { body, _in_flight: in_flight, _span: span };
+                    let tracked = |body| Tracked::new(body, (in_flight, span));
                     return Ok(response.map(tracked));
                 }
                 Err(failure) => failure,

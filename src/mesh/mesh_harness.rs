@@ -107,15 +107,8 @@ pub(super) struct Node {
     pub(super) peers: Peers,
 }
 
-pub(super) fn start(ca: &CertificateAuthority, name: &str, pods: &[&str]) -> Node {
-    let (endpoint, tasks) = endpoint(ca, name, NodeClass::Agent);
-    let peers = Peers::new(endpoint.clone(), &tasks, Rng::seeded(5));
-    let pods = Pods::new(pods);
-    let local: Arc<dyn Local> = pods.clone();
-    let mut config = MeshConfig::new(name, local, tasks.clone(), Rng::seeded(7));
-    config.peers = Some(peers.clone());
-    config.node_port_ip = Some(LOOPBACK.ip());
-    let mesh = Mesh::new(config);
+/// Serves what other nodes open at `endpoint`, until the end of `tasks`.
+pub(super) fn serve_peers(endpoint: &Endpoint, mesh: &Mesh, peers: &Peers, tasks: &TaskGroup) {
     let (accepting, serving, pool, group) =
         (endpoint.clone(), mesh.clone(), peers.clone(), tasks.clone());
     tasks.spawn_until_cancelled("accept", async move {
@@ -125,6 +118,18 @@ pub(super) fn start(ca: &CertificateAuthority, name: &str, pods: &[&str]) -> Nod
             group.spawn_until_cancelled("peer", async move { serving.serve_peer(conn).await });
         }
     });
+}
+
+pub(super) fn start(ca: &CertificateAuthority, name: &str, pods: &[&str]) -> Node {
+    let (endpoint, tasks) = endpoint(ca, name, NodeClass::Agent);
+    let peers = Peers::new(endpoint.clone(), &tasks, Rng::seeded(5));
+    let pods = Pods::new(pods);
+    let local: Arc<dyn Local> = pods.clone();
+    let mut config = MeshConfig::new(name, local, tasks.clone(), Rng::seeded(7));
+    config.peers = Some(peers.clone());
+    config.node_port_ip = Some(LOOPBACK.ip());
+    let mesh = Mesh::new(config);
+    serve_peers(&endpoint, &mesh, &peers, &tasks);
     Node { endpoint, mesh, pods, tasks, peers }
 }
 

@@ -1,22 +1,19 @@
 //! What is told of a request on its way: spans within its trace, and counts.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::Mesh;
+use super::call::Keeping;
 use super::endpoint::EndpointState;
 use super::local::LocalError;
 use super::routes::Place;
 use super::traffic::{RequestStats, Subject};
-use crate::net::{Body, BodyError};
+use crate::net::Body;
 use crate::telemetry::trace::{Span, TRACEPARENT, TraceContext, known_method};
 
 /// Counts one request when it is answered, or as one without an answer when it is given up.
@@ -48,32 +45,6 @@ impl Drop for Counting<'_> {
         if let Some(stats) = self.stats {
             stats.failed(self.started.elapsed());
         }
-    }
-}
-
-/// A body that keeps a span open until it is complete or given up.
-struct Spanned {
-    body: Body,
-    _span: Span,
-}
-
-impl http_body::Body for Spanned {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -122,7 +93,7 @@ impl Mesh {
                     None => response,
                     Some(mut span) => {
                         span.answered(response.status());
-                        response.map(|body| Spanned { body, _span: span }.boxed_unsync())
+                        response.map(|body| Keeping::new(body, span).boxed_unsync())
                     }
                 })
             }

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::mesh_harness::serve_peers;
 use super::testing::{ingress, node, service, slice};
 use super::*;
 use crate::config::{Sampling, TracingSettings};
@@ -77,15 +78,7 @@ async fn start(ca: &CertificateAuthority, name: &str, tracing: Option<TracingSet
     tools.rng = Rng::seeded(name.len() as u64 + u64::from(name.as_bytes()[0]));
     config.tracer = Tracer::start(tracing, tools);
     let mesh = Mesh::new(config);
-    let (accepting, serving, pool, group) =
-        (endpoint.clone(), mesh.clone(), peers.clone(), tasks.clone());
-    tasks.spawn_until_cancelled("accept", async move {
-        while let Some(conn) = accepting.accept().await {
-            pool.adopt(&conn);
-            let serving = serving.clone();
-            group.spawn_until_cancelled("peer", async move { serving.serve_peer(conn).await });
-        }
-    });
+    serve_peers(&endpoint, &mesh, &peers, &tasks);
     let listener = TcpListener::bind(LOOPBACK).await.unwrap();
     let at = listener.local_addr().unwrap();
     let serving = mesh.clone();

@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use http::{Request, Response};
 use serde_json::json;
 
+use super::mesh_harness::serve_peers;
 use super::testing::{node, service, slice_of};
 use super::{BoxIo, Caller, Datagrams, Local, LocalError, Mesh, MeshConfig, Routes};
 use crate::net::pki::{CertificateAuthority, NodeClass};
 use crate::net::testing::{authority, endpoint};
 use crate::net::{Body, Peers};
-use crate::rt::{Rng, TaskGroup};
+use crate::rt::Rng;
 
 /// Pods that answer each datagram with who sent it and what it was.
 #[derive(Debug)]
@@ -73,16 +74,7 @@ fn start(ca: &CertificateAuthority, name: &str, pod: &str) -> (Mesh, crate::net:
     config.node_port_ip = None;
     let mesh = Mesh::new(config);
     mesh.publish(routes(name));
-    let (accepting, serving, group): (_, _, TaskGroup) =
-        (endpoint.clone(), mesh.clone(), tasks.clone());
-    let pool = peers.clone();
-    tasks.spawn_until_cancelled("accept", async move {
-        while let Some(conn) = accepting.accept().await {
-            pool.adopt(&conn);
-            let serving = serving.clone();
-            group.spawn_until_cancelled("peer", async move { serving.serve_peer(conn).await });
-        }
-    });
+    serve_peers(&endpoint, &mesh, &peers, &tasks);
     (mesh, endpoint, peers)
 }
 
