@@ -133,6 +133,11 @@ pub(super) fn may_use_compiled(user: &UserInfo) -> bool {
     [NODES, SERVERS, MASTERS].iter().any(|group| has_group(user, group))
 }
 
+/// Whether it is the system itself that asks: a controller, the scheduler, an agent, a server.
+pub(super) fn is_system(user: &UserInfo) -> bool {
+    user.name.starts_with(SYSTEM_USER) || has_group(user, NODES) || has_group(user, SERVERS)
+}
+
 /// Whether it is a node that asks.
 pub(super) fn is_node(user: &UserInfo) -> bool {
     has_group(user, NODES)
