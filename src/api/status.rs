@@ -198,9 +198,11 @@ impl Status {
     #[must_use]
     pub fn invalid_options(kind: &str, error: &FieldError) -> Self {
         let message = format!("{kind}.meta.k8s.io \"\" is invalid: {error}");
-        Self::failure(422, Reason::Invalid, message)
-            .about("meta.k8s.io", kind, "")
-            .with_cause(error.kind.reason(), &error.message, &error.field)
+        Self::failure(422, Reason::Invalid, message).about("meta.k8s.io", kind, "").with_cause(
+            error.kind.reason(),
+            &error.message,
+            &error.field,
+        )
     }
 
     /// 422 with a cause for each error.

@@ -39,8 +39,7 @@ pub(super) async fn respond(
     let parsed = body::json(&bytes).or_else(|_| body::parse("application/yaml", &bytes))?;
     let mut applied = parsed.value;
     check(&call, &applied)?;
-    let mut warnings =
-        body::check(call.info.resource, &applied, &parsed.duplicates, validation)?;
+    let mut warnings = body::check(call.info.resource, &applied, &parsed.duplicates, validation)?;
     body::check_place(&mut applied, call.info.namespace.as_deref(), call.info.name.as_deref())?;
     warnings.extend(strategy::warnings(call.info.resource, &applied));
     let (code, object) = write(&call, part, &applied).await?;
@@ -97,8 +96,9 @@ async fn write(call: &Call, part: Part, applied: &Value) -> Result<(StatusCode, 
         let is_dry_run = call.query.is_dry_run()?;
         match create::create(call, with(None)?, is_dry_run).await {
             // Made by somebody meanwhile: then it is a change of that.
-            Err(there) if there.0.reason == crate::api::status::Reason::AlreadyExists
-                && tries < RETRIES_MAX => {}
+            Err(there)
+                if there.0.reason == crate::api::status::Reason::AlreadyExists
+                    && tries < RETRIES_MAX => {}
             other => return Ok((StatusCode::CREATED, other?)),
         }
     }

@@ -20,7 +20,7 @@ use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
     access, body, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
-    service_account, streaming, subresource, update, versions, watch,
+    reviews, service_account, streaming, subresource, update, versions, watch,
 };
 use crate::store::Store;
 
@@ -112,6 +112,9 @@ async fn dispatch(
     }
     let Some(info) = info else {
         access::check_path(&user, request.method(), path)?;
+        if reviews::is_review(&request) {
+            return reviews::respond(&user, request).await;
+        }
         if let Some(response) = service_account::discover(&context, request.method(), path).await? {
             return Ok(response);
         }

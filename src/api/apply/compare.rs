@@ -70,10 +70,7 @@ fn maps(place: Place, old: &Map<String, Value>, new: &Map<String, Value>, out: &
         let (at, is_declared) = place.field(name);
         match old.get(name).filter(|before| !before.is_null()) {
             None => {
-                let mut node = fields::node(at, is_declared, value);
-                // A map of somebody's keys is there because of whoever put the first one in.
-                node.is_member |= matches!(at, Place::Map(_));
-                out.added.put(&key, node);
+                out.added.put(&key, new_node(at, is_declared, value));
             }
             Some(before) if before == value => {}
             Some(before) => {
@@ -91,6 +88,18 @@ fn maps(place: Place, old: &Map<String, Value>, new: &Map<String, Value>, out: &
     }
 }
 
+/// What is added with a value that was not there. A map of somebody's keys is there because of whoever
+/// put the first one in.
+fn new_node(at: Place, is_declared: bool, value: &Value) -> Node {
+    let nothing =
+        if value.is_array() { Value::Array(Vec::new()) } else { Value::Object(Map::new()) };
+    let node = fields::node(at, is_declared, value);
+    Node {
+        is_member: node.is_member || matches!(at, Place::Map(_)),
+        below: if node.below.is_empty() { node.below } else { between(at, &nothing, value).added },
+    }
+}
+
 fn lists(place: Place, old: &[Value], new: &[Value], out: &mut Changes) {
     let by_step = |items: &[Value]| -> BTreeMap<String, usize> {
         let steps = items.iter().enumerate().rev();
@@ -104,7 +113,7 @@ fn lists(place: Place, old: &[Value], new: &[Value], out: &mut Changes) {
         let Some(item) = new.get(*at) else { continue };
         match before.get(key).and_then(|at| old.get(*at)) {
             None => {
-                let below = fields::of(place.element(), item);
+                let below = between(place.element(), &Value::Object(Map::new()), item).added;
                 out.added.put(key, Node { is_member: true, below });
             }
             Some(before) if before == item => {}

@@ -66,8 +66,7 @@ pub(super) fn node(at: Place, is_declared: bool, value: &Value) -> Node {
 pub(super) fn prune(place: Place, value: &mut Value, last: &FieldSet, owned: &FieldSet) {
     let nothing = FieldSet::default();
     let goes = |key: &str, node: &Node, is_declared: bool| {
-        let is_there =
-            |node: &Node| node.is_member || (is_declared && !node.below.is_empty());
+        let is_there = |node: &Node| node.is_member || (is_declared && !node.below.is_empty());
         is_there(node) && !owned.entries.get(key).is_some_and(is_there)
     };
     if place.is_map(value) {
@@ -81,8 +80,9 @@ pub(super) fn prune(place: Place, value: &mut Value, last: &FieldSet, owned: &Fi
             }
             let Some(inner) = map.get_mut(name) else { continue };
             let was_empty = is_bare(inner);
-            prune(at, inner, &node.below, owned.entries.get(key).map_or(&nothing, |n| &n.below));
-            if is_bare(inner) && !was_empty {
+            let theirs = owned.entries.get(key);
+            prune(at, inner, &node.below, theirs.map_or(&nothing, |node| &node.below));
+            if is_bare(inner) && !was_empty && theirs.is_none() {
                 map.shift_remove(name);
             }
         }

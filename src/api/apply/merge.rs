@@ -10,11 +10,9 @@ use crate::api::apply::place::Place;
 /// Elements of an applied list must be told apart.
 pub(super) fn check(place: Place, value: &Value) -> Result<(), ApplyError> {
     match value {
-        Value::Object(map) if place.is_map(value) => {
-            map.iter().try_for_each(|(name, value)| {
-                check(place.field(name).0, value).map_err(|error| within(error, name))
-            })
-        }
+        Value::Object(map) if place.is_map(value) => map.iter().try_for_each(|(name, value)| {
+            check(place.field(name).0, value).map_err(|error| within(error, name))
+        }),
         Value::Array(items) if place.is_list(value) => {
             let mut seen = BTreeSet::new();
             for (index, item) in items.iter().enumerate() {
@@ -25,7 +23,8 @@ pub(super) fn check(place: Place, value: &Value) -> Result<(), ApplyError> {
                 if !seen.insert(step) {
                     return Err(malformed("duplicate entries for a key"));
                 }
-                check(place.element(), item).map_err(|error| within(error, &format!("[{index}]")))?;
+                check(place.element(), item)
+                    .map_err(|error| within(error, &format!("[{index}]")))?;
             }
             Ok(())
         }

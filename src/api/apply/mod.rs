@@ -33,7 +33,6 @@ mod set;
 use compare::Changes;
 use managers::{Entry, Operation};
 use place::Place;
-use set::FieldSet;
 
 /// Who kubectl is when it applies; an object that it has applied in its own way before is its own.
 const KUBECTL: &str = "kubectl";
@@ -89,8 +88,9 @@ pub fn apply(
     is_forced: bool,
 ) -> Result<Value, ApplyError> {
     let root = Place::root(resource);
+    let applied = &part_of(resource, writer, applied);
     merge::check(root, applied)?;
-    let set = part(resource, writer, fields::own(fields::of(root, applied)));
+    let set = fields::own(fields::of(root, applied));
     let Some(stored) = stored else {
         let mut made = without_nulls(applied.clone());
         let entry = Entry::new(resource, writer, Operation::Apply, set);
@@ -99,7 +99,7 @@ pub fn apply(
     };
     let mut entries = managers::read(stored);
     if entries.is_empty() {
-        let before = part(resource, writer, fields::own(fields::of(root, stored)));
+        let before = fields::own(fields::of(root, &part_of(resource, writer, stored)));
         let writer = Writer { manager: BEFORE_FIRST_APPLY, ..*writer };
         entries.push(Entry::new(resource, &writer, Operation::Update, before));
     }
@@ -114,7 +114,6 @@ pub fn apply(
         }
         fields::prune(root, &mut merged, &last.fields, &owned);
     }
-    renew_last_applied(stored, applied, &mut merged, writer);
     let changes = compare::changes(root, stored, &merged);
     if !is_forced {
         refuse(resource, stored, &others, &changes, writer)?;
@@ -125,6 +124,7 @@ pub fn apply(
         entry.time = last.time;
     }
     others.push(entry);
+    renew_last_applied(stored, applied, &mut merged, writer);
     managers::write(&mut merged, others);
     Ok(merged)
 }
@@ -174,13 +174,17 @@ pub fn is_tracked(object: &Value, of_status: bool) -> bool {
     entries.iter().any(|entry| !of_status || entry.pointer("/fieldsV1/f:status").is_some())
 }
 
-/// The fields that a write to this part of the object can own.
-fn part(resource: &Resource, writer: &Writer<'_>, set: FieldSet) -> FieldSet {
-    match (resource.has_status, writer.subresource) {
-        (_, "status") => set.only("f:status"),
-        (true, _) => set.without("f:status"),
-        (false, _) => set,
-    }
+/// What a write to this part of the object says of it: status and the rest are never one write.
+fn part_of(resource: &Resource, writer: &Writer<'_>, object: &Value) -> Value {
+    let is_status = writer.subresource == "status";
+    let keeps = |key: &str| match key {
+        "apiVersion" | "kind" => true,
+        "metadata" => !is_status,
+        "status" => is_status || !resource.has_status,
+        _ => !is_status,
+    };
+    let fields = object.as_object().into_iter().flatten().filter(|(key, _)| keeps(key));
+    Value::Object(fields.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 fn refuse(

@@ -33,7 +33,9 @@ impl Place {
     pub(super) fn field(self, name: &str) -> (Self, bool) {
         match self {
             Self::Struct(message) => {
-                let Some(field) = SCHEMA.field(message, name) else { return (Self::Unknown, false) };
+                let Some(field) = SCHEMA.field(message, name) else {
+                    return (Self::Unknown, false);
+                };
                 let place = match &field.shape {
                     Shape::One => Self::of(field.kind, field.is_atomic),
                     Shape::Map if field.is_atomic == Some(true) => Self::Whole,

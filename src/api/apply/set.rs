@@ -115,18 +115,6 @@ impl FieldSet {
         rest.is_empty()
     }
 
-    /// Only what is below `key`.
-    pub(super) fn only(mut self, key: &str) -> Self {
-        self.entries.retain(|entry, _| entry == key);
-        self
-    }
-
-    /// All but what is below `key`.
-    pub(super) fn without(mut self, key: &str) -> Self {
-        self.entries.remove(key);
-        self
-    }
-
     /// Every place in the set as people read it: `.spec.containers[name="a"].image`.
     pub(super) fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();

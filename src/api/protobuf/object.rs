@@ -62,7 +62,9 @@ impl<'a> Decoder<'a> {
                 let before = object.get_mut(field.name).map(Value::take);
                 let value = self.value(field.kind, part, depth, before)?;
                 let is_set = |value: &Value| {
-                    field.keeps_zero || value.is_object() || !is_empty(Some(value))
+                    field.keeps_zero
+                        || value.is_object()
+                        || !is_empty(Some(value))
                         || matches!(field.kind, Type::IntOrString | Type::Raw)
                 };
                 match value.filter(is_set) {

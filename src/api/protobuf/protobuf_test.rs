@@ -181,7 +181,10 @@ fn zeros_that_nobody_set_are_left_out() {
     bytes(8, b"", &mut meta);
     bytes(1, &meta, &mut raw);
     let decoded = decoded("v1", "ConfigMap", &raw);
-    assert_eq!(decoded, Ok(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}})));
+    assert_eq!(
+        decoded,
+        Ok(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}))
+    );
 }
 
 fn decoded(api_version: &str, kind: &str, raw: &[u8]) -> Result<Value, ProtobufError> {
@@ -218,8 +221,14 @@ fn what_is_no_object_is_refused_in_words() {
     let cases = [
         (to_json(b"{}"), "expected prefix 6b 38 73 00"),
         (to_json(&cut), "unexpected end"),
-        (decoded("v1", "ConfigMap", &not_text), "metadata: name: malformed protobuf: a string is not UTF-8"),
-        (decoded("v1", "ConfigMap", &[0x08, 0x01]), "metadata: malformed protobuf: a field has the wrong wire type"),
+        (
+            decoded("v1", "ConfigMap", &not_text),
+            "metadata: name: malformed protobuf: a string is not UTF-8",
+        ),
+        (
+            decoded("v1", "ConfigMap", &[0x08, 0x01]),
+            "metadata: malformed protobuf: a field has the wrong wire type",
+        ),
         (decoded("v1", "Nothing", &[]), "Nothing in version \"v1\" has no protobuf encoding here"),
         (decoded("gateway.networking.k8s.io/v1", "Gateway", &[]), "has no protobuf encoding here"),
     ];

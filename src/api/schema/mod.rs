@@ -28,11 +28,13 @@ use std::sync::LazyLock;
 
 mod parse;
 
+/// The text.
+const TEXTS: [&str; 2] = [include_str!("kubernetes.txt"), include_str!("gateway.txt")];
+/// Its length: another text, another number (nearly always), for those who cache what is made of it.
+pub(crate) const TEXT_BYTES: usize = TEXTS[0].len() + TEXTS[1].len();
+
 /// All types.
-pub(crate) static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
-    let texts = [include_str!("kubernetes.txt"), include_str!("gateway.txt")];
-    parse::schema(&texts).0
-});
+pub(crate) static SCHEMA: LazyLock<Schema> = LazyLock::new(|| parse::schema(&TEXTS).0);
 
 /// The types by number, and which of them are kinds.
 #[derive(Debug, Default)]
@@ -45,6 +47,10 @@ pub(crate) struct Schema {
 /// A type with fields.
 #[derive(Debug)]
 pub(crate) struct Message {
+    /// As Kubernetes names it.
+    pub(crate) name: &'static str,
+    /// Of its package.
+    pub(crate) api_version: &'static str,
     /// Replaced and owned whole.
     pub(crate) is_atomic: bool,
     /// In the order of the file.
@@ -68,6 +74,8 @@ pub(crate) struct Field {
     pub(crate) is_inline: bool,
     /// Replaced and owned whole: `None` leaves it to the type.
     pub(crate) is_atomic: Option<bool>,
+    /// A strategic merge patch merges the list: by this field, or, if that is empty, as a set.
+    pub(crate) merge_key: Option<&'static str>,
     /// Of a field that tells elements of a list apart: what it is when left out.
     pub(crate) default: Option<&'static str>,
 }
@@ -149,8 +157,7 @@ mod tests {
 
     #[test]
     fn every_line_is_understood_and_every_type_is_there() {
-        let texts = [include_str!("kubernetes.txt"), include_str!("gateway.txt")];
-        let (schema, faults) = parse::schema(&texts);
+        let (schema, faults) = parse::schema(&TEXTS);
         assert_eq!(faults, Vec::<String>::new());
         assert!(schema.messages.len() > 300, "{}", schema.messages.len());
     }

@@ -32,7 +32,7 @@ pub(super) fn schema(texts: &[&'static str]) -> (Schema, Vec<String>) {
             };
             numbers.insert((package, name), schema.messages.len());
             schema.named.insert((api_version, name), schema.messages.len());
-            schema.messages.push(Message { is_atomic, fields: Vec::new() });
+            schema.messages.push(Message { name, api_version, is_atomic, fields: Vec::new() });
         }
     }
     for line in lines {
@@ -61,7 +61,8 @@ fn field(line: &Line, numbers: &BTreeMap<(&str, &str), usize>) -> Option<Field> 
         let (package, name) = kind.split_once('.').unwrap_or((line.package, kind));
         numbers.get(&(package, name)).map(|number| Type::Message(*number))
     })?;
-    let (mut keeps_zero, mut is_inline, mut is_atomic, mut default) = (false, false, None, None);
+    let (mut keeps_zero, mut is_inline) = (false, false);
+    let (mut is_atomic, mut default, mut merge_key) = (None, None, None);
     for word in words {
         match word.split_once(':').unwrap_or((word, "")) {
             ("zero", "") => keeps_zero = true,
@@ -75,12 +76,14 @@ fn field(line: &Line, numbers: &BTreeMap<(&str, &str), usize>) -> Option<Field> 
                 shape = Shape::List(ListType::Map(keys));
             }
             ("default", text) => default = Some(text),
-            // Strategic merge has its own table: `patch/merge_keys.rs`.
-            ("merge" | "union" | "retainKeys", _) => {}
+            ("merge", key) => merge_key = Some(key),
+            ("union", "") => merge_key = Some(""),
+            // The patch itself says which keys to retain.
+            ("retainKeys", "") => {}
             _ => return None,
         }
     }
-    Some(Field { number, name, kind, shape, keeps_zero, is_inline, is_atomic, default })
+    Some(Field { number, name, kind, shape, keeps_zero, is_inline, is_atomic, merge_key, default })
 }
 
 fn scalar(word: &str) -> Option<Type> {
