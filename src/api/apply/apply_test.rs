@@ -438,33 +438,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-#[ignore = "temporary"]
-fn what_a_write_costs() {
-    let object = deployment(json!({"replicas": 2, "selector": {"matchLabels": {"a": "b"}},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
-        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i",
-            "imagePullPolicy": "Always", "ports": [{"containerPort": 80, "protocol": "TCP"}], "resources": {},
-            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}],
-            "dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "schedulerName": "x", "securityContext": {}}}}));
-    let first = updated(&Value::Null, object.clone(), "kubectl-create");
-    let time = |what: &str, f: &dyn Fn() -> Value| {
-        let start = tokio::time::Instant::now();
-        for _ in 0..1000 {
-            let _ = f();
-        }
-        eprintln!("{what}: {:?}", start.elapsed() / 1000);
-    };
-    time("clone", &|| first.clone());
-    time("create", &|| updated(&Value::Null, object.clone(), "kubectl-create"));
-    let mut scaled = first.clone();
-    scaled["spec"]["replicas"] = json!(3);
-    time("change", &|| updated(&first, scaled.clone(), "me"));
-    time("apply", &|| apply(deployments(), Some(&first), &object, &writer("me"), true).unwrap());
-    time("keep", &|| {
-        let mut new = first.clone();
-        keep(&first, &mut new);
-        new
-    });
-}

@@ -202,18 +202,19 @@ fn refuse(
             against.push((other, set));
         }
     }
-    if against.is_empty() {
-        return Ok(());
-    }
     // What kubectl has applied in its own way before is not somebody else's.
     if writer.manager == KUBECTL
         && let Some(text) = meta::annotation(stored, LAST_APPLIED)
         && let Ok(before) = serde_json::from_str::<Value>(text)
     {
-        let before = fields::own(fields::of(Place::root(resource), &before));
-        if against.iter().all(|(_, set)| set.is_within(&before)) {
-            return Ok(());
+        let before = fields::of(Place::root(resource), &before);
+        for (_, set) in &mut against {
+            set.take(&before);
         }
+        against.retain(|(_, set)| !set.is_empty());
+    }
+    if against.is_empty() {
+        return Ok(());
     }
     let conflicts = against.iter().flat_map(|(entry, set)| {
         let manager = entry.to_string();
