@@ -9,7 +9,10 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, image_policy, response, service_account};
+use crate::apiserver::update::Part;
+use crate::apiserver::{
+    admission, allocate, apply, body, image_policy, managed_fields, response, service_account,
+};
 use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.
@@ -20,6 +23,7 @@ pub(super) async fn respond(call: Call, request_body: Body) -> Result<Response<B
     let shape = Shape::negotiate(&call.headers, &call.query)?;
     let validation = call.query.field_validation()?;
     let is_dry_run = call.query.is_dry_run()?;
+    managed_fields::check(&call, "CreateOptions")?;
     let bytes = body::read(request_body).await?;
     let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
     let mut warnings =
@@ -56,6 +60,9 @@ pub(super) async fn create(
     admission::default(resource, &mut object);
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;
+    if !apply::is_apply(call) {
+        managed_fields::track(call, Part::Main, None, &mut object);
+    }
     let now = call.context.clock.now_rfc3339();
     meta::set_created(&mut object, &call.context.rng.uuid().to_string(), &now);
     let base = meta::generate_name(&object).to_owned();

@@ -78,7 +78,7 @@ async fn scale_of(
         let wanted = if is_patch {
             // A Scale has no lists, so a strategic patch of it is a merge patch.
             let media = media.replace("strategic-merge", "merge");
-            update::apply(resource, &media, &scale::get(resource, current), &sent)?
+            update::patched(resource, &media, &scale::get(resource, current), &sent)?
         } else {
             sent.clone()
         };
