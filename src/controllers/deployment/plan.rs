@@ -15,11 +15,12 @@ use crate::controllers::deployment::rollout::{Scale, proportional, roll};
 use crate::controllers::deployment::status::{Rollout, is_complete, status};
 use crate::controllers::deployment::template::{
     DESIRED, HASH_LABEL, MAX, REVISION, REVISION_HISTORY, Wish, age_key, annotation,
-    annotations_to_copy, find_new, hash, revision,
+    annotations_to_copy, find_new, revision,
 };
 use crate::controllers::object::{
     controller_of, controller_reference, is_controlled_by, is_deleting, is_terminal,
 };
+use crate::controllers::template::hash;
 
 /// Old replica sets kept for undo when a deployment does not say.
 const HISTORY_LEN_DEFAULT: usize = 10;

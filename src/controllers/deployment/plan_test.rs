@@ -6,8 +6,9 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::controllers::deployment::plan::{Plan, View, plan};
-use crate::controllers::deployment::template::{HASH_LABEL, REVISION, Wish, hash};
+use crate::controllers::deployment::template::{HASH_LABEL, REVISION, Wish};
 use crate::controllers::object::selector_of;
+use crate::controllers::template::hash;
 
 const START: &str = "2026-01-01T00:00:00Z";
 

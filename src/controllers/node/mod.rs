@@ -33,6 +33,7 @@ use crate::controllers::object::{disrupted, node_name};
 mod health;
 mod ipam;
 mod plan;
+pub(super) use plan::tolerates;
 #[cfg(test)]
 mod plan_test;
 

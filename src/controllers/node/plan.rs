@@ -274,7 +274,8 @@ fn patience(pod: &Pod, taint: &Taint, default: Option<Duration>) -> Option<Durat
         .min()
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// Whether `toleration` lets a pod bear `taint`.
+pub(in crate::controllers) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let is_unset_or = |field: Option<&str>, value: &str| {
         field.is_none_or(|field| field.is_empty() || field == value)
     };
