@@ -198,8 +198,7 @@ where
     /// Asks the server, not the cache: a deleted owner must not adopt.
     async fn is_still_there(&self) -> Result<bool, kube::Error> {
         let fresh = self.api::<O>().get_opt(&self.owner.name_any()).await?;
-        Ok(fresh
-            .is_some_and(|fresh| fresh.uid() == self.owner.uid() && !is_deleting(fresh.meta())))
+        Ok(fresh.is_some_and(|fresh| fresh.uid() == self.owner.uid() && !is_deleting(fresh.meta())))
     }
 
     /// Creates pods in batches of 1, 2, 4 …, so that what must fail fails once, not 500 times.
@@ -355,7 +354,8 @@ mod tests {
         assert_eq!(names(&blind.owned), ["own", "left"]);
         assert!(blind.is_settled());
         let mut going = set;
-        going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).ok();
+        going.metadata.deletion_timestamp =
+            serde_json::from_value(json!("2026-01-01T00:00:00Z")).ok();
         let claimed = claim(&going, selector.as_ref(), &pods, may_be);
         assert!(claimed.is_settled());
         assert_eq!(names(&claimed.owned), ["own"]);

@@ -64,8 +64,7 @@ where
     let equal = owned.iter().filter(|revision| template_of(revision).as_ref() == Some(template));
     if let Some(equal) = equal.max_by_key(|revision| age(revision)) {
         let is_newest = newest.is_some_and(|newest| newest.uid() == equal.uid());
-        let write =
-            (!is_newest).then(|| Write::Renumber { of: Arc::clone(equal), to: next });
+        let write = (!is_newest).then(|| Write::Renumber { of: Arc::clone(equal), to: next });
         return Present { name: equal.name_any(), hash: hash_of(owner, equal), write };
     }
     let hash = hash(template, collisions);
@@ -130,8 +129,7 @@ pub(super) fn beyond_limit(
     is_in_use: impl Fn(&ControllerRevision) -> bool,
 ) -> Vec<Arc<ControllerRevision>> {
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(HISTORY_LEN_DEFAULT);
-    let mut old: Vec<_> =
-        owned.iter().filter(|revision| !is_in_use(revision)).cloned().collect();
+    let mut old: Vec<_> = owned.iter().filter(|revision| !is_in_use(revision)).cloned().collect();
     old.sort_by(|a, b| age(a).cmp(&age(b)));
     old.truncate(old.len().saturating_sub(limit));
     old

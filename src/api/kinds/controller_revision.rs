@@ -28,12 +28,7 @@ pub(super) const RESOURCE: Resource = Resource {
     has_scale: false,
     has_generation: false,
     subresources: &[],
-    columns: &[
-        Column::NAME,
-        Column::text("Controller"),
-        Column::integer("Revision"),
-        Column::AGE,
-    ],
+    columns: &[Column::NAME, Column::text("Controller"), Column::integer("Revision"), Column::AGE],
     field_selectors: &[],
     strategy: Strategy {
         validate,

@@ -130,9 +130,7 @@ mod tests {
             validate(&object, &mut errors);
             errors.into_vec().iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        let rolling = |surge: Value, unavailable: Value| {
-            json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
-        };
+        let rolling = |surge: Value, unavailable: Value| json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
         for (strategy, deadline, wanted) in [
             (json!({}), 6, ""),
             (json!({"type": "Recreate"}), 6, ""),

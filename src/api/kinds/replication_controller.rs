@@ -31,8 +31,7 @@ pub(super) const RESOURCE: Resource = Resource {
 fn default(object: &mut Value) {
     let labels = object.pointer("/spec/template/metadata/labels").cloned().unwrap_or_default();
     let is_unlabeled = is_empty(object.pointer("/metadata/labels"));
-    if let (true, true, Some(meta)) =
-        (is_unlabeled, labels.is_object(), object.get_mut("metadata"))
+    if let (true, true, Some(meta)) = (is_unlabeled, labels.is_object(), object.get_mut("metadata"))
     {
         set(meta, "labels", labels.clone());
     }

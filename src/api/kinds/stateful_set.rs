@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let rolling = |rolling: Value| json!({"spec": {"updateStrategy": {"rollingUpdate": rolling}}});
+        let rolling =
+            |rolling: Value| json!({"spec": {"updateStrategy": {"rollingUpdate": rolling}}});
         for (change, word) in [
             (json!({"spec": {"podManagementPolicy": "Random"}}), "Unsupported value"),
             (json!({"spec": {"updateStrategy": {"type": "Recreate"}}}), "Unsupported value"),

@@ -53,10 +53,7 @@ pub(super) fn fitness(set: &DaemonSet, node: &Node) -> Fitness {
     let refused = |taint: &&Taint| !tolerations.iter().any(|one| tolerates(one, taint));
     let refused: Vec<&Taint> = taints.filter(refused).collect();
     let has = |effect: &str| refused.iter().any(|taint| taint.effect == effect);
-    Fitness {
-        should_run: !has("NoSchedule") && !has("NoExecute"),
-        may_stay: !has("NoExecute"),
-    }
+    Fitness { should_run: !has("NoSchedule") && !has("NoExecute"), may_stay: !has("NoExecute") }
 }
 
 fn is_selected(spec: &PodSpec, name: &str, labels: &BTreeMap<String, String>) -> bool {
@@ -64,13 +61,10 @@ fn is_selected(spec: &PodSpec, name: &str, labels: &BTreeMap<String, String>) ->
     if !wanted.all(|(key, value)| labels.get(key) == Some(value)) {
         return false;
     }
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|affinity| {
-            affinity.required_during_scheduling_ignored_during_execution.as_ref()
-        });
+    let required =
+        spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref()).and_then(
+            |affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref(),
+        );
     required.is_none_or(|required| {
         required.node_selector_terms.iter().any(|term| node_term_matches(term, name, labels))
     })

@@ -200,9 +200,10 @@ impl Step<'_> {
             let exists = self.view.nodes.iter().any(|known| known.name_any() == *node);
             if !place.fitness.may_stay {
                 // An agent that is there still ends its pod; without one, pod-gc does.
-                let doomed = place.pods.iter().filter(|pod| {
-                    !is_deleting(&pod.metadata) && (exists || pod_is_unbound(pod))
-                });
+                let doomed = place
+                    .pods
+                    .iter()
+                    .filter(|pod| !is_deleting(&pod.metadata) && (exists || pod_is_unbound(pod)));
                 plan.delete.extend(doomed.map(|pod| (Arc::clone(pod), Why::Surplus)));
             } else if place.pods.is_empty() {
                 if place.fitness.should_run {
@@ -246,7 +247,9 @@ impl Step<'_> {
         let mut places = Vec::new();
         for (node, place) in fit {
             let alive = |pod: &&Arc<Pod>| {
-                !is_deleting(&pod.metadata) && !is_terminal(pod) && !doomed.contains(&pod.name_any())
+                !is_deleting(&pod.metadata)
+                    && !is_terminal(pod)
+                    && !doomed.contains(&pod.name_any())
             };
             let (new, old): (Vec<&Arc<Pod>>, Vec<&Arc<Pod>>) =
                 place.pods.iter().filter(alive).partition(|pod| self.is_new(pod));
@@ -287,8 +290,9 @@ impl Step<'_> {
         for (node, new, old, place) in places {
             let Some(old) = old else { continue };
             let Some(new) = new else {
-                // One that is on its way out is waited for.
-                let is_changing = place.pods.iter().any(|pod| is_deleting(&pod.metadata));
+                // One that has ended or is on its way out is waited for.
+                let is_over = |pod: &Arc<Pod>| is_deleting(&pod.metadata) || is_terminal(pod);
+                let is_changing = place.pods.iter().any(is_over);
                 if is_changing {
                     surging += 1;
                 } else if self.is_available(old) {
@@ -314,12 +318,11 @@ impl Step<'_> {
 
     fn next_available(&self) -> Option<Duration> {
         let pods = self.nodes.values().flat_map(|place| &place.pods);
-        let left = |pod: &Arc<Pod>| {
-            match availability(pod, self.wish.min_ready_seconds, self.view.now) {
+        let left =
+            |pod: &Arc<Pod>| match availability(pod, self.wish.min_ready_seconds, self.view.now) {
                 Availability::In(left) => Some(left),
                 Availability::Available | Availability::No => None,
-            }
-        };
+            };
         pods.filter_map(left).min()
     }
 
@@ -331,17 +334,16 @@ impl Step<'_> {
         let any = |place: &Place, test: &dyn Fn(&Pod) -> bool| place.pods.iter().any(|p| test(p));
         let desired = of(&wanted);
         let available = of(&|place| wanted(place) && any(place, &|pod| self.is_available(pod)));
-        let ready =
-            |pod: &Pod| is_ready(pod) && !is_deleting(&pod.metadata);
+        let ready = |pod: &Pod| is_ready(pod) && !is_deleting(&pod.metadata);
         let was = self.view.set.status.as_ref();
         DaemonSetStatus {
             desired_number_scheduled: desired,
             current_number_scheduled: of(&|place| wanted(place) && !place.pods.is_empty()),
             number_misscheduled: of(&|place| !wanted(place) && !place.pods.is_empty()),
             number_ready: of(&|place| wanted(place) && any(place, &ready)),
-            updated_number_scheduled: Some(
-                of(&|place| wanted(place) && any(place, &|pod| self.is_new(pod))),
-            ),
+            updated_number_scheduled: Some(of(&|place| {
+                wanted(place) && any(place, &|pod| self.is_new(pod))
+            })),
             number_available: Some(available),
             number_unavailable: Some(desired - available),
             observed_generation: self.view.set.metadata.generation,

@@ -20,6 +20,11 @@ pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 /// The most pods the rollout allowed at that time.
 pub(super) const MAX: &str = "deployment.kubernetes.io/max-replicas";
 
+/// On a deployment, `true`: a rollout that misses its deadline is taken back.
+pub(super) const ROLLBACK: &str = "edgeorc.io/rollback-on-failure";
+/// On a replica set, `true`: its rollout was taken back. Nothing is taken back to it.
+pub(super) const FAILED: &str = "edgeorc.io/rollout-failed";
+
 /// Annotations of a deployment that are not copied to its replica sets.
 const NOT_COPIED: &[&str] = &[
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -27,24 +32,27 @@ const NOT_COPIED: &[&str] = &[
     REVISION_HISTORY,
     DESIRED,
     MAX,
+    ROLLBACK,
     "deprecated.deployment.rollback.to",
 ];
 
 /// Whether two templates make the same pods; the hash label does not count.
 pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
-    let without_hash = |template: &PodTemplateSpec| {
-        let mut template = template.clone();
-        if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
-            labels.remove(HASH_LABEL);
-        }
-        template
-    };
     let meta = |template: &PodTemplateSpec| {
         let meta = template.metadata.clone().unwrap_or_default();
         (meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default())
     };
     let (a, b) = (without_hash(a), without_hash(b));
     a.spec == b.spec && meta(&a) == meta(&b)
+}
+
+/// The template as the deployment had it.
+pub(super) fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+        labels.remove(HASH_LABEL);
+    }
+    template
 }
 
 /// The replica set of the deployment's present template: the oldest, should there be several.

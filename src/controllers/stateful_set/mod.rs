@@ -110,8 +110,7 @@ fn add_adopters(sets: &Store<StatefulSet>, meta: &ObjectMeta, keys: &mut Vec<Key
 }
 
 fn is_claim_of(set: &StatefulSet, claim: &str) -> bool {
-    let templates =
-        set.spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
+    let templates = set.spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
     templates.into_iter().any(|template| {
         let rest = claim.strip_prefix(&template.name_any());
         let pod = rest.and_then(|rest| rest.strip_prefix('-'));

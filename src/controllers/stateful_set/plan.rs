@@ -179,8 +179,7 @@ pub(super) fn plan(view: &View<'_>) -> Plan {
         .chain([known.current.clone(), present.name.clone()])
         .collect();
     let limit = set.spec.as_ref().and_then(|spec| spec.revision_history_limit);
-    plan.forget =
-        beyond_limit(limit, &plan.revisions.owned, |one| used.contains(&one.name_any()));
+    plan.forget = beyond_limit(limit, &plan.revisions.owned, |one| used.contains(&one.name_any()));
     plan
 }
 
@@ -349,9 +348,8 @@ impl Step<'_> {
 
     /// Whether the pod is of a revision between the current and the present one.
     fn is_abandoned(&self, pod: &Pod) -> bool {
-        revision_of(pod).is_some_and(|revision| {
-            revision != self.known.current && revision != self.known.update
-        })
+        revision_of(pod)
+            .is_some_and(|revision| revision != self.known.current && revision != self.known.update)
     }
 
     /// Removes pods that are not wanted, the highest first.
