@@ -36,7 +36,11 @@ mod identity;
 mod plan;
 #[cfg(test)]
 mod plan_test;
+#[cfg(test)]
+mod random_test;
 mod status;
+#[cfg(test)]
+mod world_test;
 
 /// Stateful sets reconciled at once.
 const RUNS_MAX: usize = 8;
