@@ -205,7 +205,8 @@ fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError>
 /// The object with its deletion marked, as it would be stored if it had to wait.
 fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp) -> Value {
     let mut object = current.clone();
-    let finalizer = match options.propagation.as_deref() {
+    let propagation = options.propagation.as_deref().or(default_propagation(resource));
+    let finalizer = match propagation {
         Some("Foreground") => Some("foregroundDeletion"),
         Some("Orphan") => Some("orphan"),
         _ => None,
@@ -232,6 +233,15 @@ fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp)
         status.insert("phase".to_owned(), json!("Terminating"));
     }
     object
+}
+
+/// What becomes of dependents when the client does not say: they go as well, but for those of kinds
+/// that are older than garbage collection.
+fn default_propagation(resource: &Resource) -> Option<&'static str> {
+    match (resource.group, resource.plural) {
+        ("", "replicationcontrollers") => Some("Orphan"),
+        _ => None,
+    }
 }
 
 /// Seconds a pod has to end by itself: none when it does not run.
@@ -274,6 +284,21 @@ mod tests {
         let short = marked(&running, &Options { grace_seconds: Some(1), ..Options::default() });
         let again = marked(&short, &Options { grace_seconds: Some(60), ..Options::default() });
         assert_eq!(again, short);
+    }
+
+    #[test]
+    fn pods_of_a_replication_controller_stay_unless_the_client_says_otherwise() {
+        let object = json!({"metadata": {"name": "x"}});
+        let finalizers = |plural, group, propagation: Option<&str>| {
+            let resource = api::find(group, "v1", plural).unwrap();
+            let propagation = propagation.map(str::to_owned);
+            let options = Options { propagation, ..Options::default() };
+            let marked = mark(resource, &object, &options, Timestamp::UNIX_EPOCH);
+            marked["metadata"]["finalizers"].clone()
+        };
+        assert_eq!(finalizers("replicationcontrollers", "", None), json!(["orphan"]));
+        assert_eq!(finalizers("replicationcontrollers", "", Some("Background")), Value::Null);
+        assert_eq!(finalizers("replicasets", "apps", None), Value::Null);
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
-    ServiceAccount,
+    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -45,6 +47,14 @@ pub struct Informers {
     pub deployments: Informer<Deployment>,
     /// Replica sets of all namespaces.
     pub replica_sets: Informer<ReplicaSet>,
+    /// Stateful sets of all namespaces.
+    pub stateful_sets: Informer<StatefulSet>,
+    /// Daemon sets of all namespaces.
+    pub daemon_sets: Informer<DaemonSet>,
+    /// Replication controllers of all namespaces.
+    pub replication_controllers: Informer<ReplicationController>,
+    /// The templates that stateful sets and daemon sets had.
+    pub controller_revisions: Informer<ControllerRevision>,
     /// Claims of storage in all namespaces.
     pub claims: Informer<PersistentVolumeClaim>,
     /// Volumes that outlive pods.
@@ -72,6 +82,10 @@ impl Informers {
             service_accounts: everywhere(client, tasks),
             deployments: everywhere(client, tasks),
             replica_sets: everywhere(client, tasks),
+            stateful_sets: everywhere(client, tasks),
+            daemon_sets: everywhere(client, tasks),
+            replication_controllers: everywhere(client, tasks),
+            controller_revisions: everywhere(client, tasks),
             claims: everywhere(client, tasks),
             volumes: everywhere(client, tasks),
             storage_classes: everywhere(client, tasks),
@@ -90,6 +104,10 @@ impl Informers {
             && self.service_accounts.ready().await
             && self.deployments.ready().await
             && self.replica_sets.ready().await
+            && self.stateful_sets.ready().await
+            && self.daemon_sets.ready().await
+            && self.replication_controllers.ready().await
+            && self.controller_revisions.ready().await
             && self.claims.ready().await
             && self.volumes.ready().await
             && self.storage_classes.ready().await

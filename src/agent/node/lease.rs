@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::agent::fence::Fence;
 use crate::agent::usage::{Load, Usage};
 use crate::api::node_load;
 use crate::client::is_not_found;
@@ -38,42 +39,52 @@ enum Line {
     Down,
 }
 
-/// Renews the Lease of `node` until `cancel`. Tells `heard` when heartbeats begin to be answered:
-/// the node may have been called lost until then.
-pub(crate) async fn renew(
-    client: kube::Client,
-    node: String,
-    clock: WallClock,
-    usage: Usage,
-    heard: Arc<Notify>,
-    cancel: CancellationToken,
-) {
-    let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut line = Line::Untried;
-    while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
-        let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock, usage.load())).await;
-        let err = match beat {
-            Ok(Ok(())) => {
-                if line == Line::Down {
-                    info!("heartbeats are answered again");
+/// What the heartbeat of a node needs.
+pub(crate) struct Heartbeat {
+    pub(crate) client: kube::Client,
+    pub(crate) node: String,
+    pub(crate) clock: WallClock,
+    pub(crate) usage: Usage,
+    /// Is told when heartbeats begin to be answered: the node may have been called lost until then.
+    pub(crate) heard: Arc<Notify>,
+    /// Open as long as heartbeats are answered.
+    pub(crate) fence: Fence,
+}
+
+impl Heartbeat {
+    /// Renews the Lease of the node until `cancel`.
+    pub(crate) async fn renew(self, cancel: CancellationToken) {
+        let Self { client, node, clock, usage, heard, fence } = self;
+        let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut line = Line::Untried;
+        while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+            let sent = fence.now();
+            let beat =
+                tokio::time::timeout(DEADLINE, once(&api, &node, &clock, usage.load())).await;
+            let err = match beat {
+                Ok(Ok(())) => {
+                    fence.heard(sent);
+                    if line == Line::Down {
+                        info!("heartbeats are answered again");
+                    }
+                    if line != Line::Up {
+                        heard.notify_one();
+                    }
+                    line = Line::Up;
+                    continue;
                 }
-                if line != Line::Up {
-                    heard.notify_one();
-                }
-                line = Line::Up;
-                continue;
+                Ok(Err(err)) => err.to_string(),
+                Err(_) => "no answer in time".to_owned(),
+            };
+            if line == Line::Down {
+                debug!(%err, "a heartbeat was not answered");
+            } else {
+                info!(%err, "a heartbeat was not answered");
             }
-            Ok(Err(err)) => err.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        if line == Line::Down {
-            debug!(%err, "a heartbeat was not answered");
-        } else {
-            info!(%err, "a heartbeat was not answered");
+            line = Line::Down;
         }
-        line = Line::Down;
     }
 }
 

@@ -9,6 +9,8 @@
 use crate::api::resource::Resource;
 
 mod config_map;
+mod controller_revision;
+mod daemon_set;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
@@ -31,10 +33,12 @@ mod pod_spec;
 mod pod_update;
 mod pod_volumes;
 mod replica_set;
+mod replication_controller;
 mod secret;
 mod service;
 mod service_account;
 mod service_rules;
+mod stateful_set;
 mod storage_class;
 mod workload;
 
@@ -50,11 +54,15 @@ pub(super) static ALL: &[Resource] = &[
     persistent_volume_claim::RESOURCE,
     persistent_volume::RESOURCE,
     pod::RESOURCE,
+    replication_controller::RESOURCE,
     secret::RESOURCE,
     service_account::RESOURCE,
     service::RESOURCE,
+    controller_revision::RESOURCE,
+    daemon_set::RESOURCE,
     deployment::RESOURCE,
     replica_set::RESOURCE,
+    stateful_set::RESOURCE,
     lease::RESOURCE,
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,

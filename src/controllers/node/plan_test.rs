@@ -253,3 +253,35 @@ fn a_node_heard_from_again_keeps_its_pods() {
     let steps = plan_for(&[ready("a"), back], &[pod("p", "b", &json!({}))], 60);
     assert!(steps.is_empty(), "its agent says what it is: {steps:?}");
 }
+
+#[test]
+fn a_stateful_sets_pod_is_marked_first_and_removed_when_its_node_has_stopped_it() {
+    let of = |annotations: Value, is_marked: bool| {
+        let marked = is_marked.then_some("2026-01-01T00:00:00Z");
+        json!({ "metadata": {
+            "annotations": annotations, "deletionTimestamp": marked,
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db",
+                "uid": "s", "controller": true }],
+        }})
+    };
+    let off = json!({ "edgeorc.io/fencing": "off" });
+    for (pod_changes, silent_for, expected) in [
+        (of(Value::Null, false), 20, Some(false)),
+        (of(Value::Null, true), 14, None),
+        (of(Value::Null, true), 15, Some(true)),
+        (of(off.clone(), false), 20, Some(false)),
+        (of(off, true), 1_000, None),
+    ] {
+        let silent = Heard {
+            node: node("b", "Unknown", Some(UNREACHABLE)),
+            silent_for: Duration::from_secs(silent_for),
+        };
+        let nodes = [ready("a"), ready("c"), silent];
+        let steps = plan_for(&nodes, &[pod("p", "b", &pod_changes)], 20);
+        let found = evictions(&steps).first().map(|(_, is_forced)| *is_forced);
+        assert_eq!(found, expected, "{pod_changes} {silent_for}");
+        // A leader that has just begun to listen does not know how long it was.
+        let steps = plan_after(&nodes, &[pod("p", "b", &pod_changes)], 20, Duration::from_secs(14));
+        assert!(evictions(&steps).iter().all(|(_, is_forced)| !is_forced), "{pod_changes}");
+    }
+}
