@@ -9,7 +9,7 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, image_policy, response, service_account};
+use crate::apiserver::{admission, allocate, body, image_policy, priority, response, service_account};
 use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.
@@ -54,6 +54,7 @@ pub(super) async fn create(
     admission::namespace(call, is_dry_run).await?;
     strategy::prepare_create(resource, &mut object);
     admission::default(resource, &mut object);
+    priority::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;
     let now = call.context.clock.now_rfc3339();

@@ -10,7 +10,7 @@ use crate::api::{Resource, ephemeral, meta, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, image_policy, response};
+use crate::apiserver::{admission, allocate, body, image_policy, priority, response};
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
 /// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
@@ -211,6 +211,11 @@ impl Edit<'_> {
         error::check_revision(key, &new, current.revision)?;
         check_identity(key, &current.object, &new)?;
         complete(key.resource, self.part, &current.object, &mut new)?;
+        if key.resource.plural == "priorityclasses"
+            && let Err(refused) = priority::check_default(self.call, &new).await
+        {
+            return Ok(Attempt::Failed(refused));
+        }
         if matches!(self.part, Part::Main | Part::EphemeralContainers) {
             let admitted = image_policy::admit(self.call, Some(&current.object), &new).await;
             if let Err(refused) = admitted {
