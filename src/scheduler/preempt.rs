@@ -39,7 +39,7 @@ impl Budget {
         Some(Self {
             namespace: budget.metadata.namespace.clone().unwrap_or_default(),
             selector: LabelSelector::from_typed(selector).ok()?,
-            allowed: budget.status.as_ref()?.disruptions_allowed,
+            allowed: budget.status.as_ref()?.disruptions_allowed?,
         })
     }
 }
