@@ -37,6 +37,8 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const REQUESTS_MAX: usize = 128;
 /// Pods tried before changes are looked at again.
 const BATCH_LEN_MAX: usize = 256;
+/// How long choices are made before others on the thread have their turn.
+const SLICE_MAX: Duration = Duration::from_millis(5);
 /// How long bindings under way are waited for at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
@@ -135,6 +137,7 @@ impl Scheduler {
         loop {
             self.look();
             self.schedule();
+            tokio::task::yield_now().await;
             let is_full = self.requests.len() >= REQUESTS_MAX;
             let due = if self.queue.has_ready() && !is_full {
                 Some(Instant::now())
@@ -221,8 +224,9 @@ impl Scheduler {
 
     /// Decides for as many pods as there may be requests.
     fn schedule(&mut self) {
+        let began = Instant::now();
         for _ in 0..BATCH_LEN_MAX {
-            if self.requests.len() >= REQUESTS_MAX {
+            if self.requests.len() >= REQUESTS_MAX || began.elapsed() >= SLICE_MAX {
                 return;
             }
             let Some(key) = self.queue.pop(Instant::now()) else {
