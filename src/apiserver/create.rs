@@ -11,7 +11,8 @@ use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::update::Part;
 use crate::apiserver::{
-    admission, allocate, apply, body, image_policy, managed_fields, response, service_account,
+    admission, allocate, apply, body, image_policy, managed_fields, priority, response,
+    service_account,
 };
 use crate::store::{Key, StoreError, check_fits};
 
@@ -58,6 +59,7 @@ pub(super) async fn create(
     admission::namespace(call, is_dry_run).await?;
     strategy::prepare_create(resource, &mut object);
     admission::default(resource, &mut object);
+    priority::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;
     if !apply::is_apply(call) {

@@ -10,7 +10,9 @@ use crate::api::{Resource, ephemeral, meta, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, apply, body, image_policy, managed_fields, response};
+use crate::apiserver::{
+    admission, allocate, apply, body, image_policy, managed_fields, priority, response,
+};
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
 /// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
@@ -219,6 +221,11 @@ impl Edit<'_> {
         complete(key.resource, self.part, &current.object, &mut new)?;
         if !apply::is_apply(self.call) {
             managed_fields::track(self.call, self.part, Some(&current.object), &mut new);
+        }
+        if key.resource.plural == "priorityclasses"
+            && let Err(refused) = priority::check_default(self.call, &new).await
+        {
+            return Ok(Attempt::Failed(refused));
         }
         if matches!(self.part, Part::Main | Part::EphemeralContainers) {
             let admitted = image_policy::admit(self.call, Some(&current.object), &new).await;

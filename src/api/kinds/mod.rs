@@ -32,6 +32,7 @@ mod pod_qos;
 mod pod_spec;
 mod pod_update;
 mod pod_volumes;
+mod priority_class;
 mod replica_set;
 mod replication_controller;
 mod secret;
@@ -68,6 +69,7 @@ pub(super) static ALL: &[Resource] = &[
     ingress::RESOURCE,
     ingress_class::RESOURCE,
     network_policy::RESOURCE,
+    priority_class::RESOURCE,
     storage_class::RESOURCE,
     gateway_class::RESOURCE,
     gateway::RESOURCE,
