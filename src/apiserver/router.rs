@@ -19,7 +19,7 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
+    access, create, custom_metrics, delete, documents, health, logs, metrics, node_proxy, read, registry,
     service_account, streaming, subresource, update, versions, watch,
 };
 use crate::store::Store;
@@ -124,15 +124,15 @@ async fn dispatch(
     {
         return context.forward.to_leader(&leader, request, &user).await;
     }
-    let headers = request.headers().clone();
+    let mut headers = request.headers().clone();
     let method = request.method().clone();
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let warnings = Mutex::default();
-    let call = Call { context, query, headers, info, upgrade, user, warnings };
     let body = match alias {
-        Some(alias) => versions::store(alias, request.into_body()).await?,
+        Some(alias) => versions::store(alias, &mut headers, request.into_body()).await?,
         None => request.into_body(),
     };
+    let call = Call { context, query, headers, info, upgrade, user, warnings };
     resource(call, &method, body).await
 }
 
@@ -141,6 +141,9 @@ async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Bo
     let has_name = call.info.name.is_some();
     if call.info.resource.group == api::metrics::GROUP {
         return metrics::respond(call, method).await;
+    }
+    if call.info.resource.group == api::custom_metrics::GROUP {
+        return custom_metrics::respond(call, method).await;
     }
     if let Some(sub) = call.info.subresource.clone() {
         if sub == "proxy" && call.info.resource.plural == "nodes" {

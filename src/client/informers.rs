@@ -3,6 +3,8 @@
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
@@ -45,6 +47,12 @@ pub struct Informers {
     pub deployments: Informer<Deployment>,
     /// Replica sets of all namespaces.
     pub replica_sets: Informer<ReplicaSet>,
+    /// Jobs of all namespaces.
+    pub jobs: Informer<Job>,
+    /// Cron jobs of all namespaces.
+    pub cron_jobs: Informer<CronJob>,
+    /// Horizontal pod autoscalers of all namespaces.
+    pub autoscalers: Informer<HorizontalPodAutoscaler>,
     /// Claims of storage in all namespaces.
     pub claims: Informer<PersistentVolumeClaim>,
     /// Volumes that outlive pods.
@@ -72,6 +80,9 @@ impl Informers {
             service_accounts: everywhere(client, tasks),
             deployments: everywhere(client, tasks),
             replica_sets: everywhere(client, tasks),
+            jobs: everywhere(client, tasks),
+            cron_jobs: everywhere(client, tasks),
+            autoscalers: everywhere(client, tasks),
             claims: everywhere(client, tasks),
             volumes: everywhere(client, tasks),
             storage_classes: everywhere(client, tasks),
@@ -90,6 +101,9 @@ impl Informers {
             && self.service_accounts.ready().await
             && self.deployments.ready().await
             && self.replica_sets.ready().await
+            && self.jobs.ready().await
+            && self.cron_jobs.ready().await
+            && self.autoscalers.ready().await
             && self.claims.ready().await
             && self.volumes.ready().await
             && self.storage_classes.ready().await

@@ -8,16 +8,22 @@
 
 use crate::api::resource::Resource;
 
+mod autoscaler_rules;
 mod config_map;
+mod cron_job;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
 mod event;
 mod gateway;
 mod gateway_class;
+mod horizontal_pod_autoscaler;
 mod http_route;
 mod ingress;
 mod ingress_class;
+mod job;
+mod job_change;
+mod job_rules;
 mod lease;
 mod namespace;
 mod network_policy;
@@ -38,6 +44,7 @@ mod service_rules;
 mod storage_class;
 mod workload;
 
+pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
 pub(super) use pod_spec::validate_container;
 
 /// Every built-in resource, core group first, as discovery lists them.
@@ -55,6 +62,9 @@ pub(super) static ALL: &[Resource] = &[
     service::RESOURCE,
     deployment::RESOURCE,
     replica_set::RESOURCE,
+    job::RESOURCE,
+    cron_job::RESOURCE,
+    horizontal_pod_autoscaler::RESOURCE,
     lease::RESOURCE,
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,
