@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
 use super::local::Local;
-use super::mesh_harness::{Pods, get, text};
+use super::mesh_harness::{Act, Pods, get, text};
 use super::testing::{node, service, slice};
 use super::waiting::{WAIT_MAX, WAITING_MAX};
 use super::*;
@@ -49,7 +49,7 @@ impl Place {
     }
 
     fn begin(&self) {
-        self.pods.set(&format!("{POD}:8080"), super::mesh_harness::Act::Answer);
+        self.pods.set(&format!("{POD}:8080"), Act::Answer);
         self.publish(&[POD]);
     }
 

@@ -74,7 +74,7 @@ fn what_is_wrong_is_named_by_its_path() {
 #[test]
 fn the_pods_of_an_indexed_job_have_host_names() {
     let mut job = created(&json!({"completions": 10, "completionMode": "Indexed"}));
-    crate::api::meta::set_name(&mut job, &"x".repeat(62));
+    meta::set_name(&mut job, &"x".repeat(62));
     let mut errors = Errors::default();
     validate(&job, &mut errors);
     assert!(errors.into_vec()[0].to_string().starts_with("metadata.name: Invalid value"));

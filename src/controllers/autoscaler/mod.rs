@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
 use parking_lot::Mutex;
@@ -70,6 +70,13 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
             if now != before {
                 keys.extend(now.iter().flat_map(|service| scalers_of(&autoscalers, service)));
             }
+        }
+    }));
+    let autoscalers = informers.autoscalers.store.clone();
+    informers.services.subscribe(queue.feed(move |change: &Change<'_, Service>, keys| {
+        // A Service that comes later than its autoscaler is to be marked.
+        if let Change::Applied { old: None, new } = change {
+            keys.extend(scalers_of(&autoscalers, &key(new.as_ref())));
         }
     }));
     let workers = Workers { controller: "autoscaler", runs_max: RUNS_MAX, rng: context.rng.clone() };

@@ -138,7 +138,10 @@ impl Controller {
                 return Err(err);
             }
         };
-        plan.status.active.get_or_insert_default().push(reference(&made));
+        let active = plan.status.active.get_or_insert_default();
+        if !active.iter().any(|one| one.uid == made.metadata.uid) {
+            active.push(reference(&made));
+        }
         let revision = revision_of(&made).unwrap_or(0);
         self.context.informers.jobs.catch_up(revision, CATCH_UP_MAX).await;
         Ok(())
