@@ -74,6 +74,8 @@ pub(super) async fn create(
             let suffix = call.context.rng.name_suffix(names::SUFFIX_LEN);
             meta::set_name(&mut object, &names::generate_name(&base, &suffix));
         }
+        let mut object = object.clone();
+        strategy::identify(resource, &mut object);
         let errors = strategy::validate_create(resource, &object);
         if !errors.is_empty() {
             return Err(Status::invalid(resource, meta::name(&object), &errors).into());

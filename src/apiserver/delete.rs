@@ -72,13 +72,17 @@ pub(super) async fn one(call: Call, request_body: Body) -> Result<Response<Body>
     let options = Options::read(&call, request_body).await?;
     let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
     let deleted = delete(&call, &key, &options).await?;
-    Ok(match deleted {
+    let mut answer = match deleted {
         Deleted::Gone(object) if key.resource.plural != "pods" => {
             let status = Status::deleted(key.resource, &key.name, meta::uid(&object));
             response::json(StatusCode::OK, &status.to_value())
         }
         Deleted::Gone(object) | Deleted::Later(object) => response::json(StatusCode::OK, &object),
-    })
+    };
+    if let Some(text) = warning(key.resource, &options) {
+        response::warn(&mut answer, &[text]);
+    }
+    Ok(answer)
 }
 
 /// Deletes every object that the selectors let through.
@@ -205,8 +209,8 @@ fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError>
 /// The object with its deletion marked, as it would be stored if it had to wait.
 fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp) -> Value {
     let mut object = current.clone();
-    let propagation = options.propagation.as_deref().or(default_propagation(resource));
-    let finalizer = match propagation {
+    let default = orphans_by_default(resource).then_some("Orphan");
+    let finalizer = match options.propagation.as_deref().or(default) {
         Some("Foreground") => Some("foregroundDeletion"),
         Some("Orphan") => Some("orphan"),
         _ => None,
@@ -235,13 +239,17 @@ fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp)
     object
 }
 
-/// What becomes of dependents when the client does not say: they go as well, but for those of kinds
-/// that are older than garbage collection.
-fn default_propagation(resource: &Resource) -> Option<&'static str> {
-    match (resource.group, resource.plural) {
-        ("", "replicationcontrollers") => Some("Orphan"),
-        _ => None,
-    }
+/// Whether what an object of that kind owns stays when a delete does not say what becomes of it: so it
+/// was before there was garbage collection.
+fn orphans_by_default(resource: &Resource) -> bool {
+    matches!((resource.group, resource.plural), ("batch", "jobs") | ("", "replicationcontrollers"))
+}
+
+/// What a client is told that may not know of that.
+fn warning(resource: &Resource, options: &Options) -> Option<String> {
+    let is_surprising = options.propagation.is_none() && orphans_by_default(resource);
+    let plural = resource.plural;
+    is_surprising.then(|| format!("child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"))
 }
 
 /// Seconds a pod has to end by itself: none when it does not run.

@@ -19,8 +19,8 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, body, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
-    reviews, service_account, streaming, subresource, update, versions, watch,
+    access, body, create, custom_metrics, delete, documents, health, logs, metrics, node_proxy,
+    read, registry, reviews, service_account, streaming, subresource, update, versions, watch,
 };
 use crate::store::Store;
 
@@ -132,7 +132,7 @@ async fn dispatch(
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let body = body::enter(&mut headers, request.into_body()).await?;
     let body = match alias {
-        Some(alias) => versions::store(alias, body).await?,
+        Some(alias) => versions::store(alias, &mut headers, body).await?,
         None => body,
     };
     let warnings = Mutex::default();
@@ -145,6 +145,9 @@ async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Bo
     let has_name = call.info.name.is_some();
     if call.info.resource.group == api::metrics::GROUP {
         return metrics::respond(call, method).await;
+    }
+    if call.info.resource.group == api::custom_metrics::GROUP {
+        return custom_metrics::respond(call, method).await;
     }
     if let Some(sub) = call.info.subresource.clone() {
         if sub == "proxy" && call.info.resource.plural == "nodes" {

@@ -5,6 +5,8 @@ use std::fmt;
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
@@ -55,6 +57,12 @@ pub struct Informers {
     pub replication_controllers: Informer<ReplicationController>,
     /// The templates that stateful sets and daemon sets had.
     pub controller_revisions: Informer<ControllerRevision>,
+    /// Jobs of all namespaces.
+    pub jobs: Informer<Job>,
+    /// Cron jobs of all namespaces.
+    pub cron_jobs: Informer<CronJob>,
+    /// Horizontal pod autoscalers of all namespaces.
+    pub autoscalers: Informer<HorizontalPodAutoscaler>,
     /// Claims of storage in all namespaces.
     pub claims: Informer<PersistentVolumeClaim>,
     /// Volumes that outlive pods.
@@ -86,6 +94,9 @@ impl Informers {
             daemon_sets: everywhere(client, tasks),
             replication_controllers: everywhere(client, tasks),
             controller_revisions: everywhere(client, tasks),
+            jobs: everywhere(client, tasks),
+            cron_jobs: everywhere(client, tasks),
+            autoscalers: everywhere(client, tasks),
             claims: everywhere(client, tasks),
             volumes: everywhere(client, tasks),
             storage_classes: everywhere(client, tasks),
@@ -108,6 +119,9 @@ impl Informers {
             && self.daemon_sets.ready().await
             && self.replication_controllers.ready().await
             && self.controller_revisions.ready().await
+            && self.jobs.ready().await
+            && self.cron_jobs.ready().await
+            && self.autoscalers.ready().await
             && self.claims.ready().await
             && self.volumes.ready().await
             && self.storage_classes.ready().await

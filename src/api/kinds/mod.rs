@@ -8,8 +8,10 @@
 
 use crate::api::resource::Resource;
 
+mod autoscaler_rules;
 mod config_map;
 mod controller_revision;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod endpoint_slice;
@@ -17,9 +19,13 @@ mod endpoints;
 mod event;
 mod gateway;
 mod gateway_class;
+mod horizontal_pod_autoscaler;
 mod http_route;
 mod ingress;
 mod ingress_class;
+mod job;
+mod job_change;
+mod job_rules;
 mod lease;
 mod namespace;
 mod network_policy;
@@ -43,6 +49,7 @@ mod stateful_set;
 mod storage_class;
 mod workload;
 
+pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
 pub(super) use pod_spec::validate_container;
 
 /// Every built-in resource, core group first, as discovery lists them.
@@ -64,6 +71,9 @@ pub(super) static ALL: &[Resource] = &[
     deployment::RESOURCE,
     replica_set::RESOURCE,
     stateful_set::RESOURCE,
+    job::RESOURCE,
+    cron_job::RESOURCE,
+    horizontal_pod_autoscaler::RESOURCE,
     lease::RESOURCE,
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,

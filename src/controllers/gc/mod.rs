@@ -53,6 +53,9 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
     follow(&informers.replication_controllers, &graph, &queue);
     follow(&informers.controller_revisions, &graph, &queue);
     follow(&informers.claims, &graph, &queue);
+    follow(&informers.jobs, &graph, &queue);
+    follow(&informers.cron_jobs, &graph, &queue);
+    follow(&informers.autoscalers, &graph, &queue);
     let followed = [
         "Pod",
         "Node",
@@ -67,6 +70,9 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
         "ReplicationController",
         "ControllerRevision",
         "PersistentVolumeClaim",
+        "Job",
+        "CronJob",
+        "HorizontalPodAutoscaler",
     ];
     for resource in resources() {
         // Leases and Events come and go by the second and are owned by nothing that goes first.
