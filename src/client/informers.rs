@@ -5,10 +5,11 @@ use std::fmt;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
-    ServiceAccount,
+    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Resource};
@@ -45,6 +46,10 @@ pub struct Informers {
     pub deployments: Informer<Deployment>,
     /// Replica sets of all namespaces.
     pub replica_sets: Informer<ReplicaSet>,
+    /// Disruption budgets of all namespaces.
+    pub pod_disruption_budgets: Informer<PodDisruptionBudget>,
+    /// Resource quotas of all namespaces.
+    pub resource_quotas: Informer<ResourceQuota>,
     /// Claims of storage in all namespaces.
     pub claims: Informer<PersistentVolumeClaim>,
     /// Volumes that outlive pods.
@@ -72,6 +77,8 @@ impl Informers {
             service_accounts: everywhere(client, tasks),
             deployments: everywhere(client, tasks),
             replica_sets: everywhere(client, tasks),
+            pod_disruption_budgets: everywhere(client, tasks),
+            resource_quotas: everywhere(client, tasks),
             claims: everywhere(client, tasks),
             volumes: everywhere(client, tasks),
             storage_classes: everywhere(client, tasks),
@@ -90,6 +97,8 @@ impl Informers {
             && self.service_accounts.ready().await
             && self.deployments.ready().await
             && self.replica_sets.ready().await
+            && self.pod_disruption_budgets.ready().await
+            && self.resource_quotas.ready().await
             && self.claims.ready().await
             && self.volumes.ready().await
             && self.storage_classes.ready().await

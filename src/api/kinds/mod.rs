@@ -19,18 +19,21 @@ mod http_route;
 mod ingress;
 mod ingress_class;
 mod lease;
+mod limit_range;
 mod namespace;
 mod network_policy;
 mod node;
 mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;
+mod pod_disruption_budget;
 mod pod_probes;
 mod pod_qos;
 mod pod_spec;
 mod pod_update;
 mod pod_volumes;
 mod replica_set;
+mod resource_quota;
 mod secret;
 mod service;
 mod service_account;
@@ -38,6 +41,7 @@ mod service_rules;
 mod storage_class;
 mod workload;
 
+pub(crate) use pod_qos::qos_class;
 pub(super) use pod_spec::validate_container;
 
 /// Every built-in resource, core group first, as discovery lists them.
@@ -49,7 +53,9 @@ pub(super) static ALL: &[Resource] = &[
     node::RESOURCE,
     persistent_volume_claim::RESOURCE,
     persistent_volume::RESOURCE,
+    limit_range::RESOURCE,
     pod::RESOURCE,
+    resource_quota::RESOURCE,
     secret::RESOURCE,
     service_account::RESOURCE,
     service::RESOURCE,
@@ -60,6 +66,7 @@ pub(super) static ALL: &[Resource] = &[
     ingress::RESOURCE,
     ingress_class::RESOURCE,
     network_policy::RESOURCE,
+    pod_disruption_budget::RESOURCE,
     storage_class::RESOURCE,
     gateway_class::RESOURCE,
     gateway::RESOURCE,
