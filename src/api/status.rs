@@ -323,6 +323,37 @@ impl Status {
         Self::failure(429, Reason::TooManyRequests, message).with_retry_after(retry_after_seconds)
     }
 
+    /// 429 for an eviction that a disruption budget does not allow now. Without a time to come back, as
+    /// in Kubernetes: clients that are given one try ten times before they tell anybody.
+    #[must_use]
+    pub fn disruption_refused(cause: &str) -> Self {
+        Self::failure(
+            429,
+            Reason::TooManyRequests,
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+        )
+        .with_cause("DisruptionBudget", cause, "")
+    }
+
+    /// 500 for an eviction of a pod that several disruption budgets select.
+    #[must_use]
+    pub fn several_budgets() -> Self {
+        let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        Self::failure(500, Reason::InternalError, message)
+    }
+
+    /// The same, to come back after `seconds`.
+    #[must_use]
+    pub fn come_back(self, seconds: u32) -> Self {
+        self.with_retry_after(seconds)
+    }
+
+    /// The answer to a request that was done and has no object to show.
+    #[must_use]
+    pub fn done(code: u16) -> Self {
+        Self::failure(code, Reason::Success, "")
+    }
+
     /// 500; `message` must say nothing of the inside.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {

@@ -11,8 +11,8 @@ use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::update::Part;
 use crate::apiserver::{
-    admission, allocate, apply, body, image_policy, managed_fields, priority, response,
-    service_account,
+    admission, allocate, apply, body, image_policy, limit_range, managed_fields, priority, quota,
+    response, service_account,
 };
 use crate::store::{Key, StoreError, check_fits};
 
@@ -58,6 +58,7 @@ pub(super) async fn create(
     }
     admission::namespace(call, is_dry_run).await?;
     strategy::prepare_create(resource, &mut object);
+    limit_range::admit(call, &mut object).await?;
     admission::default(resource, &mut object);
     priority::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
@@ -97,7 +98,9 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
     let mut source = allocate::Source::new(&call.context.rng, &call.context.service_cidrs);
     for _ in 0..allocate::TRIES_MAX {
         let mut complete = object.clone();
-        let sides = allocate::claims(&source, resource, None, &mut complete)?;
+        let mut sides = allocate::claims(&source, resource, None, &mut complete)?;
+        let charges = quota::charges(call, None, &complete).await?;
+        sides.extend(charges.sides.iter().cloned());
         if is_dry_run {
             check_fits(&complete)?;
             let found = store.get(&key, crate::store::Freshness::Latest).await;
@@ -108,6 +111,7 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
         }
         match store.create(&key, &complete, &sides).await {
             Ok(stored) => return Ok(stored.object),
+            Err(StoreError::SideTaken { key: taken }) if taken.starts_with(quota::CHARGE) => {}
             Err(StoreError::SideTaken { key: taken }) => {
                 if let Some(refused) = allocate::refuse(resource, &complete, &chosen, &taken) {
                     return Err(refused);

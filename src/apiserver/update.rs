@@ -11,7 +11,7 @@ use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::{
-    admission, allocate, apply, body, image_policy, managed_fields, priority, response,
+    admission, allocate, apply, body, image_policy, managed_fields, priority, quota, response,
 };
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
@@ -167,6 +167,9 @@ pub(super) async fn modify(
             }
             Attempt::Taken(key) => {
                 refusals += 1;
+                if key.starts_with(quota::CHARGE) && refusals < allocate::TRIES_MAX {
+                    continue;
+                }
                 if refusals >= allocate::TRIES_MAX {
                     return Err(Status::internal("no free address or port was found").into());
                 }
@@ -234,7 +237,15 @@ impl Edit<'_> {
             }
         }
         let chosen = allocate::held_by(key.resource, &new);
-        let sides = allocate::claims(source, key.resource, Some(&current.object), &mut new)?;
+        let mut sides = allocate::claims(source, key.resource, Some(&current.object), &mut new)?;
+        let charges = match self.part {
+            Part::Main => match quota::charges(self.call, Some(&current.object), &new).await {
+                Ok(charges) => Some(charges),
+                Err(refused) => return Ok(Attempt::Failed(refused)),
+            },
+            _ => None,
+        };
+        sides.extend(charges.iter().flat_map(|charges| charges.sides.iter().cloned()));
         meta::set_resource_version(&mut new, current.revision);
         if self.is_dry_run {
             check_fits(&new)?;

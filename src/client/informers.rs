@@ -10,9 +10,10 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ReplicationController, Service, ServiceAccount,
+    ReplicationController, ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Resource};
@@ -63,6 +64,10 @@ pub struct Informers {
     pub cron_jobs: Informer<CronJob>,
     /// Horizontal pod autoscalers of all namespaces.
     pub autoscalers: Informer<HorizontalPodAutoscaler>,
+    /// Disruption budgets of all namespaces.
+    pub pod_disruption_budgets: Informer<PodDisruptionBudget>,
+    /// Resource quotas of all namespaces.
+    pub resource_quotas: Informer<ResourceQuota>,
     /// Claims of storage in all namespaces.
     pub claims: Informer<PersistentVolumeClaim>,
     /// Volumes that outlive pods.
@@ -97,6 +102,8 @@ impl Informers {
             jobs: everywhere(client, tasks),
             cron_jobs: everywhere(client, tasks),
             autoscalers: everywhere(client, tasks),
+            pod_disruption_budgets: everywhere(client, tasks),
+            resource_quotas: everywhere(client, tasks),
             claims: everywhere(client, tasks),
             volumes: everywhere(client, tasks),
             storage_classes: everywhere(client, tasks),
@@ -122,6 +129,8 @@ impl Informers {
             && self.jobs.ready().await
             && self.cron_jobs.ready().await
             && self.autoscalers.ready().await
+            && self.pod_disruption_budgets.ready().await
+            && self.resource_quotas.ready().await
             && self.claims.ready().await
             && self.volumes.ready().await
             && self.storage_classes.ready().await

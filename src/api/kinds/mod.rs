@@ -27,12 +27,14 @@ mod job;
 mod job_change;
 mod job_rules;
 mod lease;
+mod limit_range;
 mod namespace;
 mod network_policy;
 mod node;
 mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;
+mod pod_disruption_budget;
 mod pod_probes;
 mod pod_qos;
 mod pod_spec;
@@ -41,6 +43,7 @@ mod pod_volumes;
 mod priority_class;
 mod replica_set;
 mod replication_controller;
+mod resource_quota;
 mod secret;
 mod service;
 mod service_account;
@@ -50,6 +53,7 @@ mod storage_class;
 mod workload;
 
 pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
+pub(crate) use pod_qos::qos_class;
 pub(super) use pod_spec::validate_container;
 
 /// Every built-in resource, core group first, as discovery lists them.
@@ -61,8 +65,10 @@ pub(super) static ALL: &[Resource] = &[
     node::RESOURCE,
     persistent_volume_claim::RESOURCE,
     persistent_volume::RESOURCE,
+    limit_range::RESOURCE,
     pod::RESOURCE,
     replication_controller::RESOURCE,
+    resource_quota::RESOURCE,
     secret::RESOURCE,
     service_account::RESOURCE,
     service::RESOURCE,
@@ -80,6 +86,7 @@ pub(super) static ALL: &[Resource] = &[
     ingress_class::RESOURCE,
     network_policy::RESOURCE,
     priority_class::RESOURCE,
+    pod_disruption_budget::RESOURCE,
     storage_class::RESOURCE,
     gateway_class::RESOURCE,
     gateway::RESOURCE,
