@@ -25,7 +25,7 @@ use crate::scheduler::decide::choose;
 use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME};
 use crate::scheduler::need::Resources;
 use crate::scheduler::node::Facts;
-use crate::scheduler::preempt::{Plan, preempt};
+use crate::scheduler::preempt::{Budget, Plan, preempt};
 use crate::scheduler::queue::Queue;
 use crate::scheduler::reason::{Changes, Unschedulable};
 use crate::scheduler::storage::Storage;
@@ -263,6 +263,8 @@ impl Scheduler {
                 self.requests.push(request.boxed());
             }
             Err(mut refusal) => {
+                let budgets = self.context.informers.pod_disruption_budgets.store.state();
+                self.view.set_budgets(budgets.iter().filter_map(|it| Budget::of(it)).collect());
                 match preempt(&self.view, class, key, &storage, seed) {
                     Ok(plan) => self.make_room(&pod, &plan, &mut refusal),
                     Err(text) => refusal.preemption = text,
