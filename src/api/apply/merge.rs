@@ -35,7 +35,7 @@ pub(super) fn check(place: Place, value: &Value) -> Result<(), ApplyError> {
 fn within(error: ApplyError, name: &str) -> ApplyError {
     match error {
         ApplyError::Malformed(text) => ApplyError::Malformed(format!(".{name}{text}")),
-        other => other,
+        conflicts @ ApplyError::Conflicts(_) => conflicts,
     }
 }
 

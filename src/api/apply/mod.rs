@@ -2,7 +2,7 @@
 //!
 //! Data in: the stored object, and the object that a manager applies or has made of it. Data out: the
 //! merged object with its `managedFields`, or who stands against it. The rules are those of
-//! KEP-555; which lists are told apart by keys stands in [`crate::api::schema`].
+//! KEP-555; which lists are told apart by keys stands in `api/schema`.
 //!
 //! ```text
 //! applied ──► fields it sets ─────────────────┐

@@ -2,7 +2,7 @@
 //!
 //! Data in: four bytes of magic and a `runtime.Unknown`, which says what kind it carries. Data out:
 //! the same object as JSON, as Kubernetes' own decoder and encoder would make it. Which field has
-//! which number stands in [`crate::api::schema`].
+//! which number stands in `api/schema`.
 //!
 //! # Invariants
 //!

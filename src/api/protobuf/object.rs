@@ -36,7 +36,7 @@ impl<'a> Decoder<'a> {
             let Some(field) = fields.iter().find(|field| field.number == number) else { continue };
             let at = |error| match error {
                 ProtobufError::Malformed(text) => malformed(format!("{}: {text}", field.name)),
-                other => other,
+                unknown @ ProtobufError::NoSuchKind { .. } => unknown,
             };
             self.field(field, part, depth, object).map_err(at)?;
         }
