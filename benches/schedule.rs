@@ -219,7 +219,8 @@ fn constrained(placer: &mut Placer, size: &Size, rows: &mut Vec<Row>) {
 /// A full cluster: pods of high priority, each of which makes others leave.
 fn preemption(size: &Size, rows: &mut Vec<Row>) {
     let mut placer = cluster(size.nodes, "1");
-    let mut low: Vec<_> = (0..WORKLOADS).map(|at| template(&format!("low-{at}"), "100m", &json!({}))).collect();
+    let mut low: Vec<_> =
+        (0..WORKLOADS).map(|at| template(&format!("low-{at}"), "100m", &json!({}))).collect();
     let _ = place(&mut placer, &mut low, size.nodes * 10, "low");
     let mut high = template("high", "300m", &json!({ "priority": 1000 }));
     let mut times = Times::default();

@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn the_lowest_of_two_defaults_counts() {
-        let class = |value: i64, is_default: bool| json!({"value": value, "globalDefault": is_default});
+        let class =
+            |value: i64, is_default: bool| json!({"value": value, "globalDefault": is_default});
         assert_eq!(global_default(&[class(1, false)]), None);
         let classes = [class(9, true), class(3, true), class(1, false)];
         assert_eq!(global_default(&classes), Some(&classes[1]));

@@ -9,7 +9,9 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, image_policy, priority, response, service_account};
+use crate::apiserver::{
+    admission, allocate, body, image_policy, priority, response, service_account,
+};
 use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.

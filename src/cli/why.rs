@@ -13,7 +13,9 @@ use crate::roles::{self, WhyError};
 
 /// `edgeorc why`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  edgeorc why hello-5d8c-abcde\n  edgeorc why hello-0 -n shop -o yaml")]
+#[command(
+    after_help = "Examples:\n  edgeorc why hello-5d8c-abcde\n  edgeorc why hello-0 -n shop -o yaml"
+)]
 pub(super) struct Why {
     /// The pod: NAME or pod/NAME
     pod: String,

@@ -299,7 +299,9 @@ mod tests {
         let settings = build(&["edgeorc.io/gpio=4", "acme.com/camera=1"]).unwrap();
         let has = [("edgeorc.io/gpio".to_owned(), 4), ("acme.com/camera".to_owned(), 1)];
         assert_eq!(settings.extended_resources, has.into());
-        for bad in ["gpio=1", "a/b", "a/b=x", "a/b=-1", "/b=1", "a/=1", "x.kubernetes.io/b=1", "a b/c=1"] {
+        for bad in
+            ["gpio=1", "a/b", "a/b=x", "a/b=-1", "/b=1", "a/=1", "x.kubernetes.io/b=1", "a b/c=1"]
+        {
             assert!(matches!(build(&[bad]), Err(ConfigError::ExtendedResource { .. })), "{bad}");
         }
     }

@@ -159,12 +159,13 @@ impl ClusterView {
         id
     }
 
-    /// Brings up to date what is worked out ahead for the class.
+    /// Brings up to date what is worked out ahead for the class; not for the first of its pods, which
+    /// may be the only one.
     pub(super) fn refresh_class(&mut self, id: u32) {
         let Some(class) = self.classes.get(id) else { return };
         let is_fresh =
             class.eligible.as_ref().is_some_and(|known| known.generation == self.generation);
-        if is_fresh || !class.demand.wishes.chooses_nodes() {
+        if is_fresh || class.pods == 0 || !class.demand.wishes.chooses_nodes() {
             return;
         }
         let nodes = Arc::new(self.eligible_nodes(&class.demand));
@@ -189,8 +190,7 @@ impl ClusterView {
         let mut drawn = Vec::new();
         for term in &demand.affinity {
             drawn.push(self.enter_term(&labels(term), &term.key));
-            let matcher =
-                if all.len() == 1 { labels(term) } else { Matcher::All(all.clone()) };
+            let matcher = if all.len() == 1 { labels(term) } else { Matcher::All(all.clone()) };
             affinity.push(self.enter_term(&matcher, &term.key));
         }
         let anti = demand.anti_affinity.iter();
@@ -308,10 +308,8 @@ impl ClusterView {
             return;
         }
         let slab = self.classes.slab.iter();
-        let mut idle: Vec<_> = slab
-            .filter(|(_, class)| class.pods == 0)
-            .map(|(id, class)| (class.used, id))
-            .collect();
+        let mut idle: Vec<_> =
+            slab.filter(|(_, class)| class.pods == 0).map(|(id, class)| (class.used, id)).collect();
         idle.sort_unstable();
         let nominees = self.nodes.iter().flat_map(|(_, node)| &node.nominees);
         let held: Vec<_> = nominees.map(|nominee| nominee.class).collect();

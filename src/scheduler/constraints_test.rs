@@ -121,12 +121,7 @@ fn each_constraint_leaves_the_nodes_it_should() {
             spread(&json!({ "minDomains": 4 })),
             "",
         ),
-        (
-            "the label is missing",
-            &[],
-            spread(&json!({ "topologyKey": "rack" })),
-            "",
-        ),
+        ("the label is missing", &[], spread(&json!({ "topologyKey": "rack" })), ""),
         ("near", &[("db", "a0")], required("podAffinity", "db", "zone"), "a0 a1"),
         ("near nobody", &[], required("podAffinity", "db", "zone"), ""),
         ("the first of its kind", &[], required("podAffinity", "web", "zone"), "a0 a1 b0 b1 c0"),
@@ -173,10 +168,10 @@ fn terms_in_other_namespaces_are_found_by_their_labels() {
         "new",
         "web",
         &json!({ "affinity": { "podAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": [{
-                "topologyKey": "zone", "labelSelector": selects("db"),
-                "namespaceSelector": { "matchLabels": { "team": "money" } },
-            }]}}}),
+        "requiredDuringSchedulingIgnoredDuringExecution": [{
+            "topologyKey": "zone", "labelSelector": selects("db"),
+            "namespaceSelector": { "matchLabels": { "team": "money" } },
+        }]}}}),
     );
     assert_eq!(fitting(&view, &near), "");
     let labels = BTreeMap::from([("team".to_owned(), "money".to_owned())]);
@@ -225,7 +220,12 @@ fn wishes_about_neighbours_decide_between_nodes() {
     let cases = [
         (preferred("podAffinity", "db", "zone"), "b"),
         (preferred("podAntiAffinity", "cache", "zone"), "bc"),
-        (spread(&json!({ "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": selects("cache") })), "bc"),
+        (
+            spread(
+                &json!({ "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": selects("cache") }),
+            ),
+            "bc",
+        ),
     ];
     let mut view = zones();
     view.place(&app("db", "db", &json!({})), "b0");
@@ -254,9 +254,8 @@ fn images_that_are_there_are_worth_something() {
     let has = json!({ "status": { "images": image("big", 900) } });
     let small = json!({ "status": { "images": image("small", 10) } });
     let view = view(&[node("has", &has), node("small", &small), node("none", &json!({}))]);
-    let runs = |image: &str| {
-        pod(&json!({ "spec": { "containers": [{ "name": "c", "image": image }] } }))
-    };
+    let runs =
+        |image: &str| pod(&json!({ "spec": { "containers": [{ "name": "c", "image": image }] } }));
     for seed in 0..10 {
         assert_eq!(decide(&view, &runs("big"), seed).unwrap(), "has");
     }
@@ -294,6 +293,46 @@ fn what_only_some_nodes_have_is_given_once() {
     assert_eq!(refusal.reasons, [("Insufficient edgeorc.io/gpio".to_owned(), 2)].into());
     placer.view.remove(&("default".into(), "p0".into()));
     assert!(matches!(placer.place(&app("p2", "web", &wants), 3), Placement::Placed { .. }));
+}
+
+#[test]
+fn what_was_worked_out_ahead_is_forgotten_when_nodes_change() {
+    let mut placer = Placer { view: zones() };
+    let wants = json!({ "nodeSelector": { "disk": "c" } });
+    let place = |placer: &mut Placer, at: u64| match placer
+        .place(&app(&format!("p{at}"), "web", &wants), at)
+    {
+        Placement::Placed { node } => node,
+        other => format!("{other:?}"),
+    };
+    for at in 0..3 {
+        assert_eq!(place(&mut placer, at), "c0");
+    }
+    let facts =
+        |placer: &Placer, name: &str| placer.view.node(name).unwrap().facts.clone().unwrap();
+    let mut moved = facts(&placer, "a0");
+    moved.labels.insert("disk".to_owned(), "c".to_owned());
+    placer.view.set_node("a0", Some(moved));
+    let cordoned = Facts { is_unschedulable: true, ..facts(&placer, "c0") };
+    placer.view.set_node("c0", Some(cordoned));
+    assert_eq!(place(&mut placer, 3), "a0");
+    assert_eq!(place(&mut placer, 4), "a0");
+    placer.view.set_node("a0", None);
+    let refused = place(&mut placer, 5);
+    assert!(refused.contains("node(s) were unschedulable"), "{refused}");
+}
+
+#[test]
+fn a_large_cluster_is_filled_evenly_though_no_choice_sees_all_of_it() {
+    let nodes: Vec<_> = (0..200).map(|at| node(&format!("n{at}"), &json!({}))).collect();
+    let mut placer = Placer { view: view(&nodes) };
+    let wants = json!({ "containers": [{
+        "name": "c", "resources": { "requests": { "cpu": "200m" } } }] });
+    for at in 0..1000 {
+        placer.place(&app(&format!("p{at}"), "web", &wants), at);
+    }
+    let counts: Vec<_> = placer.view.nodes().map(|node| node.used.pods).collect();
+    assert!(counts.iter().all(|count| (4..=6).contains(count)), "{counts:?}");
 }
 
 /// What a pod of the model is: its app, and what it asks of neighbours.

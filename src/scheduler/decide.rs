@@ -128,9 +128,7 @@ pub(super) struct Walk {
 
 impl Walk {
     pub(super) fn new(bound: usize, seed: u64) -> Self {
-        let within = |number: u64| {
-            usize::try_from(number % (bound.max(1) as u64)).unwrap_or(0)
-        };
+        let within = |number: u64| usize::try_from(number % (bound.max(1) as u64)).unwrap_or(0);
         let mut step = within(mix(seed ^ 1)).max(1);
         while gcd(step, bound) > 1 {
             step += 1;

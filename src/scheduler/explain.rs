@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 use serde::Serialize;
@@ -244,7 +242,9 @@ fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -
     let short = |unit: &str, wanted: i64, used: i64, has: i64| {
         let free = (has - used).max(0);
         if wanted > has {
-            format!("the pod asks for {wanted}{unit}, the node has {has}{unit} in all: ask for less")
+            format!(
+                "the pod asks for {wanted}{unit}, the node has {has}{unit} in all: ask for less"
+            )
         } else {
             format!(
                 "the pod asks for {wanted}{unit}, {free}{unit} of {has}{unit} are free: ask for less, \
@@ -324,7 +324,9 @@ mod tests {
         let hints: Vec<_> = told
             .nodes
             .iter()
-            .map(|answer| (answer.node.as_str(), answer.reasons[0].plugin, &*answer.reasons[0].hint))
+            .map(|answer| {
+                (answer.node.as_str(), answer.reasons[0].plugin, &*answer.reasons[0].hint)
+            })
             .collect();
         assert_eq!(
             hints,

@@ -39,8 +39,7 @@ impl Gone {
     /// The pods with these numbers.
     pub(super) fn of(view: &ClusterView, pods: Vec<u32>) -> Self {
         let resources = pods.iter().filter_map(|pod| need_of(view, *pod));
-        let resources =
-            resources.fold(Resources::default(), |sum, need| sum.plus(need.resources));
+        let resources = resources.fold(Resources::default(), |sum, need| sum.plus(need.resources));
         Self { pods, resources }
     }
 
@@ -100,9 +99,8 @@ impl<'a> Round<'a> {
         let demand = &*class.demand;
         let hard = demand.spread.iter().zip(&class.spread).filter(|(spread, _)| spread.is_hard);
         let hard: Vec<_> = hard.collect();
-        let spread = hard.iter().filter_map(|(spread, term)| {
-            Skew::new(view, class, spread, **term, &hard)
-        });
+        let spread =
+            hard.iter().filter_map(|(spread, term)| Skew::new(view, class, spread, **term, &hard));
         let repelled = class.matches.iter().copied();
         let is_repelling = |term: &u32| view.terms.get(*term).is_some_and(|t| t.repelling > 0);
         let is_met = |term: &u32| view.terms.get(*term).is_some_and(|t| t.is_met_anywhere());
@@ -171,8 +169,10 @@ impl<'a> Round<'a> {
         let wanted = &self.demand.need.ports;
         let clashes = |held: &HostPort| wanted.iter().any(|port| held.clashes(port));
         let freed = gone.needs(self.view).flat_map(|need| &need.ports);
-        let (held, freed) =
-            (node.ports.iter().filter(|p| clashes(p)).count(), freed.filter(|p| clashes(p)).count());
+        let (held, freed) = (
+            node.ports.iter().filter(|p| clashes(p)).count(),
+            freed.filter(|p| clashes(p)).count(),
+        );
         held <= freed && !self.waiting(node).any(|need| need.ports.iter().any(clashes))
     }
 
@@ -226,9 +226,8 @@ impl<'a> Round<'a> {
     /// Whether the node could never give what the pod asks for, with nobody on it.
     pub(super) fn is_too_small(&self, facts: &Facts) -> bool {
         let (has, wanted) = (facts.allocatable, self.demand.need.resources);
-        let lacks = |name: &String, amount: i64| {
-            amount > facts.extended.get(name).copied().unwrap_or(0)
-        };
+        let lacks =
+            |name: &String, amount: i64| amount > facts.extended.get(name).copied().unwrap_or(0);
         wanted.pods > has.pods
             || (wanted.cpu_millis > has.cpu_millis && wanted.cpu_millis > 0)
             || (wanted.memory_bytes > has.memory_bytes && wanted.memory_bytes > 0)

@@ -70,7 +70,12 @@ fn the_least_harm_is_done() {
             "b",
             &["b1"],
         ),
-        ("the latest", vec![("a", s("a1", 10)), ("b", s("b1", 40)), ("c", s("c1", 20))], "b", &["b1"]),
+        (
+            "the latest",
+            vec![("a", s("a1", 10)), ("b", s("b1", 40)), ("c", s("c1", 20))],
+            "b",
+            &["b1"],
+        ),
         (
             "no more than needed",
             vec![("a", of("a1", 1, "2", &json!({}))), ("a", small("a2")), ("a", small("a3"))],
@@ -121,10 +126,8 @@ fn who_is_in_the_way_goes_and_nobody_else() {
         "requiredDuringSchedulingIgnoredDuringExecution": [{
             "topologyKey": "kubernetes.io/hostname",
             "labelSelector": { "matchLabels": { "app": "foe" } } }]}}}});
-    let mut placer = full(&[
-        ("a", of("foe", 1, "1", &json!({}))),
-        ("a", of("friend", 1, "1", &json!({}))),
-    ]);
+    let mut placer =
+        full(&[("a", of("foe", 1, "1", &json!({}))), ("a", of("friend", 1, "1", &json!({})))]);
     let plan = plan(&mut placer, &of("new", 100, "1", &apart));
     assert_eq!(victims(&plan), ["foe"]);
 }
@@ -136,7 +139,8 @@ fn what_is_said_when_nobody_can_go() {
         other => panic!("{other:?}"),
     };
     let mut placer = full(&[("a", of("a1", 100, "4", &json!({})))]);
-    let tainted = json!({ "spec": { "taints": [{ "key": "k", "value": "v", "effect": "NoSchedule" }] } });
+    let tainted =
+        json!({ "spec": { "taints": [{ "key": "k", "value": "v", "effect": "NoSchedule" }] } });
     let facts = crate::scheduler::node::Facts::of(&node("t", &tainted));
     placer.view.set_node("t", Some(facts));
     assert_eq!(
@@ -149,12 +153,16 @@ fn what_is_said_when_nobody_can_go() {
         "preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
     ));
     let never = json!({ "spec": { "preemptionPolicy": "Never" } });
-    assert!(text(&mut placer, &of("new", 200, "4", &never))
-        .ends_with("preemption: not eligible due to preemptionPolicy=Never."));
+    assert!(
+        text(&mut placer, &of("new", 200, "4", &never))
+            .ends_with("preemption: not eligible due to preemptionPolicy=Never.")
+    );
     placer.view.nominate(&of("new", 200, "4", &json!({})), "a");
     placer.view.set_ending(&("default".into(), "a1".into()));
-    assert!(text(&mut placer, &of("new", 200, "4", &json!({})))
-        .ends_with("preemption: not eligible due to terminating pod on the nominated node."));
+    assert!(
+        text(&mut placer, &of("new", 200, "4", &json!({})))
+            .ends_with("preemption: not eligible due to terminating pod on the nominated node.")
+    );
 }
 
 #[test]

@@ -128,10 +128,8 @@ impl Queue {
         let earliest = now + delay;
         let until = earliest.max(now + at_least);
         self.ready.remove(&waiting.place);
-        let old = std::mem::replace(
-            &mut waiting.state,
-            State::Refused { earliest, until, helped_by },
-        );
+        let old =
+            std::mem::replace(&mut waiting.state, State::Refused { earliest, until, helped_by });
         self.leave(key, old);
         self.timeline.insert((until, key.clone()));
         if earliest < until {

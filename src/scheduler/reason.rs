@@ -39,11 +39,9 @@ impl<'a> Reason<'a> {
             Self::Taint { .. } => "TaintToleration",
             Self::NodeAffinity => "NodeAffinity",
             Self::Ports => "NodePorts",
-            Self::Pods
-            | Self::Cpu
-            | Self::Memory
-            | Self::EphemeralStorage
-            | Self::Extended(_) => "NodeResourcesFit",
+            Self::Pods | Self::Cpu | Self::Memory | Self::EphemeralStorage | Self::Extended(_) => {
+                "NodeResourcesFit"
+            }
             Self::Storage(_) => "VolumeBinding",
             Self::Spread | Self::SpreadLabel => "PodTopologySpread",
             Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => "InterPodAffinity",
@@ -79,10 +77,7 @@ impl<'a> Reason<'a> {
             Self::Storage(_) => Changes::NODE.and(Changes::STORAGE).and(Changes::POD_LEFT),
             Self::SpreadLabel => Changes::NODE,
             Self::Spread | Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => {
-                Changes::NODE
-                    .and(Changes::POD_LEFT)
-                    .and(Changes::POD_CAME)
-                    .and(Changes::NAMESPACE)
+                Changes::NODE.and(Changes::POD_LEFT).and(Changes::POD_CAME).and(Changes::NAMESPACE)
             }
         }
     }

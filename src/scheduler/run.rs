@@ -103,10 +103,16 @@ pub(super) fn load_of(lease: &Lease) -> Option<Resources> {
 
 /// What a request under way came to.
 enum Done {
-    Bound { pod: Arc<Pod>, node: String, outcome: Bound },
+    Bound {
+        pod: Arc<Pod>,
+        node: String,
+        outcome: Bound,
+    },
     Told,
     /// These could not be told to leave: they count as staying again.
-    Evicted { stay: Vec<PodKey> },
+    Evicted {
+        stay: Vec<PodKey>,
+    },
 }
 
 pub(super) struct Scheduler {
@@ -284,7 +290,8 @@ impl Scheduler {
         let mut victims = Vec::new();
         for victim in &plan.victims {
             let found = self.context.informers.pods.store.named(&victim.key.0, &victim.key.1);
-            let Some(found) = found.filter(|found| found.uid().as_ref() == Some(&victim.uid)) else {
+            let Some(found) = found.filter(|found| found.uid().as_ref() == Some(&victim.uid))
+            else {
                 continue;
             };
             self.view.set_ending(&victim.key);

@@ -48,9 +48,9 @@ pub(super) fn scores(round: &Round<'_>, nodes: &[Candidate<'_>]) -> Vec<i64> {
         add(WEIGHT_NODE_AFFINITY, of_most(points.collect()));
     }
     if nodes.iter().any(|node| !node.facts.taints.is_empty()) {
-        let against = nodes.iter().map(|node| {
-            i64::try_from(wishes.discouraging(&node.facts.taints)).unwrap_or(i64::MAX)
-        });
+        let against = nodes
+            .iter()
+            .map(|node| i64::try_from(wishes.discouraging(&node.facts.taints)).unwrap_or(i64::MAX));
         let against = of_most(against.collect());
         add(WEIGHT_TAINTS, against.into_iter().map(|points| SCORE_MAX - points).collect());
     }
@@ -60,9 +60,9 @@ pub(super) fn scores(round: &Round<'_>, nodes: &[Candidate<'_>]) -> Vec<i64> {
     let soft = round.demand.spread.iter().zip(&round.class.spread);
     let soft: Vec<_> = soft.filter(|(spread, _)| !spread.is_hard).collect();
     if !soft.is_empty() {
-        let skews = soft.iter().filter_map(|(spread, term)| {
-            Skew::new(round.view, round.class, spread, **term, &soft)
-        });
+        let skews = soft
+            .iter()
+            .filter_map(|(spread, term)| Skew::new(round.view, round.class, spread, **term, &soft));
         let ids: Vec<_> = nodes.iter().map(|node| node.id).collect();
         if let Some(points) = soft_scores(&skews.collect::<Vec<_>>(), &ids) {
             add(WEIGHT_TOPOLOGY, points);
@@ -154,7 +154,9 @@ fn of_images(round: &Round<'_>, facts: &Facts) -> i64 {
     let present = round.demand.images.iter().filter_map(|image| {
         let bytes = facts.images.get(image)?;
         let having = i64::try_from(*round.view.images.get(image)?).ok()?;
-        Some(i64::try_from(i128::from(*bytes) * i128::from(having) / i128::from(nodes)).unwrap_or(0))
+        Some(
+            i64::try_from(i128::from(*bytes) * i128::from(having) / i128::from(nodes)).unwrap_or(0),
+        )
     });
     let images = i64::try_from(round.demand.images.len()).unwrap_or(1).max(1);
     let most = IMAGE_BYTES_MAX.saturating_mul(images);

@@ -55,9 +55,9 @@ impl<'a> Skew<'a> {
         let known = view.terms.get(term.by_domain)?;
         let topology = view.terms.topology(known.topology)?;
         let own = u32::from(class.matches.contains(&term.by_domain));
-        let topologies = together.iter().filter_map(|(_, term)| {
-            view.terms.topology(view.terms.get(term.by_domain)?.topology)
-        });
+        let topologies = together
+            .iter()
+            .filter_map(|(_, term)| view.terms.topology(view.terms.get(term.by_domain)?.topology));
         let topologies: Vec<_> = topologies.collect();
         let counts_all = !spread.honors_taints
             && !(spread.honors_affinity && class.demand.wishes.selects_nodes())

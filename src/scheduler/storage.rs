@@ -81,9 +81,7 @@ impl Storage {
                 storage.missing = Some(format!("persistentvolumeclaim {name:?} not found"));
                 return storage;
             };
-            if let Err(reason) =
-                storage.add((namespace.clone(), name.to_owned()), &claim, shelf)
-            {
+            if let Err(reason) = storage.add((namespace.clone(), name.to_owned()), &claim, shelf) {
                 storage.missing = Some(reason);
                 return storage;
             }

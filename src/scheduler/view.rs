@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::scheduler::classes::{Class, Classes};
 use crate::scheduler::demand::{Demand, Namespaces, key_of};
 use crate::scheduler::need::Resources;
-use crate::scheduler::node::{EXPECTED, Facts, Nominee, NodeInfo};
+use crate::scheduler::node::{EXPECTED, Facts, NodeInfo, Nominee};
 use crate::scheduler::preempt::Budget;
 use crate::scheduler::slab::Slab;
 use crate::scheduler::terms::Terms;
@@ -148,12 +148,7 @@ impl ClusterView {
     }
 
     /// The node has other labels now: its pods are near others.
-    fn move_node(
-        &mut self,
-        id: u32,
-        labels: Option<&BTreeMap<String, String>>,
-        had_labels: bool,
-    ) {
+    fn move_node(&mut self, id: u32, labels: Option<&BTreeMap<String, String>>, had_labels: bool) {
         let pods = self.nodes.get(id).map(|node| node.pods.clone()).unwrap_or_default();
         self.count_all(id, &pods, false);
         for topology in self.terms.topologies_mut() {

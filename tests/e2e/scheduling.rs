@@ -69,7 +69,11 @@ fn a_gpio_line_goes_to_the_more_important_pod_and_the_other_is_told_why() {
         "0/1 nodes are available: 1 Insufficient edgeorc.io/gpio. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.",
     );
     let told = succeed(&mut node.edgeorc(&["why", "late"]));
-    for words in ["0/1 nodes are available: 1 Insufficient edgeorc.io/gpio", "NodeResourcesFit", "ask for less"] {
+    for words in [
+        "0/1 nodes are available: 1 Insufficient edgeorc.io/gpio",
+        "NodeResourcesFit",
+        "ask for less",
+    ] {
         assert!(told.contains(words), "{words} in {told}");
     }
     let told = succeed(&mut node.edgeorc(&["why", "pod/late", "-o", "json"]));

@@ -136,7 +136,10 @@ async fn a_pod_of_higher_priority_takes_the_place_of_a_lower_one() {
     // Told to leave, with the reason; no agent is there to see it out.
     let low = seen(&api, "low", |pod| !pod["metadata"]["deletionTimestamp"].is_null()).await;
     let target = condition(&low, "DisruptionTarget").unwrap();
-    assert_eq!((&target["status"], &target["reason"]), (&json!("True"), &json!("PreemptionByScheduler")));
+    assert_eq!(
+        (&target["status"], &target["reason"]),
+        (&json!("True"), &json!("PreemptionByScheduler"))
+    );
     let vital = seen(&api, "vital", |pod| pod["status"]["nominatedNodeName"] == "a").await;
     assert_eq!(condition(&vital, "PodScheduled").unwrap()["reason"], "Unschedulable");
     let delete = format!("{PODS}/low?gracePeriodSeconds=0");
@@ -165,7 +168,8 @@ async fn a_pod_gets_the_priority_of_its_class_and_no_other() {
     let message = second.at("/message").as_str().unwrap().to_owned();
     assert!(message.contains("PriorityClass usual is already marked as default"), "{message}");
     assert_eq!(api.post(CLASSES, &class("high", 9, false)).await.code, 201);
-    let marked = api.patch(&format!("{CLASSES}/high"), "merge", &json!({"globalDefault": true})).await;
+    let marked =
+        api.patch(&format!("{CLASSES}/high"), "merge", &json!({"globalDefault": true})).await;
     assert_eq!(marked.code, 403, "{marked:?}");
     let usual = api.post(PODS, &asking("usual", "1", &json!({}))).await;
     assert_eq!(
@@ -193,8 +197,16 @@ async fn a_gated_pod_and_a_lonely_one_wait_for_what_they_wait_for() {
         {"topologyKey": "kubernetes.io/hostname",
          "labelSelector": {"matchLabels": {"app": "gated"}}}]}}});
     let gates = json!({"schedulingGates": [{"name": "acme.io/wait"}]});
-    assert_eq!(api.patch("/api/v1/nodes/a", "merge",
-        &json!({"metadata": {"labels": {"kubernetes.io/hostname": "a"}}})).await.code, 200);
+    assert_eq!(
+        api.patch(
+            "/api/v1/nodes/a",
+            "merge",
+            &json!({"metadata": {"labels": {"kubernetes.io/hostname": "a"}}})
+        )
+        .await
+        .code,
+        200
+    );
     assert_eq!(api.post(PODS, &asking("gated", "1", &gates)).await.code, 201);
     assert_eq!(api.post(PODS, &asking("lonely", "1", &near)).await.code, 201);
     let lonely = seen(&api, "lonely", |pod| condition(pod, "PodScheduled").is_some()).await;

@@ -51,11 +51,13 @@ fn validate(object: &Value, errors: &mut Errors) {
     let name = meta::name(object);
     if name.starts_with(priority::SYSTEM_PREFIX) {
         if priority::system_value(name) != Some(value) {
-            let detail = "priority class names with 'system-' prefix are reserved for system use only";
+            let detail =
+                "priority class names with 'system-' prefix are reserved for system use only";
             errors.forbidden("metadata.name", detail);
         }
     } else if value > USER_VALUE_MAX {
-        let detail = format!("maximum allowed value of a user defined priority is {USER_VALUE_MAX}");
+        let detail =
+            format!("maximum allowed value of a user defined priority is {USER_VALUE_MAX}");
         errors.forbidden("value", &detail);
     }
     let policy = object.get("preemptionPolicy").cloned().unwrap_or_default();

@@ -219,9 +219,9 @@ fn operator(name: &str) -> Result<Operator, SelectorError> {
         "NotIn" => Ok(Operator::NotIn),
         "Exists" => Ok(Operator::Exists),
         "DoesNotExist" => Ok(Operator::DoesNotExist),
-        other => Err(SelectorError::Invalid(format!(
-            "{other:?} is not a valid label selector operator"
-        ))),
+        other => {
+            Err(SelectorError::Invalid(format!("{other:?} is not a valid label selector operator")))
+        }
     }
 }
 
