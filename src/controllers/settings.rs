@@ -14,10 +14,20 @@ pub struct Settings {
     pub default_toleration: Duration,
     /// No evictions in this time after a leader started: agents are still finding it.
     pub eviction_quiet_time: Duration,
+    /// Pods evicted in one run of the node controller, which is made twice a second: a network that
+    /// breaks in many places must not set everything in motion at once.
+    pub evictions_per_run_max: usize,
     /// How long a node must be gone before its pods are removed.
     pub orphaned_pod_after: Duration,
     /// Pods that ended are kept for their logs and status up to this number, then the oldest go.
     pub terminated_pods_max: usize,
+    /// Wait before the first replacement of a Job's failed pod; it doubles with each failure. Kubernetes:
+    /// 10 s.
+    pub job_backoff_min: Duration,
+    /// Longest such wait. Kubernetes: 10 min.
+    pub job_backoff_max: Duration,
+    /// Pause between two looks of an autoscaler at its metrics. Kubernetes: 15 s.
+    pub autoscaler_interval: Duration,
     /// The range that each node gets its pod CIDR from.
     pub pod_cidrs: PodCidrs,
 }
@@ -28,8 +38,12 @@ impl Default for Settings {
             node_silent_after: Duration::from_secs(3),
             default_toleration: Duration::from_secs(2),
             eviction_quiet_time: Duration::from_secs(5),
+            evictions_per_run_max: 50,
             orphaned_pod_after: Duration::from_secs(5),
             terminated_pods_max: 1_000,
+            job_backoff_min: Duration::from_millis(10),
+            job_backoff_max: Duration::from_secs(10),
+            autoscaler_interval: Duration::from_secs(10),
             pod_cidrs: PodCidrs::default(),
         }
     }

@@ -12,5 +12,5 @@ mod lease;
 mod register;
 
 pub(crate) use describe::{allocatable, allocatable_disk};
-pub(crate) use lease::renew;
+pub(crate) use lease::Heartbeat;
 pub(crate) use register::Registration;

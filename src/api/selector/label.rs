@@ -168,6 +168,18 @@ impl LabelSelector {
         Self::from_requirements(requirements)
     }
 
+    /// Reads the selector of a workload: a `LabelSelector`, or the plain map of a
+    /// ReplicationController.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_json`].
+    pub fn of_workload(selector: &Value) -> Result<Self, SelectorError> {
+        let is_plain = selector.as_object().is_some_and(|map| map.values().all(Value::is_string));
+        let is_empty = selector.as_object().is_some_and(serde_json::Map::is_empty);
+        if is_plain && !is_empty { Self::from_map(selector) } else { Self::from_json(selector) }
+    }
+
     fn from_requirements(mut requirements: Vec<Requirement>) -> Result<Self, SelectorError> {
         if requirements.len() > TERMS_MAX {
             return Err(SelectorError::TooLong);
