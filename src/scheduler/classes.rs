@@ -159,12 +159,13 @@ impl ClusterView {
         id
     }
 
-    /// Brings up to date what is worked out ahead for the class.
+    /// Brings up to date what is worked out ahead for the class; not for the first of its pods, which
+    /// may be the only one.
     pub(super) fn refresh_class(&mut self, id: u32) {
         let Some(class) = self.classes.get(id) else { return };
         let is_fresh =
             class.eligible.as_ref().is_some_and(|known| known.generation == self.generation);
-        if is_fresh || !class.demand.wishes.chooses_nodes() {
+        if is_fresh || class.pods == 0 || !class.demand.wishes.chooses_nodes() {
             return;
         }
         let nodes = Arc::new(self.eligible_nodes(&class.demand));

@@ -295,6 +295,46 @@ fn what_only_some_nodes_have_is_given_once() {
     assert!(matches!(placer.place(&app("p2", "web", &wants), 3), Placement::Placed { .. }));
 }
 
+#[test]
+fn what_was_worked_out_ahead_is_forgotten_when_nodes_change() {
+    let mut placer = Placer { view: zones() };
+    let wants = json!({ "nodeSelector": { "disk": "c" } });
+    let place = |placer: &mut Placer, at: u64| match placer
+        .place(&app(&format!("p{at}"), "web", &wants), at)
+    {
+        Placement::Placed { node } => node,
+        other => format!("{other:?}"),
+    };
+    for at in 0..3 {
+        assert_eq!(place(&mut placer, at), "c0");
+    }
+    let facts =
+        |placer: &Placer, name: &str| placer.view.node(name).unwrap().facts.clone().unwrap();
+    let mut moved = facts(&placer, "a0");
+    moved.labels.insert("disk".to_owned(), "c".to_owned());
+    placer.view.set_node("a0", Some(moved));
+    let cordoned = Facts { is_unschedulable: true, ..facts(&placer, "c0") };
+    placer.view.set_node("c0", Some(cordoned));
+    assert_eq!(place(&mut placer, 3), "a0");
+    assert_eq!(place(&mut placer, 4), "a0");
+    placer.view.set_node("a0", None);
+    let refused = place(&mut placer, 5);
+    assert!(refused.contains("node(s) were unschedulable"), "{refused}");
+}
+
+#[test]
+fn a_large_cluster_is_filled_evenly_though_no_choice_sees_all_of_it() {
+    let nodes: Vec<_> = (0..200).map(|at| node(&format!("n{at}"), &json!({}))).collect();
+    let mut placer = Placer { view: view(&nodes) };
+    let wants = json!({ "containers": [{
+        "name": "c", "resources": { "requests": { "cpu": "200m" } } }] });
+    for at in 0..1000 {
+        placer.place(&app(&format!("p{at}"), "web", &wants), at);
+    }
+    let counts: Vec<_> = placer.view.nodes().map(|node| node.used.pods).collect();
+    assert!(counts.iter().all(|count| (4..=6).contains(count)), "{counts:?}");
+}
+
 /// What a pod of the model is: its app, and what it asks of neighbours.
 #[derive(Debug, Clone)]
 struct Kind {

@@ -50,6 +50,7 @@ struct Dirty {
     /// Claims, volumes and classes: what changed does not matter, that it did wakes pods.
     storage: Mutex<BTreeSet<PodKey>>,
     namespaces: Mutex<BTreeSet<PodKey>>,
+    budgets: Mutex<BTreeSet<PodKey>>,
     wake: Notify,
 }
 
@@ -135,6 +136,7 @@ impl Scheduler {
         watch(&context.informers.volumes, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.storage_classes, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.namespaces, &dirty, |dirty| &dirty.namespaces);
+        watch(&context.informers.pod_disruption_budgets, &dirty, |dirty| &dirty.budgets);
         let view = ClusterView::new();
         Self { context, events, dirty, view, queue, requests: FuturesUnordered::new() }
     }
@@ -185,6 +187,10 @@ impl Scheduler {
             let labels = namespace.map(|found| found.metadata.labels.clone().unwrap_or_default());
             self.view.set_namespace(&name, labels);
             changes = changes.and(Changes::NAMESPACE);
+        }
+        if !std::mem::take(&mut *self.dirty.budgets.lock()).is_empty() {
+            let budgets = self.context.informers.pod_disruption_budgets.store.state();
+            self.view.set_budgets(budgets.iter().filter_map(|b| Budget::of(b)).collect());
         }
         for key in pods {
             let pod = self.context.informers.pods.store.named(&key.0, &key.1);
