@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! node.json                              what the node must know before the API answers
+//! node.key                               the key of what lies sealed here: [`crate::agent::sealed`]
+//! routes.json                            what the routes were made of when a server was heard last
 //! registries.yaml                        a copy of the last one that could be used
 //! pods/<uid>/pod.json                    the pod, and its status as of the last end that was for good
 //! pods/<uid>/address                     its address
-//! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API
+//! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API;
+//!                                        Secrets and tokens are sealed
 //! pods/<uid>/etc/                        its `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`
 //! pods/<uid>/volumes/<volume>/           its volumes
 //! pods/<uid>/files/<container>/          files that the container mounts alone
@@ -44,15 +47,21 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Write as _;
 
+use crate::agent::sealed::{self, NodeKey};
+
 /// Start of the name of a pod's folder that is being removed.
 const GONE: &str = ".gone-";
 /// Longest file of our own that is read back, in bytes.
 const OWN_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// Kinds of copies that are sealed.
+const SEALED_KINDS: [&str; 2] = ["secret", "token"];
+
 /// Names of everything the agent keeps. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Dirs {
     root: PathBuf,
+    key: NodeKey,
     /// A folder in memory, if there is one.
     memory: Option<PathBuf>,
 }
@@ -60,7 +69,9 @@ pub(crate) struct Dirs {
 impl Dirs {
     /// The folder with its first level made.
     pub(crate) fn create(root: PathBuf) -> io::Result<Self> {
-        let dirs = Self { root, memory: None };
+        make_private(&root)?;
+        let key = NodeKey::open(&root.join("node.key"))?;
+        let dirs = Self { root, key, memory: None };
         let (images, compiled, tools) = (dirs.images(), dirs.compiled(), dirs.tools());
         for dir in [&dirs.root, &dirs.pods(), &images, &compiled, &tools, &dirs.volumes()] {
             make_private(dir)?;
@@ -83,6 +94,16 @@ impl Dirs {
 
     pub(crate) fn node_file(&self) -> PathBuf {
         self.root.join("node.json")
+    }
+
+    /// The key of what lies sealed on this disk.
+    pub(crate) fn key(&self) -> &NodeKey {
+        &self.key
+    }
+
+    /// What the node's routes were made of.
+    pub(crate) fn routes_file(&self) -> PathBuf {
+        self.root.join("routes.json")
     }
 
     /// What the node knew last of network policies.
@@ -125,7 +146,7 @@ impl Dirs {
     pub(crate) fn pod(&self, uid: &str) -> PodDir {
         let name = file_name(uid);
         let memory = self.memory.as_ref().map(|memory| memory.join("pods").join(&name));
-        PodDir { path: self.pods().join(name), memory }
+        PodDir { path: self.pods().join(name), memory, key: self.key.clone() }
     }
 
     /// Every pod that has a folder here, with its uid.
@@ -164,6 +185,7 @@ impl Dirs {
 #[derive(Debug, Clone)]
 pub(crate) struct PodDir {
     path: PathBuf,
+    key: NodeKey,
     memory: Option<PathBuf>,
 }
 
@@ -234,7 +256,50 @@ impl PodDir {
 
     /// Keeps a copy of something that the pod needs for a start without the API, see [`write_copy`].
     pub(crate) fn keep(&self, kind: &str, name: &str, value: &impl Serialize) -> io::Result<()> {
-        write_copy(&self.object_file(kind, name), value)
+        replace(&self.object_file(kind, name), &self.copy_of(kind, name, value)?, false)
+    }
+
+    /// The bytes of a copy: sealed if others must not read it.
+    fn copy_of(&self, kind: &str, name: &str, value: &impl Serialize) -> io::Result<Vec<u8>> {
+        let plain = serde_json::to_vec(value)?;
+        if SEALED_KINDS.contains(&kind) {
+            return self.key.seal(&self.about(kind, name), &plain);
+        }
+        Ok(plain)
+    }
+
+    /// What a sealed copy is bound to.
+    fn about(&self, kind: &str, name: &str) -> String {
+        let pod = self.path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{pod}/{kind}-{name}")
+    }
+
+    /// What [`Self::keep`] kept; `None` if it is not there or not whole. Blocks on the disk.
+    pub(crate) fn kept<T: DeserializeOwned>(&self, kind: &str, name: &str) -> Option<T> {
+        self.read_copy(&self.object_file(kind, name), kind, name)
+    }
+
+    /// What [`Self::keep_in_memory`] kept.
+    pub(crate) fn kept_in_memory<T: DeserializeOwned>(&self, kind: &str, name: &str) -> Option<T> {
+        self.read_copy(&self.object_in_memory(kind, name)?, kind, name)
+    }
+
+    fn read_copy<T: DeserializeOwned>(&self, file: &Path, kind: &str, name: &str) -> Option<T> {
+        if !SEALED_KINDS.contains(&kind) {
+            return read_json(file);
+        }
+        let content = read_own(file)?;
+        if sealed::is_sealed(&content) {
+            let plain = self.key.unseal(&self.about(kind, name), &content)?;
+            return serde_json::from_slice(&plain).ok();
+        }
+        // Of an agent that did not seal: from now on it is.
+        let found = serde_json::from_slice(&content).ok()?;
+        let sealed = self.key.seal(&self.about(kind, name), &content).ok();
+        if let Some(Err(err)) = sealed.map(|sealed| replace(file, &sealed, true)) {
+            tracing::warn!(%err, "a copy of a secret was not sealed");
+        }
+        Some(found)
     }
 
     /// As [`Self::keep`], for those who must not wait for the disk on a thread that others need.
@@ -248,7 +313,7 @@ impl PodDir {
         name: &str,
         value: &impl Serialize,
     ) -> io::Result<()> {
-        let (path, content) = (self.object_file(kind, name), serde_json::to_vec(value)?);
+        let (path, content) = (self.object_file(kind, name), self.copy_of(kind, name, value)?);
         aside(move || replace(&path, &content, false)).await
     }
 
@@ -260,7 +325,7 @@ impl PodDir {
         value: &impl Serialize,
     ) -> io::Result<()> {
         let path = self.object_in_memory(kind, name).ok_or(io::ErrorKind::Unsupported)?;
-        let content = serde_json::to_vec(value)?;
+        let content = self.copy_of(kind, name, value)?;
         aside(move || replace(&path, &content, false)).await
     }
 
@@ -465,11 +530,16 @@ async fn aside(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Re
 
 /// Reads what [`write_json`] wrote; `None` if it is not there or not whole.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&read_own(path)?).ok()
+}
+
+/// Reads a file of our own; `None` if it is not there, or too long to be one.
+pub(crate) fn read_own(path: &Path) -> Option<Vec<u8>> {
     let length = std::fs::metadata(path).ok()?.len();
     if length > OWN_FILE_BYTES_MAX {
         return None;
     }
-    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+    std::fs::read(path).ok()
 }
 
 #[cfg(test)]

@@ -96,11 +96,8 @@ impl HttpSources {
         self.changed.notified().await;
     }
 
-    /// The routes by what is known now, and the certificates for them.
-    pub(super) fn build(
-        &mut self,
-        services: &[Arc<Service>],
-    ) -> (HttpRoutes, BTreeMap<SecretName, CertificatePem>) {
+    /// What is known now.
+    pub(super) fn objects(&mut self, services: &[Arc<Service>]) -> HttpObjects {
         let gateways = self.gateways.store.state();
         if self.attached.is_none() && !gateways.is_empty() {
             self.attached = Some(Attached {
@@ -121,18 +118,19 @@ impl HttpSources {
             let labels = |one: &Arc<Namespace>| (one.name_any(), one.labels().clone());
             gateway.namespaces = namespaces.iter().map(labels).collect();
         }
-        let routes = HttpRoutes::build(&HttpObjects {
+        HttpObjects {
             ingresses: self.ingresses.store.state(),
             ingress_classes: self.ingress_classes.store.state(),
             gateway,
             services: services.to_vec(),
-        });
-        let certificates = self.certificates(&routes);
-        (routes, certificates)
+        }
     }
 
     /// Watches the Secrets that the routes name and no others; those that are known.
-    fn certificates(&mut self, routes: &HttpRoutes) -> BTreeMap<SecretName, CertificatePem> {
+    pub(super) fn certificates(
+        &mut self,
+        routes: &HttpRoutes,
+    ) -> BTreeMap<SecretName, CertificatePem> {
         let wanted = routes.secrets();
         self.secrets.retain(|name, (_, tasks)| {
             let is_kept = wanted.contains(name);

@@ -1,5 +1,5 @@
 //! The node's routing table, made anew whenever a Service, its endpoints, a Node or an Ingress
-//! changes.
+//! changes. Until a server is heard, it is made of what was known last.
 
 use std::time::Duration;
 
@@ -10,22 +10,34 @@ use kube::runtime::watcher;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::http_routes::HttpSources;
+use crate::agent::known_routes::{Keeper, KnownRoutes};
 use crate::client::{Informer, informer};
-use crate::mesh::{Mesh, Routes};
+use crate::mesh::{HttpRoutes, Mesh};
 use crate::rt::TaskGroup;
 
 /// Changes within this time become one table.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
+/// What routes are made of, besides HTTP.
+pub(crate) struct Sources {
+    pub(crate) client: kube::Client,
+    pub(crate) services: Informer<Service>,
+    pub(crate) nodes: Informer<Node>,
+}
+
 /// Publishes tables until `cancel`.
 pub(crate) async fn run(
-    client: kube::Client,
-    services: Informer<Service>,
-    nodes: Informer<Node>,
+    sources: Sources,
+    mut keeper: Keeper,
     mesh: Mesh,
     tasks: TaskGroup,
     cancel: CancellationToken,
 ) {
+    let Sources { client, services, nodes } = sources;
+    if let Some(known) = keeper.restore() {
+        let http = HttpRoutes::build(&known.http);
+        known.publish(http, &mesh);
+    }
     let config = watcher::Config::default;
     let slices = informer(Api::<EndpointSlice>::all(client.clone()), config(), &tasks);
     let node = mesh.node_name().to_owned();
@@ -37,29 +49,42 @@ pub(crate) async fn run(
         return;
     }
     let (mut a, mut b, mut c) = (services.changed(), slices.changed(), nodes.changed());
+    let mut known = KnownRoutes::default();
+    let mut has_news = true;
     loop {
-        for changed in [&mut a, &mut b, &mut c] {
-            changed.borrow_and_update();
+        if has_news {
+            for changed in [&mut a, &mut b, &mut c] {
+                changed.borrow_and_update();
+            }
+            let services = services.store.state();
+            known = KnownRoutes {
+                http: http.objects(&services),
+                services,
+                slices: slices.store.state(),
+                nodes: nodes.store.state(),
+                ..KnownRoutes::default()
+            };
+            let http_routes = HttpRoutes::build(&known.http);
+            known.certificates = http.certificates(&http_routes);
+            known.publish(http_routes, &mesh);
+            keeper.touch();
+            http.tell_closed(&mesh);
         }
-        let (services, slices) = (services.store.state(), slices.store.state());
-        let nodes = nodes.store.state();
-        let (http_routes, certificates) = http.build(&services);
-        let routes = Routes::build(
-            services.iter().map(AsRef::as_ref),
-            slices.iter().map(AsRef::as_ref),
-            nodes.iter().map(AsRef::as_ref),
-            [],
-            mesh.node_name(),
-        );
-        mesh.set_certificates(certificates);
-        mesh.publish(routes.with_http(http_routes));
-        http.tell_closed(&mesh);
+        has_news = true;
         let more = tokio::select! {
-            () = cancel.cancelled() => return,
+            () = cancel.cancelled() => {
+                keeper.write(&known, &tasks).await;
+                return;
+            }
             more = a.changed() => more,
             more = b.changed() => more,
             more = c.changed() => more,
             () = http.changed() => Ok(()),
+            () = keeper.is_due() => {
+                keeper.write(&known, &tasks).await;
+                has_news = false;
+                Ok(())
+            }
         };
         if more.is_err() {
             return;

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::api::{custom_metrics, metrics};
 use crate::api::resource::Resource;
 use crate::api::versions;
+use crate::api::{custom_metrics, metrics};
 
 /// Verbs of `/status` and `/scale`.
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];

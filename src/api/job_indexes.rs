@@ -16,7 +16,9 @@ pub enum IndexesError {
     #[error("cannot convert string to integer for index: {0:?}")]
     NotANumber(String),
     /// A part has more than two numbers: refuse the text.
-    #[error("the fragment {0:?} violates the requirement that an index interval can have at most two parts separated by '-'")]
+    #[error(
+        "the fragment {0:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+    )]
     NotAnInterval(String),
     /// A part is not above the one before it, or ends before it begins: refuse the text.
     #[error("non-increasing order, previous: {0}, current: {1}")]

@@ -49,6 +49,35 @@ const BINARY: [(&str, u32); 6] =
     [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
 
 impl Quantity {
+    /// Nothing.
+    pub const ZERO: Self = Self { nanos: 0, notation: Notation::Decimal };
+
+    /// So many of something.
+    #[must_use]
+    pub const fn of_count(count: u32) -> Self {
+        // A `u32` times a billion is far from the end of an `i128`.
+        Self { nanos: (count as i128) * NANOS_PER_UNIT, notation: Notation::Decimal }
+    }
+
+    /// Both together, in the notation of the first that is something.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let notation = if self.nanos == 0 { other.notation } else { self.notation };
+        Self { nanos: self.nanos.saturating_add(other.nanos), notation }
+    }
+
+    /// What is left of it; never less than nothing.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self { nanos: self.nanos.saturating_sub(other.nanos).max(0), notation: self.notation }
+    }
+
+    /// The larger of both.
+    #[must_use]
+    pub const fn or_more(self, other: Self) -> Self {
+        if other.nanos > self.nanos { other } else { self }
+    }
+
     /// The amount in billionths.
     #[must_use]
     pub const fn nanos(self) -> i128 {
@@ -266,6 +295,16 @@ mod tests {
         assert_eq!(format_bytes(1000), "1000");
         assert_eq!(format_cpu_millis(1500), "1500m");
         assert_eq!(format_cpu_millis(2000), "2");
+    }
+
+    #[test]
+    fn amounts_are_added_in_the_notation_they_came_in() {
+        let of = |text: &str| text.parse::<Quantity>().unwrap();
+        assert_eq!(Quantity::ZERO.plus(of("64Mi")).plus(of("64Mi")).to_string(), "128Mi");
+        assert_eq!(of("500m").plus(of("0.5")).to_string(), "1");
+        assert_eq!(of("1").minus(of("2")).to_string(), "0");
+        assert_eq!(Quantity::of_count(1000).to_string(), "1k");
+        assert_eq!(of("1").or_more(of("1500m")).to_string(), "1500m");
     }
 
     proptest! {

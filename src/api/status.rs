@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+use crate::api::apply::Conflict;
 use crate::api::field_error::FieldError;
 use crate::api::resource::Resource;
 
@@ -183,6 +184,27 @@ impl Status {
         Self::failure(409, Reason::Conflict, message).about(res.group, res.plural, name)
     }
 
+    /// 409 for an apply that others stand against, with a cause for each field.
+    #[must_use]
+    pub fn apply_conflict(message: impl Into<String>, conflicts: &[Conflict]) -> Self {
+        let status = Self::failure(409, Reason::Conflict, message);
+        conflicts.iter().fold(status, |status, conflict| {
+            let message = format!("conflict with {}", conflict.manager);
+            status.with_cause("FieldManagerConflict", &message, &conflict.field)
+        })
+    }
+
+    /// 422 for the query of a write: `kind` is `PatchOptions`, `UpdateOptions` or `CreateOptions`.
+    #[must_use]
+    pub fn invalid_options(kind: &str, error: &FieldError) -> Self {
+        let message = format!("{kind}.meta.k8s.io \"\" is invalid: {error}");
+        Self::failure(422, Reason::Invalid, message).about("meta.k8s.io", kind, "").with_cause(
+            error.kind.reason(),
+            &error.message,
+            &error.field,
+        )
+    }
+
     /// 422 with a cause for each error.
     #[must_use]
     pub fn invalid(res: &Resource, name: &str, errors: &[FieldError]) -> Self {
@@ -299,6 +321,37 @@ impl Status {
     #[must_use]
     pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Self {
         Self::failure(429, Reason::TooManyRequests, message).with_retry_after(retry_after_seconds)
+    }
+
+    /// 429 for an eviction that a disruption budget does not allow now. Without a time to come back, as
+    /// in Kubernetes: clients that are given one try ten times before they tell anybody.
+    #[must_use]
+    pub fn disruption_refused(cause: &str) -> Self {
+        Self::failure(
+            429,
+            Reason::TooManyRequests,
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+        )
+        .with_cause("DisruptionBudget", cause, "")
+    }
+
+    /// 500 for an eviction of a pod that several disruption budgets select.
+    #[must_use]
+    pub fn several_budgets() -> Self {
+        let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        Self::failure(500, Reason::InternalError, message)
+    }
+
+    /// The same, to come back after `seconds`.
+    #[must_use]
+    pub fn come_back(self, seconds: u32) -> Self {
+        self.with_retry_after(seconds)
+    }
+
+    /// The answer to a request that was done and has no object to show.
+    #[must_use]
+    pub fn done(code: u16) -> Self {
+        Self::failure(code, Reason::Success, "")
     }
 
     /// 500; `message` must say nothing of the inside.

@@ -75,6 +75,8 @@ pub(super) struct ContextInner {
     /// exec, attach, port-forward: they outlive their requests.
     pub(super) sessions: TaskGroup,
     pub(super) session_places: Arc<Semaphore>,
+    /// Whose write may be charged to quotas now.
+    pub(super) quota_turn: Semaphore,
 }
 
 impl ApiServer {
@@ -98,6 +100,7 @@ impl ApiServer {
             bookmark_interval: config.bookmark_interval,
             sessions: TaskGroup::new(&config.cancel),
             session_places: Arc::new(Semaphore::new(streaming::SESSIONS_MAX)),
+            quota_turn: Semaphore::new(1),
             cancel: config.cancel,
         };
         Self { context: Arc::new(context) }

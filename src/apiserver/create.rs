@@ -9,7 +9,11 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, image_policy, response, service_account};
+use crate::apiserver::update::Part;
+use crate::apiserver::{
+    admission, allocate, apply, body, image_policy, limit_range, managed_fields, priority, quota,
+    response, service_account,
+};
 use crate::store::{Key, StoreError, check_fits};
 
 /// How many names are tried for `generateName`.
@@ -20,6 +24,7 @@ pub(super) async fn respond(call: Call, request_body: Body) -> Result<Response<B
     let shape = Shape::negotiate(&call.headers, &call.query)?;
     let validation = call.query.field_validation()?;
     let is_dry_run = call.query.is_dry_run()?;
+    managed_fields::check(&call, "CreateOptions")?;
     let bytes = body::read(request_body).await?;
     let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
     let mut warnings =
@@ -53,9 +58,14 @@ pub(super) async fn create(
     }
     admission::namespace(call, is_dry_run).await?;
     strategy::prepare_create(resource, &mut object);
+    limit_range::admit(call, &mut object).await?;
     admission::default(resource, &mut object);
+    priority::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;
+    if !apply::is_apply(call) {
+        managed_fields::track(call, Part::Main, None, &mut object);
+    }
     let now = call.context.clock.now_rfc3339();
     meta::set_created(&mut object, &call.context.rng.uuid().to_string(), &now);
     let base = meta::generate_name(&object).to_owned();
@@ -88,7 +98,9 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
     let mut source = allocate::Source::new(&call.context.rng, &call.context.service_cidrs);
     for _ in 0..allocate::TRIES_MAX {
         let mut complete = object.clone();
-        let sides = allocate::claims(&source, resource, None, &mut complete)?;
+        let mut sides = allocate::claims(&source, resource, None, &mut complete)?;
+        let charges = quota::charges(call, None, &complete).await?;
+        sides.extend(charges.sides.iter().cloned());
         if is_dry_run {
             check_fits(&complete)?;
             let found = store.get(&key, crate::store::Freshness::Latest).await;
@@ -99,6 +111,7 @@ async fn store(call: &Call, object: &Value, is_dry_run: bool) -> Result<Value, A
         }
         match store.create(&key, &complete, &sides).await {
             Ok(stored) => return Ok(stored.object),
+            Err(StoreError::SideTaken { key: taken }) if taken.starts_with(quota::CHARGE) => {}
             Err(StoreError::SideTaken { key: taken }) => {
                 if let Some(refused) = allocate::refuse(resource, &complete, &chosen, &taken) {
                     return Err(refused);

@@ -25,12 +25,12 @@ const KEPT_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kub
 
 /// `DeleteOptions`, from the body or the query.
 #[derive(Debug, Default)]
-struct Options {
+pub(super) struct Options {
     grace_seconds: Option<i64>,
     propagation: Option<String>,
-    uid: Option<String>,
-    revision: Option<String>,
-    is_dry_run: bool,
+    pub(super) uid: Option<String>,
+    pub(super) revision: Option<String>,
+    pub(super) is_dry_run: bool,
 }
 
 impl Options {
@@ -41,6 +41,16 @@ impl Options {
         } else {
             body::parse(body::media_type(&call.headers), &bytes)?.value
         };
+        Self::of(call, &sent)
+    }
+
+    /// The same for one object only, as it was read.
+    pub(super) fn for_object(&self, uid: Option<String>, revision: Option<String>) -> Self {
+        Self { propagation: self.propagation.clone(), uid, revision, ..*self }
+    }
+
+    /// Of `sent`, and of the query where that says nothing.
+    pub(super) fn of(call: &Call, sent: &Value) -> Result<Self, ApiError> {
         let text = |path: &str| sent.pointer(path).and_then(Value::as_str).map(str::to_owned);
         let grace = sent.get("gracePeriodSeconds").and_then(Value::as_i64);
         let in_query = call.query.number("gracePeriodSeconds")?;
@@ -108,14 +118,15 @@ pub(super) async fn collection(call: Call, request_body: Body) -> Result<Respons
 }
 
 /// What became of a delete.
-enum Deleted {
+pub(super) enum Deleted {
     /// The object is gone.
     Gone(Value),
     /// It goes when its finalizers and its grace are over.
     Later(Value),
 }
 
-async fn delete(call: &Call, key: &Key, options: &Options) -> Result<Deleted, ApiError> {
+/// Deletes the object of `key`, or marks it as going.
+pub(super) async fn delete(call: &Call, key: &Key, options: &Options) -> Result<Deleted, ApiError> {
     // As in an update: what is written is checked, what is not written needs the newest state.
     if !options.is_dry_run {
         match attempt(call, key, options, Freshness::Any).await {
@@ -242,10 +253,7 @@ fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp)
 /// Whether what an object of that kind owns stays when a delete does not say what becomes of it: so it
 /// was before there was garbage collection.
 fn orphans_by_default(resource: &Resource) -> bool {
-    matches!(
-        (resource.group, resource.plural),
-        ("batch", "jobs") | ("", "replicationcontrollers")
-    )
+    matches!((resource.group, resource.plural), ("batch", "jobs") | ("", "replicationcontrollers"))
 }
 
 /// What a client is told that may not know of that.
@@ -295,6 +303,21 @@ mod tests {
         let short = marked(&running, &Options { grace_seconds: Some(1), ..Options::default() });
         let again = marked(&short, &Options { grace_seconds: Some(60), ..Options::default() });
         assert_eq!(again, short);
+    }
+
+    #[test]
+    fn pods_of_a_replication_controller_stay_unless_the_client_says_otherwise() {
+        let object = json!({"metadata": {"name": "x"}});
+        let finalizers = |plural, group, propagation: Option<&str>| {
+            let resource = api::find(group, "v1", plural).unwrap();
+            let propagation = propagation.map(str::to_owned);
+            let options = Options { propagation, ..Options::default() };
+            let marked = mark(resource, &object, &options, Timestamp::UNIX_EPOCH);
+            marked["metadata"]["finalizers"].clone()
+        };
+        assert_eq!(finalizers("replicationcontrollers", "", None), json!(["orphan"]));
+        assert_eq!(finalizers("replicationcontrollers", "", Some("Background")), Value::Null);
+        assert_eq!(finalizers("replicasets", "apps", None), Value::Null);
     }
 
     #[test]

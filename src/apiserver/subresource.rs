@@ -1,4 +1,4 @@
-//! `/status`, `/scale`, `pods/binding`, `pods/ephemeralcontainers`, `serviceaccounts/token` and `namespaces/finalize`.
+//! `/status`, `/scale`, `pods/binding`, `pods/ephemeralcontainers`, `pods/eviction`, `serviceaccounts/token` and `namespaces/finalize`.
 
 use axum::body::Body;
 use http::{Method, Response, StatusCode};
@@ -9,7 +9,7 @@ use crate::api::{meta, scale};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::router::Call;
 use crate::apiserver::update::{self, Part};
-use crate::apiserver::{body, read, response, service_account};
+use crate::apiserver::{body, eviction, read, response, service_account};
 use crate::store::Freshness;
 
 /// Answers by subresource and verb.
@@ -37,6 +37,9 @@ pub(super) async fn respond(
         ("ephemeralcontainers", "PATCH") => {
             update::patch_part(call, request_body, Part::EphemeralContainers).await
         }
+        ("eviction", "POST") if resource.plural == "pods" => {
+            eviction::respond(call, request_body).await
+        }
         ("binding", "POST") if resource.plural == "pods" => bind(call, request_body).await,
         ("token", "POST") if resource.plural == "serviceaccounts" => {
             service_account::request_token(call, request_body).await
@@ -44,9 +47,16 @@ pub(super) async fn respond(
         ("finalize", "PUT") if resource.plural == "namespaces" => {
             finalize(call, request_body).await
         }
-        ("status" | "scale" | "binding" | "ephemeralcontainers" | "finalize" | "token", other) => {
-            Err(Status::method_not_allowed(resource, other).into())
-        }
+        (
+            "status"
+            | "scale"
+            | "binding"
+            | "ephemeralcontainers"
+            | "eviction"
+            | "finalize"
+            | "token",
+            other,
+        ) => Err(Status::method_not_allowed(resource, other).into()),
         _ => Err(Status::no_such_path().into()),
     }
 }
@@ -78,7 +88,7 @@ async fn scale_of(
         let wanted = if is_patch {
             // A Scale has no lists, so a strategic patch of it is a merge patch.
             let media = media.replace("strategic-merge", "merge");
-            update::apply(resource, &media, &scale::get(resource, current), &sent)?
+            update::patched(resource, &media, &scale::get(resource, current), &sent)?
         } else {
             sent.clone()
         };

@@ -183,7 +183,8 @@ mod tests {
     async fn a_body_is_put_into_the_stored_version_and_only_itself() {
         let sent = json!({"apiVersion": V1BETA1, "metadata": {"annotations":
             {"a": format!("{{\"apiVersion\":\"{V1BETA1}\"}}")}, "ownerReferences": [{"apiVersion": V1BETA1}]}});
-        let stored = store(alias(), &mut HeaderMap::new(), Body::from(sent.to_string())).await.unwrap();
+        let stored =
+            store(alias(), &mut HeaderMap::new(), Body::from(sent.to_string())).await.unwrap();
         let stored = stored.collect().await.unwrap();
         let stored: Value = serde_json::from_slice(&stored.to_bytes()).unwrap();
         assert_eq!(stored["apiVersion"], V1);
@@ -191,7 +192,12 @@ mod tests {
         let sent = format!(
             "# x\napiVersion: \"{V1BETA1}\"\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n"
         );
-        let stored = store(alias(), &mut HeaderMap::new(), Body::from(sent)).await.unwrap().collect().await.unwrap();
+        let stored = store(alias(), &mut HeaderMap::new(), Body::from(sent))
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap();
         let wanted =
             format!("# x\napiVersion: {V1}\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n");
         assert_eq!(stored.to_bytes(), wanted);

@@ -45,6 +45,9 @@ pub enum CallError {
     /// The Service has no endpoint that could take the request. Retry later; nothing was sent.
     #[error("no endpoint is ready")]
     NoEndpoint,
+    /// No Service, pod or outside host has the name. Nothing was sent.
+    #[error("no such name: {0}")]
+    UnknownName(String),
     /// Every endpoint has as many requests in flight as one may have. Retry later; nothing was sent.
     #[error("every endpoint is busy: the circuit is open")]
     CircuitOpen,

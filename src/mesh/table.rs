@@ -287,9 +287,8 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
         let subject = Arc::new(Subject::new(&key.0, &key.1));
         let of = (&subject, affinity.as_ref());
         let is_awaited = service.scales_from_zero && is_first;
-        let awaited = |view: &'static str| {
-            is_awaited.then(|| (key.clone(), port.protocol, port.port, view))
-        };
+        let awaited =
+            |view: &'static str| is_awaited.then(|| (key.clone(), port.protocol, port.port, view));
         let all = self.backend(&port.endpoints, of, awaited("all"));
         let mut other = |targets: &Option<Vec<Target>>, view| match targets {
             Some(targets) => self.backend(targets, of, awaited(view)),

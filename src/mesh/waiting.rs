@@ -121,7 +121,8 @@ impl Mesh {
         loop {
             let backend = latest.borrow_and_update().upgrade();
             let is_fresh = |one: &Arc<EndpointState>| !tried.iter().any(|t| Arc::ptr_eq(t, one));
-            if let Some(backend) = backend.filter(|backend| backend.endpoints.iter().any(is_fresh)) {
+            if let Some(backend) = backend.filter(|backend| backend.endpoints.iter().any(is_fresh))
+            {
                 return Some(backend);
             }
             match tokio::time::timeout_at(ends_at, latest.changed()).await {

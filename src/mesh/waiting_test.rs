@@ -37,7 +37,8 @@ impl Place {
     }
 
     fn publish(&self, pods: &[&str]) {
-        let mut web = service("web", json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] }));
+        let mut web =
+            service("web", json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] }));
         if self.is_marked {
             let mark = (SCALES_FROM_ZERO.to_owned(), "scaler".to_owned());
             web.metadata.annotations = Some([mark].into());

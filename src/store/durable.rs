@@ -135,6 +135,11 @@ impl Durable {
                     txn.puts.push((key, Vec::new()));
                     claims.push(name.clone());
                 }
+                Side::Change { name, key, revision, object } => {
+                    txn.preconditions.push(Precondition::ModRevision(key.clone(), *revision));
+                    txn.puts.push((key.clone(), Stored::bytes(object)?));
+                    claims.push(name.clone());
+                }
                 Side::Release(name) => txn.deletes.push(format!("{SIDES}{name}").into_bytes()),
             }
         }

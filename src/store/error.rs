@@ -18,7 +18,8 @@ pub enum StoreError {
         /// Revision of the last write.
         current: u64,
     },
-    /// A key that must be unique (an address, a port) is taken. Choose another.
+    /// A key that must be unique (an address, a port) is taken, or an object that is to be changed as
+    /// well was changed meanwhile. Choose another, or read it again.
     #[error("{key} is taken")]
     SideTaken {
         /// Which.

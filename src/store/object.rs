@@ -160,13 +160,25 @@ pub struct Change {
     pub previous: Option<Arc<Shown>>,
 }
 
-/// A key written beside an object in the same transaction, to keep something unique.
+/// What is written beside an object in the same transaction: a key that keeps something unique, or
+/// another object that takes note of this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Side {
     /// Must be free; belongs to the object from now on.
     Claim(String),
     /// Is free again.
     Release(String),
+    /// Another object, last written at `revision`, becomes `object`.
+    Change {
+        /// What [`StoreError::SideTaken`] calls it.
+        name: String,
+        /// Its key's bytes.
+        key: Vec<u8>,
+        /// Revision of its last write.
+        revision: u64,
+        /// What it becomes.
+        object: Value,
+    },
 }
 
 #[cfg(test)]

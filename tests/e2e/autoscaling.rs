@@ -63,7 +63,8 @@ fn a_workload_goes_to_zero_and_comes_back_with_the_first_request_and_none_is_los
     let folder = tempfile::tempdir().unwrap();
     let node = Node::start(folder.path(), "one", Block::take().address(1), None);
     node.wait_ready();
-    let seed = ["deploy", hello().to_str().unwrap(), "--name", "seed", "--replicas", "0"].map(str::to_owned);
+    let seed = ["deploy", hello().to_str().unwrap(), "--name", "seed", "--replicas", "0"]
+        .map(str::to_owned);
     succeed(&mut node.edgeorc(&seed.each_ref().map(String::as_str)));
     let path = "jsonpath={.spec.template.spec.containers[0].image}";
     let image = succeed(&mut node.kubectl(&["get", "deploy", "seed", "-o", path]));
@@ -71,7 +72,8 @@ fn a_workload_goes_to_zero_and_comes_back_with_the_first_request_and_none_is_los
     std::fs::write(&file, DEPLOYMENT.replace("IMAGE", &image) + MANIFEST).unwrap();
     succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
 
-    let replicas = || succeed(&mut node.kubectl(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"]));
+    let replicas =
+        || succeed(&mut node.kubectl(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"]));
     let state = || both(&node.kubectl(&["describe", "hpa", "web"]).output().unwrap());
     let until = |wanted: &str| {
         eventually(&format!("{wanted} replicas"), PATIENCE * 2, || {
@@ -120,11 +122,25 @@ fn a_workload_goes_to_zero_and_comes_back_with_the_first_request_and_none_is_los
     assert!(state().contains("SuccessfulRescale"), "{}", state());
 
     // The old version of the kind says the same.
-    let v1 = succeed(&mut node.kubectl(&["get", "--raw", "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers/web"]));
-    assert!(v1.contains("\"apiVersion\":\"autoscaling/v1\"") && v1.contains("autoscaling.alpha.kubernetes.io/metrics"), "{v1}");
+    let v1 = succeed(&mut node.kubectl(&[
+        "get",
+        "--raw",
+        "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers/web",
+    ]));
+    assert!(
+        v1.contains("\"apiVersion\":\"autoscaling/v1\"")
+            && v1.contains("autoscaling.alpha.kubernetes.io/metrics"),
+        "{v1}"
+    );
     succeed(&mut node.kubectl(&["delete", "hpa", "web", "--timeout=60s"]));
     eventually("the mark goes with the autoscaler", PATIENCE, || {
-        let marks = succeed(&mut node.kubectl(&["get", "svc", "web", "-o", "jsonpath={.metadata.annotations}"]));
+        let marks = succeed(&mut node.kubectl(&[
+            "get",
+            "svc",
+            "web",
+            "-o",
+            "jsonpath={.metadata.annotations}",
+        ]));
         if marks.contains("scales-from-zero") { Err(marks) } else { Ok(()) }
     });
 }

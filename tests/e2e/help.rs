@@ -19,6 +19,7 @@ const COMMANDS: &[&str] = &[
     "describe",
     "logs",
     "events",
+    "why",
     "scale",
     "rollout",
     "rollout status",

@@ -83,7 +83,8 @@ fn jobs_run_fail_wait_and_expire() {
     for word in ["Pods Statuses:", "0 Active", "1 Succeeded", "SuccessfulCreate", "Completed"] {
         assert!(described.contains(word), "{word:?} expected in:\n{described}");
     }
-    let found = town.kubectl(&["get", "jobs", "--field-selector", "status.successful=1", "-o", "name"]);
+    let found =
+        town.kubectl(&["get", "jobs", "--field-selector", "status.successful=1", "-o", "name"]);
     assert_eq!(found, "job.batch/once\n");
 
     // Each index knows itself, and is counted once.
@@ -152,7 +153,8 @@ fn a_cron_job_makes_jobs_by_the_clock() {
         let last = town.get("cj/tick", "{.status.lastSuccessfulTime}");
         if last.is_empty() { Err(town.state()) } else { Ok(()) }
     });
-    let annotation = "{.items[0].metadata.annotations.batch\\.kubernetes\\.io/cronjob-scheduled-timestamp}";
+    let annotation =
+        "{.items[0].metadata.annotations.batch\\.kubernetes\\.io/cronjob-scheduled-timestamp}";
     let scheduled = town.get("jobs", annotation);
     assert!(scheduled.ends_with(":00Z"), "{scheduled}");
     let name = town.get("jobs", "{.items[0].metadata.name}");

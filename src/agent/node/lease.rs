@@ -14,6 +14,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::agent::fence::Fence;
 use crate::agent::usage::{Load, Usage};
 use crate::api::node_load;
 use crate::client::is_not_found;
@@ -45,46 +46,59 @@ enum Line {
     Down,
 }
 
-/// Renews the Lease of `node` until `cancel`. Tells `heard` when heartbeats begin to be answered:
-/// the node may have been called lost until then.
-pub(crate) async fn renew(
-    client: kube::Client,
-    node: String,
-    clock: WallClock,
-    usage: Usage,
-    heard: Arc<Notify>,
-    cancel: CancellationToken,
-) {
-    let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut line = Line::Untried;
-    let mut waiting = usage.mesh().map(Mesh::waiting_services);
-    while cancel.run_until_cancelled(next_beat(&mut ticks, &mut waiting)).await.is_some() {
-        let names: Vec<_> = waiting.as_ref().map(|all| all.borrow().keys().cloned().collect()).unwrap_or_default();
-        let told = (usage.load(), node_load::waiting_text(names));
-        let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock, told)).await;
-        let err = match beat {
-            Ok(Ok(())) => {
-                if line == Line::Down {
-                    info!("heartbeats are answered again");
+/// What the heartbeat of a node needs.
+pub(crate) struct Heartbeat {
+    pub(crate) client: kube::Client,
+    pub(crate) node: String,
+    pub(crate) clock: WallClock,
+    pub(crate) usage: Usage,
+    /// Is told when heartbeats begin to be answered: the node may have been called lost until then.
+    pub(crate) heard: Arc<Notify>,
+    /// Open as long as heartbeats are answered.
+    pub(crate) fence: Fence,
+}
+
+impl Heartbeat {
+    /// Renews the Lease of the node until `cancel`.
+    pub(crate) async fn renew(self, cancel: CancellationToken) {
+        let Self { client, node, clock, usage, heard, fence } = self;
+        let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut line = Line::Untried;
+        let mut waiting = usage.mesh().map(Mesh::waiting_services);
+        while cancel.run_until_cancelled(next_beat(&mut ticks, &mut waiting)).await.is_some() {
+            let told = (usage.load(), node_load::waiting_text(names_of(waiting.as_ref())));
+            let sent = fence.now();
+            let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock, told)).await;
+            let err = match beat {
+                Ok(Ok(())) => {
+                    fence.heard(sent);
+                    if line == Line::Down {
+                        info!("heartbeats are answered again");
+                    }
+                    if line != Line::Up {
+                        heard.notify_one();
+                    }
+                    line = Line::Up;
+                    continue;
                 }
-                if line != Line::Up {
-                    heard.notify_one();
-                }
-                line = Line::Up;
-                continue;
+                Ok(Err(err)) => err.to_string(),
+                Err(_) => "no answer in time".to_owned(),
+            };
+            if line == Line::Down {
+                debug!(%err, "a heartbeat was not answered");
+            } else {
+                info!(%err, "a heartbeat was not answered");
             }
-            Ok(Err(err)) => err.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        if line == Line::Down {
-            debug!(%err, "a heartbeat was not answered");
-        } else {
-            info!(%err, "a heartbeat was not answered");
+            line = Line::Down;
         }
-        line = Line::Down;
     }
+}
+
+/// Services that have requests waiting here, by namespace and name.
+fn names_of(waiting: Option<&Waiting>) -> Vec<(String, String)> {
+    waiting.map(|all| all.borrow().keys().cloned().collect()).unwrap_or_default()
 }
 
 /// The time of the next heartbeat: at its interval, or at once when something begins or ends to wait.

@@ -159,8 +159,7 @@ where
 {
     let mut found = BTreeMap::new();
     for name in names {
-        let file = dir.object_file(kind, &name);
-        let copy: Option<T> = read_json(&file);
+        let copy: Option<T> = dir.kept(kind, &name);
         let answer = within_patience(copy.is_some(), read(name.clone())).await;
         let object = match (answer, copy) {
             (Ok(Some(object)), copy) => {

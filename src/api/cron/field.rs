@@ -15,9 +15,7 @@ pub(super) const DAYS: Bounds = Bounds { min: 1, max: 31, names: &[] };
 pub(super) const MONTHS: Bounds = Bounds {
     min: 1,
     max: 12,
-    names: &[
-        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-    ],
+    names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
 };
 pub(super) const WEEKDAYS: Bounds =
     Bounds { min: 0, max: 6, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] };

@@ -137,7 +137,8 @@ impl Schedule {
         }
         let mut window = 60;
         while window < SECONDS_AHEAD_MAX {
-            let from = now.checked_sub(SignedDuration::from_secs(window)).unwrap_or(known).max(known);
+            let from =
+                now.checked_sub(SignedDuration::from_secs(window)).unwrap_or(known).max(known);
             if let Some(mut last) = self.next(from, zone).filter(|next| *next <= now) {
                 while let Some(next) = self.next(last, zone).filter(|next| *next <= now) {
                     last = next;

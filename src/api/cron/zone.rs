@@ -15,7 +15,9 @@ pub enum ZoneError {
     #[error("unknown time zone {0}")]
     Unknown(String),
     /// This server has no database: refuse it, and say what to install.
-    #[error("unknown time zone {0}: this server has no time zone database; install tzdata on the servers, or use UTC")]
+    #[error(
+        "unknown time zone {0}: this server has no time zone database; install tzdata on the servers, or use UTC"
+    )]
     NoDatabase(String),
 }
 

@@ -37,8 +37,7 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
     // Without pods only what is not measured at pods can ask for the first one.
     let is_outer = |metric: &Value| matches!(text_at(metric, "/type"), "Object" | "External");
     if min == 0 && !metrics.iter().any(is_outer) {
-        let detail =
-            "must specify at least one Object or External metric to support scaling to zero replicas";
+        let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
         errors.forbidden("spec.metrics", detail);
     }
     for (index, metric) in metrics.iter().enumerate() {
@@ -101,10 +100,9 @@ fn validate_target(source: &Value, allowed: &[&str], path: &str, errors: &mut Er
             errors.push(FieldError::required(path, &detail));
         }
         [_] => {}
-        [_, second, ..] => errors.forbidden(
-            format!("{path}.{second}"),
-            "may not set more than one kind of target",
-        ),
+        [_, second, ..] => {
+            errors.forbidden(format!("{path}.{second}"), "may not set more than one kind of target")
+        }
     }
     for key in ["averageUtilization", "averageValue", "value"] {
         let Some(value) = target.get(key).filter(|value| !value.is_null()) else { continue };
@@ -187,20 +185,38 @@ mod tests {
     fn what_is_wrong_is_named_by_its_path() {
         let cpu = |target: Value| json!({"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]});
         for (spec, part) in [
-            (json!({"maxReplicas": 0}), "spec.maxReplicas: Invalid value: 0: must be greater than 0"),
+            (
+                json!({"maxReplicas": 0}),
+                "spec.maxReplicas: Invalid value: 0: must be greater than 0",
+            ),
             (json!({"minReplicas": 6}), "must be greater than or equal to `minReplicas`"),
             (json!({"minReplicas": -1}), "spec.minReplicas: Invalid value"),
-            (json!({"minReplicas": 0}), "spec.metrics: Forbidden: must specify at least one Object"),
+            (
+                json!({"minReplicas": 0}),
+                "spec.metrics: Forbidden: must specify at least one Object",
+            ),
             (json!({"scaleTargetRef": {"name": ""}}), "spec.scaleTargetRef.name: Required value"),
             (json!({"metrics": [{"type": "Some"}]}), "spec.metrics[0].type: Unsupported value"),
             (json!({"metrics": [{"type": "Pods"}]}), "spec.metrics[0].pods: Required value"),
             (cpu(json!({"type": "Utilization"})), "target: Required value: must set either of"),
             (cpu(json!({"type": "Utilization", "averageUtilization": 0})), "must be positive"),
             (cpu(json!({"type": "Value", "value": "1"})), "target.value: Forbidden"),
-            (cpu(json!({"type": "Utilization", "averageUtilization": 1, "averageValue": "1"})), "more than one kind"),
-            (json!({"behavior": {"scaleUp": {"policies": []}}}), "scaleUp.policies: Required value"),
-            (json!({"behavior": {"scaleUp": {"stabilizationWindowSeconds": 3601}}}), "between 0 and 3600"),
-            (json!({"behavior": {"scaleDown": {"policies": [{"type": "Pods", "value": 0, "periodSeconds": 1801}]}}}), "periodSeconds: Invalid value"),
+            (
+                cpu(json!({"type": "Utilization", "averageUtilization": 1, "averageValue": "1"})),
+                "more than one kind",
+            ),
+            (
+                json!({"behavior": {"scaleUp": {"policies": []}}}),
+                "scaleUp.policies: Required value",
+            ),
+            (
+                json!({"behavior": {"scaleUp": {"stabilizationWindowSeconds": 3601}}}),
+                "between 0 and 3600",
+            ),
+            (
+                json!({"behavior": {"scaleDown": {"policies": [{"type": "Pods", "value": 0, "periodSeconds": 1801}]}}}),
+                "periodSeconds: Invalid value",
+            ),
         ] {
             let found = refusals(&spec);
             assert!(found.contains(part), "{part:?} not in {found:?}");

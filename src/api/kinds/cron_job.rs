@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 use crate::api::cron::{Schedule, time_zone};
 use crate::api::decode::typed;
 use crate::api::field_error::{Errors, FieldError};
-use crate::api::json::{
-    child, is_true, items_at, set_default, set_default_text, str_at, text_at,
-};
+use crate::api::json::{child, is_true, items_at, set_default, set_default_text, str_at, text_at};
 use crate::api::kinds::{job, job_rules};
 use crate::api::meta;
 use crate::api::names::check_dns1123_subdomain;
@@ -70,7 +68,8 @@ fn default(object: &mut Value) {
     set_default(spec, "suspend", false);
     set_default(spec, "successfulJobsHistoryLimit", SUCCESSFUL_KEPT);
     set_default(spec, "failedJobsHistoryLimit", FAILED_KEPT);
-    if let Some(job_spec) = child(spec, "jobTemplate").and_then(|template| child(template, "spec")) {
+    if let Some(job_spec) = child(spec, "jobTemplate").and_then(|template| child(template, "spec"))
+    {
         job::default_spec(job_spec);
         // What is said of one Job is not of its template.
         if !is_true(job_spec, "/manualSelector") {
@@ -92,9 +91,7 @@ fn validate(object: &Value, errors: &mut Errors) {
     } else if let Err(cause) = Schedule::parse(schedule) {
         errors.invalid("spec.schedule", &json!(schedule), &cause.to_string());
     }
-    for key in
-        ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"]
-    {
+    for key in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
         if let Some(value) = spec.get(key).filter(|value| value.as_i64().is_some_and(|n| n < 0)) {
             errors.invalid(format!("spec.{key}"), value, "must be greater than or equal to 0");
         }
@@ -106,7 +103,11 @@ fn validate(object: &Value, errors: &mut Errors) {
     job_rules::validate_spec(job_spec, path, errors);
     if is_true(job_spec, "/manualSelector") {
         let value = json!(true);
-        errors.push(FieldError::not_supported(format!("{path}.manualSelector"), &value, &["nil", "false"]));
+        errors.push(FieldError::not_supported(
+            format!("{path}.manualSelector"),
+            &value,
+            &["nil", "false"],
+        ));
     }
     if let Some(selector) = job_spec.get("selector").filter(|selector| !selector.is_null()) {
         let detail = "`selector` will be auto-generated";
@@ -194,14 +195,31 @@ mod tests {
             (json!({"spec": {"schedule": ""}}), "spec.schedule: Required value"),
             (json!({"spec": {"schedule": "61 * * * *"}}), "spec.schedule: Invalid value"),
             (json!({"spec": {"schedule": "TZ=UTC * * * * *"}}), "use timeZone field instead"),
-            (json!({"spec": {"timeZone": "Nowhere"}}), "spec.timeZone: Invalid value: \"Nowhere\": unknown time zone"),
+            (
+                json!({"spec": {"timeZone": "Nowhere"}}),
+                "spec.timeZone: Invalid value: \"Nowhere\": unknown time zone",
+            ),
             (json!({"spec": {"timeZone": "Local"}}), "explicit time zone"),
-            (json!({"spec": {"concurrencyPolicy": "Some"}}), "spec.concurrencyPolicy: Unsupported value"),
-            (json!({"spec": {"failedJobsHistoryLimit": -1}}), "spec.failedJobsHistoryLimit: Invalid value"),
-            (json!({"spec": {"jobTemplate": {"spec": {"manualSelector": true}}}}), "manualSelector: Unsupported value"),
-            (json!({"spec": {"jobTemplate": {"spec": {"selector": {}}}}}), "`selector` will be auto-generated"),
-            (json!({"spec": {"jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Always"}}}}}}),
-                "spec.jobTemplate.spec.template.spec.restartPolicy: Required value"),
+            (
+                json!({"spec": {"concurrencyPolicy": "Some"}}),
+                "spec.concurrencyPolicy: Unsupported value",
+            ),
+            (
+                json!({"spec": {"failedJobsHistoryLimit": -1}}),
+                "spec.failedJobsHistoryLimit: Invalid value",
+            ),
+            (
+                json!({"spec": {"jobTemplate": {"spec": {"manualSelector": true}}}}),
+                "manualSelector: Unsupported value",
+            ),
+            (
+                json!({"spec": {"jobTemplate": {"spec": {"selector": {}}}}}),
+                "`selector` will be auto-generated",
+            ),
+            (
+                json!({"spec": {"jobTemplate": {"spec": {"template": {"spec": {"restartPolicy": "Always"}}}}}}),
+                "spec.jobTemplate.spec.template.spec.restartPolicy: Required value",
+            ),
         ] {
             let found = refusals(&changes);
             assert!(found.contains(part), "{part:?} not in {found:?}");
@@ -212,8 +230,10 @@ mod tests {
     fn a_row_tells_when_it_ran_last() {
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
         let mut object = cron_job(&json!({}));
-        assert_eq!(cells(&object, now)[1..6], [
-            json!("* * * * *"), json!("<none>"), json!("False"), json!(0), json!("<none>")]);
+        assert_eq!(
+            cells(&object, now)[1..6],
+            [json!("* * * * *"), json!("<none>"), json!("False"), json!(0), json!("<none>")]
+        );
         let status = json!({"active": [{}], "lastScheduleTime": "2026-01-01T00:00:00Z"});
         crate::api::json::set(&mut object, "status", status);
         assert_eq!(cells(&object, now)[4..6], [json!(1), json!("60s")]);

@@ -5,9 +5,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use serde_json::{Value, json};
 
 use crate::api::decode::typed;
-use crate::api::json::{
-    child, int_at, is_unset, items_at, set_default, set_default_text, text_at,
-};
+use crate::api::json::{child, int_at, is_unset, items_at, set_default, set_default_text, text_at};
 use crate::api::kinds::autoscaler_rules;
 use crate::api::kinds::workload::number;
 use crate::api::meta;
@@ -83,7 +81,9 @@ fn default(object: &mut Value) {
 fn target(spec: &Value, status: Option<&Value>) -> String {
     let (key, name) = match text_at(spec, "/type") {
         "Resource" => ("resource", text_at(spec, "/resource/name").to_owned()),
-        "ContainerResource" => ("containerResource", text_at(spec, "/containerResource/name").to_owned()),
+        "ContainerResource" => {
+            ("containerResource", text_at(spec, "/containerResource/name").to_owned())
+        }
         "Pods" => ("pods", String::new()),
         "Object" => ("object", String::new()),
         "External" => ("external", String::new()),
@@ -124,7 +124,8 @@ fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
         _ => shown.join(", "),
     };
     let reference = |key| text_at(object, key);
-    let (kind, name) = (reference("/spec/scaleTargetRef/kind"), reference("/spec/scaleTargetRef/name"));
+    let (kind, name) =
+        (reference("/spec/scaleTargetRef/kind"), reference("/spec/scaleTargetRef/name"));
     let min = int_at(object, "/spec/minReplicas");
     vec![
         json!(meta::name(object)),
@@ -241,7 +242,8 @@ mod tests {
 
     #[test]
     fn without_metrics_it_is_cpu_and_behavior_has_the_usual_rules() {
-        let object = completed(&json!({"behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}}}));
+        let object =
+            completed(&json!({"behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}}}));
         assert_eq!(int_at(&object, "/spec/minReplicas"), Some(1));
         let percent = "/spec/metrics/0/resource/target/averageUtilization";
         assert_eq!(int_at(&object, percent), Some(80));
@@ -257,7 +259,9 @@ mod tests {
             {"type": "Resource", "resource": {"name": "memory", "target": {"type": "AverageValue", "averageValue": "1Gi"}}},
             {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
         ]);
-        let v2 = completed(&json!({"metrics": metrics, "behavior": {"scaleUp": {"selectPolicy": "Min"}}}));
+        let v2 = completed(
+            &json!({"metrics": metrics, "behavior": {"scaleUp": {"selectPolicy": "Min"}}}),
+        );
         let mut v1 = v2.clone();
         to_v1(&mut v1);
         assert_eq!(int_at(&v1, "/spec/targetCPUUtilizationPercentage"), Some(50));
@@ -280,13 +284,27 @@ mod tests {
     #[test]
     fn a_row_tells_what_is_and_what_should_be() {
         let mut object = completed(&json!({}));
-        assert_eq!(cells(&object, Timestamp::UNIX_EPOCH)[1..6], [
-            json!("Deployment/web"), json!("cpu: <unknown>/80%"), json!("1"), json!("5"), json!(0)]);
+        assert_eq!(
+            cells(&object, Timestamp::UNIX_EPOCH)[1..6],
+            [
+                json!("Deployment/web"),
+                json!("cpu: <unknown>/80%"),
+                json!("1"),
+                json!("5"),
+                json!(0)
+            ]
+        );
         let current = json!([{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 12}}}]);
-        crate::api::json::set(&mut object, "status", json!({"currentMetrics": current, "currentReplicas": 2}));
+        crate::api::json::set(
+            &mut object,
+            "status",
+            json!({"currentMetrics": current, "currentReplicas": 2}),
+        );
         assert_eq!(cells(&object, Timestamp::UNIX_EPOCH)[2], "cpu: 12%/80%");
-        let rate = completed(&json!({"metrics": [{"type": "Object", "object": {"describedObject": {},
-            "metric": {"name": "requests-per-second"}, "target": {"type": "AverageValue", "averageValue": "10"}}}]}));
+        let rate = completed(
+            &json!({"metrics": [{"type": "Object", "object": {"describedObject": {},
+            "metric": {"name": "requests-per-second"}, "target": {"type": "AverageValue", "averageValue": "10"}}}]}),
+        );
         assert_eq!(cells(&rate, Timestamp::UNIX_EPOCH)[2], "<unknown>/10 (avg)");
     }
 }

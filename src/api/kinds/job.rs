@@ -275,7 +275,10 @@ mod tests {
         let condition = |name: &str| json!([{"type": name, "status": "True"}]);
         let start = "2026-01-01T00:00:00Z";
         assert_eq!(row(&json!({}), &json!({})), ["Running", "0/1", ""]);
-        assert_eq!(row(&json!({"parallelism": 3}), &json!({"startTime": start})), ["Running", "0/1 of 3", "60s"]);
+        assert_eq!(
+            row(&json!({"parallelism": 3}), &json!({"startTime": start})),
+            ["Running", "0/1 of 3", "60s"]
+        );
         let done = json!({"startTime": start, "completionTime": "2026-01-01T00:00:07Z",
             "succeeded": 3, "conditions": condition("Complete")});
         assert_eq!(row(&json!({"completions": 3}), &done), ["Complete", "3/3", "7s"]);

@@ -54,7 +54,11 @@ fn validate_completions(before: &Value, after: &Value, errors: &mut Errors) {
         let detail = "when completion mode is Indexed";
         errors.push(FieldError::required("spec.completions", detail));
     } else if is != after.get("parallelism") {
-        errors.invalid("spec.completions", value, "can only be modified in tandem with spec.parallelism");
+        errors.invalid(
+            "spec.completions",
+            value,
+            "can only be modified in tandem with spec.parallelism",
+        );
     }
 }
 
@@ -117,7 +121,9 @@ mod tests {
         let mut errors = Errors::default();
         validate(old, new, &mut errors);
         let fields = errors.into_vec().into_iter();
-        fields.map(|error| error.to_string().split(": ").take(2).collect::<Vec<_>>().join(": ")).collect()
+        fields
+            .map(|error| error.to_string().split(": ").take(2).collect::<Vec<_>>().join(": "))
+            .collect()
     }
 
     fn change(spec: &Value, change: &Value) -> Vec<String> {
@@ -151,7 +157,10 @@ mod tests {
             (json!({"podFailurePolicy": {"rules": []}}), "spec.podFailurePolicy: Invalid value"),
             (json!({"managedBy": "a/b"}), "spec.managedBy: Invalid value"),
             (json!({"template": {"spec": {"containers": []}}}), "spec.template: Invalid value"),
-            (json!({"template": {"spec": {"nodeSelector": {"a": "b"}}}}), "spec.template: Invalid value"),
+            (
+                json!({"template": {"spec": {"nodeSelector": {"a": "b"}}}}),
+                "spec.template: Invalid value",
+            ),
         ] {
             assert_eq!(change(&json!({}), &changed), [field], "{changed}");
         }

@@ -35,7 +35,8 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
     if is_indexed(spec) && completions > 0 {
         let last = format!("{}-{}", meta::name(object), completions - 1);
         if let Err(rule) = names::check_dns1123_label(&last) {
-            let detail = format!("will not able to create pod with invalid DNS label: {last}: {rule}");
+            let detail =
+                format!("will not able to create pod with invalid DNS label: {last}: {rule}");
             errors.invalid("metadata.name", &json!(meta::name(object)), &detail);
         }
     }
@@ -136,7 +137,8 @@ fn validate_mode(spec: &Value, path: &str, errors: &mut Errors) {
     }
     if !is_indexed(spec) {
         let detail = "requires indexed completion mode";
-        for (key, found) in [("backoffLimitPerIndex", per_index), ("maxFailedIndexes", failed_max)] {
+        for (key, found) in [("backoffLimitPerIndex", per_index), ("maxFailedIndexes", failed_max)]
+        {
             if let Some(found) = found {
                 errors.invalid(format!("{path}.{key}"), &value(found), detail);
             }
@@ -178,7 +180,9 @@ fn validate_many(path: &str, failed_max: Option<i64>, parallelism: i64, errors: 
         Some(_) => {}
     }
     if parallelism > max {
-        let detail = format!("must be less than or equal to {max} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index");
+        let detail = format!(
+            "must be less than or equal to {max} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index"
+        );
         errors.invalid(format!("{path}.parallelism"), &json!(parallelism), &detail);
     }
 }
@@ -254,7 +258,8 @@ fn validate_exit_codes(spec: &Value, rule: &Value, path: &str, errors: &mut Erro
     let operator = rule.pointer("/onExitCodes/operator").unwrap_or(&Value::Null);
     errors.one_of(format!("{path}.operator"), operator, &["In", "NotIn"]);
     let container = text_at(rule, "/onExitCodes/containerName");
-    let is_known = |list: &str| items_at(spec, list).iter().any(|c| text_at(c, "/name") == container);
+    let is_known =
+        |list: &str| items_at(spec, list).iter().any(|c| text_at(c, "/name") == container);
     if !container.is_empty()
         && !is_known("/template/spec/containers")
         && !is_known("/template/spec/initContainers")
@@ -338,7 +343,9 @@ fn validate_success_policy(spec: &Value, path: &str, errors: &mut Errors) {
             if count < 0 {
                 errors.invalid(field, &json!(count), NOT_NEGATIVE);
             } else if count > most {
-                let detail = format!("must be less than or equal to {most} (the number of specified completions or succeededIndexes)");
+                let detail = format!(
+                    "must be less than or equal to {most} (the number of specified completions or succeededIndexes)"
+                );
                 errors.invalid(field, &json!(count), &detail);
             }
         }

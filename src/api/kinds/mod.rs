@@ -10,7 +10,9 @@ use crate::api::resource::Resource;
 
 mod autoscaler_rules;
 mod config_map;
+mod controller_revision;
 mod cron_job;
+mod daemon_set;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
@@ -25,26 +27,33 @@ mod job;
 mod job_change;
 mod job_rules;
 mod lease;
+mod limit_range;
 mod namespace;
 mod network_policy;
 mod node;
 mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;
+mod pod_disruption_budget;
 mod pod_probes;
 mod pod_qos;
 mod pod_spec;
 mod pod_update;
 mod pod_volumes;
+mod priority_class;
 mod replica_set;
+mod replication_controller;
+mod resource_quota;
 mod secret;
 mod service;
 mod service_account;
 mod service_rules;
+mod stateful_set;
 mod storage_class;
 mod workload;
 
 pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
+pub(crate) use pod_qos::qos_class;
 pub(super) use pod_spec::validate_container;
 
 /// Every built-in resource, core group first, as discovery lists them.
@@ -56,12 +65,18 @@ pub(super) static ALL: &[Resource] = &[
     node::RESOURCE,
     persistent_volume_claim::RESOURCE,
     persistent_volume::RESOURCE,
+    limit_range::RESOURCE,
     pod::RESOURCE,
+    replication_controller::RESOURCE,
+    resource_quota::RESOURCE,
     secret::RESOURCE,
     service_account::RESOURCE,
     service::RESOURCE,
+    controller_revision::RESOURCE,
+    daemon_set::RESOURCE,
     deployment::RESOURCE,
     replica_set::RESOURCE,
+    stateful_set::RESOURCE,
     job::RESOURCE,
     cron_job::RESOURCE,
     horizontal_pod_autoscaler::RESOURCE,
@@ -70,6 +85,8 @@ pub(super) static ALL: &[Resource] = &[
     ingress::RESOURCE,
     ingress_class::RESOURCE,
     network_policy::RESOURCE,
+    priority_class::RESOURCE,
+    pod_disruption_budget::RESOURCE,
     storage_class::RESOURCE,
     gateway_class::RESOURCE,
     gateway::RESOURCE,

@@ -49,6 +49,13 @@ pub(super) const RESOURCE: Resource = Resource {
         subresource("attach", "PodAttachOptions", &["create", "get"]),
         subresource("binding", "Binding", &["create"]),
         subresource("ephemeralcontainers", "Pod", &["get", "patch", "update"]),
+        Subresource {
+            name: "eviction",
+            kind: "Eviction",
+            group: "policy",
+            version: "v1",
+            verbs: &["create"],
+        },
         subresource("exec", "PodExecOptions", &["create", "get"]),
         subresource("log", "Pod", &["get"]),
         subresource("portforward", "PodPortForwardOptions", &["create", "get"]),

@@ -7,7 +7,7 @@ use crate::api::quantity;
 
 /// Guaranteed, Burstable or BestEffort, by what all containers ask for together; an amount of 0
 /// counts as none. The pod's defaults must be filled in: a limit stands in for a request.
-pub(super) fn qos_class(pod: &Value) -> &'static str {
+pub(crate) fn qos_class(pod: &Value) -> &'static str {
     let lists = ["/spec/containers", "/spec/initContainers"];
     let containers = lists.into_iter().flat_map(|list| items_at(pod, list));
     let mut is_guaranteed = true;

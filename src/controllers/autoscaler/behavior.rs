@@ -77,21 +77,20 @@ pub(super) struct Decision {
 
 const IN_RANGE: (bool, Why) =
     (false, ("DesiredWithinRange", "the desired count is within the acceptable range"));
-const TOO_FEW: (bool, Why) = (
-    true,
-    ("TooFewReplicas", "the desired replica count is less than the minimum replica count"),
-);
-const TOO_MANY: (bool, Why) = (
-    true,
-    ("TooManyReplicas", "the desired replica count is more than the maximum replica count"),
-);
+const TOO_FEW: (bool, Why) =
+    (true, ("TooFewReplicas", "the desired replica count is less than the minimum replica count"));
+const TOO_MANY: (bool, Why) =
+    (true, ("TooManyReplicas", "the desired replica count is more than the maximum replica count"));
 const UP_LIMIT: (bool, Why) = (
     true,
     ("ScaleUpLimit", "the desired replica count is increasing faster than the maximum scale rate"),
 );
 const DOWN_LIMIT: (bool, Why) = (
     true,
-    ("ScaleDownLimit", "the desired replica count is decreasing faster than the maximum scale rate"),
+    (
+        "ScaleDownLimit",
+        "the desired replica count is decreasing faster than the maximum scale rate",
+    ),
 );
 const READY: Why = ("ReadyForNewScale", "recommended size matches current size");
 const HELD_DOWN: Why = (
@@ -256,9 +255,11 @@ mod tests {
 
     #[test]
     fn windows_hold_both_ways() {
-        let window = |up: u32, down: u32| spec(&json!({"behavior": {
+        let window = |up: u32, down: u32| {
+            spec(&json!({"behavior": {
             "scaleUp": {"stabilizationWindowSeconds": up, "policies": [{"type": "Pods", "value": 100, "periodSeconds": 1}]},
-            "scaleDown": {"stabilizationWindowSeconds": down, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 1}]}}}));
+            "scaleDown": {"stabilizationWindowSeconds": down, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 1}]}}}))
+        };
         assert_eq!(run(&window(0, 0), 5, &[9, 2, 7]), [9, 2, 7]);
         assert_eq!(run(&window(25, 0), 5, &[9, 8, 9, 9]), [5, 5, 8, 8]);
         assert_eq!(run(&window(0, 25), 5, &[2, 3, 2, 2]), [5, 5, 3, 3]);
@@ -266,33 +267,52 @@ mod tests {
 
     #[test]
     fn policies_limit_how_fast() {
-        let with = |up: Value, down: Value| spec(&json!({"behavior": {
+        let with = |up: Value, down: Value| {
+            spec(&json!({"behavior": {
             "scaleUp": {"policies": up, "selectPolicy": "Max", "stabilizationWindowSeconds": 0},
-            "scaleDown": {"policies": down, "selectPolicy": "Max", "stabilizationWindowSeconds": 0}}}));
+            "scaleDown": {"policies": down, "selectPolicy": "Max", "stabilizationWindowSeconds": 0}}}))
+        };
         let pods = |value: u32, period: u32| json!([{"type": "Pods", "value": value, "periodSeconds": period}]);
         let percent = |value: u32| json!([{"type": "Percent", "value": value, "periodSeconds": 5}]);
         assert_eq!(run(&with(pods(2, 15), pods(1, 5)), 2, &[9, 9, 9, 1]), [4, 4, 6, 5]);
-        assert_eq!(run(&with(percent(50), percent(50)), 4, &[20, 20, 1, 1, 1, 1]), [6, 9, 4, 2, 1, 1]);
+        assert_eq!(
+            run(&with(percent(50), percent(50)), 4, &[20, 20, 1, 1, 1, 1]),
+            [6, 9, 4, 2, 1, 1]
+        );
         let mut least = with(json!([pods(1, 5)[0], percent(100)[0]]), pods(1, 5));
         assert_eq!(run(&least, 4, &[20]), [8]);
-        least.behavior.as_mut().unwrap().scale_up.as_mut().unwrap().select_policy = Some("Min".into());
+        least.behavior.as_mut().unwrap().scale_up.as_mut().unwrap().select_policy =
+            Some("Min".into());
         assert_eq!(run(&least, 4, &[20]), [5]);
         let mut never = with(pods(1, 5), pods(1, 5));
-        never.behavior.as_mut().unwrap().scale_down.as_mut().unwrap().select_policy = Some("Disabled".into());
+        never.behavior.as_mut().unwrap().scale_down.as_mut().unwrap().select_policy =
+            Some("Disabled".into());
         assert_eq!(run(&never, 4, &[1, 5]), [4, 5]);
     }
 
     #[test]
     fn limits_are_told() {
         let told = |current, asked| {
-            let decision = decide(&spec(&json!({"maxReplicas": 6})), &mut Memory::default(), current, asked, at(0));
+            let decision = decide(
+                &spec(&json!({"maxReplicas": 6})),
+                &mut Memory::default(),
+                current,
+                asked,
+                at(0),
+            );
             (decision.replicas, decision.limited.0, decision.limited.1.0)
         };
         assert_eq!(told(2, 3), (3, false, "DesiredWithinRange"));
         assert_eq!(told(2, 9), (4, true, "ScaleUpLimit"));
         assert_eq!(told(4, 9), (6, true, "TooManyReplicas"));
         assert_eq!(told(4, 0), (1, true, "TooFewReplicas"));
-        let held = decide(&spec(&json!({})), &mut Memory { recommended: [(at(0), 5)].into(), ..Memory::default() }, 5, 2, at(1));
+        let held = decide(
+            &spec(&json!({})),
+            &mut Memory { recommended: [(at(0), 5)].into(), ..Memory::default() },
+            5,
+            2,
+            at(1),
+        );
         assert_eq!((held.replicas, held.able.0), (5, "ScaleDownStabilized"));
     }
 

@@ -189,7 +189,8 @@ pub(super) fn by_value(
 /// Replicas for an object's value that is shared evenly.
 pub(super) fn by_share(current: u32, used: i64, target: i64, tolerance: Tolerance) -> Proposal {
     let target = f64_of(target.max(1));
-    let ratio = if current == 0 { f64::INFINITY } else { f64_of(used) / (target * f64::from(current)) };
+    let ratio =
+        if current == 0 { f64::INFINITY } else { f64_of(used) / (target * f64::from(current)) };
     let is_enough = current > 0 && tolerance.covers(ratio);
     let replicas = if is_enough { current } else { ceil(f64_of(used) / target) };
     let value = used / i64::from(current.max(1));
@@ -245,17 +246,28 @@ mod tests {
             ("up, one missing", 3, vec![missing(), ready(500), ready(700)], 30, 4),
             ("hot, one ignored", 4, vec![ignored(), ready(500), ready(500), ready(700)], 30, 6),
             ("down", 5, [100, 300, 500, 250, 250].map(ready).to_vec(), 50, 3),
-            ("down, one unready counts for nothing", 5,
-                vec![ready(100), ready(300), ready(500), ready(250), unready(250)], 50, 3),
-            ("down, one missing is at its limit", 5,
-                vec![missing(), ready(100), ready(100), ready(100), ready(100)], 50, 3),
+            (
+                "down, one unready counts for nothing",
+                5,
+                vec![ready(100), ready(300), ready(500), ready(250), unready(250)],
+                50,
+                3,
+            ),
+            (
+                "down, one missing is at its limit",
+                5,
+                vec![missing(), ready(100), ready(100), ready(100), ready(100)],
+                50,
+                3,
+            ),
             ("down, most missing: it would turn", 3, vec![missing(), missing(), ready(100)], 50, 3),
             ("within tolerance", 3, [1010, 1030, 1020].map(ready).to_vec(), 100, 3),
             ("just beyond tolerance", 3, [1110, 1110, 1110].map(ready).to_vec(), 100, 4),
             ("idle", 4, [0, 0, 0, 0].map(ready).to_vec(), 50, 0),
             ("one of one", 1, vec![ready(2000)], 50, 4),
         ] {
-            let got = by_pods(current, &samples, Target::Utilization(percent), Tolerance::default());
+            let got =
+                by_pods(current, &samples, Target::Utilization(percent), Tolerance::default());
             assert_eq!(got.unwrap().replicas, wanted, "{what}");
         }
     }
@@ -264,10 +276,21 @@ mod tests {
     fn values_per_pod_give_replicas() {
         for (what, current, samples, target, wanted) in [
             ("up", 3, vec![ready(20_000), ready(10_000), ready(30_000)], 15_000, 4),
-            ("up, unready and missing", 4,
-                vec![unready(50_000), ready(30_000), missing(), ready(30_000)], 15_000, 4),
+            (
+                "up, unready and missing",
+                4,
+                vec![unready(50_000), ready(30_000), missing(), ready(30_000)],
+                15_000,
+                4,
+            ),
             ("down", 5, [12_000; 5].map(ready).to_vec(), 20_000, 3),
-            ("down, one missing is at the target", 3, vec![missing(), ready(10), ready(10)], 20_000, 2),
+            (
+                "down, one missing is at the target",
+                3,
+                vec![missing(), ready(10), ready(10)],
+                20_000,
+                2,
+            ),
             ("within tolerance", 3, [19_000, 20_000, 21_000].map(ready).to_vec(), 20_000, 3),
         ] {
             let got = by_pods(current, &samples, Target::Average(target), Tolerance::default());
@@ -277,7 +300,8 @@ mod tests {
 
     #[test]
     fn without_measures_or_requests_there_is_no_answer() {
-        let of = |samples: &[Sample]| by_pods(1, samples, Target::Utilization(50), Tolerance::default());
+        let of =
+            |samples: &[Sample]| by_pods(1, samples, Target::Utilization(50), Tolerance::default());
         assert_eq!(of(&[]), Err(CalculationError::NoMetrics));
         assert_eq!(of(&[missing()]), Err(CalculationError::NoMetrics));
         assert_eq!(of(&[unready(5)]), Err(CalculationError::NoMetrics));
@@ -287,7 +311,8 @@ mod tests {
 
     #[test]
     fn what_is_found_is_told() {
-        let got = by_pods(2, &[ready(300), ready(500)], Target::Utilization(40), Tolerance::default());
+        let got =
+            by_pods(2, &[ready(300), ready(500)], Target::Utilization(40), Tolerance::default());
         assert_eq!(got.unwrap(), Proposal { replicas: 2, utilization: Some(40), value: 400 });
     }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
-    ContainerResourceMetricStatus, ExternalMetricStatus, MetricIdentifier, MetricSpec, MetricStatus,
-    MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus, ResourceMetricStatus,
+    ContainerResourceMetricStatus, ExternalMetricStatus, MetricIdentifier, MetricSpec,
+    MetricStatus, MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus,
+    ResourceMetricStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -63,8 +64,7 @@ impl Look<'_> {
         match metric.type_.as_str() {
             "Resource" => {
                 let source = metric.resource.as_ref().ok_or_else(bad)?;
-                let (proposal, name) =
-                    self.resource(&source.name, None, &source.target).await?;
+                let (proposal, name) = self.resource(&source.name, None, &source.target).await?;
                 let current = resource_value(proposal, &source.target);
                 let status = ResourceMetricStatus { name: source.name.clone(), current };
                 let status = MetricStatus { resource: Some(status), ..of_type("Resource") };
@@ -78,8 +78,10 @@ impl Look<'_> {
                 let current = resource_value(proposal, &source.target);
                 let (container, resource) = (source.container.clone(), source.name.clone());
                 let status = ContainerResourceMetricStatus { container, name: resource, current };
-                let status =
-                    MetricStatus { container_resource: Some(status), ..of_type("ContainerResource") };
+                let status = MetricStatus {
+                    container_resource: Some(status),
+                    ..of_type("ContainerResource")
+                };
                 Ok(Answer { replicas: proposal.replicas, name, status })
             }
             "Pods" => self.pods(metric).await.ok_or_else(bad)?,
@@ -121,7 +123,9 @@ impl Look<'_> {
         let proposal = by_pods(self.current, &samples, wanted, self.tolerance);
         let proposal = proposal.map_err(|err| failed(err.to_string()))?;
         let what = match (container, wanted) {
-            (None, Target::Utilization(_)) => format!("{resource} resource utilization (percentage of request)"),
+            (None, Target::Utilization(_)) => {
+                format!("{resource} resource utilization (percentage of request)")
+            }
             (None, Target::Average(_)) => format!("{resource} resource"),
             (Some(container), _) => format!("{resource} container resource of {container}"),
         };
@@ -199,7 +203,10 @@ impl Look<'_> {
             Err(why) => {
                 return Some(Err(Failure {
                     reason: "FailedGetExternalMetric",
-                    message: format!("unable to get external metric {}/{name}: {why}", self.namespace),
+                    message: format!(
+                        "unable to get external metric {}/{name}: {why}",
+                        self.namespace
+                    ),
                 }));
             }
         };
@@ -359,7 +366,10 @@ mod tests {
         let later = json!([{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:05:00Z"}]);
         let lost = pod(&json!({"status": {"conditions": later}}));
         assert_eq!(cpu(&lost, "00:10:00"), PodState::Ready, "it works, if badly");
-        assert_eq!(cpu(&pod(&json!({"status": {"conditions": []}})), "00:10:00"), PodState::Unready);
+        assert_eq!(
+            cpu(&pod(&json!({"status": {"conditions": []}})), "00:10:00"),
+            PodState::Unready
+        );
     }
 
     #[test]
@@ -392,7 +402,9 @@ mod tests {
             Ok(Answer { replicas, name: format!("m{replicas}"), status: of_type("Pods") })
         };
         let fails = || Err(Failure { reason: "FailedGetPodsMetric", message: "x".into() });
-        let of = |answers| together(3, answers).map(|(most, name, _)| (most, name)).map_err(|(f, _)| f.reason);
+        let of = |answers| {
+            together(3, answers).map(|(most, name, _)| (most, name)).map_err(|(f, _)| f.reason)
+        };
         assert_eq!(of(vec![says(2), says(5), says(4)]), Ok((5, "m5".to_owned())));
         assert_eq!(of(vec![says(5), fails()]), Ok((5, "m5".to_owned())));
         assert_eq!(of(vec![says(2), fails()]), Err("FailedGetPodsMetric"));

@@ -79,7 +79,8 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
             keys.extend(scalers_of(&autoscalers, &key(new.as_ref())));
         }
     }));
-    let workers = Workers { controller: "autoscaler", runs_max: RUNS_MAX, rng: context.rng.clone() };
+    let workers =
+        Workers { controller: "autoscaler", runs_max: RUNS_MAX, rng: context.rng.clone() };
     let controller = Controller { context, events, memories: Mutex::default() };
     workers.run(queue, cancel, |key| controller.reconcile(key)).await;
 }
@@ -135,7 +136,9 @@ impl Controller {
             Ok(scale) => scale,
             Err(why) => {
                 report.unable("FailedGetScale", &why);
-                let message = format!("the HPA controller was unable to get the target's current scale: {why}");
+                let message = format!(
+                    "the HPA controller was unable to get the target's current scale: {why}"
+                );
                 return self.tell(autoscaler, EventType::Warning, "FailedGetScale", message);
             }
         };
@@ -145,7 +148,10 @@ impl Controller {
         let min = count(autoscaler.spec.min_replicas.unwrap_or(1));
         let max = count(autoscaler.spec.max_replicas);
         if current == 0 && min > 0 {
-            report.inactive("ScalingDisabled", "scaling is disabled since the replica count of the target is zero");
+            report.inactive(
+                "ScalingDisabled",
+                "scaling is disabled since the replica count of the target is zero",
+            );
             return;
         }
         let (decision, reason) = if current > max {
@@ -265,9 +271,10 @@ impl Controller {
             return false;
         }
         let leases = self.context.informers.leases.store.state();
-        leases.iter().flat_map(|lease| waiting(lease)).any(|(of_namespace, service)| {
-            of_namespace == namespace && services.contains(&service)
-        })
+        leases
+            .iter()
+            .flat_map(|lease| waiting(lease))
+            .any(|(of_namespace, service)| of_namespace == namespace && services.contains(&service))
     }
 
     async fn write(
@@ -282,8 +289,10 @@ impl Controller {
         }
         let api: Api<HorizontalPodAutoscaler> =
             Api::namespaced(self.context.client.clone(), &key.0);
-        let new =
-            HorizontalPodAutoscaler { status: Some(status), ..HorizontalPodAutoscaler::clone(autoscaler) };
+        let new = HorizontalPodAutoscaler {
+            status: Some(status),
+            ..HorizontalPodAutoscaler::clone(autoscaler)
+        };
         api.replace_status(&key.1, &PostParams::default(), &new).await.map(drop)
     }
 

@@ -73,7 +73,8 @@ impl Report {
 
     /// The scale was written.
     pub(super) fn rescaled(&mut self, replicas: u32) {
-        let message = format!("the HPA controller was able to update the target scale to {replicas}");
+        let message =
+            format!("the HPA controller was able to update the target scale to {replicas}");
         self.set("AbleToScale", true, ("SucceededRescale", &message));
         self.status.last_scale_time = Some(Time(self.now));
     }

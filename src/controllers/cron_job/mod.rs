@@ -171,7 +171,12 @@ impl Controller {
         reason: &'static str,
         message: String,
     ) {
-        debug!(object.name = cron_job.name_any(), object.reason = reason, message, "cron job event");
+        debug!(
+            object.name = cron_job.name_any(),
+            object.reason = reason,
+            message,
+            "cron job event"
+        );
         self.events.record(Regarding::of(cron_job), event_type, reason, message);
     }
 }

@@ -79,7 +79,10 @@ fn note_jobs(view: &View<'_>, plan: &mut Plan) {
         let is_listed = active.iter().any(|one| one.uid.as_ref() == uid);
         match ending(job) {
             None if !is_listed => {
-                let message = format!("Saw a job that the controller did not create or forgot: {}", job.name_any());
+                let message = format!(
+                    "Saw a job that the controller did not create or forgot: {}",
+                    job.name_any()
+                );
                 plan.told.push((EventType::Warning, "UnexpectedJob", message));
             }
             Some(ending) if is_listed => {
@@ -99,7 +102,11 @@ fn note_jobs(view: &View<'_>, plan: &mut Plan) {
         let is_there = view.jobs.iter().any(|job| job.metadata.uid == one.uid);
         if !is_there {
             let name = one.name.clone().unwrap_or_default();
-            plan.told.push((EventType::Normal, "MissingJob", format!("Active job went missing: {name}")));
+            plan.told.push((
+                EventType::Normal,
+                "MissingJob",
+                format!("Active job went missing: {name}"),
+            ));
         }
         is_there
     });
@@ -142,8 +149,7 @@ fn start(view: &View<'_>, spec: &CronJobSpec, plan: &mut Plan) {
             return;
         }
     };
-    plan.recheck_after =
-        schedule.next(view.now, &zone).map(|next| elapsed(view.now, next));
+    plan.recheck_after = schedule.next(view.now, &zone).map(|next| elapsed(view.now, next));
     let last = plan.status.last_schedule_time.as_ref().map(|time| time.0);
     let created = view.cron_job.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let mut since = last.or(created).unwrap_or(view.now);
@@ -155,7 +161,9 @@ fn start(view: &View<'_>, spec: &CronJobSpec, plan: &mut Plan) {
         return;
     };
     if missed > MISSED_MAX {
-        let message = format!("too many missed start times: more than {MISSED_MAX}. Set or decrease .spec.startingDeadlineSeconds or check clock skew");
+        let message = format!(
+            "too many missed start times: more than {MISSED_MAX}. Set or decrease .spec.startingDeadlineSeconds or check clock skew"
+        );
         plan.told.push((EventType::Warning, "TooManyMissedTimes", message));
     }
     let is_running = plan.status.active.is_some();

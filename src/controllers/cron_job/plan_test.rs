@@ -75,7 +75,10 @@ fn a_job_is_made_at_its_time_and_says_which() {
     let plan = at(&cron_job(&json!({})), &[], "10:10:00");
     assert_eq!(created(&plan), name_at(10));
     let job = plan.create.unwrap();
-    assert_eq!(job.annotations()["batch.kubernetes.io/cronjob-scheduled-timestamp"], "2026-01-01T10:10:00Z");
+    assert_eq!(
+        job.annotations()["batch.kubernetes.io/cronjob-scheduled-timestamp"],
+        "2026-01-01T10:10:00Z"
+    );
     assert_eq!((job.annotations()["c"].as_str(), job.labels()["a"].as_str()), ("d", "b"));
     assert_eq!(job.owner_references()[0].uid, "cj");
     assert_eq!(plan.status.last_schedule_time.unwrap().0.to_string(), "2026-01-01T10:10:00Z");

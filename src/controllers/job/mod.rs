@@ -37,10 +37,10 @@ mod own;
 mod plan;
 #[cfg(test)]
 mod plan_test;
+mod tally;
 mod template;
 #[cfg(test)]
 mod tracked_test;
-mod tally;
 mod tracking;
 mod verdict;
 

@@ -20,11 +20,7 @@ use crate::controllers::queue::Next;
 
 impl Controller {
     /// The Job's pods, those included that had no owner and match; as new as the Job's counts.
-    pub(super) async fn pods_of(
-        &self,
-        key: &Key,
-        job: &Job,
-    ) -> Result<Vec<Arc<Pod>>, kube::Error> {
+    pub(super) async fn pods_of(&self, key: &Key, job: &Job) -> Result<Vec<Arc<Pod>>, kube::Error> {
         if !self.is_known(key, job) {
             self.see_as_new_as(key, job).await?;
         }

@@ -183,7 +183,8 @@ fn tracked(pods: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
 
 /// Until the Job's deadline, while it runs.
 fn facts_deadline(view: &View<'_>, wish: &Wish<'_>, is_decided: bool) -> Option<Duration> {
-    let deadline = wish.spec.active_deadline_seconds.filter(|_| !wish.is_suspended && !is_decided)?;
+    let deadline =
+        wish.spec.active_deadline_seconds.filter(|_| !wish.is_suspended && !is_decided)?;
     let deadline = Duration::from_secs(u64::try_from(deadline).unwrap_or(0));
     let start = view.job.status.as_ref().and_then(|status| status.start_time.as_ref());
     let passed = start.map_or(Duration::ZERO, |start| elapsed(start.0, view.now));
@@ -365,12 +366,8 @@ fn pending_indexes(
     missing: usize,
 ) -> (Vec<NewPod>, Option<Duration>) {
     let held: &[&Arc<Pod>] = if wish.replaces_failed_only { &pods.terminating } else { &[] };
-    let busy: BTreeSet<u32> = pods
-        .active
-        .iter()
-        .chain(held)
-        .filter_map(|pod| index_of(pod, wish.indexes()))
-        .collect();
+    let busy: BTreeSet<u32> =
+        pods.active.iter().chain(held).filter_map(|pod| index_of(pod, wish.indexes())).collect();
     let has_limit = wish.limit_per_index().is_some();
     let last = if has_limit { last_failed(view.job, wish, pods) } else { LastFailed::new() };
     let (mut found, mut wait) = (Vec::new(), None);

@@ -109,9 +109,11 @@ fn a_pod_that_ended_is_written_down_before_it_is_let_go_and_then_counted() {
 #[test]
 fn a_failed_pod_is_replaced_after_a_wait_that_doubles() {
     let failed = |name: &str| pod(name, "Failed", &json!({}));
-    let at = |second: &str| json!({"status": {"containerStatuses": [{"name": "c", "image": "",
+    let at = |second: &str| {
+        json!({"status": {"containerStatuses": [{"name": "c", "image": "",
         "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated":
-            {"exitCode": 1, "finishedAt": format!("2026-01-01T00:59:{second}Z")}}}]}});
+            {"exitCode": 1, "finishedAt": format!("2026-01-01T00:59:{second}Z")}}}]}})
+    };
     assert_eq!(planned(&job(&json!({}), &json!({})), &[failed("a")]).create.len(), 1);
     let late = [failed("a"), pod("b", "Failed", &at("55"))];
     let plan = planned(&job(&json!({}), &json!({})), &late);
@@ -147,8 +149,12 @@ fn too_many_failures_fail_the_job_and_stop_its_pods() {
 #[test]
 fn the_last_condition_waits_until_nothing_runs() {
     let status = json!({"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]});
-    let ending = pod("a", "Running", &json!({"metadata": {"finalizers": [],
-        "deletionTimestamp": NOW, "deletionGracePeriodSeconds": 30}}));
+    let ending = pod(
+        "a",
+        "Running",
+        &json!({"metadata": {"finalizers": [],
+        "deletionTimestamp": NOW, "deletionGracePeriodSeconds": 30}}),
+    );
     let plan = planned(&job(&json!({}), &status), &[ending]);
     assert_eq!(conditions(&plan.status), ["FailureTarget=True DeadlineExceeded"]);
     assert_eq!(plan.status.terminating, Some(1));
@@ -158,8 +164,12 @@ fn the_last_condition_waits_until_nothing_runs() {
 fn restarts_in_place_count_as_failures() {
     let spec = json!({"backoffLimit": 2, "template": {"spec": {"restartPolicy": "OnFailure"}}});
     let restarted = |count: i32| {
-        let running = pod("a", "Running", &json!({"status": {"containerStatuses": [{"name": "c",
-            "image": "", "imageID": "", "ready": true, "restartCount": count}]}}));
+        let running = pod(
+            "a",
+            "Running",
+            &json!({"status": {"containerStatuses": [{"name": "c",
+            "image": "", "imageID": "", "ready": true, "restartCount": count}]}}),
+        );
         conditions(&planned(&job(&spec, &json!({})), &[running]).status)
     };
     assert_eq!(restarted(1), Vec::<String>::new());
@@ -169,8 +179,10 @@ fn restarts_in_place_count_as_failures() {
 #[test]
 fn a_deadline_ends_a_job_and_is_waited_for() {
     let after = |seconds: i64| {
-        let job = job(&json!({"activeDeadlineSeconds": seconds}),
-            &json!({"startTime": "2026-01-01T00:59:00Z"}));
+        let job = job(
+            &json!({"activeDeadlineSeconds": seconds}),
+            &json!({"startTime": "2026-01-01T00:59:00Z"}),
+        );
         planned(&job, &[pod("a", "Running", &json!({}))])
     };
     assert_eq!(conditions(&after(60).status), ["FailureTarget=True DeadlineExceeded"]);
@@ -220,10 +232,14 @@ fn a_second_pod_of_an_index_goes_and_so_does_one_without() {
 fn an_index_has_failures_of_its_own() {
     let spec = json!({"completionMode": "Indexed", "completions": 2, "parallelism": 2,
         "backoffLimitPerIndex": 1, "backoffLimit": i32::MAX});
-    let first = planned(&job(&spec, &json!({})), &[indexed("a", "Failed", 0), indexed("b", "Running", 1)]);
+    let first =
+        planned(&job(&spec, &json!({})), &[indexed("a", "Failed", 0), indexed("b", "Running", 1)]);
     let made: Vec<_> = first.create.iter().map(|new| (new.index, new.failures)).collect();
     assert_eq!(made, [(Some(0), Some((1, 0)))]);
-    assert!(first.untrack.is_empty(), "it alone knows of the failure until its replacement is there");
+    assert!(
+        first.untrack.is_empty(),
+        "it alone knows of the failure until its replacement is there"
+    );
     let again = |name: &str, phase: &str| {
         let annotations = json!({INDEX: "0", INDEX_FAILURES: "1"});
         pod(name, phase, &json!({"metadata": {"annotations": annotations}}))
@@ -252,7 +268,8 @@ fn a_success_policy_ends_a_job_early() {
         "successPolicy": {"rules": [{"succeededIndexes": "0-2", "succeededCount": 2}]}});
     let pods = [indexed("a", "Succeeded", 0), indexed("b", "Running", 3)];
     assert_eq!(conditions(&planned(&job(&spec, &json!({})), &pods).status), Vec::<String>::new());
-    let pods = [indexed("a", "Succeeded", 0), indexed("c", "Succeeded", 2), indexed("b", "Running", 3)];
+    let pods =
+        [indexed("a", "Succeeded", 0), indexed("c", "Succeeded", 2), indexed("b", "Running", 3)];
     let plan = planned(&job(&spec, &json!({})), &pods);
     assert_eq!(conditions(&plan.status), ["SuccessCriteriaMet=True SuccessPolicy"]);
     assert_eq!(names(&plan.stop), ["b"]);
@@ -260,8 +277,10 @@ fn a_success_policy_ends_a_job_early() {
 
 #[test]
 fn a_failure_policy_judges_by_exit_code() {
-    let policy = |action: &str| json!({"podReplacementPolicy": "Failed", "podFailurePolicy": {"rules": [
-        {"action": action, "onExitCodes": {"operator": "In", "values": [1]}}]}});
+    let policy = |action: &str| {
+        json!({"podReplacementPolicy": "Failed", "podFailurePolicy": {"rules": [
+        {"action": action, "onExitCodes": {"operator": "In", "values": [1]}}]}})
+    };
     let failed = [pod("a", "Failed", &json!({}))];
     let plan = planned(&job(&policy("FailJob"), &json!({})), &failed);
     assert_eq!(conditions(&plan.status), ["FailureTarget=True PodFailurePolicy"]);
@@ -274,8 +293,12 @@ fn a_failure_policy_judges_by_exit_code() {
 
 #[test]
 fn a_replacement_waits_for_the_end_if_the_policy_says_so() {
-    let ending = [pod("a", "Running", &json!({"metadata": {"deletionTimestamp": NOW,
-        "deletionGracePeriodSeconds": 30}}))];
+    let ending = [pod(
+        "a",
+        "Running",
+        &json!({"metadata": {"deletionTimestamp": NOW,
+        "deletionGracePeriodSeconds": 30}}),
+    )];
     let at_once = planned(&job(&json!({}), &json!({})), &ending);
     assert_eq!(at_once.status.uncounted_terminated_pods.unwrap().failed.unwrap(), ["a"]);
     let waits = job(&json!({"podReplacementPolicy": "Failed"}), &json!({}));
@@ -333,9 +356,13 @@ fn a_finished_job_lets_all_go_and_expires() {
 #[test]
 fn a_job_being_deleted_only_lets_its_pods_go() {
     let mut deleted = job(&json!({}), &json!({}));
-    deleted.metadata.deletion_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(NOW.parse::<Timestamp>().unwrap()));
+    deleted.metadata.deletion_timestamp = Some(
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(NOW.parse::<Timestamp>().unwrap()),
+    );
     let plan = planned(&deleted, &[pod("a", "Running", &json!({}))]);
-    assert_eq!((names(&plan.untrack), plan.create.len(), plan.stop.len()), (vec!["a".to_owned()], 0, 0));
+    assert_eq!(
+        (names(&plan.untrack), plan.create.len(), plan.stop.len()),
+        (vec!["a".to_owned()], 0, 0)
+    );
     assert_eq!(plan.status, deleted.status.unwrap_or_default());
 }

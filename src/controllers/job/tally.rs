@@ -35,9 +35,8 @@ impl Tally {
     /// What the status says, with the pods counted whose finalizers are gone.
     pub(super) fn of(wish: &Wish<'_>, status: &JobStatus, pods: &[Arc<Pod>]) -> Self {
         let number = |n: Option<i32>| usize::try_from(n.unwrap_or(0)).unwrap_or(0);
-        let indexes = |text: Option<&String>| {
-            Indexes::read(text.map_or("", String::as_str), wish.indexes())
-        };
+        let indexes =
+            |text: Option<&String>| Indexes::read(text.map_or("", String::as_str), wish.indexes());
         let mut tally = Self {
             succeeded: number(status.succeeded),
             failed: number(status.failed),
@@ -154,8 +153,7 @@ impl Tally {
         let text = |indexes: &Indexes| Some(indexes.to_string());
         let completed = text(&self.completed).filter(|text| !text.is_empty());
         status.completed_indexes = completed.filter(|_| wish.is_indexed);
-        status.failed_indexes =
-            wish.limit_per_index().and_then(|_| text(&self.failed_indexes));
+        status.failed_indexes = wish.limit_per_index().and_then(|_| text(&self.failed_indexes));
         let list = |uids: &BTreeSet<String>| {
             (!uids.is_empty()).then(|| uids.iter().cloned().collect::<Vec<_>>())
         };

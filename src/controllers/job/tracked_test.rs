@@ -127,7 +127,11 @@ impl Model {
         let uid = pod.uid().unwrap();
         let is_noted = lists.into_iter().flatten().flatten().any(|one| one == uid);
         let has_index = pod.annotations().contains_key(INDEX) && phase(pod) == "Succeeded";
-        let finished = status.conditions.iter().flatten().any(|c| c.type_ == "Complete" || c.type_ == "Failed");
+        let finished = status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "Complete" || c.type_ == "Failed");
         assert!(is_noted || has_index || finished, "{uid} was let go too early");
     }
 
@@ -136,7 +140,8 @@ impl Model {
         if is_tracked(pod) && is_counted {
             if phase(pod) == "Succeeded" {
                 self.ended.0 += 1;
-                self.indexes.extend(pod.annotations().get(INDEX).and_then(|i| i.parse::<u32>().ok()));
+                self.indexes
+                    .extend(pod.annotations().get(INDEX).and_then(|i| i.parse::<u32>().ok()));
             } else {
                 self.ended.1 += 1;
             }
@@ -151,8 +156,11 @@ impl Model {
         if let Some(pod) = self.pods.get_mut(name) {
             let mut value = serde_json::to_value(&*pod).unwrap();
             let at = Timestamp::from_second(now).unwrap().to_string();
-            json_patch::merge(&mut value, &json!({"metadata": {
-                "deletionTimestamp": at, "deletionGracePeriodSeconds": 0}}));
+            json_patch::merge(
+                &mut value,
+                &json!({"metadata": {
+                "deletionTimestamp": at, "deletionGracePeriodSeconds": 0}}),
+            );
             *pod = serde_json::from_value(value).unwrap();
         }
         if self.pods.get(name).is_some_and(|pod| !is_over(pod)) {
@@ -203,7 +211,8 @@ impl Model {
         // Then nothing goes wrong any more.
         for _ in 0..200 {
             let is_idle = self.pass(usize::MAX);
-            let running = self.pods.values().find(|pod| is_active(pod)).map(kube::ResourceExt::name_any);
+            let running =
+                self.pods.values().find(|pod| is_active(pod)).map(kube::ResourceExt::name_any);
             match running {
                 Some(name) => self.end(&name, true),
                 None if is_idle && self.is_finished() => return,
@@ -214,7 +223,8 @@ impl Model {
     }
 
     fn is_finished(&self) -> bool {
-        let conditions = self.job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let conditions =
+            self.job.status.iter().flat_map(|status| status.conditions.iter().flatten());
         conditions.into_iter().any(|c| c.type_ == "Complete" || c.type_ == "Failed")
     }
 

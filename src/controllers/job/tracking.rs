@@ -119,14 +119,18 @@ fn matched(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
             let code = container.state.as_ref()?.terminated.as_ref()?.exit_code;
             let fits = code != 0 && (codes.values.contains(&code) == (codes.operator == "In"));
             let container = &container.name;
-            fits.then(|| format!("Container {container} for pod {name} failed with exit code {code}"))
+            fits.then(|| {
+                format!("Container {container} for pod {name} failed with exit code {code}")
+            })
         });
     }
     rule.on_pod_conditions.iter().flatten().find_map(|pattern| {
         let wanted = pattern.status.as_deref().unwrap_or("True");
-        let has = status.conditions.iter().flatten().any(|condition| {
-            condition.type_ == pattern.type_ && condition.status == wanted
-        });
+        let has = status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|condition| condition.type_ == pattern.type_ && condition.status == wanted);
         has.then(|| format!("Pod {name} has condition {}", pattern.type_))
     })
 }
@@ -210,7 +214,8 @@ mod tests {
     fn waits_double_up_to_a_bound_and_pass() {
         let backoff = Backoff { min: Duration::from_secs(10), max: Duration::from_secs(600) };
         let at = |second| Timestamp::from_second(second).unwrap();
-        let left = |failures, passed| backoff.left(failures, Some(at(0)), at(passed)).map(|d| d.as_secs());
+        let left =
+            |failures, passed| backoff.left(failures, Some(at(0)), at(passed)).map(|d| d.as_secs());
         assert_eq!(left(0, 0), None);
         assert_eq!(left(1, 0), Some(10));
         assert_eq!(left(1, 10), None);

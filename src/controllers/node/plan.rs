@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
+use crate::api::unique_pod::{REPLACED_AFTER, is_fenced};
 use crate::controllers::Settings;
 use crate::controllers::object::{controller_of, is_deleting, is_ready, is_terminal, node_name};
 
@@ -18,11 +19,16 @@ pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const EFFECTS: [&str; 2] = ["NoSchedule", "NoExecute"];
 /// Conditions that keep pods from being scheduled while they are true, and their taints.
-const PRESSURES: [(&str, &str); 3] = [
+const PRESSURES: [(&str, &str); 4] = [
     ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
     ("DiskPressure", "node.kubernetes.io/disk-pressure"),
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+    ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
 ];
+/// Nobody may be put on the node: it is cordoned.
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// Set by a person who knows that the node is off: what ran there runs no more.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// With this many nodes, a leader that hears only its own is taken for the one cut off.
 const NODES_TO_DOUBT_ONESELF: usize = 3;
 
@@ -77,6 +83,7 @@ pub(super) fn plan(view: &View<'_>) -> Vec<Step> {
         nodes.insert(heard.node.name_any(), (heard, health, is_silent));
     }
     let brakes = Brakes::of(view);
+    let mut evictions = 0;
     for pod in view.pods.iter().filter(|pod| !is_terminal(pod)) {
         let Some((heard, health, is_silent)) = node_name(pod).and_then(|name| nodes.get(name))
         else {
@@ -85,7 +92,10 @@ pub(super) fn plan(view: &View<'_>) -> Vec<Step> {
         if *health == Health::Unknown && *is_silent && is_ready(pod) {
             steps.push(Step::SetNotReady(Arc::clone(pod)));
         }
-        if let Some(is_forced) = eviction(view, brakes, pod, heard, *health) {
+        let Some(is_forced) = eviction(view, brakes, pod, heard, *health) else { continue };
+        // Those that are left out are seen to in the next run.
+        if evictions < view.settings.evictions_per_run_max {
+            evictions += 1;
             steps.push(Step::Evict { pod: Arc::clone(pod), is_forced });
         }
     }
@@ -166,11 +176,14 @@ fn taints(node: &Node, health: Health, now: Timestamp) -> Option<Vec<Taint>> {
     let is_true = |kind: &str| condition(node, kind).is_some_and(|found| found.status == "True");
     let pressures = PRESSURES.iter().filter(|(kind, _)| is_true(kind));
     wanted.extend(pressures.map(|(_, key)| (*key, "NoSchedule")));
+    let is_cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+    wanted.extend(is_cordoned.then_some((UNSCHEDULABLE, "NoSchedule")));
     let is_wanted = |taint: &Taint| wanted.contains(&(taint.key.as_str(), taint.effect.as_str()));
     let is_ours = |taint: &Taint| {
         let (key, effect) = (taint.key.as_str(), taint.effect.as_str());
         ([NOT_READY, UNREACHABLE].contains(&key) && EFFECTS.contains(&effect))
-            || PRESSURES.iter().any(|(_, of)| *of == key && effect == "NoSchedule")
+            || (effect == "NoSchedule"
+                && (key == UNSCHEDULABLE || PRESSURES.iter().any(|(_, of)| *of == key)))
     };
     let mut taints: Vec<_> =
         has.iter().filter(|taint| !is_ours(taint) || is_wanted(taint)).cloned().collect();
@@ -238,15 +251,27 @@ fn eviction(
         patience(pod, taint, is_of_health.then_some(view.settings.default_toleration))
             .is_some_and(|patience| tainted_for >= patience)
     });
+    // A person vouches for it that nothing of the pod runs any more.
+    let is_off = health != Health::Ready
+        && taints.iter().any(|taint| {
+            taint.key == OUT_OF_SERVICE && patience(pod, taint, None) == Some(Duration::ZERO)
+        });
+    if is_off && (must_leave || is_deleting(&pod.metadata)) {
+        return Some(true);
+    }
     if !must_leave {
         return None;
     }
     // The agent of a silent node cannot confirm that the pod is gone. A replica set's pod is
-    // replaced at once, and is stopped when the node returns; any other may be one of a kind, and
-    // stays Terminating until the node returns or is deleted.
-    let is_replaceable =
-        controller_of(&pod.metadata).is_some_and(|owner| owner.kind == "ReplicaSet");
-    let is_forced = health == Health::Unknown && is_replaceable;
+    // replaced at once, and is stopped when the node returns. A stateful set's is marked deleted, so
+    // that its node does not start it again, and removed when its node has stopped it by itself. Any
+    // other may be one of a kind, and stays Terminating until the node returns or is deleted.
+    let is_replaceable = controller_of(&pod.metadata)
+        .is_some_and(|owner| matches!(owner.kind.as_str(), "ReplicaSet" | "ReplicationController"));
+    let is_stopped = is_fenced(pod)
+        && is_deleting(&pod.metadata)
+        && heard.silent_for.min(view.listening_for) >= REPLACED_AFTER;
+    let is_forced = health == Health::Unknown && (is_replaceable || is_stopped);
     if is_deleting(&pod.metadata) { is_forced.then_some(true) } else { Some(is_forced) }
 }
 
@@ -258,23 +283,20 @@ fn is_current(taint: &Taint, health: Health) -> bool {
     }
 }
 
-/// How long the pod stays on a node with `taint`: `None` for ever. Without a toleration that is
-/// `default`, or no time at all.
+/// How long the pod stays on a node with `taint`: `None` for ever. Of several tolerations the first
+/// counts, as in Kubernetes. Without one it is `default`, or no time at all.
 fn patience(pod: &Pod, taint: &Taint, default: Option<Duration>) -> Option<Duration> {
     let tolerations =
         pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
-    let mut matching =
-        tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
-    if matching.peek().is_none() {
+    let Some(first) = tolerations.iter().find(|toleration| tolerates(toleration, taint)) else {
         return Some(default.unwrap_or(Duration::ZERO));
-    }
-    matching
-        .filter_map(|toleration| toleration.toleration_seconds)
-        .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-        .min()
+    };
+    let seconds = first.toleration_seconds?;
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// Whether `toleration` lets a pod bear `taint`.
+pub(in crate::controllers) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let is_unset_or = |field: Option<&str>, value: &str| {
         field.is_none_or(|field| field.is_empty() || field == value)
     };

@@ -253,3 +253,112 @@ fn a_node_heard_from_again_keeps_its_pods() {
     let steps = plan_for(&[ready("a"), back], &[pod("p", "b", &json!({}))], 60);
     assert!(steps.is_empty(), "its agent says what it is: {steps:?}");
 }
+
+#[test]
+fn a_stateful_sets_pod_is_marked_first_and_removed_when_its_node_has_stopped_it() {
+    let of = |annotations: Value, is_marked: bool| {
+        let marked = is_marked.then_some("2026-01-01T00:00:00Z");
+        json!({ "metadata": {
+            "annotations": annotations, "deletionTimestamp": marked,
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db",
+                "uid": "s", "controller": true }],
+        }})
+    };
+    let off = json!({ "edgeorc.io/fencing": "off" });
+    for (pod_changes, silent_for, expected) in [
+        (of(Value::Null, false), 20, Some(false)),
+        (of(Value::Null, true), 14, None),
+        (of(Value::Null, true), 15, Some(true)),
+        (of(off.clone(), false), 20, Some(false)),
+        (of(off, true), 1_000, None),
+    ] {
+        let silent = Heard {
+            node: node("b", "Unknown", Some(UNREACHABLE)),
+            silent_for: Duration::from_secs(silent_for),
+        };
+        let nodes = [ready("a"), ready("c"), silent];
+        let steps = plan_for(&nodes, &[pod("p", "b", &pod_changes)], 20);
+        let found = evictions(&steps).first().map(|(_, is_forced)| *is_forced);
+        assert_eq!(found, expected, "{pod_changes} {silent_for}");
+        // A leader that has just begun to listen does not know how long it was.
+        let steps = plan_after(&nodes, &[pod("p", "b", &pod_changes)], 20, Duration::from_secs(14));
+        assert!(evictions(&steps).iter().all(|(_, is_forced)| !is_forced), "{pod_changes}");
+    }
+}
+
+#[test]
+fn a_cordoned_node_is_tainted_until_it_is_not() {
+    let with = |is_cordoned: bool, taints: Value| {
+        let mut value = serde_json::to_value(&*node("b", "True", None)).unwrap();
+        value["spec"] = json!({ "unschedulable": is_cordoned, "taints": taints });
+        let node = Arc::new(serde_json::from_value(value).unwrap());
+        plan_for(&[ready("a"), Heard { node, silent_for: Duration::ZERO }], &[], 0)
+    };
+    let ours = json!([{ "key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule" }]);
+    let steps = with(true, json!([]));
+    let [Step::SetTaints { taints, .. }] = steps.as_slice() else { panic!("{steps:?}") };
+    assert_eq!(taints[0].key, "node.kubernetes.io/unschedulable");
+    assert_eq!(with(true, ours.clone()), []);
+    let steps = with(false, ours);
+    let [Step::SetTaints { taints, .. }] = steps.as_slice() else { panic!("{steps:?}") };
+    assert!(taints.is_empty());
+}
+
+#[test]
+fn what_ran_on_a_node_that_is_out_of_service_is_removed_by_force() {
+    let with = |word: &str, effect: &str| {
+        let mut value = serde_json::to_value(&*node("b", word, None)).unwrap();
+        value["spec"]["taints"] =
+            json!([{ "key": "node.kubernetes.io/out-of-service", "effect": effect }]);
+        let node = Arc::new(serde_json::from_value(value).unwrap());
+        let silent_for = if word == "True" { Duration::ZERO } else { SILENT };
+        let single = json!({ "metadata": { "ownerReferences": null } });
+        let mut going = single.clone();
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let mut patient = single.clone();
+        patient["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
+        let pods =
+            [pod("single", "b", &single), pod("going", "b", &going), pod("patient", "b", &patient)];
+        let nodes = [ready("a"), ready("c"), Heard { node, silent_for }];
+        let steps = plan_for(&nodes, &pods, 0);
+        evictions(&steps)
+            .iter()
+            .map(|(name, forced)| ((*name).to_owned(), *forced))
+            .collect::<Vec<_>>()
+    };
+    let is = |found: Vec<(String, bool)>, wanted: &[(&str, bool)]| {
+        let found: Vec<_> = found.iter().map(|(name, forced)| (name.as_str(), *forced)).collect();
+        assert_eq!(found, wanted);
+    };
+    is(with("Unknown", "NoExecute"), &[("single", true), ("going", true)]);
+    is(with("Unknown", "NoSchedule"), &[("going", true)]);
+    is(with("True", "NoExecute"), &[("single", false)]);
+}
+
+#[test]
+fn evictions_are_spread_over_runs() {
+    let pods: Vec<_> = (0..80).map(|at| pod(&format!("p{at}"), "b", &json!({}))).collect();
+    let steps = plan_for(&[ready("a"), ready("c"), dead("b")], &pods, 60);
+    assert_eq!(evictions(&steps).len(), Settings::default().evictions_per_run_max);
+}
+
+#[test]
+fn the_shortest_of_all_taints_counts_and_a_taint_that_goes_cancels_it() {
+    let tolerations = json!({ "spec": { "tolerations": [
+        { "key": "gpu", "operator": "Equal", "value": "", "effect": "NoExecute", "tolerationSeconds": 10 },
+        { "key": "gpu", "operator": "Exists", "tolerationSeconds": 30 },
+        { "key": "hot", "operator": "Exists", "tolerationSeconds": 60 },
+    ]}});
+    let with = |keys: &[&str], secs: u64| {
+        let mut tainted = ready("b");
+        let taints = keys.iter().map(|key| json!({ "key": key, "effect": "NoExecute" }));
+        let taints = serde_json::from_value(taints.collect()).unwrap();
+        Arc::make_mut(&mut tainted.node).spec.as_mut().unwrap().taints = Some(taints);
+        let steps = plan_for(&[ready("a"), tainted], &[pod("p", "b", &tolerations)], secs);
+        !evictions(&steps).is_empty()
+    };
+    assert!(!with(&["gpu"], 9) && with(&["gpu"], 10));
+    assert!(!with(&["hot"], 59) && with(&["hot"], 60) && with(&["hot", "gpu"], 10));
+    assert!(!with(&[], 100));
+    assert!(with(&["gpu", "other"], 0), "one of them is not tolerated at all");
+}

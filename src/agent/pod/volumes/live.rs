@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::agent::dirs::{PodDir, read_json};
+use crate::agent::dirs::PodDir;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::Sources;
 use crate::agent::pod::objects::{NodeSources, named_by_volumes};
@@ -159,7 +159,7 @@ impl<K: Watched> Watches<K> {
 /// The newest of an object that is known: as watched, or as the pod's start read it. Blocks on the
 /// disk.
 fn newest_of<K: Watched>(name: &str, seen: Option<Arc<K>>, dir: &PodDir) -> Option<K> {
-    let copy: Option<K> = read_json(&dir.object_file(K::KIND, name));
+    let copy: Option<K> = dir.kept(K::KIND, name);
     match (seen, copy) {
         (Some(seen), Some(copy)) if !is_newer(&*seen, &copy) => Some(copy),
         (Some(seen), _) => {

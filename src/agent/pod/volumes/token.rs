@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::dirs::{PodDir, read_json};
+use crate::agent::dirs::PodDir;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError};
 use crate::agent::pod::objects::within_patience;
@@ -104,12 +104,10 @@ struct Copies {
 impl Copies {
     fn read(dir: &PodDir, key: &TokenKey) -> Self {
         let name = name_of(key);
-        let read = |file: std::path::PathBuf| {
-            read_json::<Token>(&file).filter(|token: &Token| token.audience == key.audience)
-        };
-        let on_disk = read(dir.object_file(KIND, &name));
+        let is_it = |token: &Token| token.audience == key.audience;
+        let on_disk = dir.kept::<Token>(KIND, &name).filter(is_it);
         let is_on_disk = on_disk.is_some();
-        let in_memory = dir.object_in_memory(KIND, &name).and_then(read);
+        let in_memory = dir.kept_in_memory::<Token>(KIND, &name).filter(is_it);
         let newest = on_disk.into_iter().chain(in_memory).max_by_key(|token| token.issued_at);
         Self { newest, is_on_disk }
     }
@@ -203,7 +201,7 @@ mod tests {
         let api = Api { is_up: true, asked: 0.into() };
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let key = wanted(&pod).pop_first().unwrap();
-        let on_disk = || -> Token { read_json(&dir.object_file(KIND, &name_of(&key))).unwrap() };
+        let on_disk = || -> Token { dir.kept(KIND, &name_of(&key)).unwrap() };
         for (second, token) in [(0, "1"), (2880, "2"), (2881, "2"), (5760, "3")] {
             let tokens = collect(&api, &pod, &dir, at(second)).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
