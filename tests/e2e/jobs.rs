@@ -132,6 +132,12 @@ fn jobs_run_fail_wait_and_expire() {
     town.until_no_pods("once");
     town.kubectl(&["delete", "job", "many", "--cascade=orphan", "--timeout=60s"]);
     assert_eq!(town.pods_of("many").lines().count(), 5);
+    town.kubectl(&["delete", "--raw", "/apis/batch/v1/namespaces/default/jobs/bad"]);
+    eventually("the job is gone", PATIENCE, || {
+        let gone = !town.node.kubectl(&["get", "job", "bad"]).output().unwrap().status.success();
+        if gone { Ok(()) } else { Err(town.state()) }
+    });
+    assert_eq!(town.pods_of("bad").lines().count(), 3);
 }
 
 #[test]

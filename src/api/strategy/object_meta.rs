@@ -11,12 +11,17 @@ use crate::api::resource::Resource;
 /// Bytes of all annotations of an object together.
 const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 
-/// Drops empty maps and nulls, so that "not set" has one form.
+/// Drops empty maps, empty lists and nulls, so that "not set" has one form.
 pub(super) fn tidy(object: &mut Value) {
     let Some(Value::Object(metadata)) = object.get_mut("metadata") else { return };
     metadata.retain(|_, value| !is_unset(Some(value)));
     for key in ["labels", "annotations"] {
         if metadata.get(key).and_then(Value::as_object).is_some_and(serde_json::Map::is_empty) {
+            metadata.shift_remove(key);
+        }
+    }
+    for key in ["finalizers", "ownerReferences"] {
+        if metadata.get(key).and_then(Value::as_array).is_some_and(Vec::is_empty) {
             metadata.shift_remove(key);
         }
     }
