@@ -6,9 +6,11 @@
 //! - Heartbeats go to a Lease in `kube-node-lease`, which lives in the leader's memory.
 
 mod describe;
+mod hardware;
 mod lease;
 mod register;
 
 pub(crate) use describe::{allocatable, allocatable_disk};
+pub(crate) use hardware::{Hardware, follow};
 pub(crate) use lease::renew;
 pub(crate) use register::Registration;

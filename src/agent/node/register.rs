@@ -17,6 +17,7 @@ use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
 use crate::agent::ipam::Ranges;
 use crate::agent::node::describe;
+use crate::agent::node::hardware::Hardware;
 use crate::client::{is_not_found, revision_of};
 
 /// Pause after the API did not answer.
@@ -34,6 +35,8 @@ pub(crate) struct Registration {
     pub(crate) heard: Arc<Notify>,
     /// What the node is short of.
     pub(crate) pressure: watch::Receiver<Pressure>,
+    /// What its sensors say.
+    pub(crate) hardware: watch::Receiver<Hardware>,
     /// The pod ranges that are on disk.
     pub(crate) on_disk: Vec<String>,
     /// Revision of the Node when last it was as it should be: the cache may show an older one.
@@ -80,6 +83,7 @@ impl Registration {
                 () = cancel.cancelled() => return,
                 () = self.heard.notified() => source = Source::Api,
                 Ok(()) = self.pressure.changed() => source = Source::Api,
+                Ok(()) = self.hardware.changed() => source = Source::Api,
                 Ok(()) = changed.changed() => {}
                 () = again => {}
             }
@@ -168,8 +172,8 @@ impl Registration {
         }
         let status = had.get("status").cloned().unwrap_or(Value::Null);
         let now = self.config.clock.now_rfc3339();
-        let pressure = *self.pressure.borrow();
-        let wanted = describe::status(&self.config, pressure, &status, &now);
+        let (pressure, hardware) = (*self.pressure.borrow(), *self.hardware.borrow());
+        let wanted = describe::status(&self.config, pressure, hardware, &status, &now);
         if !is_within(&wanted, &status) {
             let patch = Patch::Strategic(status_patch(wanted));
             node = Arc::new(api.patch_status(name, &params, &patch).await?);
