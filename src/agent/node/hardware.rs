@@ -50,7 +50,7 @@ pub(crate) async fn follow(told: watch::Sender<Hardware>, cancel: CancellationTo
             });
             if seen == Hardware::default() {
                 // There are no sensors, and none will come.
-                return std::future::pending().await;
+                return std::future::pending::<()>().await;
             }
             tokio::time::sleep(LOOK).await;
         }

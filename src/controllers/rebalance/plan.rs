@@ -45,7 +45,7 @@ pub(super) fn plan(set: &Set, nodes: &[Arc<Node>]) -> Option<Move> {
     let (fullest, most) = counts.iter().max_by_key(|(_, count)| **count)?;
     let gap = most.checked_sub(fewest).filter(|gap| *gap >= 2)?;
     // The youngest: it has served for the shortest time.
-    let here = set.pods.iter().filter(|pod| node_name(pod) == Some(fullest));
+    let here = set.pods.iter().filter(|pod| node_name(pod) == Some(fullest.as_str()));
     let born = |pod: &&Arc<Pod>| {
         let made = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (made, pod.name_any())
