@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::RaftError;
 use parking_lot::Mutex;
@@ -280,6 +281,20 @@ impl Replica {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.inner.status.clone()
+    }
+
+    /// Whether this member leads and a quorum has answered it within the election timeout, judged now:
+    /// a process that stood still for a while must not believe its last [`Status`].
+    #[must_use]
+    pub fn has_quorum_now(&self) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.voter_ids();
+        let is_alone = voters.next() == Some(metrics.id) && voters.next().is_none();
+        let age_max = self.inner.config.election_timeout.1;
+        let acked = metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed());
+        metrics.state == openraft::ServerState::Leader
+            && (is_alone || acked.is_some_and(|age| age < age_max))
     }
 
     /// Hands leadership to the voter `to`; may be called on any member.

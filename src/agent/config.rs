@@ -57,6 +57,8 @@ pub struct AgentConfig {
     pub static_pods: PathBuf,
     /// What pods may use.
     pub capacity: Capacity,
+    /// What this machine has that others have not, by name: `edgeorc.io/gpio` and how many.
+    pub extended_resources: BTreeMap<String, u64>,
     /// How containers are started again.
     pub restart: RestartBackoff,
     /// Time all pods together get to end when the agent stops. Default 10 s.

@@ -70,6 +70,7 @@ fn as_io(error: CallError) -> BodyError {
         CallError::Timeout => std::io::ErrorKind::TimedOut,
         CallError::Denied => std::io::ErrorKind::ConnectionRefused,
         CallError::Forbidden(_) => std::io::ErrorKind::PermissionDenied,
+        CallError::UnknownName(_) => std::io::ErrorKind::NotFound,
         CallError::Broken(cause) => match cause.downcast_ref::<std::io::Error>() {
             Some(cause) => cause.kind(),
             None => std::io::ErrorKind::UnexpectedEof,

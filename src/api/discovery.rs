@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::api::metrics;
 use crate::api::resource::Resource;
 use crate::api::versions;
+use crate::api::{custom_metrics, metrics};
 
 /// Verbs of `/status` and `/scale`.
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
@@ -71,7 +71,7 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
 
 /// What is stored, and what is measured: the core's pods and nodes come first.
 fn served() -> impl Iterator<Item = &'static Resource> {
-    versions::served().chain(&metrics::RESOURCES)
+    versions::served().chain(&metrics::RESOURCES).chain(&custom_metrics::RESOURCES)
 }
 
 fn of_version(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {

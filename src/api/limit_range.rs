@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use crate::api::json::{child, entries_at, items_at, set, text_at};
 use crate::api::kinds::qos_class;
+use crate::api::meta;
 use crate::api::quantity::Quantity;
 use crate::api::quota::amount;
-use crate::api::meta;
 
 /// Tells what a limit range filled in.
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -27,7 +27,8 @@ pub fn fill_in(pod: &mut Value, ranges: &[Value]) {
             let Some(containers) = pod.pointer_mut(list).and_then(Value::as_array_mut) else {
                 continue;
             };
-            let kind = if list.ends_with("initContainers") { "init container" } else { "container" };
+            let kind =
+                if list.ends_with("initContainers") { "init container" } else { "container" };
             for container in containers {
                 for (key, word, wanted) in
                     [("requests", "request", &requests), ("limits", "limit", &limits)]
@@ -166,7 +167,13 @@ fn of_pod(pod: &Value, list: &str) -> Amounts {
     total
 }
 
-fn check(limit: &Value, kind: &str, requests: &Amounts, limits: &Amounts, errors: &mut Vec<String>) {
+fn check(
+    limit: &Value,
+    kind: &str,
+    requests: &Amounts,
+    limits: &Amounts,
+    errors: &mut Vec<String>,
+) {
     for (name, least) in bounds(limit, "min") {
         check_least(&name, kind, least, requests.get(&name), limits.get(&name), errors);
     }
@@ -228,7 +235,9 @@ fn check_ratio(
                 .nanos()
                 .checked_mul(1_000_000_000)
                 .zip(most.nanos().checked_mul(request.nanos()))
-                .map_or(limit.nanos() / request.nanos().max(1) <= most.units().into(), |(a, b)| a <= b);
+                .map_or(limit.nanos() / request.nanos().max(1) <= most.units().into(), |(a, b)| {
+                    a <= b
+                });
             if is_fine {
                 return;
             }
@@ -257,7 +266,8 @@ pub(super) fn complete(range: &mut Value) {
         if text_at(limit, "/type") != "Container" {
             continue;
         }
-        for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")]
+        for (from, to) in
+            [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")]
         {
             let given: BTreeMap<String, Value> = entries_at(limit, &format!("/{from}"))
                 .map(|(name, value)| (name.clone(), value.clone()))
@@ -328,7 +338,8 @@ mod tests {
             given["metadata"]["annotations"][ANNOTATION],
             "LimitRanger plugin set: cpu request for container a; cpu limit for container a"
         );
-        let mut full = pod(&json!({"requests": {"cpu": "1", "memory": "1"}, "limits": {"cpu": "1"}}));
+        let mut full =
+            pod(&json!({"requests": {"cpu": "1", "memory": "1"}, "limits": {"cpu": "1"}}));
         let before = full.clone();
         fill_in(&mut full, &[range]);
         assert_eq!(full, before);
@@ -337,21 +348,36 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_refused_in_kubernetes_words() {
         let cases = [
-            (json!({"type": "Container", "min": {"cpu": "100m"}}),
+            (
+                json!({"type": "Container", "min": {"cpu": "100m"}}),
                 json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "1"}}),
-                "minimum cpu usage per Container is 100m, but request is 50m"),
-            (json!({"type": "Container", "max": {"memory": "64Mi"}}),
+                "minimum cpu usage per Container is 100m, but request is 50m",
+            ),
+            (
+                json!({"type": "Container", "max": {"memory": "64Mi"}}),
                 json!({"requests": {"memory": "1Mi"}, "limits": {"memory": "128Mi"}}),
-                "maximum memory usage per Container is 64Mi, but limit is 128Mi"),
-            (json!({"type": "Pod", "max": {"memory": "64Mi"}}), json!({}),
-                "maximum memory usage per Pod is 64Mi.  No limit is specified"),
-            (json!({"type": "Pod", "min": {"cpu": "1"}}), json!({}),
-                "minimum cpu usage per Pod is 1.  No request is specified"),
-            (json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}),
+                "maximum memory usage per Container is 64Mi, but limit is 128Mi",
+            ),
+            (
+                json!({"type": "Pod", "max": {"memory": "64Mi"}}),
+                json!({}),
+                "maximum memory usage per Pod is 64Mi.  No limit is specified",
+            ),
+            (
+                json!({"type": "Pod", "min": {"cpu": "1"}}),
+                json!({}),
+                "minimum cpu usage per Pod is 1.  No request is specified",
+            ),
+            (
+                json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}),
                 json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "300m"}}),
-                "cpu max limit to request ratio per Container is 2, but provided ratio is 3.000000"),
-            (json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}), json!({}),
-                "cpu max limit to request ratio per Container is 2, but no request is specified or request is 0"),
+                "cpu max limit to request ratio per Container is 2, but provided ratio is 3.000000",
+            ),
+            (
+                json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}),
+                json!({}),
+                "cpu max limit to request ratio per Container is 2, but no request is specified or request is 0",
+            ),
         ];
         for (limit, resources, said) in cases {
             let raw = json!({"spec": {"limits": [limit]}});
@@ -371,10 +397,14 @@ mod tests {
             let claim = json!({"spec": {"resources": {"requests": {"storage": size}}}});
             joined(&check_claim(&claim, std::slice::from_ref(&range)))
         };
-        assert_eq!(check("512Mi"),
-            "minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 512Mi");
-        assert_eq!(check("11Gi"),
-            "maximum storage usage per PersistentVolumeClaim is 10Gi, but request is 11Gi");
+        assert_eq!(
+            check("512Mi"),
+            "minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 512Mi"
+        );
+        assert_eq!(
+            check("11Gi"),
+            "maximum storage usage per PersistentVolumeClaim is 10Gi, but request is 11Gi"
+        );
         assert_eq!(check("5Gi"), "[]");
     }
 }

@@ -1,4 +1,5 @@
-//! What a node uses, as its heartbeat tells it: annotations of its Lease, in coarse steps.
+//! What a node uses and what waits at it, as its heartbeat tells it: annotations of its Lease, in coarse
+//! steps.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,30 @@ use crate::api::quantity::{format_bytes, format_cpu_millis, parse_bytes, parse_c
 pub const CPU: &str = "edgeorc.io/used-cpu";
 /// Memory in use on the whole machine.
 pub const MEMORY: &str = "edgeorc.io/used-memory";
+
+/// Services that have requests waiting at the node until there is a pod again: `namespace/name`, with
+/// commas.
+pub const WAITING: &str = "edgeorc.io/waiting-services";
+/// On a Service: the autoscaler that may scale its workload to zero. Its requests then wait for a pod.
+pub const SCALES_FROM_ZERO: &str = "edgeorc.io/scales-from-zero";
+/// Services that a heartbeat names; more of them wait for their turn.
+const WAITING_MAX: usize = 64;
+
+/// The annotation's text for these Services.
+#[must_use]
+pub fn waiting_text(services: impl IntoIterator<Item = (String, String)>) -> String {
+    let names = services.into_iter().take(WAITING_MAX).map(|(ns, name)| format!("{ns}/{name}"));
+    names.collect::<Vec<_>>().join(",")
+}
+
+/// Namespace and name of the Services that wait.
+#[must_use]
+pub fn waiting(annotations: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let text = annotations.get(WAITING).map_or("", String::as_str);
+    let names = text.split(',').filter_map(|one| one.split_once('/'));
+    let names = names.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+    names.take(WAITING_MAX).collect()
+}
 
 /// The annotations.
 #[must_use]
@@ -37,6 +62,10 @@ mod tests {
         assert_eq!(read(&annotations(1500, 3 << 20)), Some((1500, 3 << 20)));
         assert_eq!(read(&annotations(0, 0)), Some((0, 0)));
         assert_eq!(read(&BTreeMap::new()), None);
+        let services = vec![("a".to_owned(), "b".to_owned()), ("c".to_owned(), "d".to_owned())];
+        let told = [(WAITING.to_owned(), waiting_text(services.clone()))];
+        assert_eq!(waiting(&told.into()), services);
+        assert_eq!(waiting(&BTreeMap::new()), []);
         let wrong = [(CPU.to_owned(), "x".to_owned()), (MEMORY.to_owned(), "1".to_owned())];
         assert_eq!(read(&wrong.into()), None);
     }

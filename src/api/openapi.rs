@@ -1,11 +1,14 @@
 //! OpenAPI documents, as much as kubectl needs to choose server-side validation.
 //!
-//! The schemas are permissive: the server validates. Strategic merge patch is not advertised in v3,
-//! since the schemas carry no patch keys and kubectl must use its built-in types.
+//! The schemas say which fields there are and how their lists merge, for `kubectl explain`; those of
+//! the Gateway API are permissive. The server validates. Strategic merge patch is not advertised in v3:
+//! kubectl has Kubernetes' types built in, and they are the same.
 
 use serde_json::{Map, Value, json};
 
+use crate::api::openapi_types;
 use crate::api::resource::Resource;
+use crate::api::schema::{SCHEMA, TEXT_BYTES};
 use crate::api::versions;
 
 /// Query parameters of every write.
@@ -17,8 +20,8 @@ pub fn v3_index() -> Value {
     let mut paths = Map::new();
     for res in versions::served() {
         let path = res.version_path().trim_start_matches('/').to_owned();
-        let hash = env!("CARGO_PKG_VERSION").replace('.', "");
-        let url = format!("/openapi/v3/{path}?hash={hash}");
+        let version = env!("CARGO_PKG_VERSION").replace('.', "");
+        let url = format!("/openapi/v3/{path}?hash={version}{TEXT_BYTES}");
         paths.insert(path, json!({ "serverRelativeURL": url }));
     }
     json!({ "paths": paths })
@@ -28,6 +31,7 @@ pub fn v3_index() -> Value {
 #[must_use]
 pub fn v3_document(group: &str, version: &str, server_version: &str) -> Option<Value> {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
+    let mut schemas_of_fields = Map::new();
     for res in versions::served().filter(|res| res.group == group && res.version == version) {
         let root = res.version_path();
         let collection = if res.is_namespaced {
@@ -39,7 +43,11 @@ pub fn v3_document(group: &str, version: &str, server_version: &str) -> Option<V
             collection.clone(),
             json!({ "get": read(res, "list"), "post": write(res, "post", &["application/json"]) }),
         );
-        let patches = ["application/json-patch+json", "application/merge-patch+json"];
+        let patches = [
+            "application/apply-patch+yaml",
+            "application/json-patch+json",
+            "application/merge-patch+json",
+        ];
         paths.insert(
             format!("{collection}/{{name}}"),
             json!({
@@ -49,8 +57,10 @@ pub fn v3_document(group: &str, version: &str, server_version: &str) -> Option<V
                 "delete": read(res, "delete"),
             }),
         );
-        schemas.insert(schema_name(res), schema(res));
+        schemas.insert(schema_name(res), schema(res, &mut schemas_of_fields));
     }
+    schemas_of_fields.retain(|name, _| !schemas.contains_key(name));
+    schemas.append(&mut schemas_of_fields);
     (!paths.is_empty()).then(|| {
         json!({
             "openapi": "3.0.0",
@@ -107,7 +117,25 @@ fn write(res: &Resource, action: &str, media_types: &[&str]) -> Value {
     })
 }
 
-fn schema(res: &Resource) -> Value {
+/// The schema of a kind; those of the types of its fields go into `others`.
+fn schema(res: &Resource, others: &mut Map<String, Value>) -> Value {
+    let message = SCHEMA.kind(&res.api_version(), res.kind);
+    let fields = message.and_then(|message| openapi_types::fields(message, others));
+    let Some(fields) = fields else { return permissive(res) };
+    let mut properties = Map::new();
+    for key in ["apiVersion", "kind"] {
+        properties.insert(key.to_owned(), json!({ "type": "string" }));
+    }
+    properties.extend(fields);
+    json!({
+        "description": res.description,
+        "type": "object",
+        "properties": properties,
+        "x-kubernetes-group-version-kind": [kind_of(res)],
+    })
+}
+
+fn permissive(res: &Resource) -> Value {
     json!({
         "description": res.description,
         "type": "object",
@@ -182,7 +210,8 @@ mod tests {
             assert!(WRITE_PARAMETERS.iter().all(|name| is_asked(name)), "{}", res.kind);
             let content = patch["requestBody"]["content"].as_object().unwrap();
             let media: Vec<&str> = content.keys().map(String::as_str).collect();
-            assert_eq!(media, ["application/json-patch+json", "application/merge-patch+json"]);
+            let wanted = ["apply-patch+yaml", "json-patch+json", "merge-patch+json"];
+            assert_eq!(media, wanted.map(|kind| format!("application/{kind}")));
         }
         assert!(v3_document("apps", "v9", "v1").is_none());
     }
@@ -197,8 +226,27 @@ mod tests {
             let document = v3_document(res.group, res.version, "v1").unwrap();
             let schema = &document["components"]["schemas"][schema_name(res)];
             assert_eq!(schema["x-kubernetes-group-version-kind"][0], kind_of(res));
-            assert_eq!(schema["x-kubernetes-preserve-unknown-fields"], true);
+            let is_open = schema["x-kubernetes-preserve-unknown-fields"] == true;
+            assert_eq!(is_open, res.group == crate::api::gateway::GROUP, "{}", res.kind);
         }
+    }
+
+    #[test]
+    fn every_type_that_a_schema_names_is_in_its_document() {
+        let document = v3_document("apps", "v1", "v1").unwrap();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let text = document.to_string();
+        let names = text.split("#/components/schemas/").skip(1).map(|rest| rest.split('"').next());
+        for name in names.flatten() {
+            assert!(schemas.contains_key(name), "{name}");
+        }
+        let spec = &schemas["io.edgeorc.core.v1.PodSpec"]["properties"];
+        assert_eq!(spec["containers"]["x-kubernetes-list-map-keys"], json!(["name"]));
+        assert_eq!(spec["containers"]["x-kubernetes-patch-merge-key"], "name");
+        assert_eq!(spec["nodeSelector"]["x-kubernetes-map-type"], "atomic");
+        assert_eq!(spec["hostNetwork"], json!({ "type": "boolean" }));
+        let volume = &schemas["io.edgeorc.core.v1.Volume"]["properties"];
+        assert!(volume["emptyDir"].is_object() && volume["volumeSource"].is_null());
     }
 
     #[test]

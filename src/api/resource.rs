@@ -166,6 +166,8 @@ pub(crate) struct Strategy {
     pub(crate) decode: Decoder,
     /// Fills in what the client may leave out.
     pub(crate) default: fn(&mut Value),
+    /// Fills in what depends on the name and the uid of a new object.
+    pub(crate) identify: fn(&mut Value),
     /// Drops what a client may not set at creation, beyond metadata and status.
     pub(crate) prepare_create: fn(&mut Value),
     /// Carries over what an update may not change: `(old, new)`.
@@ -190,6 +192,7 @@ impl Strategy {
         Self {
             decode,
             default: |_| {},
+            identify: |_| {},
             prepare_create: |_| {},
             prepare_update: |_, _| {},
             validate: |_, _| {},

@@ -14,7 +14,7 @@ pub fn get(res: &Resource, object: &Value) -> Value {
     debug_assert!(res.has_scale, "{} has no scale", res.kind);
     let selector = object
         .pointer("/spec/selector")
-        .and_then(|selector| LabelSelector::from_json(selector).ok())
+        .and_then(|selector| LabelSelector::of_workload(selector).ok())
         .map(|selector| selector.to_string())
         .unwrap_or_default();
     let metadata = object.get("metadata").cloned().unwrap_or_else(|| json!({}));

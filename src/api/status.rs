@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+use crate::api::apply::Conflict;
 use crate::api::field_error::FieldError;
 use crate::api::resource::Resource;
 
@@ -181,6 +182,27 @@ impl Status {
         let message =
             format!("Operation cannot be fulfilled on {} {name:?}: {detail}", res.qualified());
         Self::failure(409, Reason::Conflict, message).about(res.group, res.plural, name)
+    }
+
+    /// 409 for an apply that others stand against, with a cause for each field.
+    #[must_use]
+    pub fn apply_conflict(message: impl Into<String>, conflicts: &[Conflict]) -> Self {
+        let status = Self::failure(409, Reason::Conflict, message);
+        conflicts.iter().fold(status, |status, conflict| {
+            let message = format!("conflict with {}", conflict.manager);
+            status.with_cause("FieldManagerConflict", &message, &conflict.field)
+        })
+    }
+
+    /// 422 for the query of a write: `kind` is `PatchOptions`, `UpdateOptions` or `CreateOptions`.
+    #[must_use]
+    pub fn invalid_options(kind: &str, error: &FieldError) -> Self {
+        let message = format!("{kind}.meta.k8s.io \"\" is invalid: {error}");
+        Self::failure(422, Reason::Invalid, message).about("meta.k8s.io", kind, "").with_cause(
+            error.kind.reason(),
+            &error.message,
+            &error.field,
+        )
     }
 
     /// 422 with a cause for each error.

@@ -1,13 +1,15 @@
-//! Kinds that are served in a second version beside the stored one. The two say the same in the same
-//! words: a conversion changes `apiVersion` and nothing else.
+//! Kinds that are served in a second version beside the stored one. Most say the same in the same
+//! words, so that a conversion changes `apiVersion` and nothing else; the others have a conversion.
 
 use std::sync::LazyLock;
 
-use crate::api::gateway::GROUP;
+use serde_json::Value;
+
+use crate::api::kinds;
 use crate::api::resource::{Resource, resources};
 
 /// A version beside the stored one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Alias {
     /// `group/version` as clients ask for it.
     pub asked: &'static str,
@@ -17,19 +19,55 @@ pub struct Alias {
     pub version: &'static str,
     /// The kinds that have it.
     plurals: &'static [&'static str],
+    /// The two have different fields.
+    pub has_own_fields: bool,
+    /// Makes what a client sends, or a patch, one of the stored version.
+    pub to_stored: fn(&mut Value),
+    /// Shows a stored object in this version.
+    pub to_asked: fn(&mut Value),
 }
+
+impl PartialEq for Alias {
+    fn eq(&self, other: &Self) -> bool {
+        (self.asked, self.stored) == (other.asked, other.stored)
+    }
+}
+
+impl Eq for Alias {}
+
+fn same(_: &mut Value) {}
 
 const V1: &str = "gateway.networking.k8s.io/v1";
 const V1BETA1: &str = "gateway.networking.k8s.io/v1beta1";
 
-static ALIASES: [Alias; 2] = [
+static ALIASES: [Alias; 3] = [
     Alias {
         asked: V1BETA1,
         stored: V1,
         version: "v1beta1",
         plurals: &["gatewayclasses", "gateways", "httproutes"],
+        has_own_fields: false,
+        to_stored: same,
+        to_asked: same,
     },
-    Alias { asked: V1, stored: V1BETA1, version: "v1", plurals: &["referencegrants"] },
+    Alias {
+        asked: V1,
+        stored: V1BETA1,
+        version: "v1",
+        plurals: &["referencegrants"],
+        has_own_fields: false,
+        to_stored: same,
+        to_asked: same,
+    },
+    Alias {
+        asked: "autoscaling/v1",
+        stored: "autoscaling/v2",
+        version: "v1",
+        plurals: &["horizontalpodautoscalers"],
+        has_own_fields: true,
+        to_stored: kinds::from_v1,
+        to_asked: kinds::to_v1,
+    },
 ];
 
 /// The alias that a path names, and the same path in the stored version.
@@ -57,7 +95,9 @@ pub fn served() -> impl Iterator<Item = &'static Resource> {
 
 fn rows() -> Vec<Resource> {
     let of = |alias: &'static Alias| {
-        let is_it = |row: &&Resource| row.group == GROUP && alias.plurals.contains(&row.plural);
+        let is_it = |row: &&Resource| {
+            row.api_version() == alias.stored && alias.plurals.contains(&row.plural)
+        };
         resources().iter().filter(is_it).map(|row| Resource { version: alias.version, ..*row })
     };
     ALIASES.iter().flat_map(of).collect()
@@ -104,6 +144,7 @@ mod tests {
                 ("v1beta1", "gateways"),
                 ("v1beta1", "httproutes"),
                 ("v1", "referencegrants"),
+                ("v1", "horizontalpodautoscalers"),
             ]
         );
     }

@@ -89,7 +89,7 @@ pub(super) fn impersonate(headers: &mut HeaderMap, user: &UserInfo) -> Result<()
 
 /// Whether `user` may do `verb` on what `info` names.
 pub(super) fn check(user: &UserInfo, verb: &str, info: &RequestInfo) -> Result<(), ApiError> {
-    if has_group(user, MASTERS) || user.name.starts_with(SYSTEM_USER) || has_group(user, SERVERS) {
+    if may_do_everything(user) {
         return Ok(());
     }
     let is_token = info.resource.plural == "secrets"
@@ -131,6 +131,16 @@ pub(super) fn may_push(user: &UserInfo) -> bool {
 /// Whether `user` may have compiled code: nodes, and who may do everything.
 pub(super) fn may_use_compiled(user: &UserInfo) -> bool {
     [NODES, SERVERS, MASTERS].iter().any(|group| has_group(user, group))
+}
+
+/// Whether nothing is refused to `user`.
+pub(super) fn may_do_everything(user: &UserInfo) -> bool {
+    has_group(user, MASTERS) || user.name.starts_with(SYSTEM_USER) || has_group(user, SERVERS)
+}
+
+/// Whether it is the system itself that asks: a controller, the scheduler, an agent, a server.
+pub(super) fn is_system(user: &UserInfo) -> bool {
+    user.name.starts_with(SYSTEM_USER) || has_group(user, NODES) || has_group(user, SERVERS)
 }
 
 /// Whether it is a node that asks.

@@ -1,11 +1,12 @@
-//! Request bodies: JSON and YAML, within limits.
+//! Request bodies: JSON, YAML and Kubernetes' protobuf, within limits.
 
 use axum::body::Body;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 
 use crate::api::decode::{self, DecodeError};
+use crate::api::protobuf::{self, ProtobufError};
 use crate::api::status::Status;
 use crate::api::{Resource, meta, strategy};
 use crate::apiserver::error::ApiError;
@@ -14,7 +15,7 @@ use crate::apiserver::query::FieldValidation;
 /// Largest body, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// What bodies may be.
-const SUPPORTED: &[&str] = &["application/json", "application/yaml"];
+const SUPPORTED: &[&str] = &["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// Reads a body whole.
 pub(super) async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
@@ -34,6 +35,29 @@ pub(super) fn media_type(headers: &HeaderMap) -> &str {
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split(';').next())
         .map_or("", str::trim)
+}
+
+/// Makes a body of protobuf one of JSON, so that behind the door there is one form; other bodies pass
+/// as they are.
+pub(super) async fn enter(headers: &mut HeaderMap, body: Body) -> Result<Body, ApiError> {
+    if media_type(headers) != protobuf::MEDIA_TYPE {
+        return Ok(body);
+    }
+    let bytes = read(body).await?;
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.remove(header::CONTENT_LENGTH);
+    if bytes.is_empty() {
+        return Ok(Body::empty());
+    }
+    let object = protobuf::to_json(&bytes).map_err(|cause| match cause {
+        ProtobufError::Malformed(_) => {
+            Status::bad_request(format!("error decoding the request body: {cause}"))
+        }
+        ProtobufError::NoSuchKind { .. } => {
+            Status::unsupported_media_type(&["application/json", "application/yaml"])
+        }
+    })?;
+    Ok(Body::from(object.to_string()))
 }
 
 /// A parsed body, with the fields that stood in it twice.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::{self, gateway, local_volume, meta, strategy};
+use crate::api::{self, gateway, local_volume, meta, priority, strategy};
 use crate::apiserver::admission;
 use crate::rt::{Rng, WallClock};
 use crate::store::{Key, Store, StoreError};
@@ -12,8 +12,8 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 /// Where clients find the cluster's CA, under Kubernetes' name.
 const ROOT_CA: &str = "kube-root-ca.crt";
 
-/// Writes what is missing: the system's namespaces, the CA's certificate in `kube-system`, and the
-/// storage class that claims get when they name none, and the classes of Ingresses and Gateways.
+/// Writes what is missing: the system's namespaces, the CA's certificate in `kube-system`, the
+/// storage class that claims get when they name none, the system's classes of priority, and the classes of Ingresses and Gateways.
 ///
 /// # Errors
 ///
@@ -44,6 +44,13 @@ pub async fn bootstrap(
         "allowVolumeExpansion": true,
     });
     ensure(store, clock, rng, ("storage.k8s.io", "storageclasses"), None, class).await?;
+    for (name, value, description) in priority::SYSTEM {
+        let class = json!({
+            "metadata": {"name": name}, "value": value, "description": description,
+        });
+        let resource = (priority::GROUP, "priorityclasses");
+        ensure(store, clock, rng, resource, None, class).await?;
+    }
     let class = json!({
         "metadata": {
             "name": gateway::CLASS_DEFAULT,

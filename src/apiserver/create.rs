@@ -9,8 +9,10 @@ use crate::api::{meta, names, strategy};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
+use crate::apiserver::update::Part;
 use crate::apiserver::{
-    admission, allocate, body, image_policy, limit_range, quota, response, service_account,
+    admission, allocate, apply, body, image_policy, limit_range, managed_fields, priority, quota,
+    response, service_account,
 };
 use crate::store::{Key, StoreError, check_fits};
 
@@ -22,6 +24,7 @@ pub(super) async fn respond(call: Call, request_body: Body) -> Result<Response<B
     let shape = Shape::negotiate(&call.headers, &call.query)?;
     let validation = call.query.field_validation()?;
     let is_dry_run = call.query.is_dry_run()?;
+    managed_fields::check(&call, "CreateOptions")?;
     let bytes = body::read(request_body).await?;
     let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
     let mut warnings =
@@ -57,8 +60,12 @@ pub(super) async fn create(
     strategy::prepare_create(resource, &mut object);
     limit_range::admit(call, &mut object).await?;
     admission::default(resource, &mut object);
+    priority::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;
+    if !apply::is_apply(call) {
+        managed_fields::track(call, Part::Main, None, &mut object);
+    }
     let now = call.context.clock.now_rfc3339();
     meta::set_created(&mut object, &call.context.rng.uuid().to_string(), &now);
     let base = meta::generate_name(&object).to_owned();
@@ -68,6 +75,8 @@ pub(super) async fn create(
             let suffix = call.context.rng.name_suffix(names::SUFFIX_LEN);
             meta::set_name(&mut object, &names::generate_name(&base, &suffix));
         }
+        let mut object = object.clone();
+        strategy::identify(resource, &mut object);
         let errors = strategy::validate_create(resource, &object);
         if !errors.is_empty() {
             return Err(Status::invalid(resource, meta::name(&object), &errors).into());

@@ -82,13 +82,17 @@ pub(super) async fn one(call: Call, request_body: Body) -> Result<Response<Body>
     let options = Options::read(&call, request_body).await?;
     let Some(key) = call.info.key() else { return Err(Status::no_such_path().into()) };
     let deleted = delete(&call, &key, &options).await?;
-    Ok(match deleted {
+    let mut answer = match deleted {
         Deleted::Gone(object) if key.resource.plural != "pods" => {
             let status = Status::deleted(key.resource, &key.name, meta::uid(&object));
             response::json(StatusCode::OK, &status.to_value())
         }
         Deleted::Gone(object) | Deleted::Later(object) => response::json(StatusCode::OK, &object),
-    })
+    };
+    if let Some(text) = warning(key.resource, &options) {
+        response::warn(&mut answer, &[text]);
+    }
+    Ok(answer)
 }
 
 /// Deletes every object that the selectors let through.
@@ -122,11 +126,7 @@ pub(super) enum Deleted {
 }
 
 /// Deletes the object of `key`, or marks it as going.
-pub(super) async fn delete(
-    call: &Call,
-    key: &Key,
-    options: &Options,
-) -> Result<Deleted, ApiError> {
+pub(super) async fn delete(call: &Call, key: &Key, options: &Options) -> Result<Deleted, ApiError> {
     // As in an update: what is written is checked, what is not written needs the newest state.
     if !options.is_dry_run {
         match attempt(call, key, options, Freshness::Any).await {
@@ -220,7 +220,8 @@ fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError>
 /// The object with its deletion marked, as it would be stored if it had to wait.
 fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp) -> Value {
     let mut object = current.clone();
-    let finalizer = match options.propagation.as_deref() {
+    let default = orphans_by_default(resource).then_some("Orphan");
+    let finalizer = match options.propagation.as_deref().or(default) {
         Some("Foreground") => Some("foregroundDeletion"),
         Some("Orphan") => Some("orphan"),
         _ => None,
@@ -247,6 +248,19 @@ fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp)
         status.insert("phase".to_owned(), json!("Terminating"));
     }
     object
+}
+
+/// Whether what an object of that kind owns stays when a delete does not say what becomes of it: so it
+/// was before there was garbage collection.
+fn orphans_by_default(resource: &Resource) -> bool {
+    matches!((resource.group, resource.plural), ("batch", "jobs") | ("", "replicationcontrollers"))
+}
+
+/// What a client is told that may not know of that.
+fn warning(resource: &Resource, options: &Options) -> Option<String> {
+    let is_surprising = options.propagation.is_none() && orphans_by_default(resource);
+    let plural = resource.plural;
+    is_surprising.then(|| format!("child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"))
 }
 
 /// Seconds a pod has to end by itself: none when it does not run.
@@ -289,6 +303,21 @@ mod tests {
         let short = marked(&running, &Options { grace_seconds: Some(1), ..Options::default() });
         let again = marked(&short, &Options { grace_seconds: Some(60), ..Options::default() });
         assert_eq!(again, short);
+    }
+
+    #[test]
+    fn pods_of_a_replication_controller_stay_unless_the_client_says_otherwise() {
+        let object = json!({"metadata": {"name": "x"}});
+        let finalizers = |plural, group, propagation: Option<&str>| {
+            let resource = api::find(group, "v1", plural).unwrap();
+            let propagation = propagation.map(str::to_owned);
+            let options = Options { propagation, ..Options::default() };
+            let marked = mark(resource, &object, &options, Timestamp::UNIX_EPOCH);
+            marked["metadata"]["finalizers"].clone()
+        };
+        assert_eq!(finalizers("replicationcontrollers", "", None), json!(["orphan"]));
+        assert_eq!(finalizers("replicationcontrollers", "", Some("Background")), Value::Null);
+        assert_eq!(finalizers("replicasets", "apps", None), Value::Null);
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub(super) async fn respond(call: Call, request_body: Body) -> Result<Response<B
 /// The body must be an Eviction of this pod.
 fn check(call: &Call, sent: &Value) -> Result<(), ApiError> {
     let (kind, version) = (text_at(sent, "/kind"), text_at(sent, "/apiVersion"));
-    let is_eviction = matches!(kind, "" | "Eviction")
-        && matches!(version, "" | "policy/v1" | "policy/v1beta1");
+    let is_eviction =
+        matches!(kind, "" | "Eviction") && matches!(version, "" | "policy/v1" | "policy/v1beta1");
     if !is_eviction {
         let text = format!(
             "no kind {kind:?} is registered for version {version:?}: expected policy/v1, Kind=Eviction"
@@ -49,7 +49,9 @@ fn check(call: &Call, sent: &Value) -> Result<(), ApiError> {
     }
     let name = meta::name(sent);
     if !name.is_empty() && Some(name) != call.info.name.as_deref() {
-        return Err(Status::bad_request("name in URL does not match name in Eviction object").into());
+        return Err(
+            Status::bad_request("name in URL does not match name in Eviction object").into()
+        );
     }
     Ok(())
 }
@@ -294,8 +296,13 @@ mod tests {
 
     #[test]
     fn a_budget_is_counted_down_to_nothing_and_then_refuses() {
-        let with = |allowed: i64| budget(&json!({}), &json!({"observedGeneration": 2,
-            "disruptionsAllowed": allowed, "desiredHealthy": 3, "currentHealthy": 3}));
+        let with = |allowed: i64| {
+            budget(
+                &json!({}),
+                &json!({"observedGeneration": 2,
+            "disruptionsAllowed": allowed, "desiredHealthy": 3, "currentHealthy": 3}),
+            )
+        };
         let counted = count_down(&key(), &with(1), "p", Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(counted["status"]["disruptionsAllowed"], 0);
         assert_eq!(counted["status"]["disruptedPods"]["p"], "1970-01-01T00:00:00Z");
@@ -303,7 +310,10 @@ mod tests {
         assert_eq!((refused.code, refused.reason.as_str()), (429, "TooManyRequests"));
         let cause = &refused.details.as_ref().unwrap().causes[0];
         assert_eq!(cause.reason, "DisruptionBudget");
-        assert_eq!(cause.message, "The disruption budget b needs 3 healthy pods and has 3 currently");
+        assert_eq!(
+            cause.message,
+            "The disruption budget b needs 3 healthy pods and has 3 currently"
+        );
         let negative = count_down(&key(), &with(-1), "q", Timestamp::UNIX_EPOCH).unwrap_err().0;
         assert_eq!(negative.code, 403);
     }
@@ -323,7 +333,8 @@ mod tests {
         }
         assert!(!is_of_no_use(&in_phase("Running")));
         assert!(is_of_no_use(&json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})));
-        let pod = |ready: &str| json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        let pod =
+            |ready: &str| json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
         let healthy = json!({"currentHealthy": 2, "desiredHealthy": 2});
         let short = json!({"currentHealthy": 1, "desiredHealthy": 2});
         let always = json!({"unhealthyPodEvictionPolicy": "AlwaysAllow"});
@@ -335,7 +346,11 @@ mod tests {
             (&always, &short, "True", false),
             (&json!({}), &healthy, "True", false),
         ] {
-            assert_eq!(may_go_unhealthy(&budget(spec, status), &pod(ready)), may, "{spec} {status}");
+            assert_eq!(
+                may_go_unhealthy(&budget(spec, status), &pod(ready)),
+                may,
+                "{spec} {status}"
+            );
         }
     }
 

@@ -72,7 +72,7 @@ async fn objects(call: &Call, filter: &Filter) -> Result<Vec<Value>, ApiError> {
 async fn nodes(call: &Call, filter: &Filter) -> Result<Vec<Value>, ApiError> {
     let objects = objects(call, filter).await?;
     let names = objects.iter().map(|node| meta::name(node).to_owned()).collect();
-    let summaries = ask(&call.context, names).await;
+    let summaries = ask(&call.context, names, SUMMARY).await;
     let found = objects.iter().filter_map(|node| {
         let of_node = summaries.get(meta::name(node))?.get("node")?;
         let mut metrics = metrics_of(call, node, of_node)?;
@@ -89,7 +89,7 @@ async fn pods(call: &Call, filter: &Filter) -> Result<Vec<Value>, ApiError> {
         let phase = pod.pointer("/status/phase").and_then(Value::as_str);
         (!node.is_empty() && phase == Some("Running")).then(|| node.to_owned())
     };
-    let summaries = ask(&call.context, objects.iter().filter_map(node_of).collect()).await;
+    let summaries = ask(&call.context, objects.iter().filter_map(node_of).collect(), SUMMARY).await;
     let mut of_uid: BTreeMap<&str, &Value> = BTreeMap::new();
     for pod in summaries.values().filter_map(|summary| summary.get("pods")?.as_array()).flatten() {
         let uid = pod.pointer("/podRef/uid").and_then(Value::as_str).unwrap_or_default();
@@ -156,18 +156,22 @@ fn usage(measured: &Value) -> Option<Value> {
     Some(json!({ "cpu": cpu, "memory": format!("{}Ki", bytes / 1024) }))
 }
 
-/// What each of the nodes says, if it answers in time.
-async fn ask(context: &Context, nodes: BTreeSet<String>) -> BTreeMap<String, Value> {
+/// What each of the nodes says at `path`, if it answers in time.
+pub(super) async fn ask(
+    context: &Context,
+    nodes: BTreeSet<String>,
+    path: &str,
+) -> BTreeMap<String, Value> {
     let asked = nodes.into_iter().map(|node| async move {
-        let answer = tokio::time::timeout(PATIENCE, summary(context, &node)).await;
+        let answer = tokio::time::timeout(PATIENCE, told(context, &node, path)).await;
         Some((node, answer.ok().flatten()?))
     });
     let answers = futures_util::stream::iter(asked).buffer_unordered(NODES_AT_ONCE);
     answers.filter_map(std::future::ready).collect().await
 }
 
-async fn summary(context: &Context, node: &str) -> Option<Value> {
-    let answer = context.forward.node(node, forward::get(SUMMARY)).await.ok()?;
+async fn told(context: &Context, node: &str, path: &str) -> Option<Value> {
+    let answer = context.forward.node(node, forward::get(path)).await.ok()?;
     if !forward::is_ok(&answer) {
         return None;
     }

@@ -36,7 +36,11 @@ pub(super) async fn charges<'a>(
     }
     let scope = Scope::new(quotas, namespace);
     let store = &call.context.store;
-    if store.list(&scope, &Page { limit: 1, ..Page::default() }, Freshness::Any).await?.items.is_empty()
+    if store
+        .list(&scope, &Page { limit: 1, ..Page::default() }, Freshness::Any)
+        .await?
+        .items
+        .is_empty()
     {
         return Ok(nothing);
     }

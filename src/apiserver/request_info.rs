@@ -31,7 +31,9 @@ impl RequestInfo {
         };
         let find = |plural: &str| {
             let stored = api::find(group, version, plural);
-            stored.or_else(|| api::metrics::find(group, version, plural))
+            stored
+                .or_else(|| api::metrics::find(group, version, plural))
+                .or_else(|| api::custom_metrics::find(group, version, plural))
         };
         let owned = |text: &str| Some(text.to_owned());
         let info = |resource, namespace, name, subresource| {

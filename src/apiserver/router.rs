@@ -19,8 +19,8 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, create, delete, documents, health, logs, metrics, node_proxy, read, registry,
-    service_account, streaming, subresource, update, versions, watch,
+    access, body, create, custom_metrics, delete, documents, health, logs, metrics, node_proxy,
+    read, registry, reviews, service_account, streaming, subresource, update, versions, watch,
 };
 use crate::store::Store;
 
@@ -112,6 +112,9 @@ async fn dispatch(
     }
     let Some(info) = info else {
         access::check_path(&user, request.method(), path)?;
+        if reviews::is_review(&request) {
+            return reviews::respond(&user, request).await;
+        }
         if let Some(response) = service_account::discover(&context, request.method(), path).await? {
             return Ok(response);
         }
@@ -124,15 +127,16 @@ async fn dispatch(
     {
         return context.forward.to_leader(&leader, request, &user).await;
     }
-    let headers = request.headers().clone();
+    let mut headers = request.headers().clone();
     let method = request.method().clone();
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let body = body::enter(&mut headers, request.into_body()).await?;
+    let body = match alias {
+        Some(alias) => versions::store(alias, &mut headers, body).await?,
+        None => body,
+    };
     let warnings = Mutex::default();
     let call = Call { context, query, headers, info, upgrade, user, warnings };
-    let body = match alias {
-        Some(alias) => versions::store(alias, request.into_body()).await?,
-        None => request.into_body(),
-    };
     resource(call, &method, body).await
 }
 
@@ -141,6 +145,9 @@ async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Bo
     let has_name = call.info.name.is_some();
     if call.info.resource.group == api::metrics::GROUP {
         return metrics::respond(call, method).await;
+    }
+    if call.info.resource.group == api::custom_metrics::GROUP {
+        return custom_metrics::respond(call, method).await;
     }
     if let Some(sub) = call.info.subresource.clone() {
         if sub == "proxy" && call.info.resource.plural == "nodes" {

@@ -48,12 +48,15 @@ pub(super) async fn respond(
             finalize(call, request_body).await
         }
         (
-            "status" | "scale" | "binding" | "ephemeralcontainers" | "eviction" | "finalize"
+            "status"
+            | "scale"
+            | "binding"
+            | "ephemeralcontainers"
+            | "eviction"
+            | "finalize"
             | "token",
             other,
-        ) => {
-            Err(Status::method_not_allowed(resource, other).into())
-        }
+        ) => Err(Status::method_not_allowed(resource, other).into()),
         _ => Err(Status::no_such_path().into()),
     }
 }
@@ -85,7 +88,7 @@ async fn scale_of(
         let wanted = if is_patch {
             // A Scale has no lists, so a strategic patch of it is a merge patch.
             let media = media.replace("strategic-merge", "merge");
-            update::apply(resource, &media, &scale::get(resource, current), &sent)?
+            update::patched(resource, &media, &scale::get(resource, current), &sent)?
         } else {
             sent.clone()
         };

@@ -10,7 +10,9 @@ use crate::api::{Resource, ephemeral, meta, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
-use crate::apiserver::{admission, allocate, body, image_policy, quota, response};
+use crate::apiserver::{
+    admission, allocate, apply, body, image_policy, managed_fields, priority, quota, response,
+};
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
 /// How often a change that named no version is applied anew after a conflict; Kubernetes' figure.
@@ -20,6 +22,7 @@ const PATCH_TYPES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    apply::MEDIA_TYPE,
 ];
 
 /// Which part of an object a write may change.
@@ -48,6 +51,7 @@ pub(super) async fn replace(
 ) -> Result<Response<Body>, ApiError> {
     let shape = Shape::negotiate(&call.headers, &call.query)?;
     let validation = call.query.field_validation()?;
+    managed_fields::check(&call, "UpdateOptions")?;
     let bytes = body::read(request_body).await?;
     let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
     let warnings = body::check(call.info.resource, &parsed.value, &parsed.duplicates, validation)?;
@@ -69,17 +73,21 @@ pub(super) async fn patch_part(
     request_body: Body,
     part: Part,
 ) -> Result<Response<Body>, ApiError> {
+    if apply::is_apply(&call) {
+        return apply::respond(call, request_body, part).await;
+    }
     let shape = Shape::negotiate(&call.headers, &call.query)?;
     let validation = call.query.field_validation()?;
     let media = body::media_type(&call.headers).to_owned();
     check_patch_type(&media)?;
+    managed_fields::check(&call, "PatchOptions")?;
     let bytes = body::read(request_body).await?;
     let sent = body::json(&bytes)?.value;
     let expected = error::sent_revision(&sent)?;
     let resource = call.info.resource;
     let mut warnings = Vec::new();
     let updated = modify(&call, part, expected, |current| {
-        let patched = apply(resource, &media, current, &sent)?;
+        let patched = patched(resource, &media, current, &sent)?;
         warnings = body::check(resource, &patched, &[], validation)?;
         Ok(patched)
     })
@@ -97,14 +105,14 @@ fn answer(call: &Call, shape: &Shape, object: &Value, warnings: &[String]) -> Re
 
 /// Refuses patch types that are not served.
 pub(super) fn check_patch_type(media: &str) -> Result<(), ApiError> {
-    if PATCH_TYPES.contains(&media) {
+    if PATCH_TYPES.contains(&media) && media != apply::MEDIA_TYPE {
         return Ok(());
     }
     Err(Status::unsupported_media_type(PATCH_TYPES).into())
 }
 
 /// `current` with the patch applied.
-pub(super) fn apply(
+pub(super) fn patched(
     resource: &Resource,
     media: &str,
     current: &Value,
@@ -214,6 +222,14 @@ impl Edit<'_> {
         error::check_revision(key, &new, current.revision)?;
         check_identity(key, &current.object, &new)?;
         complete(key.resource, self.part, &current.object, &mut new)?;
+        if !apply::is_apply(self.call) {
+            managed_fields::track(self.call, self.part, Some(&current.object), &mut new);
+        }
+        if key.resource.plural == "priorityclasses"
+            && let Err(refused) = priority::check_default(self.call, &new).await
+        {
+            return Ok(Attempt::Failed(refused));
+        }
         if matches!(self.part, Part::Main | Part::EphemeralContainers) {
             let admitted = image_policy::admit(self.call, Some(&current.object), &new).await;
             if let Err(refused) = admitted {

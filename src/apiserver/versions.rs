@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use serde_json::Value;
 
 use crate::api::versions::{Alias, asked};
@@ -33,12 +33,27 @@ pub(super) fn enter(request: &mut Request<Body>) -> Option<&'static Alias> {
     Some(alias)
 }
 
-/// A request's body in the stored version.
-pub(super) async fn store(alias: &'static Alias, sent: Body) -> Result<Body, ApiError> {
+/// A request's body in the stored version. What had to be read for that goes on as JSON, and
+/// `headers` say so.
+pub(super) async fn store(
+    alias: &'static Alias,
+    headers: &mut HeaderMap,
+    sent: Body,
+) -> Result<Body, ApiError> {
     let bytes = body::read(sent).await?;
     if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok() {
-        let bytes = changed(&bytes, |value| rename(value, alias.asked, alias.stored));
+        let bytes = changed(&bytes, |value| {
+            rename(value, alias.asked, alias.stored);
+            (alias.to_stored)(value);
+        });
         return Ok(Body::from(bytes));
+    }
+    if alias.has_own_fields && !bytes.is_empty() {
+        let mut value = body::parse(body::media_type(headers), &bytes)?.value;
+        rename(&mut value, alias.asked, alias.stored);
+        (alias.to_stored)(&mut value);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return Ok(Body::from(value.to_string()));
     }
     Ok(Body::from(yaml(&bytes, alias)))
 }
@@ -118,21 +133,31 @@ fn changed(bytes: &[u8], change: impl FnOnce(&mut Value)) -> Vec<u8> {
 
 /// An object, a list, or a table with objects in its rows.
 fn answered(value: &mut Value, alias: &Alias) {
-    rename(value, alias.stored, alias.asked);
+    if rename(value, alias.stored, alias.asked) {
+        (alias.to_asked)(value);
+    }
     for list in ["items", "rows"] {
         for item in value.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            rename(item, alias.stored, alias.asked);
-            if let Some(object) = item.get_mut("object") {
-                rename(object, alias.stored, alias.asked);
+            if rename(item, alias.stored, alias.asked) {
+                (alias.to_asked)(item);
+            }
+            if let Some(object) = item.get_mut("object")
+                && rename(object, alias.stored, alias.asked)
+            {
+                (alias.to_asked)(object);
             }
         }
     }
 }
 
-fn rename(value: &mut Value, from: &str, to: &str) {
-    if let Some(version) = value.get_mut("apiVersion").filter(|version| *version == from) {
+/// Whether it was of that version, and now is of the other.
+fn rename(value: &mut Value, from: &str, to: &str) -> bool {
+    let found = value.get_mut("apiVersion").filter(|version| **version == from);
+    let is_it = found.is_some();
+    if let Some(version) = found {
         *version = Value::String(to.to_owned());
     }
+    is_it
 }
 
 #[cfg(test)]
@@ -158,7 +183,8 @@ mod tests {
     async fn a_body_is_put_into_the_stored_version_and_only_itself() {
         let sent = json!({"apiVersion": V1BETA1, "metadata": {"annotations":
             {"a": format!("{{\"apiVersion\":\"{V1BETA1}\"}}")}, "ownerReferences": [{"apiVersion": V1BETA1}]}});
-        let stored = store(alias(), Body::from(sent.to_string())).await.unwrap();
+        let stored =
+            store(alias(), &mut HeaderMap::new(), Body::from(sent.to_string())).await.unwrap();
         let stored = stored.collect().await.unwrap();
         let stored: Value = serde_json::from_slice(&stored.to_bytes()).unwrap();
         assert_eq!(stored["apiVersion"], V1);
@@ -166,7 +192,12 @@ mod tests {
         let sent = format!(
             "# x\napiVersion: \"{V1BETA1}\"\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n"
         );
-        let stored = store(alias(), Body::from(sent)).await.unwrap().collect().await.unwrap();
+        let stored = store(alias(), &mut HeaderMap::new(), Body::from(sent))
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap();
         let wanted =
             format!("# x\napiVersion: {V1}\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n");
         assert_eq!(stored.to_bytes(), wanted);

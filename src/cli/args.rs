@@ -14,6 +14,7 @@ use super::events::Events;
 use super::rollout::RolloutVerb;
 use super::top::Top;
 use super::version::Version;
+use super::why::Why;
 use super::words::{duration, replicas};
 
 /// Kubernetes for WebAssembly, in one binary.
@@ -79,6 +80,8 @@ pub(super) enum Command {
     Top(Top),
     /// List events, oldest first
     Events(Events),
+    /// Tell what each node says to a pod that waits, and what would help
+    Why(Why),
     /// Set the number of replicas
     Scale(Scale),
     /// Follow, repeat or look back at the rollouts of a deployment
@@ -223,6 +226,9 @@ pub(super) struct NodeStart {
     /// How many pods this node takes [default: 250]
     #[arg(long, value_name = "N")]
     pub(super) max_pods: Option<u32>,
+    /// What this machine has that others have not, as edgeorc.io/gpio=4; pods ask for it by name
+    #[arg(long, value_name = "NAME=N")]
+    pub(super) extended_resource: Vec<String>,
     /// When the node is short of something: like memory.available<100Mi,nodefs.available<10%; or
     /// none [default: kubelet's parts, with bounds]
     #[arg(long, value_name = "LIST")]

@@ -2,11 +2,15 @@
 
 use std::fmt;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota,
-    Service, ServiceAccount,
+    Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -46,6 +50,20 @@ pub struct Informers {
     pub deployments: Informer<Deployment>,
     /// Replica sets of all namespaces.
     pub replica_sets: Informer<ReplicaSet>,
+    /// Stateful sets of all namespaces.
+    pub stateful_sets: Informer<StatefulSet>,
+    /// Daemon sets of all namespaces.
+    pub daemon_sets: Informer<DaemonSet>,
+    /// Replication controllers of all namespaces.
+    pub replication_controllers: Informer<ReplicationController>,
+    /// The templates that stateful sets and daemon sets had.
+    pub controller_revisions: Informer<ControllerRevision>,
+    /// Jobs of all namespaces.
+    pub jobs: Informer<Job>,
+    /// Cron jobs of all namespaces.
+    pub cron_jobs: Informer<CronJob>,
+    /// Horizontal pod autoscalers of all namespaces.
+    pub autoscalers: Informer<HorizontalPodAutoscaler>,
     /// Disruption budgets of all namespaces.
     pub pod_disruption_budgets: Informer<PodDisruptionBudget>,
     /// Resource quotas of all namespaces.
@@ -77,6 +95,13 @@ impl Informers {
             service_accounts: everywhere(client, tasks),
             deployments: everywhere(client, tasks),
             replica_sets: everywhere(client, tasks),
+            stateful_sets: everywhere(client, tasks),
+            daemon_sets: everywhere(client, tasks),
+            replication_controllers: everywhere(client, tasks),
+            controller_revisions: everywhere(client, tasks),
+            jobs: everywhere(client, tasks),
+            cron_jobs: everywhere(client, tasks),
+            autoscalers: everywhere(client, tasks),
             pod_disruption_budgets: everywhere(client, tasks),
             resource_quotas: everywhere(client, tasks),
             claims: everywhere(client, tasks),
@@ -97,6 +122,13 @@ impl Informers {
             && self.service_accounts.ready().await
             && self.deployments.ready().await
             && self.replica_sets.ready().await
+            && self.stateful_sets.ready().await
+            && self.daemon_sets.ready().await
+            && self.replication_controllers.ready().await
+            && self.controller_revisions.ready().await
+            && self.jobs.ready().await
+            && self.cron_jobs.ready().await
+            && self.autoscalers.ready().await
             && self.pod_disruption_budgets.ready().await
             && self.resource_quotas.ready().await
             && self.claims.ready().await

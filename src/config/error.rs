@@ -54,6 +54,14 @@ pub enum ConfigError {
         /// What was given.
         text: String,
     },
+    /// `--extended-resource` is no name with a domain and a number.
+    #[error(
+        "--extended-resource {text:?} must be NAME=N, the name with a domain, as in edgeorc.io/gpio=4"
+    )]
+    ExtendedResource {
+        /// What was given.
+        text: String,
+    },
     /// `--cluster-cidr` is no range, or not one for pods.
     #[error(
         "--cluster-cidr {text:?} must be an IPv4 range like 10.42.0.0/16, and may have an IPv6 range like fd00:42::/48 behind a comma; each starts at its first address and is apart from the Services' ranges"

@@ -1,5 +1,6 @@
 //! Settings of one node.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +89,8 @@ pub struct NodeSettings {
     pub dns: Option<DnsSettings>,
     /// How many pods this node takes. Default 250.
     pub max_pods: u32,
+    /// What this machine has that others have not, by name. Default: nothing.
+    pub extended_resources: BTreeMap<String, u64>,
     /// What the sandboxes are planned for.
     pub sandboxes: Sandboxes,
     /// When this node counts as short of memory or disk.
@@ -187,6 +190,11 @@ impl NodeSettings {
             service_cidrs,
             dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
+            extended_resources: flags
+                .extended_resources
+                .iter()
+                .map(|text| extended_resource(text))
+                .collect::<Result<_, _>>()?,
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
             tracing: TracingSettings::build(
                 flags.otlp_endpoint.as_deref(),
@@ -211,6 +219,24 @@ impl NodeSettings {
     pub fn ingress_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise_address, self.ingress_port)
     }
+}
+
+/// Reads `NAME=N`. The name has a domain, as Kubernetes wants of resources that it does not know.
+fn extended_resource(text: &str) -> Result<(String, u64), ConfigError> {
+    let refused = || ConfigError::ExtendedResource { text: text.to_owned() };
+    let (name, count) = text.split_once('=').ok_or_else(refused)?;
+    let (domain, rest) = name.split_once('/').ok_or_else(refused)?;
+    let is_plain = |part: &str, more: &str| {
+        let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        is_end(part.chars().next())
+            && is_end(part.chars().last())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
+    let is_kubernetes = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+    if !is_plain(domain, "-.") || !is_plain(rest, "-_.") || is_kubernetes || name.len() > 253 {
+        return Err(refused());
+    }
+    Ok((name.to_owned(), count.parse().map_err(|_| refused())?))
 }
 
 fn eviction(
@@ -260,6 +286,23 @@ mod tests {
         for bad in ["", "Pi", "a.b", "-a", "a-", "ä", &"x".repeat(64)] {
             let refused = NodeSettings::build(flags(bad), &environment);
             assert!(matches!(refused, Err(ConfigError::NodeName { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn extended_resources_have_a_domain_and_a_number() {
+        let build = |texts: &[&str]| {
+            let texts = texts.iter().map(|text| (*text).to_owned()).collect();
+            let flags = NodeFlags { extended_resources: texts, ..flags("n") };
+            NodeSettings::build(flags, &Environment::default())
+        };
+        let settings = build(&["edgeorc.io/gpio=4", "acme.com/camera=1"]).unwrap();
+        let has = [("edgeorc.io/gpio".to_owned(), 4), ("acme.com/camera".to_owned(), 1)];
+        assert_eq!(settings.extended_resources, has.into());
+        for bad in
+            ["gpio=1", "a/b", "a/b=x", "a/b=-1", "/b=1", "a/=1", "x.kubernetes.io/b=1", "a b/c=1"]
+        {
+            assert!(matches!(build(&[bad]), Err(ConfigError::ExtendedResource { .. })), "{bad}");
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::api::unique_pod::{REPLACED_AFTER, is_fenced};
 use crate::client::is_not_found;
 use crate::controllers::Context;
 use crate::controllers::object::{disrupted, is_deleting, is_terminal, node_name};
@@ -55,7 +56,11 @@ async fn look_for_ever(context: Context) {
         let pods = context.informers.pods.store.state();
         note_missing(&context, &pods, &mut missing);
         let patience = context.settings.orphaned_pod_after;
-        let is_gone = |node: &str| missing.get(node).is_some_and(|at| at.elapsed() >= patience);
+        // The node may still run what must be unique, until it has stopped it by itself.
+        let is_gone = |pod: &Pod, node: &str| {
+            let patience = if is_fenced(pod) { patience.max(REPLACED_AFTER) } else { patience };
+            missing.get(node).is_some_and(|at| at.elapsed() >= patience)
+        };
         for (pod, cause) in plan(&pods, is_gone, context.settings.terminated_pods_max) {
             if let Err(err) = remove(&context, &pod, cause).await {
                 warn!(%err, "pod not collected");
@@ -80,14 +85,14 @@ fn note_missing(context: &Context, pods: &[Arc<Pod>], missing: &mut BTreeMap<Str
 /// The pods that go, and why.
 fn plan(
     pods: &[Arc<Pod>],
-    is_gone: impl Fn(&str) -> bool,
+    is_gone: impl Fn(&Pod, &str) -> bool,
     terminated_max: usize,
 ) -> Vec<(Arc<Pod>, Cause)> {
     let mut doomed = Vec::new();
     let mut terminated = Vec::new();
     for pod in pods {
         match node_name(pod) {
-            Some(node) if is_gone(node) => doomed.push((Arc::clone(pod), Cause::NodeGone)),
+            Some(node) if is_gone(pod, node) => doomed.push((Arc::clone(pod), Cause::NodeGone)),
             None if is_deleting(&pod.metadata) => doomed.push((Arc::clone(pod), Cause::NeverBound)),
             _ if is_terminal(pod) => terminated.push(Arc::clone(pod)),
             _ => {}
@@ -175,7 +180,7 @@ mod tests {
             pod("ended-late", &ended("2026-01-01T00:00:02Z")),
             pod("ended-early", &ended("2026-01-01T00:00:01Z")),
         ];
-        let doomed: Vec<_> = plan(&pods, |node| node == "gone", 1)
+        let doomed: Vec<_> = plan(&pods, |_, node| node == "gone", 1)
             .into_iter()
             .map(|(pod, cause)| (pod.name_any(), cause))
             .collect();

@@ -84,8 +84,18 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
             add_all(&services, change.object().namespace(), keys);
         }
     }));
-    hear_of_the_end(&informers.deployments, &informers.resource_quotas.store, &queue, Deployment::namespace);
-    hear_of_the_end(&informers.replica_sets, &informers.resource_quotas.store, &queue, ReplicaSet::namespace);
+    hear_of_the_end(
+        &informers.deployments,
+        &informers.resource_quotas.store,
+        &queue,
+        Deployment::namespace,
+    );
+    hear_of_the_end(
+        &informers.replica_sets,
+        &informers.resource_quotas.store,
+        &queue,
+        ReplicaSet::namespace,
+    );
     let workers =
         Workers { controller: "resource-quota", runs_max: RUNS_MAX, rng: context.rng.clone() };
     workers.run(queue, cancel, |key| reconcile(&context, key)).await;
@@ -125,7 +135,8 @@ async fn reconcile(context: &Context, (namespace, name): Key) -> Result<Next, ku
     let hard = quota::amounts(&stored, "/spec/hard");
     let (used, is_watched) = count(context, &namespace, &stored).await?;
     let next = Next::After(if is_watched { RESYNC } else { RESYNC_UNWATCHED });
-    if quota::amounts(&stored, "/status/hard") == hard && quota::amounts(&stored, "/status/used") == used
+    if quota::amounts(&stored, "/status/hard") == hard
+        && quota::amounts(&stored, "/status/used") == used
     {
         return Ok(next);
     }
@@ -152,8 +163,7 @@ async fn count(
 ) -> Result<(Amounts, bool), kube::Error> {
     let names: BTreeSet<&str> =
         entries_at(stored, "/spec/hard").map(|(name, _)| name.as_str()).collect();
-    let mut used: Amounts =
-        names.iter().map(|name| ((*name).to_owned(), Quantity::ZERO)).collect();
+    let mut used: Amounts = names.iter().map(|name| ((*name).to_owned(), Quantity::ZERO)).collect();
     let mut is_watched = true;
     for resource in resources().iter().filter(|resource| resource.is_namespaced) {
         let of_this: Vec<&str> =

@@ -21,6 +21,13 @@ pub struct Settings {
     pub orphaned_pod_after: Duration,
     /// Pods that ended are kept for their logs and status up to this number, then the oldest go.
     pub terminated_pods_max: usize,
+    /// Wait before the first replacement of a Job's failed pod; it doubles with each failure. Kubernetes:
+    /// 10 s.
+    pub job_backoff_min: Duration,
+    /// Longest such wait. Kubernetes: 10 min.
+    pub job_backoff_max: Duration,
+    /// Pause between two looks of an autoscaler at its metrics. Kubernetes: 15 s.
+    pub autoscaler_interval: Duration,
     /// The range that each node gets its pod CIDR from.
     pub pod_cidrs: PodCidrs,
 }
@@ -34,6 +41,9 @@ impl Default for Settings {
             evictions_per_run_max: 50,
             orphaned_pod_after: Duration::from_secs(5),
             terminated_pods_max: 1_000,
+            job_backoff_min: Duration::from_millis(10),
+            job_backoff_max: Duration::from_secs(10),
+            autoscaler_interval: Duration::from_secs(10),
             pod_cidrs: PodCidrs::default(),
         }
     }

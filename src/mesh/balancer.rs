@@ -15,6 +15,7 @@ use super::affinity::Affinity;
 use super::decisions::{Choice, Fault, Verdict};
 use super::endpoint::EndpointState;
 use super::traffic::Subject;
+use super::waiting::Awaited;
 use crate::rt::Rng;
 
 /// How much dearer than one further away an endpoint must be for the way to be worth it.
@@ -84,6 +85,8 @@ pub(super) struct Backend {
     preferred: Option<Arc<EndpointState>>,
     /// The Service, if they are one's.
     pub(super) service: Option<Arc<Subject>>,
+    /// Where the next one is told, if it is worth a wait when there is no endpoint.
+    pub(super) awaited: Option<Arc<Awaited>>,
 }
 
 impl Backend {
@@ -95,7 +98,7 @@ impl Backend {
         endpoints.sort_by_key(|endpoint| tier(endpoint));
         let until = |last: Tier| endpoints.iter().take_while(|e| tier(e) <= last).count();
         let near = [until(Tier::Node), until(Tier::Zone)];
-        Self { endpoints, near, affinity: None, preferred: None, service: None }
+        Self { endpoints, near, affinity: None, preferred: None, service: None, awaited: None }
     }
 
     /// The same with session affinity.
@@ -110,6 +113,12 @@ impl Backend {
         self
     }
 
+    /// The same, worth a wait when it has no endpoint.
+    pub(super) fn awaiting(mut self, awaited: Option<Arc<Awaited>>) -> Self {
+        self.awaited = awaited;
+        self
+    }
+
     pub(super) fn affinity(&self) -> Option<&Arc<Affinity>> {
         self.affinity.as_ref()
     }
@@ -117,8 +126,8 @@ impl Backend {
     /// A copy that gives `preferred` first; another one when that fails.
     pub(super) fn preferring(&self, preferred: Arc<EndpointState>) -> Self {
         let (endpoints, near) = (self.endpoints.clone(), self.near);
-        let service = self.service.clone();
-        Self { endpoints, near, affinity: None, preferred: Some(preferred), service }
+        let (service, awaited) = (self.service.clone(), self.awaited.clone());
+        Self { endpoints, near, affinity: None, preferred: Some(preferred), service, awaited }
     }
 
     /// As [`Self::choose`], for connections: the circuit does not count for them.

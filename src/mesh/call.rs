@@ -45,6 +45,9 @@ pub enum CallError {
     /// The Service has no endpoint that could take the request. Retry later; nothing was sent.
     #[error("no endpoint is ready")]
     NoEndpoint,
+    /// No Service, pod or outside host has the name. Nothing was sent.
+    #[error("no such name: {0}")]
+    UnknownName(String),
     /// Every endpoint has as many requests in flight as one may have. Retry later; nothing was sent.
     #[error("every endpoint is busy: the circuit is open")]
     CircuitOpen,
@@ -191,9 +194,10 @@ impl Mesh {
         request: Request<Body>,
         timeouts: Timeouts,
     ) -> Result<Response<Tracked>, CallError> {
-        let ends_at = Instant::now() + timeouts.total;
+        let mut ends_at = Instant::now() + timeouts.total;
         self.0.retries.earn();
-        let (mut request, replay) = if backend.endpoints.len() > 1 {
+        let may_be_sent_again = backend.endpoints.len() > 1 || backend.awaited.is_some();
+        let (mut request, replay) = if may_be_sent_again {
             // A client may be slow to send even a small body.
             let preparing = tokio::time::timeout_at(ends_at, prepare(request));
             preparing.await.map_err(|_| self.timed_out())??
@@ -202,13 +206,29 @@ impl Mesh {
         };
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
         let mut last = None;
+        // The one that came while the request waited.
+        let mut newer: Option<Arc<Backend>> = None;
         loop {
+            let backend = newer.as_deref().unwrap_or(backend);
             let endpoint = match backend.choose(&tried, &self.0.dice, self.now_ms()) {
                 Ok((endpoint, choice)) => {
                     self.0.metrics.decisions.chose(choice);
                     endpoint
                 }
-                Err(why) => return Err(last.unwrap_or_else(|| self.refused(why))),
+                Err(why) => {
+                    let awaited = backend.awaited.as_ref().filter(|_| why == NoChoice::NoEndpoint);
+                    let next = match awaited {
+                        Some(awaited) => Box::pin(self.await_endpoint(awaited, &tried)).await,
+                        None => None,
+                    };
+                    let Some(next) = next else {
+                        return Err(last.unwrap_or_else(|| self.refused(why)));
+                    };
+                    // The wait was the Service's; the endpoint has all its time.
+                    ends_at = Instant::now() + timeouts.total;
+                    newer = Some(next);
+                    continue;
+                }
             };
             let in_flight = InFlight::request(&endpoint);
             let mut span = self.client_span(&endpoint, tried.len(), &mut request);

@@ -158,6 +158,9 @@ async fn guests_do_not_reach_the_hosts_own_addresses() {
     assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     let refused = soon(mesh.http("default", get(&format!("http://{at}/")))).await;
     assert!(matches!(refused, Err(CallError::Forbidden(_))));
+    let unknown = get("http://nobody.default.svc.cluster.local/");
+    let unknown = soon(mesh.http("default", unknown)).await;
+    assert!(matches!(unknown, Err(CallError::UnknownName(_))), "{unknown:?}");
     // A Service's address at a port it does not have.
     let refused = soon(mesh.connect("10.43.0.9:81".parse().unwrap())).await.err().unwrap();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);

@@ -89,6 +89,7 @@ impl Mesh {
     pub async fn serve_peer(&self, conn: Connection) {
         let cancel = self.0.tasks.token().clone();
         let served = Arc::new(());
+        conn.drive_on(&self.0.threads);
         while let Some(Ok(stream)) = cancel.run_until_cancelled(conn.accept_bi()).await {
             self.spawn_mesh_stream(&conn, stream, &served);
         }
@@ -101,7 +102,7 @@ impl Mesh {
     fn spawn_mesh_stream(&self, conn: &Connection, stream: Stream, served: &Arc<()>) {
         let mesh = self.clone();
         let (peer, served) = (conn.peer().node.clone(), Arc::clone(served));
-        self.0.tasks.spawn("mesh-stream", |cancel| async move {
+        self.0.tasks.spawn_hot_on(&self.0.threads, "mesh-stream", |cancel| async move {
             if let Err(err) = mesh.serve_mesh_stream(stream, &peer, &cancel).await {
                 debug!(%peer, %err, "mesh stream failed");
             }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cidr::Cidr;
 use super::routes::{Place, Routes, Target};
+use crate::api::node_load::SCALES_FROM_ZERO;
 
 /// Longest time that a client keeps its endpoint: a day, as the API allows.
 const AFFINITY_SECONDS_MAX: u64 = 86_400;
@@ -68,6 +69,8 @@ pub(super) struct ServiceRoute {
     pub(super) health_port: Option<u16>,
     /// Ready endpoints on this node.
     pub(super) local_count: usize,
+    /// Without endpoints its requests wait: its workload is scaled from zero by them.
+    pub(super) scales_from_zero: bool,
 }
 
 /// One port of a Service.
@@ -147,6 +150,11 @@ impl ServiceRoute {
             hosts: hosts(slices, is_headless),
             affinity_seconds: affinity(spec).filter(|_| !is_headless),
             local_count: view.local_count(),
+            scales_from_zero: service
+                .metadata
+                .annotations
+                .as_ref()
+                .is_some_and(|annotations| annotations.contains_key(SCALES_FROM_ZERO)),
             ..Self::default()
         };
         if !is_headless {

@@ -13,6 +13,7 @@ use super::routes::{
     Place, PortRef, PortRoute, Protocol, Routes, ServiceKey, ServiceRoute, Target,
 };
 use super::traffic::Subject;
+use super::waiting::{Awaited, AwaitedKey};
 use crate::net::PeerHandle;
 
 /// What affinity belongs to: a port of a Service.
@@ -33,6 +34,7 @@ pub(super) struct Table {
     /// Pods behind Services, by address.
     pods: BTreeMap<IpAddr, Arc<Subject>>,
     affinities: BTreeMap<AffinityKey, Arc<Affinity>>,
+    awaited: BTreeMap<AwaitedKey, Arc<Awaited>>,
 }
 
 /// The backends of one port. Clients stay within their family where there are endpoints of both: a
@@ -259,13 +261,22 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
         let first = port.of_family(is_v6_first);
         let second = port.of_family(!is_v6_first);
         if first.endpoints.is_empty() || second.endpoints.is_empty() {
-            return ByFamily { first: self.port(key, service, port), second: None, is_v6_first };
+            let first = self.port(key, service, port, true);
+            return ByFamily { first, second: None, is_v6_first };
         }
-        let first = self.port(key, service, &first);
-        ByFamily { first, second: Some(self.port(key, service, &second)), is_v6_first }
+        let first = self.port(key, service, &first, true);
+        let second = Some(self.port(key, service, &second, false));
+        ByFamily { first, second, is_v6_first }
     }
 
-    fn port(&mut self, key: &ServiceKey, service: &ServiceRoute, port: &PortRoute) -> PortBackends {
+    /// Those who waited while there were no endpoints are told of the first family only.
+    fn port(
+        &mut self,
+        key: &ServiceKey,
+        service: &ServiceRoute,
+        port: &PortRoute,
+        is_first: bool,
+    ) -> PortBackends {
         let affinity = service.affinity_seconds.map(|seconds| {
             let key = (key.clone(), port.protocol, port.port);
             let known = self.old.affinities.get(&key).filter(|known| known.is_for(seconds));
@@ -275,16 +286,19 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
         });
         let subject = Arc::new(Subject::new(&key.0, &key.1));
         let of = (&subject, affinity.as_ref());
-        let all = self.backend(&port.endpoints, of);
-        let mut other = |targets: &Option<Vec<Target>>| match targets {
-            Some(targets) => self.backend(targets, of),
+        let is_awaited = service.scales_from_zero && is_first;
+        let awaited =
+            |view: &'static str| is_awaited.then(|| (key.clone(), port.protocol, port.port, view));
+        let all = self.backend(&port.endpoints, of, awaited("all"));
+        let mut other = |targets: &Option<Vec<Target>>, view| match targets {
+            Some(targets) => self.backend(targets, of, awaited(view)),
             None => Arc::clone(&all),
         };
-        let internal = other(&port.internal);
+        let internal = other(&port.internal, "internal");
         let external = if port.external == port.internal {
             Arc::clone(&internal)
         } else {
-            other(&port.external)
+            other(&port.external, "external")
         };
         PortBackends { all, internal, external }
     }
@@ -293,6 +307,7 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
         &mut self,
         targets: &[Target],
         (service, affinity): (&Arc<Subject>, Option<&Arc<Affinity>>),
+        awaited: Option<AwaitedKey>,
     ) -> Arc<Backend> {
         let state_of = |target: &Target| {
             let pod = self.table.pods.get(&target.address.ip());
@@ -306,7 +321,17 @@ impl<P: Fn(&str) -> Option<PeerHandle>> Builder<'_, P> {
         let endpoints = targets.iter().map(state_of).collect();
         let tier = |endpoint: &EndpointState| self.routes.tier_of(&endpoint.place);
         let backend = Backend::new(endpoints, tier).with_affinity(affinity.cloned());
-        Arc::new(backend.of_service(service))
+        let awaited = awaited.map(|key| {
+            let known = self.old.awaited.get(&key).cloned();
+            let awaited = known.unwrap_or_else(|| Arc::new(Awaited::new(&key.0)));
+            self.table.awaited.insert(key, Arc::clone(&awaited));
+            awaited
+        });
+        let backend = Arc::new(backend.of_service(service).awaiting(awaited));
+        if let Some(awaited) = &backend.awaited {
+            awaited.tell(&backend);
+        }
+        backend
     }
 }
 

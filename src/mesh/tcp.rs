@@ -81,8 +81,14 @@ impl Mesh {
     ) -> io::Result<(BoxIo, Arc<EndpointState>)> {
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
         let mut last = io::ErrorKind::ConnectionRefused.into();
+        let mut newer: Option<Arc<Backend>> = None;
         while tried.len() < ATTEMPTS_MAX {
-            let Some(endpoint) = backend.pick(&tried, &self.0.dice, self.now_ms()) else { break };
+            let backend = newer.as_deref().unwrap_or(backend);
+            let Some(endpoint) = backend.pick(&tried, &self.0.dice, self.now_ms()) else {
+                let Some(awaited) = &backend.awaited else { break };
+                newer = Box::pin(self.await_endpoint(awaited, &tried)).await;
+                if newer.is_some() { continue } else { break }
+            };
             let in_flight = InFlight::new(&endpoint);
             let started = Instant::now();
             match self.connect_endpoint(&endpoint, origin).await {

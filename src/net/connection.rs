@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::net::config::NetConfig;
+use crate::net::driver::Home;
 use crate::net::fabric;
 use crate::net::identity::Peer;
 
@@ -121,6 +122,7 @@ pub(super) struct Held {
     pub(super) peer: Arc<Peer>,
     pub(super) alpn: Alpn,
     is_dialled: bool,
+    home: Home,
     stall_max: Duration,
     /// Streams of ours that are open, whoever opened them.
     streams: AtomicUsize,
@@ -144,10 +146,11 @@ impl Connection {
         alpn: Alpn,
         is_dialled: bool,
         config: &NetConfig,
+        home: Home,
     ) -> Self {
         let (peer, streams) = (Arc::new(peer), AtomicUsize::new(0));
         let stall_max = config.stall_max;
-        Self(Arc::new(Held { quic, peer, alpn, is_dialled, stall_max, streams }))
+        Self(Arc::new(Held { quic, peer, alpn, is_dialled, home, stall_max, streams }))
     }
 
     pub(super) fn held(&self) -> Weak<Held> {
@@ -170,6 +173,11 @@ impl Connection {
     #[must_use]
     pub fn is_dialled(&self) -> bool {
         self.0.is_dialled
+    }
+
+    /// Lets the connection's packets be handled on the threads of those who use its streams. Once.
+    pub fn drive_on(&self, threads: &tokio::runtime::Handle) {
+        self.0.home.move_to(threads);
     }
 
     /// Where the peer is now; it may move. To show, not to decide by.

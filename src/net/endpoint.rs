@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use crate::net::config::NetConfig;
 use crate::net::connection::{Alpn, Connection};
+use crate::net::driver::Drivers;
 use crate::net::fabric::Fabric;
 use crate::net::identity::{Identity, IdentityError, Peer};
 use crate::net::tunnel::Tunnels;
@@ -24,6 +25,9 @@ use crate::rt::TaskGroup;
 const BACKLOG_MAX: usize = 64;
 /// Pause between two log lines about a flood.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
+/// Packets after which the receiver acknowledges at the latest
+/// (draft-ietf-quic-ack-frequency): what it answers mostly carries the acknowledgement before that.
+const PACKETS_PER_ACK: u32 = 10;
 /// Close code for a peer that has no business with this ALPN.
 const CODE_FORBIDDEN: u32 = 2;
 
@@ -90,6 +94,7 @@ pub struct Endpoint(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     quic: quinn::Endpoint,
+    drivers: Arc<Drivers>,
     identity: Identity,
     config: NetConfig,
     tasks: TaskGroup,
@@ -118,16 +123,16 @@ impl Endpoint {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(Arc::clone(&transport));
         server.max_incoming(config.handshakes_max);
-        let runtime = Arc::new(quinn::TokioRuntime);
+        let drivers = Arc::new(Drivers::default());
         let socket = std::net::UdpSocket::bind(address)
-            .and_then(|socket| runtime.wrap_udp_socket(socket))
+            .and_then(|socket| drivers.wrap_udp_socket(socket))
             .map_err(|source| cannot_bind(address, source))?;
         let fabric = Fabric::new(socket, identity.node_name());
         let quic = quinn::Endpoint::new_with_abstract_socket(
             quinn::EndpointConfig::default(),
             Some(server),
             Arc::new(fabric.clone()),
-            runtime,
+            Arc::clone(&drivers) as Arc<dyn quinn::Runtime>,
         )
         .map_err(|source| cannot_bind(address, source))?;
         let (arrived, arrivals) = mpsc::channel(BACKLOG_MAX);
@@ -139,6 +144,7 @@ impl Endpoint {
         tasks.spawn_until_cancelled("quic-watchdog", looking);
         let inner = Inner {
             quic,
+            drivers,
             identity,
             config,
             tasks,
@@ -216,10 +222,12 @@ impl Endpoint {
             return Err(ConnectError::Closed);
         }
         let tls = verify::client_config(&self.0.identity, expected_node, alpn);
-        let quic = match client(tls, &self.0.transport) {
-            Ok(config) => self.0.quic.connect_with(config, address, "edgeorc.invalid"),
+        let config = match client(tls, &self.0.transport) {
+            Ok(config) => config,
             Err(reason) => return Err(failed(reason)),
         };
+        let dial = || self.0.quic.connect_with(config, address, "edgeorc.invalid");
+        let (quic, home) = self.0.drivers.drive(dial);
         let connecting = match quic {
             Ok(connecting) => connecting,
             Err(err) => return Err(failed(err.to_string())),
@@ -229,7 +237,7 @@ impl Endpoint {
             Ok(Err(err)) => Err(failed(err.to_string())),
             Ok(Ok(quic)) => match peer_of(&quic) {
                 Some(peer) => {
-                    let conn = Connection::new(quic, peer, alpn, true, &self.0.config);
+                    let conn = Connection::new(quic, peer, alpn, true, &self.0.config, home);
                     self.0.watchdog.watch(conn.held());
                     Ok(conn)
                 }
@@ -253,6 +261,7 @@ impl Endpoint {
 
     fn spawn_acceptor(&self) {
         let (quic, config) = (self.0.quic.clone(), self.0.config.clone());
+        let drivers = Arc::clone(&self.0.drivers);
         let (arrived, tasks) = (self.0.arrived.clone(), self.0.tasks.clone());
         let watchdog = Arc::clone(&self.0.watchdog);
         let complaints = Complaints::default();
@@ -279,10 +288,13 @@ impl Endpoint {
                     continue;
                 };
                 let (arrived, config) = (arrived.clone(), config.clone());
+                let drivers = Arc::clone(&drivers);
                 let watchdog = Arc::clone(&watchdog);
                 tasks.spawn_until_cancelled("quic-handshake", async move {
-                    let accepted =
-                        tokio::time::timeout(config.handshake_timeout, admit(incoming, &config));
+                    let accepted = tokio::time::timeout(
+                        config.handshake_timeout,
+                        admit(incoming, &drivers, &config),
+                    );
                     let accepted = accepted.await;
                     drop(permit);
                     if let Ok(Some(conn)) = accepted {
@@ -324,9 +336,18 @@ fn cannot_bind(address: SocketAddr, source: std::io::Error) -> BindError {
 }
 
 /// Finishes the handshake and checks that the peer may use the ALPN it chose.
-async fn admit(incoming: quinn::Incoming, config: &NetConfig) -> Option<Connection> {
+async fn admit(
+    incoming: quinn::Incoming,
+    drivers: &Drivers,
+    config: &NetConfig,
+) -> Option<Connection> {
     let address = incoming.remote_address();
-    let quic = match incoming.await {
+    let (connecting, home) = drivers.drive(|| incoming.accept());
+    let connected = match connecting {
+        Ok(connecting) => connecting.await,
+        Err(err) => Err(err),
+    };
+    let quic = match connected {
         Ok(quic) => quic,
         Err(err) => {
             debug!(peer.address = %address, %err, "inbound handshake failed");
@@ -341,7 +362,7 @@ async fn admit(incoming: quinn::Incoming, config: &NetConfig) -> Option<Connecti
         quic.close(CODE_FORBIDDEN.into(), b"forbidden");
         return None;
     }
-    Some(Connection::new(quic, peer, alpn, false, config))
+    Some(Connection::new(quic, peer, alpn, false, config, home))
 }
 
 /// Who the verified certificate of a connection names; `None` without one.
@@ -376,6 +397,9 @@ pub(super) fn transport(config: &NetConfig) -> Result<quinn::TransportConfig, St
         // A first guess of a LAN's round trip: the default of a third of a second makes the first
         // lost packet cost a second.
         .initial_rtt(Duration::from_millis(50));
+    let mut acks = quinn::AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(PACKETS_PER_ACK.into());
+    transport.ack_frequency_config(Some(acks));
     Ok(transport)
 }
 

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use crate::net::config::NetConfig;
 use crate::net::connection::{Alpn, Connection};
+use crate::net::driver::Home;
 use crate::net::endpoint;
 use crate::net::fabric::Fabric;
 use crate::net::frame::{self, FrameError, Kind};
@@ -305,7 +306,7 @@ async fn connect(
             handshake(way).await.map_err(failed)?
         }
     };
-    Ok((quic, Connection::new(conn, Peer::default(), Alpn::Join, true, &config)))
+    Ok((quic, Connection::new(conn, Peer::default(), Alpn::Join, true, &config, Home::default())))
 }
 
 async fn exchange(

@@ -201,6 +201,7 @@ impl Cluster {
         let client = self.client(&format!("system:node:{name}"), "system:nodes");
         let nodes = Api::<Node>::all(client.clone());
         let agent = Agent::new(AgentConfig {
+            extended_resources: BTreeMap::new(),
             node_name: name.to_owned(),
             nodes: informer(nodes, watcher::Config::default(), &self.tasks),
             static_pods: self.folder.path().join("pod-manifests"),

@@ -37,6 +37,8 @@ pub(super) struct Leader {
     pub(super) ca_pem: String,
     pub(super) pod_cidrs: PodCidrs,
     pub(super) service_cidrs: ServiceCidrs,
+    /// First and longest wait before what failed runs again.
+    pub(super) restart_backoff: (Duration, Duration),
 }
 
 impl Leader {
@@ -90,6 +92,8 @@ impl Leader {
             node_name: self.node_name.clone(),
             settings: controllers::Settings {
                 pod_cidrs: self.pod_cidrs,
+                job_backoff_min: self.restart_backoff.0,
+                job_backoff_max: self.restart_backoff.1,
                 ..controllers::Settings::default()
             },
         };

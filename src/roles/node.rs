@@ -176,7 +176,7 @@ fn make_mesh(base: &Base, network: &Arc<VirtualNetwork>, guest_threads: &GuestTh
     let pods = Arc::new(LocalPods::new(Arc::clone(network)));
     let name = &base.settings.node_name;
     let mesh = Mesh::new(MeshConfig {
-        ingress_threads: Some(guest_threads.handle().clone()),
+        threads: Some(guest_threads.handle().clone()),
         has_access_log: base.settings.ingress_access_log,
         tracer: Tracer::start(
             base.settings.tracing.clone(),

@@ -88,6 +88,10 @@ pub(super) async fn start_server(
         ca_pem: authority.cert_pem().to_owned(),
         pod_cidrs: base.settings.pod_cidrs,
         service_cidrs: base.settings.service_cidrs,
+        restart_backoff: (
+            base.settings.timing.restart_backoff_min,
+            base.settings.timing.restart_backoff_max,
+        ),
     };
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;

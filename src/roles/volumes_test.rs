@@ -204,6 +204,7 @@ impl Cluster {
         let client = self.client("system:node:one", "system:nodes");
         let nodes = Api::<Node>::all(client.clone());
         let agent = Agent::new(AgentConfig {
+            extended_resources: BTreeMap::new(),
             node_name: "one".to_owned(),
             nodes: informer(nodes, watcher::Config::default(), &self.tasks),
             static_pods: self.folder.path().join("pod-manifests"),

@@ -68,6 +68,17 @@ impl TaskGroup {
         self.tracker.spawn(task.instrument(debug_span!("task", task.name = name)));
     }
 
+    /// As [`Self::spawn_hot`], on the threads of another runtime.
+    pub fn spawn_hot_on<F, Fut>(&self, threads: &Handle, name: &'static str, task: F)
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let task = task(self.cancel.child_token());
+        let task = task.instrument(debug_span!("task", task.name = name));
+        self.tracker.spawn_on(task, threads);
+    }
+
     fn named<F, Fut>(&self, name: &'static str, task: F) -> Instrumented<Fut>
     where
         F: FnOnce(CancellationToken) -> Fut,

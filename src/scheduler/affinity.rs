@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{NodeAffinity, Pod, Taint, Toleration};
 
 use crate::api::selector::{is_empty_term, node_term_matches};
-use crate::scheduler::view::Facts;
+use crate::scheduler::node::Facts;
 
 const NO_SCHEDULE: &str = "NoSchedule";
 const NO_EXECUTE: &str = "NoExecute";
@@ -13,29 +13,50 @@ const PREFER_NO_SCHEDULE: &str = "PreferNoSchedule";
 /// The taint a cordoned node counts as having.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
-/// A pod's wishes about nodes, borrowed from it.
-#[derive(Debug)]
-pub(super) struct Wishes<'a> {
-    node_name: Option<&'a str>,
-    node_selector: Option<&'a BTreeMap<String, String>>,
-    node_affinity: Option<&'a NodeAffinity>,
-    tolerations: &'a [Toleration],
+/// A pod's wishes about nodes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Wishes {
+    pub(super) node_name: Option<String>,
+    node_selector: BTreeMap<String, String>,
+    node_affinity: Option<NodeAffinity>,
+    tolerations: Vec<Toleration>,
 }
 
-impl<'a> Wishes<'a> {
-    pub(super) fn of(pod: &'a Pod) -> Self {
-        let spec = pod.spec.as_ref();
+impl Wishes {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let Some(spec) = pod.spec.as_ref() else { return Self::default() };
         Self {
-            node_name: spec.and_then(|spec| spec.node_name.as_deref()),
-            node_selector: spec.and_then(|spec| spec.node_selector.as_ref()),
-            node_affinity: spec.and_then(|spec| spec.affinity.as_ref()?.node_affinity.as_ref()),
-            tolerations: spec.and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default(),
+            node_name: spec.node_name.clone().filter(|name| !name.is_empty()),
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            node_affinity: spec.affinity.as_ref().and_then(|a| a.node_affinity.clone()),
+            tolerations: spec.tolerations.clone().unwrap_or_default(),
         }
+    }
+
+    /// Whether the pod names nodes, or asks for labels of them.
+    pub(super) fn chooses_nodes(&self) -> bool {
+        self.node_name.is_some() || self.selects_nodes()
+    }
+
+    /// Whether the pod asks for labels of nodes.
+    pub(super) fn selects_nodes(&self) -> bool {
+        !self.node_selector.is_empty()
+            || self.node_affinity.as_ref().is_some_and(|affinity| {
+                affinity.required_during_scheduling_ignored_during_execution.is_some()
+            })
+    }
+
+    /// Whether some nodes are better for the pod than others by their labels.
+    pub(super) fn prefers_nodes(&self) -> bool {
+        self.node_affinity.as_ref().is_some_and(|affinity| {
+            let preferred = &affinity.preferred_during_scheduling_ignored_during_execution;
+            preferred.as_ref().is_some_and(|list| !list.is_empty())
+        })
     }
 
     /// Whether the pod names another node.
     pub(super) fn names_another(&self, node: &str) -> bool {
-        self.node_name.is_some_and(|wanted| !wanted.is_empty() && wanted != node)
+        self.node_name.as_deref().is_some_and(|wanted| wanted != node)
     }
 
     /// Whether the pod may run on a cordoned node.
@@ -68,13 +89,11 @@ impl<'a> Wishes<'a> {
 
     /// Whether node selector and required affinity accept the node.
     pub(super) fn accepts(&self, name: &str, facts: &Facts) -> bool {
-        let selects = self.node_selector.is_none_or(|selector| {
-            selector.iter().all(|(key, value)| facts.labels.get(key) == Some(value))
-        });
-        let required = self.node_affinity.and_then(|affinity| {
+        let mut selector = self.node_selector.iter();
+        let required = self.node_affinity.as_ref().and_then(|affinity| {
             affinity.required_during_scheduling_ignored_during_execution.as_ref()
         });
-        selects
+        selector.all(|(key, value)| facts.labels.get(key) == Some(value))
             && required.is_none_or(|required| {
                 let mut terms = required.node_selector_terms.iter();
                 terms.any(|term| node_term_matches(term, name, &facts.labels))
@@ -83,7 +102,7 @@ impl<'a> Wishes<'a> {
 
     /// The sum of the weights of the preferences the node meets.
     pub(super) fn preference(&self, name: &str, facts: &Facts) -> i64 {
-        let preferred = self.node_affinity.and_then(|affinity| {
+        let preferred = self.node_affinity.as_ref().and_then(|affinity| {
             affinity.preferred_during_scheduling_ignored_during_execution.as_ref()
         });
         let met = preferred.into_iter().flatten().filter(|wish| {
@@ -97,8 +116,11 @@ impl<'a> Wishes<'a> {
 
 /// Whether `toleration` covers `taint`.
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let (key, effect) = (text(&toleration.key), text(&toleration.effect));
+    let text = |field: &'_ Option<String>, other: &str| field.as_deref().unwrap_or("") == other;
+    let (key, effect) = (
+        toleration.key.as_deref().unwrap_or_default(),
+        toleration.effect.as_deref().unwrap_or_default(),
+    );
     if !effect.is_empty() && effect != taint.effect {
         return false;
     }
@@ -108,7 +130,8 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     match toleration.operator.as_deref() {
         Some("Exists") => true,
         None | Some("" | "Equal") => {
-            !key.is_empty() && text(&toleration.value) == text(&taint.value)
+            let value = taint.value.as_deref().unwrap_or_default();
+            !key.is_empty() && text(&toleration.value, value)
         }
         Some(_) => false,
     }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tracing::debug;
 
-use crate::client::{Backoff, RetryLimits};
+use crate::client::{Backoff, RetryLimits, is_not_found};
 use crate::rt::Rng;
 
 /// Waits between tries of a binding whose outcome is unknown.
@@ -90,24 +90,100 @@ async fn judge_refusal(pods: &Api<Pod>, pod: &Pod, node: &str) -> Bound {
     }
 }
 
+/// What a pod's status is to say of its waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Why no node takes it.
+    pub(super) message: String,
+    /// The node that others leave for it.
+    pub(super) nominated: Option<String>,
+}
+
 /// Writes that the pod waits, and for what, if its status does not say so yet.
 pub(super) async fn say_unschedulable(
     client: &kube::Client,
     pod: &Pod,
-    message: &str,
+    refusal: &Refusal,
     now: Timestamp,
 ) -> Result<(), kube::Error> {
-    let Some(conditions) = with_refusal(pod, message, now) else {
+    let conditions = with_refusal(pod, &refusal.message, now);
+    let status = pod.status.as_ref();
+    let had = status.and_then(|status| status.nominated_node_name.as_deref());
+    let mut fields = serde_json::Map::new();
+    if let Some(conditions) = conditions {
+        fields.insert("conditions".to_owned(), json!(conditions));
+    }
+    if had.unwrap_or_default() != refusal.nominated.as_deref().unwrap_or_default() {
+        fields.insert("nominatedNodeName".to_owned(), json!(refusal.nominated));
+    }
+    if fields.is_empty() {
         return Ok(());
-    };
+    }
+    patch_status(client, pod, &serde_json::Value::Object(fields)).await
+}
+
+async fn patch_status(
+    client: &kube::Client,
+    pod: &Pod,
+    status: &serde_json::Value,
+) -> Result<(), kube::Error> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let patch = json!({
         "metadata": { "uid": pod.uid(), "resourceVersion": pod.resource_version() },
-        "status": { "conditions": conditions },
+        "status": status,
     });
     pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch))
         .await
         .map(drop)
+}
+
+/// Tells a pod to leave for one of higher priority: in order, and with the reason in its status.
+pub(super) async fn evict(
+    client: &kube::Client,
+    pod: &Pod,
+    scheduler: &str,
+    now: Timestamp,
+) -> Result<(), kube::Error> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let mut read = pod.clone();
+    for _ in 0..TRIES_MAX {
+        let conditions = with_disruption(&read, scheduler, now);
+        match patch_status(client, &read, &json!({ "conditions": conditions })).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                read = pods.get(&pod.name_any()).await?;
+                if read.uid() != pod.uid() {
+                    return Ok(());
+                }
+            }
+            Err(err) if is_not_found(&err) => return Ok(()),
+            other => {
+                other?;
+                break;
+            }
+        }
+    }
+    let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
+    let params = DeleteParams::default().preconditions(preconditions);
+    match pods.delete(&pod.name_any(), &params).await {
+        Err(err) if !is_not_found(&err) => Err(err),
+        _ => Ok(()),
+    }
+}
+
+/// The pod's conditions with `DisruptionTarget`.
+fn with_disruption(pod: &Pod, scheduler: &str, now: Timestamp) -> Vec<PodCondition> {
+    let status = pod.status.as_ref();
+    let mut conditions = status.and_then(|status| status.conditions.clone()).unwrap_or_default();
+    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+    conditions.push(PodCondition {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+        reason: Some("PreemptionByScheduler".to_owned()),
+        message: Some(format!("{scheduler}: preempting to accommodate a higher priority pod")),
+        last_transition_time: Some(Time(now)),
+        ..PodCondition::default()
+    });
+    conditions
 }
 
 /// The pod's conditions with `PodScheduled` false; `None` when they are so already.

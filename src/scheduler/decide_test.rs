@@ -1,60 +1,12 @@
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::scheduler::decide::decide;
-use crate::scheduler::need::{Need, Resources};
-use crate::scheduler::view::{ClusterView, Facts};
-
-/// A node of 4 cores, 4 GiB and 110 pods, with `changes` merged in.
-fn node(name: &str, changes: &Value) -> Node {
-    let mut node = json!({
-        "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
-        "status": { "allocatable": { "cpu": "4", "memory": "4Gi", "pods": "110" } },
-    });
-    json_patch::merge(&mut node, changes);
-    serde_json::from_value(node).unwrap()
-}
-
-/// A pod of one container, with `changes` merged in.
-fn pod(changes: &Value) -> Pod {
-    let mut pod = json!({
-        "metadata": { "name": "p", "namespace": "default", "uid": "p" },
-        "spec": { "containers": [{ "name": "c" }] },
-    });
-    json_patch::merge(&mut pod, changes);
-    serde_json::from_value(pod).unwrap()
-}
-
-fn owned(owner: &str, cpu: &str, memory: &str) -> Pod {
-    pod(&json!({
-        "metadata": { "ownerReferences": [{
-            "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner,
-            "controller": true,
-        }]},
-        "spec": { "containers": [{
-            "name": "c", "resources": { "requests": { "cpu": cpu, "memory": memory } },
-        }]},
-    }))
-}
-
-fn view(nodes: &[Node]) -> ClusterView {
-    let mut view = ClusterView::new();
-    for node in nodes {
-        view.set_node(node.metadata.name.as_deref().unwrap(), Some(Facts::of(node)));
-    }
-    view
-}
-
-/// Decides for `pod` and counts it; the node, or the text of the refusal.
-fn schedule(view: &mut ClusterView, pod: &Pod, at: usize) -> Result<String, String> {
-    let chosen = decide(view, pod, at as u64 * 7919).map_err(|err| err.to_string())?.to_owned();
-    let key = ("default".to_owned(), format!("p{at}"));
-    view.assume(&key, &format!("p{at}"), &chosen, Need::of(pod));
-    Ok(chosen)
-}
+use crate::scheduler::need::Resources;
+use crate::scheduler::testing::{node, owned, pod, schedule, view};
+use crate::scheduler::view::ClusterView;
 
 #[test]
 fn replicas_are_spread_evenly_over_unequal_nodes() {

@@ -13,7 +13,7 @@ const PODS_DEFAULT: i64 = 110;
 /// Name of the resource.
 const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 
-/// Amounts of what is shared out.
+/// Amounts of what every node shares out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Thousandths of a core.
@@ -43,7 +43,7 @@ impl Resources {
         found
     }
 
-    fn of(amounts: Option<&BTreeMap<String, Quantity>>) -> Self {
+    pub(super) fn of(amounts: Option<&BTreeMap<String, Quantity>>) -> Self {
         let amount = |name: &str| amounts.and_then(|amounts| amounts.get(name));
         let cpu = amount("cpu").and_then(|cpu| parse_cpu_millis(&cpu.0).ok());
         let bytes = |name| amount(name).and_then(|bytes| parse_bytes(&bytes.0).ok()).unwrap_or(0);
@@ -89,6 +89,46 @@ impl Resources {
     }
 }
 
+/// Amounts of what only some nodes have, by name: GPIO lines, cameras, accelerators.
+pub(super) fn extended(amounts: Option<&BTreeMap<String, Quantity>>) -> BTreeMap<String, i64> {
+    let amounts = amounts.into_iter().flatten();
+    amounts
+        .filter(|(name, _)| !matches!(name.as_str(), "cpu" | "memory" | "pods" | EPHEMERAL_STORAGE))
+        .filter_map(|(name, amount)| Some((name.clone(), parse_bytes(&amount.0).ok()?)))
+        .collect()
+}
+
+/// What containers take, of every kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Amounts {
+    common: Resources,
+    extended: BTreeMap<String, i64>,
+}
+
+impl Amounts {
+    fn of(amounts: Option<&BTreeMap<String, Quantity>>) -> Self {
+        Self { common: Resources::of(amounts), extended: extended(amounts) }
+    }
+
+    fn plus(mut self, other: &Self) -> Self {
+        self.common = self.common.plus(other.common);
+        for (name, amount) in &other.extended {
+            let sum = self.extended.entry(name.clone()).or_insert(0);
+            *sum = sum.saturating_add(*amount);
+        }
+        self
+    }
+
+    fn max(mut self, other: &Self) -> Self {
+        self.common = self.common.max(other.common);
+        for (name, amount) in &other.extended {
+            let most = self.extended.entry(name.clone()).or_insert(0);
+            *most = (*most).max(*amount);
+        }
+        self
+    }
+}
+
 /// A port of the node that a container wants for itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
@@ -116,6 +156,8 @@ impl HostPort {
 pub struct Need {
     /// Its effective request, and itself as one pod.
     pub resources: Resources,
+    /// What it takes of kinds that only some nodes have, by name.
+    pub extended: BTreeMap<String, i64>,
     /// Its host ports.
     pub ports: Vec<HostPort>,
     /// The uid of its controller: the pods of one are spread over nodes.
@@ -130,8 +172,11 @@ impl Need {
     pub fn of(pod: &Pod) -> Self {
         let mut owners = pod.metadata.owner_references.iter().flatten();
         let group = owners.find(|owner| owner.controller == Some(true));
+        let Amounts { common, mut extended } = request(pod);
+        extended.retain(|_, amount| *amount > 0);
         Self {
-            resources: Resources { pods: 1, ..request(pod) },
+            resources: Resources { pods: 1, ..common },
+            extended,
             ports: host_ports(pod),
             group: group.map(|owner| owner.uid.clone()),
             claims: local_volume::claims_of(pod)
@@ -143,34 +188,40 @@ impl Need {
 
 /// The effective request: mains and sidecars run together; a plain init container runs alone, but
 /// for the sidecars started before it.
-fn request(pod: &Pod) -> Resources {
+fn request(pod: &Pod) -> Amounts {
     let Some(spec) = &pod.spec else {
-        return Resources::default();
+        return Amounts::default();
     };
-    let mut sidecars = Resources::default();
-    let mut peak = Resources::default();
+    let mut sidecars = Amounts::default();
+    let mut peak = Amounts::default();
     for container in spec.init_containers.iter().flatten() {
         let request = container_request(container);
         if container.restart_policy.as_deref() == Some("Always") {
-            sidecars = sidecars.plus(request);
-            peak = peak.max(sidecars);
+            sidecars = sidecars.plus(&request);
+            peak = peak.max(&sidecars);
         } else {
-            peak = peak.max(sidecars.plus(request));
+            peak = peak.max(&request.plus(&sidecars));
         }
     }
     let mains = spec.containers.iter().map(container_request);
-    let overhead = Resources::of(spec.overhead.as_ref());
-    mains.fold(sidecars, Resources::plus).max(peak).plus(overhead)
+    let together = mains.fold(sidecars, |sum, request| sum.plus(&request)).max(&peak);
+    if spec.overhead.is_none() {
+        return together;
+    }
+    together.plus(&Amounts::of(spec.overhead.as_ref()))
 }
 
 /// Requests; a limit stands in for a request that is not there.
-fn container_request(container: &Container) -> Resources {
+fn container_request(container: &Container) -> Amounts {
     let Some(resources) = &container.resources else {
-        return Resources::default();
+        return Amounts::default();
     };
-    let mut amounts = resources.limits.clone().unwrap_or_default();
+    let Some(limits) = resources.limits.as_ref().filter(|limits| !limits.is_empty()) else {
+        return Amounts::of(resources.requests.as_ref());
+    };
+    let mut amounts = limits.clone();
     amounts.extend(resources.requests.clone().unwrap_or_default());
-    Resources::of(Some(&amounts))
+    Amounts::of(Some(&amounts))
 }
 
 fn host_ports(pod: &Pod) -> Vec<HostPort> {
@@ -220,6 +271,18 @@ mod tests {
         assert_eq!(resources.cpu_millis, 2_100);
         assert_eq!(resources.memory_bytes, 75 << 20);
         assert_eq!(resources.pods, 1);
+    }
+
+    #[test]
+    fn what_only_some_nodes_have_is_added_up_by_name() {
+        let gpio = |count: &str| json!({ "resources": { "limits": { "edgeorc.io/gpio": count } } });
+        let mut first = gpio("2");
+        first["name"] = json!("a");
+        let mut second = gpio("1");
+        second["name"] = json!("b");
+        let pod: Pod =
+            serde_json::from_value(json!({ "spec": { "containers": [first, second] }})).unwrap();
+        assert_eq!(Need::of(&pod).extended, [("edgeorc.io/gpio".to_owned(), 3)].into());
     }
 
     #[test]

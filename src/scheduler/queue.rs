@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::client::{RetryLimits, retry_delay};
 use crate::rt::Rng;
+use crate::scheduler::reason::Changes;
 use crate::scheduler::view::PodKey;
 
 /// The least time between two tries of one pod, doubling with each.
@@ -26,6 +27,8 @@ pub(super) struct Queue {
     ready: BTreeMap<Place, PodKey>,
     /// Pods that wait for a time, by time.
     timeline: BTreeSet<(Instant, PodKey)>,
+    /// Refused pods that wait for a change, by the changes that may help.
+    unhelped: BTreeMap<Changes, BTreeSet<PodKey>>,
     arrivals: u64,
     rng: Rng,
 }
@@ -42,10 +45,11 @@ enum State {
     Ready,
     /// Taken by [`Queue::pop`].
     Taken,
-    /// Tried in vain; comes back at `until`, or at `earliest` when something changes.
+    /// Tried in vain; comes back at `until`, or at `earliest` when something changes that may help.
     Refused {
         earliest: Instant,
         until: Instant,
+        helped_by: Changes,
     },
 }
 
@@ -55,28 +59,40 @@ impl Queue {
             pods: BTreeMap::new(),
             ready: BTreeMap::new(),
             timeline: BTreeSet::new(),
+            unhelped: BTreeMap::new(),
             arrivals: 0,
             rng,
         }
     }
 
-    /// Lines `key` up, unless it waits already.
-    pub(super) fn add(&mut self, key: &PodKey, priority: i32) {
+    /// Lines `key` up, unless it waits already. Returns whether it did not.
+    pub(super) fn add(&mut self, key: &PodKey, priority: i32) -> bool {
         if self.pods.contains_key(key) {
-            return;
+            return false;
         }
         self.arrivals += 1;
         let place = (Reverse(priority), self.arrivals);
         self.pods.insert(key.clone(), Waiting { place, attempts: 0, state: State::Ready });
         self.ready.insert(place, key.clone());
+        true
     }
 
     /// The pod needs no node any more.
     pub(super) fn remove(&mut self, key: &PodKey) {
         if let Some(waiting) = self.pods.remove(key) {
             self.ready.remove(&waiting.place);
-            if let State::Refused { until, .. } = waiting.state {
-                self.timeline.remove(&(until, key.clone()));
+            self.leave(key, waiting.state);
+        }
+    }
+
+    /// Takes a refused pod out of what would bring it back.
+    fn leave(&mut self, key: &PodKey, state: State) {
+        let State::Refused { until, helped_by, .. } = state else { return };
+        self.timeline.remove(&(until, key.clone()));
+        if let Some(keys) = self.unhelped.get_mut(&helped_by) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.unhelped.remove(&helped_by);
             }
         }
     }
@@ -96,40 +112,41 @@ impl Queue {
         Some(key)
     }
 
-    /// The pod was tried in vain: it waits for a change, at least its back-off.
-    pub(super) fn refuse(&mut self, key: &PodKey, now: Instant) {
-        self.wait(key, now, REFUSED_MAX);
+    /// The pod was tried in vain: it waits for one of these changes, and at least its back-off.
+    pub(super) fn refuse(&mut self, key: &PodKey, now: Instant, helped_by: Changes) {
+        self.wait(key, now, REFUSED_MAX, helped_by);
     }
 
     /// The try failed for no fault of the pod: it is tried again after its back-off.
     pub(super) fn retry(&mut self, key: &PodKey, now: Instant) {
-        self.wait(key, now, Duration::ZERO);
+        self.wait(key, now, Duration::ZERO, Changes::NONE);
     }
 
-    fn wait(&mut self, key: &PodKey, now: Instant, at_least: Duration) {
+    fn wait(&mut self, key: &PodKey, now: Instant, at_least: Duration, helped_by: Changes) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
         let delay = retry_delay(RETRY, waiting.attempts.saturating_sub(1), &self.rng);
         let earliest = now + delay;
         let until = earliest.max(now + at_least);
         self.ready.remove(&waiting.place);
-        if let State::Refused { until, .. } = waiting.state {
-            self.timeline.remove(&(until, key.clone()));
-        }
-        waiting.state = State::Refused { earliest, until };
+        let old =
+            std::mem::replace(&mut waiting.state, State::Refused { earliest, until, helped_by });
+        self.leave(key, old);
         self.timeline.insert((until, key.clone()));
+        if earliest < until {
+            self.unhelped.entry(helped_by).or_default().insert(key.clone());
+        }
     }
 
-    /// Something changed that may make refused pods fit: they are tried once their back-off is
-    /// over.
-    pub(super) fn wake(&mut self) {
-        for (key, waiting) in &mut self.pods {
-            if let State::Refused { earliest, until } = waiting.state
-                && earliest < until
-            {
-                self.timeline.remove(&(until, key.clone()));
-                self.timeline.insert((earliest, key.clone()));
-                waiting.state = State::Refused { earliest, until: earliest };
-            }
+    /// Something changed: the refused pods that it may help are tried once their back-off is over.
+    pub(super) fn wake(&mut self, changes: Changes) {
+        let met = self.unhelped.keys().copied().filter(|helped_by| helped_by.meets(changes));
+        let met: Vec<_> = met.collect();
+        for key in met.into_iter().filter_map(|group| self.unhelped.remove(&group)).flatten() {
+            let Some(waiting) = self.pods.get_mut(&key) else { continue };
+            let State::Refused { earliest, until, helped_by } = waiting.state else { continue };
+            waiting.state = State::Refused { earliest, until: earliest, helped_by };
+            self.timeline.remove(&(until, key.clone()));
+            self.timeline.insert((earliest, key));
         }
     }
 
@@ -144,10 +161,10 @@ impl Queue {
     }
 
     fn make_ready(&mut self, key: &PodKey) {
-        if let Some(waiting) = self.pods.get_mut(key) {
-            waiting.state = State::Ready;
-            self.ready.insert(waiting.place, key.clone());
-        }
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        let old = std::mem::replace(&mut waiting.state, State::Ready);
+        self.ready.insert(waiting.place, key.clone());
+        self.leave(key, old);
     }
 }
 
@@ -180,9 +197,9 @@ mod tests {
         queue.add(&key("p"), 0);
         for attempt in 0..4_u32 {
             assert!(queue.pop(Instant::now()).is_some());
-            queue.refuse(&key("p"), Instant::now());
+            queue.refuse(&key("p"), Instant::now(), Changes::NODE);
             assert_eq!(queue.pop(Instant::now() + RETRY.delay_max), None, "nothing changed");
-            queue.wake();
+            queue.wake(Changes::NODE.and(Changes::STORAGE));
             assert_eq!(queue.pop(Instant::now()), None, "too early");
             let full = RETRY.delay_min * 2_u32.pow(attempt);
             let due = queue.next_due().unwrap();
@@ -193,11 +210,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_a_change_that_may_help_wakes_a_pod() {
+        let cases = [
+            ("full", Changes::NODE.and(Changes::POD_LEFT)),
+            ("tainted", Changes::NODE),
+            ("lonely", Changes::NODE.and(Changes::POD_CAME)),
+            ("homeless", Changes::STORAGE),
+        ];
+        for (change, woken) in [
+            (Changes::NODE, &["full", "tainted", "lonely"][..]),
+            (Changes::POD_LEFT, &["full"]),
+            (Changes::POD_CAME, &["lonely"]),
+            (Changes::STORAGE, &["homeless"]),
+            (Changes::NAMESPACE, &[]),
+            (Changes::POD_LEFT.and(Changes::STORAGE), &["full", "homeless"]),
+        ] {
+            let mut queue = queue();
+            for (name, helped_by) in cases {
+                queue.add(&key(name), 0);
+                queue.pop(Instant::now());
+                queue.refuse(&key(name), Instant::now(), helped_by);
+            }
+            queue.wake(change);
+            tokio::time::advance(RETRY.delay_max).await;
+            let mut names: Vec<_> =
+                std::iter::from_fn(|| queue.pop(Instant::now())).map(|(_, name)| name).collect();
+            names.sort();
+            let mut woken = woken.to_vec();
+            woken.sort_unstable();
+            assert_eq!(names, woken, "{change:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_refused_pod_is_tried_now_and_then_without_a_change() {
         let mut queue = queue();
         queue.add(&key("p"), 0);
         queue.pop(Instant::now());
-        queue.refuse(&key("p"), Instant::now());
+        queue.refuse(&key("p"), Instant::now(), Changes::NODE);
         tokio::time::advance(REFUSED_MAX).await;
         assert!(queue.pop(Instant::now()).is_some());
     }
@@ -209,7 +259,7 @@ mod tests {
             queue.add(&key(name), 0);
         }
         queue.pop(Instant::now());
-        queue.refuse(&key("ready"), Instant::now());
+        queue.refuse(&key("ready"), Instant::now(), Changes::NODE);
         queue.remove(&key("ready"));
         queue.remove(&key("refused"));
         assert_eq!((queue.next_due(), queue.has_ready()), (None, false));

@@ -20,21 +20,25 @@ use tracing::{debug, info};
 use crate::api::node_load;
 use crate::client::{Change, EventRecorder, EventType, Handler, Informer, Regarding};
 use crate::scheduler::Context;
-use crate::scheduler::bind::{Bound, bind, say_unschedulable};
-use crate::scheduler::decide::decide_with;
-use crate::scheduler::need::{Need, Resources};
+use crate::scheduler::bind::{Bound, Refusal, bind, evict, say_unschedulable};
+use crate::scheduler::decide::choose;
+use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME};
+use crate::scheduler::need::Resources;
+use crate::scheduler::node::Facts;
+use crate::scheduler::preempt::{Plan, preempt};
 use crate::scheduler::queue::Queue;
+use crate::scheduler::reason::{Changes, Unschedulable};
 use crate::scheduler::storage::Storage;
-use crate::scheduler::view::{ClusterView, Facts, PodKey};
+use crate::scheduler::view::{ClusterView, PodKey};
 
-/// The scheduler pods ask for when they name none.
-const SCHEDULER_NAME: &str = "default-scheduler";
 /// Namespace of the nodes' heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Requests under way at once; beyond it, pods wait in the queue.
 const REQUESTS_MAX: usize = 128;
 /// Pods tried before changes are looked at again.
 const BATCH_LEN_MAX: usize = 256;
+/// How long choices are made before others on the thread have their turn.
+const SLICE_MAX: Duration = Duration::from_millis(5);
 /// How long bindings under way are waited for at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
@@ -45,6 +49,7 @@ struct Dirty {
     nodes: Mutex<BTreeSet<PodKey>>,
     /// Claims, volumes and classes: what changed does not matter, that it did wakes pods.
     storage: Mutex<BTreeSet<PodKey>>,
+    namespaces: Mutex<BTreeSet<PodKey>>,
     wake: Notify,
 }
 
@@ -91,15 +96,23 @@ fn watch_loads(leases: &Informer<Lease>, dirty: &Arc<Dirty>) {
 }
 
 /// What a node's heartbeat says is in use there.
-fn load_of(lease: &Lease) -> Option<Resources> {
+pub(super) fn load_of(lease: &Lease) -> Option<Resources> {
     let (cpu_millis, memory_bytes) = node_load::read(lease.metadata.annotations.as_ref()?)?;
     Some(Resources { cpu_millis, memory_bytes, ..Resources::default() })
 }
 
 /// What a request under way came to.
 enum Done {
-    Bound { pod: Arc<Pod>, node: String, outcome: Bound },
+    Bound {
+        pod: Arc<Pod>,
+        node: String,
+        outcome: Bound,
+    },
     Told,
+    /// These could not be told to leave: they count as staying again.
+    Evicted {
+        stay: Vec<PodKey>,
+    },
 }
 
 pub(super) struct Scheduler {
@@ -121,6 +134,7 @@ impl Scheduler {
         watch(&context.informers.claims, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.volumes, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.storage_classes, &dirty, |dirty| &dirty.storage);
+        watch(&context.informers.namespaces, &dirty, |dirty| &dirty.namespaces);
         let view = ClusterView::new();
         Self { context, events, dirty, view, queue, requests: FuturesUnordered::new() }
     }
@@ -129,6 +143,7 @@ impl Scheduler {
         loop {
             self.look();
             self.schedule();
+            tokio::task::yield_now().await;
             let is_full = self.requests.len() >= REQUESTS_MAX;
             let due = if self.queue.has_ready() && !is_full {
                 Some(Instant::now())
@@ -152,51 +167,72 @@ impl Scheduler {
     fn look(&mut self) {
         let nodes = std::mem::take(&mut *self.dirty.nodes.lock());
         let pods = std::mem::take(&mut *self.dirty.pods.lock());
-        let mut has_room = !std::mem::take(&mut *self.dirty.storage.lock()).is_empty();
+        let namespaces = std::mem::take(&mut *self.dirty.namespaces.lock());
+        let mut changes = Changes::NONE;
+        if !std::mem::take(&mut *self.dirty.storage.lock()).is_empty() {
+            changes = changes.and(Changes::STORAGE);
+        }
         for (_, name) in nodes {
             let node = self.context.informers.nodes.store.named("", &name);
-            has_room |= self.view.set_node(&name, node.as_deref().map(Facts::of));
+            if self.view.set_node(&name, node.as_deref().map(Facts::of)) {
+                changes = changes.and(Changes::NODE);
+            }
             let lease = self.context.informers.leases.store.named(LEASE_NAMESPACE, &name);
             self.view.set_measured(&name, lease.as_deref().and_then(load_of));
         }
+        for (_, name) in namespaces {
+            let namespace = self.context.informers.namespaces.store.named("", &name);
+            let labels = namespace.map(|found| found.metadata.labels.clone().unwrap_or_default());
+            self.view.set_namespace(&name, labels);
+            changes = changes.and(Changes::NAMESPACE);
+        }
         for key in pods {
             let pod = self.context.informers.pods.store.named(&key.0, &key.1);
-            has_room |= self.see_pod(&key, pod.as_deref());
+            changes = changes.and(self.see_pod(&key, pod.as_deref()));
         }
-        if has_room {
-            self.queue.wake();
-        }
+        self.queue.wake(changes);
     }
 
-    /// Takes note of a pod as the cache shows it. Returns whether room was made on a node.
-    fn see_pod(&mut self, key: &PodKey, pod: Option<&Pod>) -> bool {
+    /// Takes note of a pod as the cache shows it: what changed for others.
+    fn see_pod(&mut self, key: &PodKey, pod: Option<&Pod>) -> Changes {
+        let left = |is_gone: bool| if is_gone { Changes::POD_LEFT } else { Changes::NONE };
         let Some(pod) = pod.filter(|pod| !has_ended(pod)) else {
             self.queue.remove(key);
-            return self.view.remove(key);
+            let was_awaited = self.view.denominate(key);
+            return left(self.view.remove(key) || was_awaited);
         };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         if let Some(node) = node_name(pod) {
             self.queue.remove(key);
-            self.view.place(key, uid, node, Need::of(pod));
-            return false;
+            let is_new = self.view.place(pod, node);
+            return if is_new { Changes::POD_CAME.and(Changes::POD_LEFT) } else { Changes::NONE };
         }
         if self.view.is_assumed(key, uid) {
-            return false;
+            return Changes::NONE;
         }
         let room = self.view.remove(key);
         if is_ours(pod) {
             let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
-            self.queue.add(key, priority);
+            let status = pod.status.as_ref();
+            let nominated = status.and_then(|status| status.nominated_node_name.as_deref());
+            // Later it is this scheduler who knows best.
+            if self.queue.add(key, priority)
+                && let Some(node) = nominated
+            {
+                self.view.nominate(pod, node);
+            }
         } else {
             self.queue.remove(key);
+            self.view.denominate(key);
         }
-        room
+        left(room)
     }
 
     /// Decides for as many pods as there may be requests.
     fn schedule(&mut self) {
+        let began = Instant::now();
         for _ in 0..BATCH_LEN_MAX {
-            if self.requests.len() >= REQUESTS_MAX {
+            if self.requests.len() >= REQUESTS_MAX || began.elapsed() >= SLICE_MAX {
                 return;
             }
             let Some(key) = self.queue.pop(Instant::now()) else {
@@ -212,11 +248,13 @@ impl Scheduler {
     fn place(&mut self, key: &PodKey, pod: Arc<Pod>) {
         let seed = self.context.rng.below(u64::MAX);
         let storage = Storage::of(&pod, &self.context.informers);
-        match decide_with(&self.view, &pod, &storage, seed) {
-            Ok(node) => {
-                let node = node.to_owned();
-                let uid = pod.uid().unwrap_or_default();
-                self.view.assume(key, &uid, &node, Need::of(&pod));
+        let class = self.view.enter_class(Demand::of(&pod));
+        self.view.refresh_class(class);
+        match choose(&self.view, class, Some(key), &storage, seed) {
+            Ok(id) => {
+                let node = self.view.node_name(id).to_owned();
+                self.view.assume_class(&pod, &node, class);
+                self.queue.wake(Changes::POD_CAME);
                 let (client, rng) = (self.context.client.clone(), self.context.rng.clone());
                 let request = async move {
                     let outcome = bind(&client, &pod, &node, &rng).await;
@@ -224,26 +262,83 @@ impl Scheduler {
                 };
                 self.requests.push(request.boxed());
             }
-            Err(refusal) => {
-                let message = refusal.to_string();
-                debug!(k8s.pod.name = key.1, message, "no node takes the pod");
-                self.queue.refuse(key, Instant::now());
-                self.tell(&pod, EventType::Warning, "FailedScheduling", message.clone());
-                let (client, now) = (self.context.client.clone(), self.context.clock.now());
-                let request = async move {
-                    if let Err(err) = say_unschedulable(&client, &pod, &message, now).await {
-                        debug!(%err, "condition not written, the next try writes it");
-                    }
-                    Done::Told
-                };
-                self.requests.push(request.boxed());
+            Err(mut refusal) => {
+                match preempt(&self.view, class, key, &storage, seed) {
+                    Ok(plan) => self.make_room(&pod, &plan, &mut refusal),
+                    Err(text) => refusal.preemption = text,
+                }
+                self.refuse(key, pod, &refusal);
             }
         }
     }
 
+    /// Tells pods of lower priority to leave for `pod`, and keeps their place for it.
+    fn make_room(&mut self, pod: &Arc<Pod>, plan: &Plan, refusal: &mut Unschedulable) {
+        let name = scheduler_name(pod);
+        refusal.helped_by = refusal.helped_by.and(Changes::POD_LEFT);
+        for key in &plan.displaced {
+            self.view.denominate(key);
+        }
+        self.view.nominate(pod, &plan.node);
+        let uid = pod.uid().unwrap_or_default();
+        info!(
+            k8s.pod.name = pod.name_any(),
+            k8s.node.name = plan.node,
+            victims = plan.victims.len(),
+            "pods of lower priority leave for the pod"
+        );
+        let mut victims = Vec::new();
+        for victim in &plan.victims {
+            let found = self.context.informers.pods.store.named(&victim.key.0, &victim.key.1);
+            let Some(found) = found.filter(|found| found.uid().as_ref() == Some(&victim.uid))
+            else {
+                continue;
+            };
+            self.view.set_ending(&victim.key);
+            let message = format!("Preempted by pod {uid} on node {}", plan.node);
+            self.tell(&found, EventType::Normal, "Preempted", message);
+            victims.push(found);
+        }
+        let (client, now) = (self.context.client.clone(), self.context.clock.now());
+        let request = async move {
+            let mut stay = Vec::new();
+            for victim in victims {
+                if let Err(err) = evict(&client, &victim, &name, now).await {
+                    debug!(%err, "a pod was not told to leave, the next try tells it");
+                    stay.push((victim.namespace().unwrap_or_default(), victim.name_any()));
+                }
+            }
+            Done::Evicted { stay }
+        };
+        self.requests.push(request.boxed());
+    }
+
+    /// The pod waits, and its status says for what.
+    fn refuse(&mut self, key: &PodKey, pod: Arc<Pod>, refusal: &Unschedulable) {
+        let message = refusal.to_string();
+        debug!(k8s.pod.name = key.1, message, "no node takes the pod");
+        self.queue.refuse(key, Instant::now(), refusal.helped_by);
+        self.tell(&pod, EventType::Warning, "FailedScheduling", message.clone());
+        let nominated = self.view.nomination_name(key).map(str::to_owned);
+        let (client, now) = (self.context.client.clone(), self.context.clock.now());
+        let refusal = Refusal { message, nominated };
+        let request = async move {
+            if let Err(err) = say_unschedulable(&client, &pod, &refusal, now).await {
+                debug!(%err, "condition not written, the next try writes it");
+            }
+            Done::Told
+        };
+        self.requests.push(request.boxed());
+    }
+
     fn finish(&mut self, done: &Done) {
-        let Done::Bound { pod, node, outcome } = done else {
-            return;
+        let (pod, node, outcome) = match done {
+            Done::Bound { pod, node, outcome } => (pod, node, outcome),
+            Done::Told => return,
+            Done::Evicted { stay } => {
+                self.dirty.pods.lock().extend(stay.iter().cloned());
+                return;
+            }
         };
         let key = (pod.namespace().unwrap_or_default(), pod.name_any());
         let uid = pod.uid().unwrap_or_default();
@@ -289,13 +384,18 @@ fn has_ended(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// The scheduler that the pod asks for.
+fn scheduler_name(pod: &Pod) -> String {
+    let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.clone());
+    name.unwrap_or_else(|| SCHEDULER_NAME.to_owned())
+}
+
 /// Whether this scheduler is to find a node for the pod.
 fn is_ours(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
-    let scheduler = spec.and_then(|spec| spec.scheduler_name.as_deref());
     let is_gated =
         spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
-    scheduler.is_none_or(|name| name == SCHEDULER_NAME)
+    matches!(scheduler_name(pod).as_str(), SCHEDULER_NAME | BINPACK_NAME)
         && !is_gated
         && pod.metadata.deletion_timestamp.is_none()
 }
@@ -315,6 +415,7 @@ mod tests {
         };
         let ours = json!({"schedulerName": "default-scheduler", "schedulingGates": []});
         assert!(is_ours(ours.clone(), json!({})));
+        assert!(is_ours(json!({"schedulerName": "binpack"}), json!({})));
         assert!(!is_ours(json!({"schedulingGates": [{"name": "wait"}]}), json!({})));
         assert!(!is_ours(json!({"schedulerName": "other"}), json!({})));
         assert!(!is_ours(ours, json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})));

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 
 use crate::api::local_volume::{self, PROVISIONER};
 use crate::client::Informers;
-use crate::scheduler::view::{ClusterView, Facts, PodKey};
+use crate::scheduler::node::Facts;
+use crate::scheduler::view::{ClusterView, PodKey};
 
 /// A bound volume is elsewhere, or another pod has already settled where an open claim will be.
 const CONFLICT: &str = "node(s) had volume node affinity conflict";
@@ -16,6 +18,36 @@ const IN_USE: &str =
     "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
 /// No volume that an administrator made fits there.
 const NONE_AVAILABLE: &str = "node(s) didn't find available persistent volumes to bind";
+
+/// Where the objects of storage are found.
+pub(super) trait Shelf {
+    /// A claim by namespace and name.
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>>;
+    /// A volume by name.
+    fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>>;
+    /// All volumes.
+    fn volumes(&self) -> Vec<Arc<PersistentVolume>>;
+    /// A class by name.
+    fn class(&self, name: &str) -> Option<Arc<StorageClass>>;
+}
+
+impl Shelf for Informers {
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        self.claims.store.named(namespace, name)
+    }
+
+    fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+        self.volumes.store.named("", name)
+    }
+
+    fn volumes(&self) -> Vec<Arc<PersistentVolume>> {
+        self.volumes.store.state()
+    }
+
+    fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
+        self.storage_classes.store.named("", name)
+    }
+}
 
 /// What a pod's claims ask of a node.
 #[derive(Debug, Clone, Default)]
@@ -38,20 +70,18 @@ struct Open {
 }
 
 impl Storage {
-    /// Of `pod`, as the caches show it.
-    pub(super) fn of(pod: &Pod, informers: &Informers) -> Self {
+    /// Of `pod`, as the shelf shows it.
+    pub(super) fn of(pod: &Pod, shelf: &impl Shelf) -> Self {
         let namespace = pod.namespace().unwrap_or_default();
         let mut storage = Self::default();
         for name in local_volume::claims_of(pod) {
-            let claim = informers.claims.store.named(&namespace, name);
+            let claim = shelf.claim(&namespace, name);
             let claim = claim.filter(|claim| claim.metadata.deletion_timestamp.is_none());
             let Some(claim) = claim else {
                 storage.missing = Some(format!("persistentvolumeclaim {name:?} not found"));
                 return storage;
             };
-            if let Err(reason) =
-                storage.add((namespace.clone(), name.to_owned()), &claim, informers)
-            {
+            if let Err(reason) = storage.add((namespace.clone(), name.to_owned()), &claim, shelf) {
                 storage.missing = Some(reason);
                 return storage;
             }
@@ -63,20 +93,20 @@ impl Storage {
         &mut self,
         key: PodKey,
         claim: &PersistentVolumeClaim,
-        informers: &Informers,
+        shelf: &impl Shelf,
     ) -> Result<(), String> {
         let spec = claim.spec.clone().unwrap_or_default();
         if spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod") {
             self.exclusive.push(key.clone());
         }
         if let Some(volume) = spec.volume_name.filter(|name| !name.is_empty()) {
-            let found = informers.volumes.store.named("", &volume);
+            let found = shelf.volume(&volume);
             let found = found.ok_or_else(|| format!("persistentvolume {volume:?} not found"))?;
             self.bound.push(found);
             return Ok(());
         }
         let class = spec.storage_class_name.unwrap_or_default();
-        let class = informers.storage_classes.store.named("", &class);
+        let class = shelf.class(&class);
         let is_made = class.as_ref().is_some_and(|class| class.provisioner == PROVISIONER);
         let waits = class
             .as_ref()
@@ -84,7 +114,7 @@ impl Storage {
         if !is_made && !waits {
             return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
         }
-        let volumes = informers.volumes.store.state();
+        let volumes = shelf.volumes();
         let candidates =
             volumes.into_iter().filter(|volume| local_volume::is_match(volume, claim)).collect();
         self.open.push(Open { key, candidates: (!is_made).then_some(candidates) });
@@ -132,7 +162,8 @@ mod tests {
 
     use super::*;
     use crate::scheduler::decide::decide_with;
-    use crate::scheduler::need::{Need, Resources};
+    use crate::scheduler::demand::key_of;
+    use crate::scheduler::need::Resources;
 
     fn view() -> ClusterView {
         let mut view = ClusterView::new();
@@ -189,12 +220,13 @@ mod tests {
         let open = Open { key: key(), candidates: None };
         let storage = Storage { open: vec![open], ..Storage::default() };
         let first = decide_with(&view, &pod(), &storage, 7).unwrap().to_owned();
-        let other = ("n".to_owned(), "other".to_owned());
-        view.assume(&other, "u", &first, Need::of(&pod()));
+        let mut second = pod();
+        second.metadata.name = Some("other".to_owned());
+        view.assume(&second, &first);
         for seed in 0..10 {
             assert_eq!(decide_with(&view, &pod(), &storage, seed), Ok(first.as_str()));
         }
-        view.remove(&other);
+        view.remove(&key_of(&second));
         assert_eq!(view.node_of_claim(&key()), None);
     }
 
@@ -204,7 +236,9 @@ mod tests {
         let storage =
             Storage { bound: vec![volume("b")], exclusive: vec![key()], ..Storage::default() };
         assert_eq!(decide_with(&view, &pod(), &storage, 1), Ok("b"));
-        view.assume(&("n".to_owned(), "other".to_owned()), "u", "b", Need::of(&pod()));
+        let mut other = pod();
+        other.metadata.name = Some("other".to_owned());
+        view.assume(&other, "b");
         let refused = decide_with(&view, &pod(), &storage, 1).unwrap_err().to_string();
         assert!(refused.contains("ReadWriteOncePod"), "{refused}");
     }

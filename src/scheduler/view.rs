@@ -1,93 +1,57 @@
 //! The cluster as the scheduler sees it: nodes, and what their pods take.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::Pod;
 
-use crate::scheduler::need::{HostPort, Need, Resources};
+use crate::scheduler::classes::{Class, Classes};
+use crate::scheduler::demand::{Demand, Namespaces, key_of};
+use crate::scheduler::need::Resources;
+use crate::scheduler::node::{EXPECTED, Facts, NodeInfo, Nominee};
+use crate::scheduler::preempt::Budget;
+use crate::scheduler::slab::Slab;
+use crate::scheduler::terms::Terms;
 
 /// Namespace and name.
 pub type PodKey = (String, String);
 
-/// What a pod is expected to use at least, until its node has been measured with it.
-const EXPECTED: Resources =
-    Resources { cpu_millis: 20, memory_bytes: 16 << 20, ephemeral_bytes: 0, pods: 0 };
-
-/// A node and what is taken of it.
-#[derive(Debug, Clone, Default)]
-pub struct NodeInfo {
-    /// The node's name.
-    pub name: String,
-    /// What is known of the node itself; `None` while only pods speak of it.
-    pub facts: Option<Facts>,
-    /// What its pods take, assumed ones included.
-    pub used: Resources,
-    /// The host ports its pods hold.
-    pub ports: Vec<HostPort>,
-    /// How many pods of each group it has.
-    pub groups: BTreeMap<String, u32>,
-    /// How many pods of each claim of storage it has.
-    pub claims: BTreeMap<PodKey, u32>,
-    /// What is in use on the machine, as its heartbeat tells; `None` if it does not.
-    pub measured: Option<Resources>,
-    /// What pods take or are expected to use that came after that was measured.
-    pub recent: Resources,
-    /// Counts what was measured: tells which pods came after.
-    measurements: u64,
-}
-
-/// What a node says of itself, as far as it matters to a choice.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Facts {
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its taints.
-    pub taints: Vec<Taint>,
-    /// Whether it is cordoned.
-    pub is_unschedulable: bool,
-    /// What it can give.
-    pub allocatable: Resources,
-}
-
-impl Facts {
-    /// What `node` says.
-    #[must_use]
-    pub fn of(node: &Node) -> Self {
-        let spec = node.spec.as_ref();
-        Self {
-            labels: node.metadata.labels.clone().unwrap_or_default(),
-            taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
-            is_unschedulable: spec.and_then(|spec| spec.unschedulable) == Some(true),
-            allocatable: Resources::allocatable(node),
-        }
-    }
-}
-
 /// Where a pod is, and what it takes there.
 #[derive(Debug, Clone)]
-struct Placed {
-    uid: String,
-    node: String,
-    need: Need,
+pub(super) struct Placed {
+    pub(super) key: Arc<PodKey>,
+    pub(super) uid: Box<str>,
+    pub(super) node: u32,
+    pub(super) class: u32,
     /// Chosen by us, not yet seen in the API.
     is_assumed: bool,
+    /// It was told to end.
+    pub(super) is_ending: bool,
+    /// When it came, in seconds.
+    pub(super) since: i64,
     /// The last measurement of the node when the pod came.
     measurement: u64,
-}
-
-impl Placed {
-    fn new(uid: &str, node: &str, need: Need, is_assumed: bool) -> Self {
-        Self { uid: uid.into(), node: node.into(), need, is_assumed, measurement: 0 }
-    }
 }
 
 /// All nodes and placements. What is assumed counts as taken, so that nothing is given twice.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterView {
-    nodes: Vec<NodeInfo>,
-    by_name: BTreeMap<String, usize>,
-    pods: BTreeMap<PodKey, Placed>,
+    pub(super) nodes: Slab<NodeInfo>,
+    by_name: BTreeMap<String, u32>,
     known: usize,
+    pub(super) pods: Slab<Placed>,
+    by_key: BTreeMap<Arc<PodKey>, u32>,
+    pub(super) classes: Classes,
+    pub(super) terms: Terms,
+    /// Which nodes have pods of each claim of storage, and how many.
+    claims: BTreeMap<PodKey, BTreeMap<u32, u32>>,
+    pub(super) namespaces: Namespaces,
+    /// How many nodes have each image.
+    pub(super) images: BTreeMap<String, usize>,
+    pub(super) budgets: Vec<Budget>,
+    nominations: BTreeMap<PodKey, u32>,
+    /// Counts the changes of what nodes say of themselves.
+    pub(super) generation: u64,
 }
 
 impl ClusterView {
@@ -98,16 +62,15 @@ impl ClusterView {
     }
 
     /// Every node, known or only spoken of. The order means nothing.
-    #[must_use]
-    pub fn nodes(&self) -> &[NodeInfo] {
-        &self.nodes
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.nodes.iter().map(|(_, node)| node)
     }
 
     /// The node that has pods of the claim; a claim that is not bound yet will be bound there.
     #[must_use]
     pub fn node_of_claim(&self, claim: &PodKey) -> Option<&str> {
-        let node = self.nodes.iter().find(|node| node.claims.contains_key(claim));
-        node.map(|node| node.name.as_str())
+        let (&node, _) = self.claims.get(claim)?.first_key_value()?;
+        self.nodes.get(node).map(|node| node.name.as_str())
     }
 
     /// The node of that name.
@@ -116,10 +79,31 @@ impl ClusterView {
         self.nodes.get(*self.by_name.get(name)?)
     }
 
+    /// Its number.
+    pub(super) fn node_id(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
     /// How many nodes there are.
     #[must_use]
     pub fn nodes_known(&self) -> usize {
         self.known
+    }
+
+    /// How many pods are on nodes.
+    #[must_use]
+    pub fn pods_placed(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// How many different pods there are: pods that ask for the same count once.
+    #[must_use]
+    pub fn classes_known(&self) -> usize {
+        self.classes.len()
+    }
+
+    pub(super) fn class(&self, id: u32) -> Option<&Class> {
+        self.classes.get(id)
     }
 
     /// Takes note of what a node is now; `None` when it is gone. Returns whether that may make a
@@ -128,25 +112,63 @@ impl ClusterView {
         if facts.is_none() && !self.by_name.contains_key(name) {
             return false;
         }
-        let Some(node) = self.entry(name) else {
+        let id = self.enter_node(name);
+        let Some(node) = self.nodes.get_mut(id) else { return false };
+        if node.facts == facts {
+            self.drop_if_empty(id);
             return false;
-        };
-        let (was_known, is_known) = (node.facts.is_some(), facts.is_some());
-        let differs = node.facts != facts;
-        node.facts = facts;
-        match (was_known, is_known) {
+        }
+        self.generation += 1;
+        let is_known = facts.is_some();
+        let had = std::mem::replace(&mut node.facts, facts);
+        let labels = node.facts.as_ref().map(|facts| facts.labels.clone());
+        let images = node.facts.as_ref().map(|facts| facts.images.clone()).unwrap_or_default();
+        match (had.is_some(), is_known) {
             (false, true) => self.known += 1,
             (true, false) => self.known = self.known.saturating_sub(1),
             _ => {}
         }
-        self.drop_if_empty(name);
-        differs && is_known
+        for image in had.iter().flat_map(|facts| facts.images.keys()) {
+            if let Some(nodes) = self.images.get_mut(image) {
+                *nodes = nodes.saturating_sub(1);
+                if *nodes == 0 {
+                    self.images.remove(image);
+                }
+            }
+        }
+        for image in images.into_keys() {
+            *self.images.entry(image).or_insert(0) += 1;
+        }
+        let was_known = had.is_some();
+        if had.map(|facts| facts.labels) != labels {
+            self.move_node(id, labels.as_ref(), was_known);
+        }
+        self.drop_if_empty(id);
+        is_known
+    }
+
+    /// The node has other labels now: its pods are near others.
+    fn move_node(&mut self, id: u32, labels: Option<&BTreeMap<String, String>>, had_labels: bool) {
+        let pods = self.nodes.get(id).map(|node| node.pods.clone()).unwrap_or_default();
+        self.count_all(id, &pods, false);
+        for topology in self.terms.topologies_mut() {
+            topology.set(id, labels, had_labels);
+        }
+        self.count_all(id, &pods, true);
+    }
+
+    fn count_all(&mut self, node: u32, pods: &[u32], is_more: bool) {
+        for pod in pods {
+            if let Some((class, is_ending)) = self.pods.get(*pod).map(|p| (p.class, p.is_ending)) {
+                self.count(class, node, is_ending, is_more);
+            }
+        }
     }
 
     /// Takes note of what is in use on a node. No pod fits for it that did not: it only makes one
     /// node better than another.
     pub fn set_measured(&mut self, name: &str, measured: Option<Resources>) {
-        let Some(node) = self.by_name.get(name).and_then(|&at| self.nodes.get_mut(at)) else {
+        let Some(node) = self.by_name.get(name).and_then(|&id| self.nodes.get_mut(id)) else {
             return;
         };
         if node.measured != measured {
@@ -156,20 +178,49 @@ impl ClusterView {
         }
     }
 
+    /// Takes note of the labels of a namespace; `None` when it is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return;
+        }
+        match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        };
+        self.match_namespaces();
+    }
+
+    /// Takes note of how many pods may be disrupted.
+    pub fn set_budgets(&mut self, budgets: Vec<Budget>) {
+        self.budgets = budgets;
+    }
+
     /// Takes note that the API shows the pod on `node`.
-    pub fn place(&mut self, key: &PodKey, uid: &str, node: &str, need: Need) {
-        self.put(key, Placed::new(uid, node, need, false));
+    /// Returns whether that is news to the view.
+    pub fn place(&mut self, pod: &Pod, node: &str) -> bool {
+        let class = self.enter_class(Demand::of_placed(pod));
+        self.put(pod, node, class, false)
     }
 
     /// Counts the pod as on `node` before the API shows it.
-    pub fn assume(&mut self, key: &PodKey, uid: &str, node: &str, need: Need) {
-        self.put(key, Placed::new(uid, node, need, true));
+    pub fn assume(&mut self, pod: &Pod, node: &str) {
+        let class = self.enter_class(Demand::of_placed(pod));
+        self.put(pod, node, class, true);
+    }
+
+    /// As [`Self::assume`], of a pod whose class is known.
+    pub(super) fn assume_class(&mut self, pod: &Pod, node: &str, class: u32) {
+        self.put(pod, node, class, true);
     }
 
     /// Whether a choice for this very pod is made but not yet shown by the API.
     #[must_use]
     pub fn is_assumed(&self, key: &PodKey, uid: &str) -> bool {
-        self.pods.get(key).is_some_and(|placed| placed.is_assumed && placed.uid == uid)
+        self.placed(key).is_some_and(|placed| placed.is_assumed && *placed.uid == *uid)
+    }
+
+    fn placed(&self, key: &PodKey) -> Option<&Placed> {
+        self.pods.get(*self.by_key.get(key)?)
     }
 
     /// Takes back a choice that came to nothing.
@@ -181,185 +232,176 @@ impl ClusterView {
 
     /// The pod is gone or has ended. Returns whether it took something.
     pub fn remove(&mut self, key: &PodKey) -> bool {
-        let Some(placed) = self.pods.remove(key) else {
-            return false;
-        };
-        if let Some(&at) = self.by_name.get(&placed.node)
-            && let Some(node) = self.nodes.get_mut(at)
-        {
-            node.release(&placed.need);
+        let Some(id) = self.by_key.remove(key) else { return false };
+        let Some(placed) = self.pods.remove(id) else { return false };
+        self.count(placed.class, placed.node, placed.is_ending, false);
+        let need = self.classes.get(placed.class).map(|class| Arc::clone(&class.demand));
+        if let (Some(node), Some(demand)) = (self.nodes.get_mut(placed.node), need) {
+            node.release(&demand.need);
+            if let Some(at) = node.pods.iter().position(|pod| *pod == id) {
+                node.pods.swap_remove(at);
+            }
             if node.measurements == placed.measurement {
-                node.recent = node.recent.minus(placed.need.resources.max(EXPECTED));
+                node.recent = node.recent.minus(demand.need.resources.max(EXPECTED));
+            }
+            for claim in &demand.need.claims {
+                self.release_claim(claim, placed.node);
             }
         }
-        self.drop_if_empty(&placed.node);
+        self.classes.release(placed.class);
+        self.drop_if_empty(placed.node);
         true
     }
 
-    fn put(&mut self, key: &PodKey, mut placed: Placed) {
-        if let Some(known) = self.pods.get_mut(key)
-            && known.uid == placed.uid
-            && known.node == placed.node
-            && known.need == placed.need
-        {
-            known.is_assumed = placed.is_assumed;
-            return;
-        }
-        self.remove(key);
-        if let Some(node) = self.entry(&placed.node) {
-            node.take(&placed.need);
-            placed.measurement = node.measurements;
-            node.recent = node.recent.plus(placed.need.resources.max(EXPECTED));
-        }
-        self.pods.insert(key.clone(), placed);
-    }
-
-    fn entry(&mut self, name: &str) -> Option<&mut NodeInfo> {
-        let at = match self.by_name.get(name) {
-            Some(&at) => at,
-            None => {
-                self.nodes.push(NodeInfo { name: name.to_owned(), ..NodeInfo::default() });
-                self.by_name.insert(name.to_owned(), self.nodes.len() - 1);
-                self.nodes.len() - 1
-            }
-        };
-        self.nodes.get_mut(at)
-    }
-
-    fn drop_if_empty(&mut self, name: &str) {
-        let Some(&at) = self.by_name.get(name) else { return };
-        if self.nodes.get(at).is_some_and(|node| node.facts.is_none() && node.used.pods == 0) {
-            self.nodes.swap_remove(at);
-            self.by_name.remove(name);
-            if let Some(moved) = self.nodes.get(at) {
-                self.by_name.insert(moved.name.clone(), at);
-            }
-        }
-    }
-}
-
-impl NodeInfo {
-    /// What counts as taken when nodes are compared: what pods asked for, or what is in use if that
-    /// is more.
-    #[must_use]
-    pub fn load(&self) -> Resources {
-        match self.measured {
-            Some(measured) => self.used.max(measured.plus(self.recent)),
-            None => self.used,
-        }
-    }
-
-    fn take(&mut self, need: &Need) {
-        self.used = self.used.plus(need.resources);
-        self.ports.extend(need.ports.iter().cloned());
-        if let Some(group) = &need.group {
-            *self.groups.entry(group.clone()).or_insert(0) += 1;
-        }
-        for claim in &need.claims {
-            *self.claims.entry(claim.clone()).or_insert(0) += 1;
-        }
-    }
-
-    fn release(&mut self, need: &Need) {
-        self.used = self.used.minus(need.resources);
-        for port in &need.ports {
-            if let Some(at) = self.ports.iter().position(|held| held == port) {
-                self.ports.swap_remove(at);
-            }
-        }
-        if let Some(group) = &need.group
-            && let Some(count) = self.groups.get_mut(group)
-        {
+    fn release_claim(&mut self, claim: &PodKey, node: u32) {
+        let Some(nodes) = self.claims.get_mut(claim) else { return };
+        if let Some(count) = nodes.get_mut(&node) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.groups.remove(group);
+                nodes.remove(&node);
             }
         }
-        for claim in &need.claims {
-            if let Some(count) = self.claims.get_mut(claim) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    self.claims.remove(claim);
-                }
-            }
+        if nodes.is_empty() {
+            self.claims.remove(claim);
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn need(pods: i64) -> Need {
-        let resources =
-            Resources { cpu_millis: 100, memory_bytes: 1, pods, ..Resources::default() };
-        Need { resources, group: Some("g".into()), ..Need::default() }
-    }
-
-    fn key(name: &str) -> PodKey {
-        ("default".into(), name.into())
-    }
-
-    #[test]
-    fn an_assumption_holds_until_the_api_shows_or_refutes_it() {
-        let mut view = ClusterView::new();
-        view.set_node("a", Some(Facts::default()));
-        view.assume(&key("p"), "1", "a", need(1));
-        assert!(view.is_assumed(&key("p"), "1"));
-        assert_eq!(view.node("a").unwrap().used.cpu_millis, 100);
-        view.place(&key("p"), "1", "a", need(1));
-        assert!(!view.is_assumed(&key("p"), "1"));
-        assert_eq!(view.node("a").unwrap().used.cpu_millis, 100, "counted once");
-        view.forget(&key("p"), "1");
-        assert_eq!(view.node("a").unwrap().used.cpu_millis, 100, "what is shown is no assumption");
-        view.remove(&key("p"));
-        assert_eq!(view.node("a").unwrap().used, Resources::default());
-        assert!(view.node("a").unwrap().groups.is_empty());
-    }
-
-    #[test]
-    fn a_node_that_goes_keeps_its_pods_until_they_go() {
-        let mut view = ClusterView::new();
-        for name in ["a", "b", "c"] {
-            view.set_node(name, Some(Facts::default()));
+    fn put(&mut self, pod: &Pod, node: &str, class: u32, is_assumed: bool) -> bool {
+        let key = key_of(pod);
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let is_ending = pod.metadata.deletion_timestamp.is_some();
+        let node_id = self.enter_node(node);
+        self.denominate(&key);
+        if let Some(&id) = self.by_key.get(&key)
+            && let Some(known) = self.pods.get_mut(id)
+            && (*known.uid == *uid && known.node == node_id && known.class == class)
+        {
+            known.is_assumed = is_assumed;
+            return self.end(id, is_ending);
         }
-        view.place(&key("p"), "1", "a", need(1));
-        assert!(!view.set_node("a", None));
-        assert_eq!((view.nodes().len(), view.nodes_known()), (3, 2));
-        view.remove(&key("p"));
-        assert_eq!(view.nodes().len(), 2);
-        assert_eq!(view.node("c").unwrap().name, "c");
-        assert!(view.node("a").is_none());
+        // Held before the old one goes: the node or the class could go with it.
+        self.classes.hold(class);
+        self.remove(&key);
+        let node_id = self.enter_node(node);
+        let status = pod.status.as_ref();
+        let since = status.and_then(|status| status.start_time.as_ref());
+        let since = since.or(pod.metadata.creation_timestamp.as_ref());
+        let key = Arc::new(key);
+        let demand = self.classes.get(class).map(|class| Arc::clone(&class.demand));
+        let (Some(info), Some(demand)) = (self.nodes.get_mut(node_id), demand) else {
+            return false;
+        };
+        let id = self.pods.insert(Placed {
+            key: Arc::clone(&key),
+            uid: uid.into(),
+            node: node_id,
+            class,
+            is_assumed,
+            is_ending,
+            since: since.map_or(i64::MAX, |time| time.0.as_second()),
+            measurement: info.measurements,
+        });
+        info.take(&demand.need);
+        info.recent = info.recent.plus(demand.need.resources.max(EXPECTED));
+        info.pods.push(id);
+        for claim in &demand.need.claims {
+            *self.claims.entry(claim.clone()).or_default().entry(node_id).or_insert(0) += 1;
+        }
+        self.by_key.insert(key, id);
+        self.count(class, node_id, is_ending, true);
+        true
     }
 
-    #[test]
-    fn a_measured_node_counts_the_larger_of_asked_and_used_and_what_came_since() {
-        let measured = |cpu_millis| Some(Resources { cpu_millis, ..Resources::default() });
-        let load = |view: &ClusterView| view.node("a").unwrap().load().cpu_millis;
-        let mut view = ClusterView::new();
-        view.set_measured("a", measured(5));
-        view.set_node("a", Some(Facts::default()));
-        view.place(&key("p"), "1", "a", need(1));
-        assert_eq!(load(&view), 100, "nobody has measured");
-        view.set_measured("a", measured(30));
-        assert_eq!(load(&view), 100);
-        view.set_measured("a", measured(700));
-        assert_eq!(load(&view), 700);
-        view.assume(&key("q"), "2", "a", Need::default());
-        assert_eq!(load(&view), 720, "it will use something");
-        view.set_measured("a", measured(700));
-        assert_eq!(load(&view), 720, "that was measured before");
-        view.remove(&key("q"));
-        view.remove(&key("p"));
-        assert_eq!(load(&view), 700);
+    /// Takes note that the pod was told to end, before the API shows it.
+    pub(super) fn set_ending(&mut self, key: &PodKey) {
+        if let Some(&id) = self.by_key.get(key) {
+            self.end(id, true);
+        }
     }
 
-    #[test]
-    fn only_a_real_change_of_a_node_wakes_pods() {
-        let mut view = ClusterView::new();
-        assert!(view.set_node("a", Some(Facts::default())));
-        assert!(!view.set_node("a", Some(Facts::default())));
-        let cordoned = Facts { is_unschedulable: true, ..Facts::default() };
-        assert!(view.set_node("a", Some(cordoned)));
+    /// Returns whether that is news.
+    fn end(&mut self, id: u32, is_ending: bool) -> bool {
+        let Some(pod) = self.pods.get_mut(id).filter(|pod| pod.is_ending != is_ending) else {
+            return false;
+        };
+        pod.is_ending = is_ending;
+        let (class, node) = (pod.class, pod.node);
+        self.count(class, node, !is_ending, false);
+        self.count(class, node, is_ending, true);
+        true
+    }
+
+    /// Keeps what leaves `node` for the pod, which waits for it.
+    pub fn nominate(&mut self, pod: &Pod, node: &str) {
+        let key = key_of(pod);
+        let class = self.enter_class(Demand::of_placed(pod));
+        let Some(id) = self.node_id(node) else { return };
+        if self.nominations.get(&key) == Some(&id) {
+            return;
+        }
+        self.denominate(&key);
+        let priority = self.classes.get(class).map_or(0, |class| class.demand.priority);
+        if let Some(info) = self.nodes.get_mut(id) {
+            info.nominees.push(Nominee { key: key.clone(), priority, class });
+            self.classes.hold(class);
+            self.nominations.insert(key, id);
+        }
+    }
+
+    /// The pod waits for no node in particular. Returns whether it did.
+    pub fn denominate(&mut self, key: &PodKey) -> bool {
+        let Some(id) = self.nominations.remove(key) else { return false };
+        let Some(node) = self.nodes.get_mut(id) else { return false };
+        let Some(at) = node.nominees.iter().position(|nominee| nominee.key == *key) else {
+            return false;
+        };
+        let nominee = node.nominees.swap_remove(at);
+        self.classes.release(nominee.class);
+        self.drop_if_empty(id);
+        true
+    }
+
+    /// The node that pods left, or leave, for this one.
+    pub(super) fn nomination(&self, key: &PodKey) -> Option<u32> {
+        self.nominations.get(key).copied()
+    }
+
+    /// Its name.
+    pub(super) fn nomination_name(&self, key: &PodKey) -> Option<&str> {
+        self.nomination(key).map(|id| self.node_name(id))
+    }
+
+    /// The name of a node; empty if there is none of that number.
+    pub(super) fn node_name(&self, id: u32) -> &str {
+        self.nodes.get(id).map_or("", |node| node.name.as_str())
+    }
+
+    fn enter_node(&mut self, name: &str) -> u32 {
+        if let Some(&id) = self.by_name.get(name) {
+            return id;
+        }
+        let id = self.nodes.insert(NodeInfo::new(name));
+        self.by_name.insert(name.to_owned(), id);
+        id
+    }
+
+    fn drop_if_empty(&mut self, id: u32) {
+        if self.nodes.get(id).is_some_and(NodeInfo::is_empty)
+            && let Some(node) = self.nodes.remove(id)
+        {
+            self.by_name.remove(&node.name);
+        }
+    }
+
+    /// The nodes that take pods of `demand` as far as their labels and taints go.
+    pub(super) fn eligible_nodes(&self, demand: &Demand) -> Vec<u32> {
+        let takes = |node: &NodeInfo| {
+            let facts = node.facts.as_ref();
+            facts.is_some_and(|facts| {
+                crate::scheduler::filter::by_facts(demand, &node.name, facts).is_none()
+            })
+        };
+        let nodes = self.nodes.iter();
+        nodes.filter(|(_, node)| takes(node)).map(|(id, _)| id).collect()
     }
 }

@@ -66,16 +66,19 @@ fn deploy(node: &Node, home: &str) -> u16 {
     let front = json!({"name": "front", "image": agnhost, "args": ["netexec", "--http-port=8080"],
         "ports": [{"containerPort": 8080}]});
     let site = json!([{"name": "site", "configMap": {"name": "site"}}]);
-    apply(node, &[
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "site"},
+    apply(
+        node,
+        &[
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "site"},
             "data": {"index.html": "seventeen"}}),
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hidden"},
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hidden"},
             "stringData": {"root": "/site", "hush": SECRET}}),
-        deployment("back", home, &back, &site),
-        deployment("front", home, &front, &json!([])),
-        service("back", "ClusterIP"),
-        service("front", "NodePort"),
-    ]);
+            deployment("back", home, &back, &site),
+            deployment("front", home, &front, &json!([])),
+            service("back", "ClusterIP"),
+            service("front", "NodePort"),
+        ],
+    );
     for name in ["back", "front"] {
         let deploy = format!("deploy/{name}");
         succeed(&mut node.kubectl(&["rollout", "status", &deploy, "--timeout=60s"]));
@@ -124,8 +127,10 @@ fn pods(asked: &Node, home: &str) -> String {
     let path = "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[0].restartCount} \
         {.status.containerStatuses[0].containerID}{'\\n'}{end}";
     let selector = format!("spec.nodeName={home}");
-    let output =
-        asked.kubectl(&["get", "pods", "--field-selector", &selector, "-o", path]).output().unwrap();
+    let output = asked
+        .kubectl(&["get", "pods", "--field-selector", &selector, "-o", path])
+        .output()
+        .unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -181,8 +186,7 @@ fn an_agent_without_servers_runs_its_pods_and_keeps_them_when_they_return() {
     let server = Node::start(folder.path(), "one", block.address(1), None);
     server.wait_ready();
     let token = succeed(&mut server.edgeorc(&["node", "token", "create"]));
-    let agent =
-        Node::start(folder.path(), "two", block.address(2), Some((&server, token.trim())));
+    let agent = Node::start(folder.path(), "two", block.address(2), Some((&server, token.trim())));
     eventually("the agent is ready", PATIENCE, || {
         let status = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
         let output = server.kubectl(&["get", "node", "two", "-o", status]).output().unwrap();

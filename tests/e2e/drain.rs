@@ -49,21 +49,29 @@ fn a_drain_empties_a_node_and_never_goes_below_the_budget() {
     let app = hello();
     succeed(&mut server.edgeorc(&["deploy", app.to_str().unwrap(), "--replicas", "6", "--wait"]));
     let selector = json!({"matchLabels": {"app.kubernetes.io/name": "hello"}});
-    apply(&server, &json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
-        "metadata": {"name": "hello"}, "spec": {"minAvailable": 5, "selector": selector}}));
+    apply(
+        &server,
+        &json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": {"name": "hello"}, "spec": {"minAvailable": 5, "selector": selector}}),
+    );
     let allowed = "{.status.disruptionsAllowed}";
-    eventually("one may go", PATIENCE, || match read(&server, &["pdb", "hello"], allowed).as_str() {
-        "1" => Ok(()),
-        other => Err(other.to_owned()),
+    eventually("one may go", PATIENCE, || {
+        match read(&server, &["pdb", "hello"], allowed).as_str() {
+            "1" => Ok(()),
+            other => Err(other.to_owned()),
+        }
     });
     let table = succeed(&mut server.kubectl(&["get", "pdb"]));
-    let heads: Vec<_> = table.lines().next().unwrap().split("  ").filter(|w| !w.is_empty()).collect();
+    let heads: Vec<_> =
+        table.lines().next().unwrap().split("  ").filter(|w| !w.is_empty()).collect();
     assert_eq!(
         heads.iter().map(|head| head.trim()).collect::<Vec<_>>(),
         ["NAME", "MIN AVAILABLE", "MAX UNAVAILABLE", "ALLOWED DISRUPTIONS", "AGE"]
     );
     let described = succeed(&mut server.kubectl(&["describe", "pdb", "hello"]));
-    for words in ["Min available:  5", "Allowed disruptions:  1", "Current:  6", "Desired:  5", "Total:  6"] {
+    for words in
+        ["Min available:  5", "Allowed disruptions:  1", "Current:  6", "Desired:  5", "Total:  6"]
+    {
         let squeezed = described.split_whitespace().collect::<Vec<_>>().join(" ");
         let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(squeezed.contains(&words), "{words:?} expected in:\n{described}");
@@ -87,10 +95,8 @@ fn a_drain_empties_a_node_and_never_goes_below_the_budget() {
             }
         }
     });
-    let drained = server
-        .kubectl(&["drain", "two", "--ignore-daemonsets", "--timeout=90s"])
-        .output()
-        .unwrap();
+    let drained =
+        server.kubectl(&["drain", "two", "--ignore-daemonsets", "--timeout=90s"]).output().unwrap();
     stop.store(true, Ordering::Relaxed);
     watcher.join().unwrap();
     let said = both(&drained);
@@ -115,9 +121,11 @@ fn a_drain_empties_a_node_and_never_goes_below_the_budget() {
     succeed(&mut server.kubectl(&["uncordon", "two"]));
     let more = r#"{"spec":{"minAvailable":6}}"#;
     succeed(&mut server.kubectl(&["patch", "pdb", "hello", "--type=merge", "-p", more]));
-    eventually("none may go", PATIENCE, || match read(&server, &["pdb", "hello"], allowed).as_str() {
-        "0" => Ok(()),
-        other => Err(other.to_owned()),
+    eventually("none may go", PATIENCE, || {
+        match read(&server, &["pdb", "hello"], allowed).as_str() {
+            "0" => Ok(()),
+            other => Err(other.to_owned()),
+        }
     });
     let refused = server.kubectl(&["drain", "one", "--timeout=7s"]).output().unwrap();
     let said = both(&refused);
@@ -137,11 +145,17 @@ fn quotas_and_limits_are_described_and_hold() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::start(folder.path(), "one", Block::take().address(1), None);
     node.wait_ready();
-    apply(&node, &json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"},
-        "spec": {"hard": {"pods": "2", "limits.memory": "256Mi", "count/deployments.apps": "5"}}}));
-    apply(&node, &json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "usual"},
+    apply(
+        &node,
+        &json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"},
+        "spec": {"hard": {"pods": "2", "limits.memory": "256Mi", "count/deployments.apps": "5"}}}),
+    );
+    apply(
+        &node,
+        &json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "usual"},
         "spec": {"limits": [{"type": "Container", "default": {"memory": "64Mi"},
-            "defaultRequest": {"memory": "32Mi"}, "max": {"memory": "128Mi"}}]}}));
+            "defaultRequest": {"memory": "32Mi"}, "max": {"memory": "128Mi"}}]}}),
+    );
     eventually("the quota is counted", PATIENCE, || {
         match read(&node, &["quota", "small"], "{.status.used.pods}").as_str() {
             "0" => Ok(()),
@@ -153,7 +167,8 @@ fn quotas_and_limits_are_described_and_hold() {
     let failure = "{.status.conditions[?(@.type=='ReplicaFailure')].message}";
     eventually("the deployment says why", PATIENCE, || {
         let said = read(&node, &["deploy", "hello"], failure);
-        if said.contains("exceeded quota: small, requested: pods=1, used: pods=2, limited: pods=2") {
+        if said.contains("exceeded quota: small, requested: pods=1, used: pods=2, limited: pods=2")
+        {
             Ok(())
         } else {
             Err(said)
@@ -173,8 +188,10 @@ fn quotas_and_limits_are_described_and_hold() {
     assert!(table.contains("pods: 2/2") && table.contains("limits.memory: 128Mi/256Mi"), "{table}");
     let described = succeed(&mut node.kubectl(&["describe", "limits", "usual"]));
     let row = "Container memory - 128Mi 32Mi 64Mi -";
-    let squeezed: Vec<_> =
-        described.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let squeezed: Vec<_> = described
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
     assert!(squeezed.iter().any(|line| line == row), "{described}");
     let named = succeed(&mut node.kubectl(&["describe", "namespace", "default"]));
     assert!(named.contains("small") && named.contains("128Mi"), "{named}");

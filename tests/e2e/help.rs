@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "logs",
     "top",
     "events",
+    "why",
     "scale",
     "rollout",
     "rollout status",

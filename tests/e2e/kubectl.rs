@@ -42,7 +42,7 @@ spec:
 }
 
 /// The image of an app, pushed by `edgeorc deploy`.
-fn push(node: &Node, file: &str) -> String {
+pub(crate) fn push(node: &Node, file: &str) -> String {
     succeed(&mut node.edgeorc(&["deploy", file, "--name", "seed", "--replicas", "0"]));
     succeed(&mut node.kubectl(&[
         "get",

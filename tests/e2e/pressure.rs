@@ -118,7 +118,7 @@ fn a_node_short_of_memory_says_so_and_takes_only_pods_that_said_what_they_need()
         &node,
         "careless",
         ".status.conditions[?(@.type=='PodScheduled')].message",
-        "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/memory-pressure: }.",
+        "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/memory-pressure: }. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
         PATIENCE,
     );
 }

@@ -172,9 +172,13 @@ async fn pods_that_serve_nobody_and_pods_of_two_budgets() {
     // A pod without an owner: nobody can tell of how many one may miss.
     cluster.until(&format!("{BUDGETS}/second"), "/status/disruptionsAllowed", json!(0)).await;
     let found = cluster.api.get("/api/v1").await.json();
-    let eviction = found["resources"].as_array().unwrap().iter().find(|row| row["name"] == "pods/eviction");
+    let eviction =
+        found["resources"].as_array().unwrap().iter().find(|row| row["name"] == "pods/eviction");
     let eviction = eviction.unwrap();
-    assert_eq!([&eviction["group"], &eviction["version"], &eviction["kind"]], ["policy", "v1", "Eviction"]);
+    assert_eq!(
+        [&eviction["group"], &eviction["version"], &eviction["kind"]],
+        ["policy", "v1", "Eviction"]
+    );
     cluster.end().await;
 }
 

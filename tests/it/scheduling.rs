@@ -79,3 +79,146 @@ async fn pods_without_requests_go_where_less_is_in_use() {
     assert_eq!(last, "a");
     tasks.shutdown(Duration::from_secs(1)).await;
 }
+
+/// The scheduler on this API, until the test ends.
+fn schedule(api: &Api, seed: u64) -> TaskGroup {
+    let tasks = TaskGroup::new(&CancellationToken::new());
+    let client = api.client();
+    let informers = Informers::start(&client, &tasks);
+    let (clock, rng) = (WallClock::system(), Rng::seeded(seed));
+    let context = scheduler::Context { client, informers, clock, rng };
+    tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
+    tasks
+}
+
+fn asking(name: &str, cpu: &str, spec: &Value) -> Value {
+    let mut pod = json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [
+        {"name": "c", "image": "x:1", "resources": {"requests": {"cpu": cpu}}}]}});
+    json_patch::merge(&mut pod["spec"], spec);
+    pod
+}
+
+/// The pod, once `is_it` holds.
+async fn seen(api: &Api, name: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    for _ in 0..1000 {
+        let answer = api.get(&format!("{PODS}/{name}")).await;
+        last = answer.json();
+        if is_it(&last) {
+            return last;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} is not as it should be: {last}");
+}
+
+fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
+    pod.pointer("/status/conditions")?.as_array()?.iter().find(|c| c["type"] == kind)
+}
+
+fn is_bound(pod: &Value) -> bool {
+    pod.pointer("/spec/nodeName").is_some_and(Value::is_string)
+}
+
+#[tokio::test]
+async fn a_pod_of_higher_priority_takes_the_place_of_a_lower_one() {
+    const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let api = Api::start().await;
+    node(&api, "a", "100m", "1Gi").await;
+    let high = json!({"metadata": {"name": "high"}, "value": 1000});
+    assert_eq!(api.post(CLASSES, &high).await.code, 201);
+    let tasks = schedule(&api, 5);
+    assert_eq!(api.post(PODS, &asking("low", "3", &json!({}))).await.code, 201);
+    seen(&api, "low", is_bound).await;
+    let wants = asking("vital", "2", &json!({"priorityClassName": "high"}));
+    let made = api.post(PODS, &wants).await;
+    assert_eq!((made.code.as_u16(), made.at("/spec/priority")), (201, json!(1000)));
+    // Told to leave, with the reason; no agent is there to see it out.
+    let low = seen(&api, "low", |pod| !pod["metadata"]["deletionTimestamp"].is_null()).await;
+    let target = condition(&low, "DisruptionTarget").unwrap();
+    assert_eq!(
+        (&target["status"], &target["reason"]),
+        (&json!("True"), &json!("PreemptionByScheduler"))
+    );
+    let vital = seen(&api, "vital", |pod| pod["status"]["nominatedNodeName"] == "a").await;
+    assert_eq!(condition(&vital, "PodScheduled").unwrap()["reason"], "Unschedulable");
+    let delete = format!("{PODS}/low?gracePeriodSeconds=0");
+    assert_eq!(api.delete(&delete).await.code, 200);
+    let vital = seen(&api, "vital", is_bound).await;
+    assert_eq!(vital["spec"]["nodeName"], "a");
+    tasks.shutdown(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn a_pod_gets_the_priority_of_its_class_and_no_other() {
+    const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let api = Api::start().await;
+    let plain = api.post(PODS, &asking("plain", "1", &json!({}))).await;
+    assert_eq!(
+        (plain.at("/spec/priority"), plain.at("/spec/preemptionPolicy")),
+        (json!(0), json!("PreemptLowerPriority"))
+    );
+    let class = |name: &str, value: i64, is_default: bool| {
+        json!({"metadata": {"name": name}, "value": value, "globalDefault": is_default,
+            "preemptionPolicy": "Never"})
+    };
+    assert_eq!(api.post(CLASSES, &class("usual", 7, true)).await.code, 201);
+    let second = api.post(CLASSES, &class("second", 8, true)).await;
+    assert_eq!(second.code, 403, "{second:?}");
+    let message = second.at("/message").as_str().unwrap().to_owned();
+    assert!(message.contains("PriorityClass usual is already marked as default"), "{message}");
+    assert_eq!(api.post(CLASSES, &class("high", 9, false)).await.code, 201);
+    let marked =
+        api.patch(&format!("{CLASSES}/high"), "merge", &json!({"globalDefault": true})).await;
+    assert_eq!(marked.code, 403, "{marked:?}");
+    let usual = api.post(PODS, &asking("usual", "1", &json!({}))).await;
+    assert_eq!(
+        (usual.at("/spec/priorityClassName"), usual.at("/spec/priority")),
+        (json!("usual"), json!(7))
+    );
+    assert_eq!(usual.at("/spec/preemptionPolicy"), "Never");
+    let system = json!({"priorityClassName": "system-node-critical"});
+    let system = api.post(PODS, &asking("system", "1", &system)).await;
+    assert_eq!(system.at("/spec/priority"), json!(2_000_001_000));
+    let unknown = api.post(PODS, &asking("odd", "1", &json!({"priorityClassName": "none"}))).await;
+    assert_eq!(unknown.code, 403);
+    let message = unknown.at("/message").as_str().unwrap().to_owned();
+    assert!(message.ends_with("no PriorityClass with name none was found"), "{message}");
+    let own = api.post(PODS, &asking("own", "1", &json!({"priority": 5}))).await;
+    assert_eq!(own.code, 403, "{own:?}");
+}
+
+#[tokio::test]
+async fn a_gated_pod_and_a_lonely_one_wait_for_what_they_wait_for() {
+    let api = Api::start().await;
+    node(&api, "a", "100m", "1Gi").await;
+    let tasks = schedule(&api, 9);
+    let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname",
+         "labelSelector": {"matchLabels": {"app": "gated"}}}]}}});
+    let gates = json!({"schedulingGates": [{"name": "acme.io/wait"}]});
+    assert_eq!(
+        api.patch(
+            "/api/v1/nodes/a",
+            "merge",
+            &json!({"metadata": {"labels": {"kubernetes.io/hostname": "a"}}})
+        )
+        .await
+        .code,
+        200
+    );
+    assert_eq!(api.post(PODS, &asking("gated", "1", &gates)).await.code, 201);
+    assert_eq!(api.post(PODS, &asking("lonely", "1", &near)).await.code, 201);
+    let lonely = seen(&api, "lonely", |pod| condition(pod, "PodScheduled").is_some()).await;
+    let message = condition(&lonely, "PodScheduled").unwrap()["message"].as_str().unwrap();
+    assert_eq!(
+        message,
+        "0/1 nodes are available: 1 node(s) didn't match pod affinity rules. preemption: 0/1 nodes \
+         are available: 1 Preemption is not helpful for scheduling."
+    );
+    let open = json!({"spec": {"schedulingGates": []}});
+    assert_eq!(api.patch(&format!("{PODS}/gated"), "merge", &open).await.code, 200);
+    seen(&api, "gated", is_bound).await;
+    seen(&api, "lonely", is_bound).await;
+    tasks.shutdown(Duration::from_secs(1)).await;
+}

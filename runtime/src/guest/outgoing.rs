@@ -149,7 +149,9 @@ fn to_wasi_error(error: BodyError) -> Error {
             std::io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
             std::io::ErrorKind::TimedOut => Error::ConnectionTimeout,
             std::io::ErrorKind::HostUnreachable => Error::DestinationUnavailable,
-            std::io::ErrorKind::NotFound => Error::DestinationNotFound,
+            std::io::ErrorKind::NotFound => {
+                Error::DnsError { rcode: Some("NXDOMAIN".to_owned()), info_code: None }
+            }
             std::io::ErrorKind::PermissionDenied => Error::HttpRequestDenied,
             std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::UnexpectedEof => {
                 Error::ConnectionTerminated
@@ -186,6 +188,9 @@ mod tests {
     fn the_guests_own_words_come_back_to_it() {
         let own = to_wasi_error(Box::new(Error::HttpRequestBodySize(Some(3))));
         assert!(matches!(own, Error::HttpRequestBodySize(Some(3))), "{own:?}");
+        let unknown = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let unknown = to_wasi_error(Box::new(unknown));
+        assert!(matches!(unknown, Error::DnsError { .. }), "no such name: {unknown:?}");
         let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         assert!(matches!(to_wasi_error(Box::new(denied)), Error::HttpRequestDenied));
     }

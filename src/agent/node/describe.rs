@@ -58,15 +58,19 @@ fn arch() -> &'static str {
 }
 
 /// Labels of the Node.
-pub(super) fn labels(config: &AgentConfig) -> BTreeMap<String, String> {
-    let mut labels: BTreeMap<String, String> = [
+pub(super) fn labels(
+    config: &AgentConfig,
+    facts: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut labels = facts.clone();
+    let own = [
         ("kubernetes.io/hostname", config.node_name.as_str()),
         ("kubernetes.io/os", "linux"),
         ("kubernetes.io/arch", arch()),
     ]
     .into_iter()
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .collect();
+    .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    labels.extend(own);
     if config.is_server {
         labels.insert("node-role.kubernetes.io/control-plane".to_owned(), String::new());
     }
@@ -104,12 +108,16 @@ pub(super) fn status(
     let ((cpu, memory), (cpu_free, memory_free)) = (capacity(config), allocatable(config));
     let (disk, disk_free) = (disk_bytes(&config.data_dir), allocatable_disk(config));
     let resources = |cpu: u64, memory: u64, disk: u64| {
-        json!({
+        let mut amounts = json!({
             "cpu": crate::api::quantity::format_cpu_millis(i64::try_from(cpu).unwrap_or(i64::MAX)),
             "memory": format!("{}Ki", memory / 1024),
             "ephemeral-storage": format!("{}Ki", disk / 1024),
             "pods": config.capacity.pods.to_string(),
-        })
+        });
+        for (name, count) in &config.extended_resources {
+            crate::api::json::set(&mut amounts, name, count.to_string());
+        }
+        amounts
     };
     let mut addresses: Vec<Value> = config
         .node_ips

@@ -1,5 +1,7 @@
 //! Making the Node, describing it, and learning its pod range.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +18,14 @@ use crate::agent::config::AgentConfig;
 use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
 use crate::agent::ipam::Ranges;
-use crate::agent::node::describe;
 use crate::agent::node::hardware::Hardware;
+use crate::agent::node::{describe, facts};
 use crate::client::{is_not_found, revision_of};
 
 /// Pause after the API did not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// Pause between two looks at what the machine is like.
+const FACTS_INTERVAL: Duration = Duration::from_secs(60);
 /// Deadline of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,6 +45,8 @@ pub(crate) struct Registration {
     pub(crate) on_disk: Vec<String>,
     /// Revision of the Node when last it was as it should be: the cache may show an older one.
     pub(crate) settled: u64,
+    /// Labels that say what the machine is like.
+    pub(crate) facts: BTreeMap<String, String>,
 }
 
 /// Where the Node is read.
@@ -62,6 +68,9 @@ impl Registration {
         }
         let mut changed = self.config.nodes.changed();
         let mut source = Source::Api;
+        self.facts = facts::labels(Path::new("/"), &self.facts);
+        let mut looks = tokio::time::interval(FACTS_INTERVAL);
+        looks.reset();
         loop {
             changed.borrow_and_update();
             let pause = match tokio::time::timeout(CALL_TIMEOUT, self.ensure(source)).await {
@@ -85,6 +94,13 @@ impl Registration {
                 Ok(()) = self.pressure.changed() => source = Source::Api,
                 Ok(()) = self.hardware.changed() => source = Source::Api,
                 Ok(()) = changed.changed() => {}
+                _ = looks.tick() => {
+                    let facts = facts::labels(Path::new("/"), &self.facts);
+                    if facts != self.facts {
+                        self.facts = facts;
+                        source = Source::Api;
+                    }
+                }
                 () = again => {}
             }
         }
@@ -147,7 +163,7 @@ impl Registration {
     async fn create(&self, api: &Api<Node>) -> kube::Result<Node> {
         let metadata = ObjectMeta {
             name: Some(self.config.node_name.clone()),
-            labels: Some(describe::labels(&self.config)),
+            labels: Some(describe::labels(&self.config, &self.facts)),
             annotations: Some(describe::annotations(&self.config)),
             ..ObjectMeta::default()
         };
@@ -162,7 +178,7 @@ impl Registration {
         let had = serde_json::to_value(node.as_ref()).map_err(kube::Error::SerdeError)?;
         let wanted = json!({
             "metadata": {
-                "labels": describe::labels(&self.config),
+                "labels": describe::labels(&self.config, &self.facts),
                 "annotations": describe::annotations(&self.config),
             },
         });

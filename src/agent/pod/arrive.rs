@@ -68,6 +68,10 @@ impl Worker {
             // Another container has to start first again; then this one is looked at afresh.
             return;
         }
+        if self.is_fenced_off() {
+            // It waits for its turn, which comes when servers hear this node again.
+            return;
+        }
         let started = match prepared {
             Ok(prepared) => self.launch(at, prepared).await,
             Err(failure) => Err(failure),

@@ -22,6 +22,7 @@ pub(crate) mod decide;
 pub(crate) mod env;
 #[cfg(test)]
 mod env_test;
+mod fenced;
 mod grpc;
 mod hooks;
 mod http_get;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 
 use crate::agent::pod::names;
-use crate::api::quantity;
+use crate::api::{quantity, unique_pod};
 
 /// Annotation that gives each container a fate of its own.
 const FATE_ANNOTATION: &str = "edgeorc.io/fate";
@@ -87,6 +87,8 @@ pub(crate) struct PodPlan {
     pub(crate) fate: Fate,
     pub(crate) grace: Duration,
     pub(crate) fresh_instance_per_request: bool,
+    /// It runs only while servers hear this node.
+    pub(crate) is_fenced: bool,
     /// Name of the ConfigMap with the values of `wasi:config`.
     pub(crate) config: Option<String>,
     /// Buckets that were granted.
@@ -126,6 +128,7 @@ impl PodPlan {
                 Fate::Pod
             },
             grace: spec.termination_grace_period_seconds.map_or(GRACE_DEFAULT, seconds),
+            is_fenced: unique_pod::is_fenced(pod),
             fresh_instance_per_request: annotation(INSTANCES_ANNOTATION) == "fresh",
             config: config_name(pod).map(str::to_owned),
             buckets: Some(annotation(KEYVALUE_ANNOTATION))

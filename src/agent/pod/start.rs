@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
+use crate::agent::fence::Fence;
 use crate::agent::image::{ImageError, ImageSource, SIGNATURE_VALIDATION_FAILED, Wanted};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
@@ -42,6 +43,8 @@ const IMAGE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What all workers of the node share.
 pub(crate) struct Shared {
+    /// Whether pods that must be unique may run.
+    pub(crate) fence: Fence,
     pub(crate) api: Arc<dyn PodApi>,
     pub(crate) runtime: Arc<dyn PodRuntime>,
     pub(crate) network: Arc<dyn PodNetwork>,

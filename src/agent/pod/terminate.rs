@@ -43,7 +43,7 @@ impl Worker {
             }
             drained_at = Instant::now() + DRAIN;
         }
-        self.stop_all(ends_at.saturating_duration_since(Instant::now()), drained_at).await;
+        self.stop_within_fence(ends_at, drained_at).await;
         // As kubelet: whoever watches sees how it ended before it is gone.
         if self.state.outcome.is_none() && !is_terminal(&pod) {
             self.state.outcome = self.state.outcome_of_deletion();

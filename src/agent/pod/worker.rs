@@ -62,6 +62,10 @@ pub(crate) struct Worker {
     pub(super) prober: Prober,
     /// Why the pod is evicted, once it is.
     pub(super) verdict: (watch::Sender<Verdict>, watch::Receiver<Verdict>),
+    /// A server has said, since the fence was last closed, that the pod is still this node's.
+    pub(super) is_confirmed: bool,
+    /// For a pod that must be unique: whether it may run.
+    pub(super) fence: Option<watch::Receiver<bool>>,
     verdicts: mpsc::Receiver<Box<ProbeEvent>>,
     number: u64,
     /// When the pod's start time was, on the clock that waits.
@@ -114,6 +118,8 @@ impl Worker {
             due: vec![Due::Now; count],
             replaced: vec![false; count],
             generation: 0,
+            is_confirmed: false,
+            fence: plan.is_fenced.then(|| shared.fence.changed()),
             arrivals: mpsc::channel(EVENTS_MAX),
             fetches: tasks.child(),
             events: mpsc::channel(EVENTS_MAX),
@@ -192,6 +198,10 @@ impl Worker {
                 // It ended before the agent was restarted, or the API has given it up.
                 Box::pin(self.stop_all(self.plan.grace, Instant::now())).await;
                 return self.until_deleted(cancel).await;
+            }
+            if self.is_fenced_off() {
+                Box::pin(self.stand_back(cancel)).await;
+                continue;
             }
             let verdict = self.verdict.1.borrow_and_update().clone();
             if let Some(message) = verdict {
@@ -298,10 +308,18 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        let fence = &mut self.fence;
+        let fence = async move {
+            match fence {
+                Some(fence) => drop(fence.changed().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = cancel.cancelled() => {}
             _ = self.seen.changed() => {}
             () = timer => {}
+            () = fence => {}
             Ok(()) = self.verdict.1.changed() => {}
             Some(event) = self.events.1.recv() => Box::pin(self.happened(*event)).await,
             Some(event) = self.verdicts.recv() => self.judged(*event),

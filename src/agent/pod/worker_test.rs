@@ -16,6 +16,8 @@ mod commands;
 mod ending;
 #[path = "worker_test/eviction.rs"]
 mod eviction;
+#[path = "worker_test/fencing.rs"]
+mod fencing;
 #[path = "worker_test/harness.rs"]
 mod harness;
 #[path = "worker_test/next_agent.rs"]

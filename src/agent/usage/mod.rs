@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use crate::agent::eviction::EvictionMetrics;
 use crate::agent::pod::state::RunState;
 use crate::agent::residents::{Resident, Residents};
+use crate::mesh::Mesh;
 use crate::rt::WallClock;
 use history::History;
 use track::{Point, Track};
@@ -64,6 +65,8 @@ struct Inner {
     residents: Residents,
     evictions: EvictionMetrics,
     node: OnceLock<NodeTools>,
+    /// What sees the requests.
+    mesh: OnceLock<Mesh>,
     state: Mutex<State>,
     /// One walk at a time.
     walking: Mutex<()>,
@@ -170,9 +173,10 @@ impl std::fmt::Debug for Usage {
 impl Usage {
     /// Measures nothing yet.
     pub(crate) fn new(clock: WallClock, residents: Residents) -> Self {
-        let (node, state, walking) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        let (node, mesh) = (OnceLock::new(), OnceLock::new());
+        let (state, walking) = (Mutex::default(), Mutex::default());
         let evictions = EvictionMetrics::default();
-        Self(Arc::new(Inner { clock, residents, evictions, node, state, walking }))
+        Self(Arc::new(Inner { clock, residents, evictions, node, mesh, state, walking }))
     }
 
     /// What is counted of evictions: it has to be there before the agent is.
@@ -193,6 +197,16 @@ impl Usage {
         let mut state = self.0.state.lock();
         state.figures = figures;
         state.node = Some(Track::from(Point { at: Instant::now(), used: figures.cpu }));
+    }
+
+    /// Begins to tell what the mesh sees. Only the first call has an effect.
+    pub(crate) fn watch_mesh(&self, mesh: &Mesh) {
+        let _ = self.0.mesh.set(mesh.clone());
+    }
+
+    /// What sees the requests; `None` before the agent runs.
+    pub(crate) fn mesh(&self) -> Option<&Mesh> {
+        self.0.mesh.get()
     }
 
     /// The node's name; empty before the agent runs.

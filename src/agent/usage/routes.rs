@@ -1,5 +1,6 @@
-//! The agent's paths for measured use: `GET /stats/summary` and `GET /metrics/resource` in kubelet's
-//! names, and `GET /stats/history`.
+//! The agent's paths for measured use, in kubelet's names: `GET /stats/summary` and
+//! `GET /metrics/resource`; `GET /stats/history`, the last hour; and `GET /stats/traffic`, what the
+//! mesh of this node sees.
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -7,9 +8,11 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 use crate::agent::usage::{NodeUse, Usage, prometheus, summary};
+use crate::mesh::Traffic;
 
 /// Kubelet's parameter for a summary without disks.
 const WITHOUT_DISKS: &str = "only_cpu_and_memory";
@@ -22,6 +25,7 @@ pub(crate) fn router(usage: Usage) -> Router {
         .route("/stats/summary", get(stats))
         .route("/stats/history", get(hour))
         .route("/metrics/resource", get(metrics))
+        .route("/stats/traffic", get(traffic))
         .with_state(usage)
 }
 
@@ -45,6 +49,36 @@ async fn hour(State(usage): State<Usage>) -> Result<Response, (StatusCode, &'sta
 async fn metrics(State(usage): State<Usage>) -> Result<Response, (StatusCode, &'static str)> {
     let node = measure(usage, false).await?;
     Ok(([(CONTENT_TYPE, PROMETHEUS)], prometheus::text(&node)).into_response())
+}
+
+/// Requests by pod and Service, in thousandths per second.
+async fn traffic(State(usage): State<Usage>) -> Result<Response, (StatusCode, &'static str)> {
+    let starting = (StatusCode::SERVICE_UNAVAILABLE, "the agent is starting");
+    let mesh = usage.mesh().ok_or(starting)?;
+    let list = |traffic: Vec<Traffic>| -> Vec<Value> {
+        let one = |one: Traffic| {
+            json!({
+                "namespace": one.namespace,
+                "name": one.name,
+                "millirequestsPerSecond": millis(one.requests_per_second),
+            })
+        };
+        traffic.into_iter().map(one).collect()
+    };
+    let told = json!({
+        "pods": list(mesh.pod_traffic()),
+        "services": list(mesh.service_traffic()),
+    });
+    Ok(([(CONTENT_TYPE, "application/json")], told.to_string()).into_response())
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate is finite, not negative, and far below the bound"
+)]
+fn millis(rate: f64) -> u64 {
+    (rate * 1000.0).round() as u64
 }
 
 async fn measure(usage: Usage, has_disks: bool) -> Result<NodeUse, (StatusCode, &'static str)> {

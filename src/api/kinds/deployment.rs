@@ -5,7 +5,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::{Value, json};
 
 use crate::api::decode::typed;
-use crate::api::json::{child, set_default, set_default_text, text_at};
+use crate::api::field_error::Errors;
+use crate::api::json::{child, is_unset, set_default, set_default_text, text_at};
 use crate::api::kinds::workload::{self, number};
 use crate::api::meta;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
@@ -41,7 +42,7 @@ pub(super) const RESOURCE: Resource = Resource {
     field_selectors: &[],
     strategy: Strategy {
         default,
-        validate: workload::validate,
+        validate,
         validate_update: workload::validate_update,
         cells,
         ..Strategy::plain(typed::<Deployment>)
@@ -68,6 +69,33 @@ fn default(object: &mut Value) {
     }
 }
 
+const STRATEGY: &str = "/spec/strategy/rollingUpdate";
+
+fn validate(object: &Value, errors: &mut Errors) {
+    workload::validate(object, "deployment", errors);
+    let kind = object.pointer("/spec/strategy/type").unwrap_or(&Value::Null);
+    errors.one_of("spec.strategy.type", kind, &["Recreate", "RollingUpdate"]);
+    let (surge, unavailable) =
+        (format!("{STRATEGY}/maxSurge"), format!("{STRATEGY}/maxUnavailable"));
+    workload::validate_share(object, &unavailable, errors);
+    // More than all is a fair surge.
+    workload::validate_not_negative(object, &surge, errors);
+    if workload::is_no_share(object, &surge) && workload::is_no_share(object, &unavailable) {
+        let value = object.pointer(&unavailable).unwrap_or(&Value::Null);
+        let detail = "may not be 0 when `maxSurge` is 0";
+        errors.invalid("spec.strategy.rollingUpdate.maxUnavailable", value, detail);
+    }
+    if kind == "Recreate" && !is_unset(object.pointer(STRATEGY)) {
+        let detail = "may not be specified when strategy `type` is 'Recreate'";
+        errors.forbidden("spec.strategy.rollingUpdate", detail);
+    }
+    let deadline = object.pointer("/spec/progressDeadlineSeconds").unwrap_or(&Value::Null);
+    if deadline.as_i64().is_some_and(|seconds| seconds <= number(object, "/spec/minReadySeconds")) {
+        let detail = "must be greater than minReadySeconds";
+        errors.invalid("spec.progressDeadlineSeconds", deadline, detail);
+    }
+}
+
 fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let (ready, wanted) =
         (number(object, "/status/readyReplicas"), number(object, "/spec/replicas"));
@@ -82,4 +110,40 @@ fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
         images,
         selector,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strategy_that_could_never_move_is_refused() {
+        let texts = |strategy: Value, deadline: i64| {
+            let mut object = json!({"spec": {
+                "selector": {"matchLabels": {"a": "b"}}, "minReadySeconds": 5,
+                "strategy": strategy, "progressDeadlineSeconds": deadline,
+                "template": {"metadata": {"labels": {"a": "b"}},
+                    "spec": {"containers": [{"name": "x", "image": "y"}]}},
+            }});
+            default(&mut object);
+            let mut errors = Errors::default();
+            validate(&object, &mut errors);
+            errors.into_vec().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let rolling = |surge: Value, unavailable: Value| json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
+        for (strategy, deadline, wanted) in [
+            (json!({}), 6, ""),
+            (json!({"type": "Recreate"}), 6, ""),
+            (rolling(json!("150%"), json!(0)), 6, ""),
+            (rolling(json!("0%"), json!(0)), 6, "may not be 0 when `maxSurge` is 0"),
+            (rolling(json!(-1), json!(1)), 6, "must be greater than or equal to 0"),
+            (json!({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}}), 6, "may not be spec"),
+            (json!({"type": "Other"}), 6, "Unsupported value"),
+            (json!({}), 5, "must be greater than minReadySeconds"),
+        ] {
+            let found = texts(strategy.clone(), deadline).join(";");
+            assert!(found.is_empty() == wanted.is_empty(), "{strategy}: {found}");
+            assert!(found.contains(wanted), "{strategy}: {found}");
+        }
+    }
 }

@@ -66,7 +66,8 @@ fn validate(object: &Value, errors: &mut Errors) {
         }
         let has_bound = |key: &str| limit.pointer(&format!("/{key}/storage")).is_some();
         if kind == "PersistentVolumeClaim" && !has_bound("min") && !has_bound("max") {
-            let detail = "either minimum or maximum storage value is required, but neither was provided";
+            let detail =
+                "either minimum or maximum storage value is required, but neither was provided";
             errors.push(crate::api::FieldError::required(format!("{path}.limits"), detail));
         }
     }
@@ -93,8 +94,11 @@ fn validate_amounts(path: &str, limit: &Value, errors: &mut Errors) {
                     "defaultRequest" => "default request".to_owned(),
                     other => other.to_owned(),
                 };
-                let detail =
-                    format!("{} value {least} is greater than {} value {most}", word(low), word(high));
+                let detail = format!(
+                    "{} value {least} is greater than {} value {most}",
+                    word(low),
+                    word(high)
+                );
                 errors.invalid(format!("{path}.{low}[{name}]"), value, &detail);
             }
         }
@@ -122,10 +126,14 @@ mod tests {
         assert_eq!(refused(&fine), Vec::<String>::new());
         for (limit, said) in [
             (json!({}), "spec.limits[0].type: Required value"),
-            (json!({"type": "Container", "min": {"cpu": "3"}, "max": {"cpu": "2"}}),
-                "min value 3 is greater than max value 2"),
-            (json!({"type": "Container", "default": {"cpu": "1"}, "defaultRequest": {"cpu": "2"}}),
-                "default request value 2 is greater than default value 1"),
+            (
+                json!({"type": "Container", "min": {"cpu": "3"}, "max": {"cpu": "2"}}),
+                "min value 3 is greater than max value 2",
+            ),
+            (
+                json!({"type": "Container", "default": {"cpu": "1"}, "defaultRequest": {"cpu": "2"}}),
+                "default request value 2 is greater than default value 1",
+            ),
             (json!({"type": "Pod", "default": {"cpu": "1"}}), "may not be specified"),
             (json!({"type": "PersistentVolumeClaim"}), "either minimum or maximum"),
             (json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "500m"}}), "less than 1"),

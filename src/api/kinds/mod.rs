@@ -8,16 +8,24 @@
 
 use crate::api::resource::Resource;
 
+mod autoscaler_rules;
 mod config_map;
+mod controller_revision;
+mod cron_job;
+mod daemon_set;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
 mod event;
 mod gateway;
 mod gateway_class;
+mod horizontal_pod_autoscaler;
 mod http_route;
 mod ingress;
 mod ingress_class;
+mod job;
+mod job_change;
+mod job_rules;
 mod lease;
 mod limit_range;
 mod namespace;
@@ -32,15 +40,19 @@ mod pod_qos;
 mod pod_spec;
 mod pod_update;
 mod pod_volumes;
+mod priority_class;
 mod replica_set;
+mod replication_controller;
 mod resource_quota;
 mod secret;
 mod service;
 mod service_account;
 mod service_rules;
+mod stateful_set;
 mod storage_class;
 mod workload;
 
+pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
 pub(crate) use pod_qos::qos_class;
 pub(super) use pod_spec::validate_container;
 
@@ -55,17 +67,25 @@ pub(super) static ALL: &[Resource] = &[
     persistent_volume::RESOURCE,
     limit_range::RESOURCE,
     pod::RESOURCE,
+    replication_controller::RESOURCE,
     resource_quota::RESOURCE,
     secret::RESOURCE,
     service_account::RESOURCE,
     service::RESOURCE,
+    controller_revision::RESOURCE,
+    daemon_set::RESOURCE,
     deployment::RESOURCE,
     replica_set::RESOURCE,
+    stateful_set::RESOURCE,
+    job::RESOURCE,
+    cron_job::RESOURCE,
+    horizontal_pod_autoscaler::RESOURCE,
     lease::RESOURCE,
     endpoint_slice::RESOURCE,
     ingress::RESOURCE,
     ingress_class::RESOURCE,
     network_policy::RESOURCE,
+    priority_class::RESOURCE,
     pod_disruption_budget::RESOURCE,
     storage_class::RESOURCE,
     gateway_class::RESOURCE,

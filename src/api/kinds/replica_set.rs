@@ -40,7 +40,7 @@ pub(super) const RESOURCE: Resource = Resource {
     field_selectors: &["status.replicas"],
     strategy: Strategy {
         default: workload::default,
-        validate: workload::validate,
+        validate: |object, errors| workload::validate(object, "replicaset", errors),
         validate_update: workload::validate_update,
         cells,
         ..Strategy::plain(typed::<ReplicaSet>)

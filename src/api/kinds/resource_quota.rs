@@ -50,9 +50,11 @@ const SCOPES: [&str; 6] = [
 const OPERATORS: [&str; 4] = ["DoesNotExist", "Exists", "In", "NotIn"];
 
 fn validate(object: &Value, errors: &mut Errors) {
-    for (path, at) in
-        [("spec.hard", "/spec/hard"), ("status.hard", "/status/hard"), ("status.used", "/status/used")]
-    {
+    for (path, at) in [
+        ("spec.hard", "/spec/hard"),
+        ("status.hard", "/status/hard"),
+        ("status.used", "/status/used"),
+    ] {
         for (name, value) in entries_at(object, at) {
             validate_amount(&format!("{path}[{name}]"), name, value, errors);
         }
@@ -70,9 +72,7 @@ fn validate(object: &Value, errors: &mut Errors) {
             errors.invalid("spec.scopes", &given, "conflicting scopes");
         }
     }
-    for (at, term) in
-        items_at(object, "/spec/scopeSelector/matchExpressions").iter().enumerate()
-    {
+    for (at, term) in items_at(object, "/spec/scopeSelector/matchExpressions").iter().enumerate() {
         validate_term(&format!("spec.scopeSelector.matchExpressions[{at}]"), term, object, errors);
     }
 }
@@ -98,7 +98,12 @@ fn is_counted(name: &str) -> bool {
         || name.ends_with("persistentvolumeclaims")
         || matches!(
             name,
-            "pods" | "services" | "configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas"
+            "pods"
+                | "services"
+                | "configmaps"
+                | "secrets"
+                | "replicationcontrollers"
+                | "resourcequotas"
         )
 }
 
@@ -107,7 +112,8 @@ fn validate_scope(path: &str, scope: &str, object: &Value, errors: &mut Errors) 
     let is_allowed = |name: &str| match scope {
         "BestEffort" => matches!(name, "pods" | "count/pods"),
         _ => {
-            matches!(name, "pods" | "count/pods") || COMPUTE.contains(&name)
+            matches!(name, "pods" | "count/pods")
+                || COMPUTE.contains(&name)
                 || name.contains("ephemeral-storage")
                 || name.starts_with("requests.")
                 || name.starts_with("limits.")
@@ -139,7 +145,8 @@ fn validate_term(path: &str, term: &Value, object: &Value, errors: &mut Errors) 
             "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
         )),
         "Exists" | "DoesNotExist" if has_values => {
-            let detail = "must be no value when `operator` is 'Exists' or 'DoesNotExist' for scope selector";
+            let detail =
+                "must be no value when `operator` is 'Exists' or 'DoesNotExist' for scope selector";
             errors.invalid(format!("{path}.values"), &at("values"), detail);
         }
         _ => {}
@@ -206,10 +213,16 @@ mod tests {
             (json!({"hard": {"services": "1"}, "scopes": ["Terminating"]}), "unsupported scope"),
             (json!({"scopes": ["Sometimes"]}), "supported values"),
             (json!({"scopes": ["Terminating", "NotTerminating"]}), "conflicting scopes"),
-            (json!({"scopeSelector": {"matchExpressions": [
-                {"scopeName": "PriorityClass", "operator": "In"}]}}), "at least one value"),
-            (json!({"scopeSelector": {"matchExpressions": [
-                {"scopeName": "Terminating", "operator": "DoesNotExist"}]}}), "must be 'Exist'"),
+            (
+                json!({"scopeSelector": {"matchExpressions": [
+                {"scopeName": "PriorityClass", "operator": "In"}]}}),
+                "at least one value",
+            ),
+            (
+                json!({"scopeSelector": {"matchExpressions": [
+                {"scopeName": "Terminating", "operator": "DoesNotExist"}]}}),
+                "must be 'Exist'",
+            ),
         ] {
             let errors = refused(&spec);
             assert!(errors.len() == 1 && errors[0].contains(said), "{spec}: {errors:?}");

@@ -1,4 +1,4 @@
-//! What Deployment and ReplicaSet share: selector, template, replicas, wide columns.
+//! What the kinds that keep pods share: selector, template, replicas, update strategies, columns.
 
 use serde_json::{Value, json};
 
@@ -20,8 +20,8 @@ pub(super) fn default(object: &mut Value) {
     }
 }
 
-/// Checks selector, template and replicas.
-pub(super) fn validate(object: &Value, errors: &mut Errors) {
+/// Checks selector, template and replicas; `kind` is how texts name what the object is.
+pub(super) fn validate(object: &Value, kind: &str, errors: &mut Errors) {
     let template = object.pointer("/spec/template").unwrap_or(&Value::Null);
     let selector = object.pointer("/spec/selector");
     match selector.filter(|selector| !selector.is_null()).map(LabelSelector::from_json) {
@@ -30,8 +30,8 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
             errors.invalid("spec.selector", selector.unwrap_or(&Value::Null), &cause.to_string());
         }
         Some(Ok(parsed)) if parsed.is_everything() => {
-            let detail = "empty selector is invalid for deployment";
-            errors.invalid("spec.selector", selector.unwrap_or(&Value::Null), detail);
+            let detail = format!("empty selector is invalid for {kind}");
+            errors.invalid("spec.selector", selector.unwrap_or(&Value::Null), &detail);
         }
         Some(Ok(parsed)) if !parsed.matches(template) => {
             let labels = template.pointer("/metadata/labels").unwrap_or(&Value::Null);
@@ -40,11 +40,15 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
         }
         Some(Ok(_)) => {}
     }
-    if let Some(replicas) = object.pointer("/spec/replicas")
-        && replicas.as_i64().is_some_and(|n| n < 0)
-    {
-        errors.invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+    validate_template(object, errors);
+}
+
+/// Checks the numbers of the spec, and a template whose pods run for ever.
+pub(super) fn validate_template(object: &Value, errors: &mut Errors) {
+    for key in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
+        validate_not_negative(object, &format!("/spec/{key}"), errors);
     }
+    let template = object.pointer("/spec/template").unwrap_or(&Value::Null);
     pod_spec::validate(template, "spec.template.spec", errors);
     let policy = text_at(template, "/spec/restartPolicy");
     if matches!(policy, "Never" | "OnFailure") {
@@ -55,6 +59,46 @@ pub(super) fn validate(object: &Value, errors: &mut Errors) {
         ));
     }
 }
+
+/// The number at `pointer`, if there is one, is 0 or more.
+pub(super) fn validate_not_negative(object: &Value, pointer: &str, errors: &mut Errors) {
+    if let Some(number) = object.pointer(pointer)
+        && number.as_i64().is_some_and(|number| number < 0)
+    {
+        errors.invalid(field_of(pointer), number, NOT_NEGATIVE);
+    }
+}
+
+/// The value at `pointer`, if there is one, is a number of pods or a percentage of them.
+pub(super) fn validate_share(object: &Value, pointer: &str, errors: &mut Errors) {
+    validate_not_negative(object, pointer, errors);
+    let Some(value) = object.pointer(pointer) else { return };
+    let Some(text) = value.as_str() else { return };
+    let Some(number) = text.strip_suffix('%').filter(|number| is_digits(number)) else {
+        let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+        return errors.invalid(field_of(pointer), value, detail);
+    };
+    if number.parse::<u32>().is_ok_and(|number| number > 100) {
+        errors.invalid(field_of(pointer), value, "must not be greater than 100%");
+    }
+}
+
+/// Whether the share at `pointer` is none at all: `0` or `0%`.
+pub(super) fn is_no_share(object: &Value, pointer: &str) -> bool {
+    let value = object.pointer(pointer).unwrap_or(&Value::Null);
+    let is_zero = |text: &str| text.strip_suffix('%').is_some_and(|n| n.parse() == Ok(0));
+    value.as_i64() == Some(0) || value.as_str().is_some_and(is_zero)
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn field_of(pointer: &str) -> String {
+    pointer.trim_start_matches('/').replace('/', ".")
+}
+
+const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
 /// The selector never changes.
 pub(super) fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
@@ -77,7 +121,7 @@ pub(super) fn wide_cells(object: &Value) -> [Value; 3] {
     };
     let selector = object
         .pointer("/spec/selector")
-        .and_then(|selector| LabelSelector::from_json(selector).ok())
+        .and_then(|selector| LabelSelector::of_workload(selector).ok())
         .map(|selector| selector.to_string());
     [json!(list("/name")), json!(list("/image")), json!(selector.unwrap_or_default())]
 }
@@ -94,9 +138,33 @@ mod tests {
         }});
         default(&mut object);
         let mut errors = Errors::default();
-        validate(&object, &mut errors);
+        validate(&object, "deployment", &mut errors);
         let text = errors.into_vec().iter().map(ToString::to_string).collect::<String>();
         assert!(text.contains("`selector` does not match template `labels`"), "{text}");
         assert_eq!(object.pointer("/spec/replicas"), Some(&json!(1)));
+    }
+
+    #[test]
+    fn shares_are_numbers_or_percentages_of_at_most_all() {
+        let texts = |value: Value| {
+            let mut errors = Errors::default();
+            validate_share(&json!({"spec": {"x": value}}), "/spec/x", &mut errors);
+            errors.into_vec().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        for good in [json!(0), json!(7), json!("0%"), json!("100%"), Value::Null] {
+            assert_eq!(texts(good), Vec::<String>::new());
+        }
+        for (bad, word) in [
+            (json!(-1), "spec.x: Invalid value: -1: must be greater than or equal to 0"),
+            (json!("7"), "a valid percent string"),
+            (json!("-7%"), "a valid percent string"),
+            (json!("101%"), "must not be greater than 100%"),
+        ] {
+            let found = texts(bad);
+            assert!(found.len() == 1 && found[0].contains(word), "{found:?}");
+        }
+        let object = json!({"a": 0, "b": "00%", "c": "1%", "d": 1});
+        let none = ["/a", "/b", "/c", "/d", "/e"].map(|pointer| is_no_share(&object, pointer));
+        assert_eq!(none, [true, true, false, false, false]);
     }
 }

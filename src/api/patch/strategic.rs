@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::api::patch::PatchError;
-use crate::api::patch::merge_keys::{ListRule, list_rule};
+use crate::api::patch::merge_keys::{ListRule, Place};
 use crate::api::resource::Resource;
 
 /// What to do with the map or list it stands in.
@@ -25,13 +25,12 @@ pub(super) fn apply(res: &Resource, object: &mut Value, patch: &Value) -> Result
         *object = Value::Object(Map::new());
     }
     let Value::Object(target) = object else { return Ok(()) };
-    merge_map(res, "", target, patch)
+    merge_map(Place::root(res), target, patch)
 }
 
-/// Merges `patch` into `target`; `place` is the field that holds them.
+/// Merges `patch` into `target`, which stands at `place`.
 fn merge_map(
-    res: &Resource,
-    place: &str,
+    place: Place,
     target: &mut Map<String, Value>,
     patch: &Map<String, Value>,
 ) -> Result<(), PatchError> {
@@ -48,13 +47,13 @@ fn merge_map(
         Some(other) => return Err(unknown(other)),
     }
     for (key, value) in patch.iter().filter(|(key, _)| !key.starts_with('$')) {
-        merge_field(res, place, key, target, value)?;
+        merge_field(place, key, target, value)?;
     }
     for (key, value) in patch {
         if let Some(field) = key.strip_prefix(DELETE) {
             delete_scalars(target.get_mut(field), value);
         } else if let Some(field) = key.strip_prefix(ORDER) {
-            let rule = list_rule(res, place, field);
+            let rule = place.list_rule(field);
             order(target.get_mut(field), value, rule);
         }
     }
@@ -65,8 +64,7 @@ fn merge_map(
 }
 
 fn merge_field(
-    res: &Resource,
-    place: &str,
+    place: Place,
     key: &str,
     target: &mut Map<String, Value>,
     value: &Value,
@@ -85,7 +83,7 @@ fn merge_field(
                 *slot = Value::Object(Map::new());
             }
             if let Value::Object(inner) = slot {
-                merge_map(res, key, inner, patch)?;
+                merge_map(place.field(key), inner, patch)?;
             }
         }
         Value::Array(patch) => {
@@ -94,7 +92,7 @@ fn merge_field(
                 *slot = Value::Array(Vec::new());
             }
             if let Value::Array(items) = slot {
-                merge_list(res, place, key, items, patch)?;
+                merge_list(place, key, items, patch)?;
             }
         }
         scalar => {
@@ -105,15 +103,14 @@ fn merge_field(
 }
 
 fn merge_list(
-    res: &Resource,
-    place: &str,
+    place: Place,
     field: &str,
     items: &mut Vec<Value>,
     patch: &[Value],
 ) -> Result<(), PatchError> {
     let directive = |item: &Value| item.get(DIRECTIVE).and_then(Value::as_str).map(str::to_owned);
     let is_replaced = patch.iter().any(|item| directive(item).as_deref() == Some("replace"));
-    let rule = if is_replaced { ListRule::Replace } else { list_rule(res, place, field) };
+    let rule = if is_replaced { ListRule::Replace } else { place.list_rule(field) };
     match rule {
         ListRule::Replace => {
             let kept = patch.iter().filter(|item| directive(item).as_deref() != Some("replace"));
@@ -130,7 +127,7 @@ fn merge_list(
         }
         ListRule::MergeBy(key) => {
             for item in patch {
-                merge_element(res, field, key, items, item)?;
+                merge_element(place.field(field), key, items, item)?;
             }
             Ok(())
         }
@@ -138,8 +135,7 @@ fn merge_list(
 }
 
 fn merge_element(
-    res: &Resource,
-    field: &str,
+    place: Place,
     key: &str,
     items: &mut Vec<Value>,
     item: &Value,
@@ -157,11 +153,11 @@ fn merge_element(
         Some(other) => return Err(unknown(other)),
     }
     match items.iter_mut().find(|item| item.get(key) == Some(wanted)) {
-        Some(Value::Object(target)) => merge_map(res, field, target, patch),
+        Some(Value::Object(target)) => merge_map(place, target, patch),
         Some(_) => Ok(()),
         None => {
             let mut made = Map::new();
-            merge_map(res, field, &mut made, patch)?;
+            merge_map(place, &mut made, patch)?;
             items.push(Value::Object(made));
             Ok(())
         }
@@ -217,6 +213,24 @@ mod tests {
         object
     }
 
+    /// The fields of these tests where a Deployment has them.
+    fn deployment(mut fields: Value) -> Value {
+        let mut take = |key: &str| fields.as_object_mut().unwrap().shift_remove_entry(key);
+        let at: Vec<_> =
+            ["containers", "$setElementOrder/containers"].iter().filter_map(|k| take(k)).collect();
+        let finalizers: Vec<_> = ["finalizers", "$deleteFromPrimitiveList/finalizers"]
+            .iter()
+            .filter_map(|k| take(k))
+            .collect();
+        if !at.is_empty() {
+            fields["spec"] = json!({"template": {"spec": Map::from_iter(at)}});
+        }
+        if !finalizers.is_empty() {
+            fields["metadata"] = Value::Object(Map::from_iter(finalizers));
+        }
+        fields
+    }
+
     #[test]
     fn lists_merge_by_their_key_or_are_replaced() {
         let cases = [
@@ -241,7 +255,8 @@ mod tests {
             ),
         ];
         for (object, patch, wanted) in cases {
-            assert_eq!(patched(object, patch.clone()), wanted, "{patch}");
+            let made = patched(deployment(object), deployment(patch.clone()));
+            assert_eq!(made, deployment(wanted), "{patch}");
         }
     }
 
@@ -281,7 +296,8 @@ mod tests {
             (json!({"a": {"b": 1}}), json!({"a": {"$patch": "delete"}}), json!({})),
         ];
         for (object, patch, wanted) in cases {
-            assert_eq!(patched(object, patch.clone()), wanted, "{patch}");
+            let made = patched(deployment(object), deployment(patch.clone()));
+            assert_eq!(made, deployment(wanted), "{patch}");
         }
     }
 
@@ -289,7 +305,8 @@ mod tests {
     fn an_element_without_its_key_is_refused() {
         let deployments = api::find("apps", "v1", "deployments").unwrap();
         let mut object = json!({});
-        let refused = apply(deployments, &mut object, &json!({"containers": [{"image": "x"}]}));
+        let refused =
+            apply(deployments, &mut object, &deployment(json!({"containers": [{"image": "x"}]})));
         assert!(matches!(refused, Err(PatchError::Malformed(_))), "{refused:?}");
     }
 }

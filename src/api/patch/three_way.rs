@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::api::patch::merge_keys::{ListRule, list_rule};
+use crate::api::patch::merge_keys::{ListRule, Place};
 use crate::api::resource::Resource;
 
 /// A strategic merge patch that makes an object as `wanted` and takes away what only `last` (the
@@ -11,13 +11,12 @@ pub(super) fn make(res: &Resource, last: &Value, wanted: &Value) -> Value {
     let empty = Map::new();
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let last = last.as_object().unwrap_or(&empty);
-    Value::Object(maps(res, "", last, &map(wanted)))
+    Value::Object(maps(Place::root(res), last, &map(wanted)))
 }
 
-/// `place` is the field that holds the map, or whose elements it is.
+/// What to send of the map at `place`.
 fn maps(
-    res: &Resource,
-    place: &str,
+    place: Place,
     last: &Map<String, Value>,
     wanted: &Map<String, Value>,
 ) -> Map<String, Value> {
@@ -25,10 +24,10 @@ fn maps(
     for (key, value) in wanted {
         let change = match (last.get(key), value) {
             (Some(Value::Object(last)), Value::Object(value)) => {
-                Value::Object(maps(res, key, last, value))
+                Value::Object(maps(place.field(key), last, value))
             }
             (Some(Value::Array(last)), Value::Array(value)) => {
-                Value::Array(lists(res, place, key, last, value))
+                Value::Array(lists(place, key, last, value))
             }
             _ => value.clone(),
         };
@@ -40,8 +39,8 @@ fn maps(
     patch
 }
 
-fn lists(res: &Resource, place: &str, field: &str, last: &[Value], wanted: &[Value]) -> Vec<Value> {
-    let ListRule::MergeBy(key) = list_rule(res, place, field) else { return wanted.to_vec() };
+fn lists(place: Place, field: &str, last: &[Value], wanted: &[Value]) -> Vec<Value> {
+    let ListRule::MergeBy(key) = place.list_rule(field) else { return wanted.to_vec() };
     let same = |items: &[Value], id: Option<&Value>| -> Option<Value> {
         items.iter().find(|item| id.is_some() && item.get(key) == id).cloned()
     };
@@ -49,7 +48,7 @@ fn lists(res: &Resource, place: &str, field: &str, last: &[Value], wanted: &[Val
         .iter()
         .map(|item| match (same(last, item.get(key)), item) {
             (Some(Value::Object(last)), Value::Object(item)) => {
-                Value::Object(maps(res, field, &last, item))
+                Value::Object(maps(place.field(field), &last, item))
             }
             _ => item.clone(),
         })

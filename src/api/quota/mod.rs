@@ -20,8 +20,8 @@ use crate::api::quantity::Quantity;
 use crate::api::resource::Resource;
 
 pub use scope::matches;
-pub use usage::{is_countable, tracks, usage};
 pub(crate) use usage::{COMPUTE, must_specify};
+pub use usage::{is_countable, tracks, usage};
 
 /// Amounts by the names that quotas use: `pods`, `requests.cpu`, `count/deployments.apps`.
 pub type Amounts = BTreeMap<String, Quantity>;
@@ -174,8 +174,10 @@ mod tests {
 
     #[test]
     fn what_fits_is_added_and_what_does_not_is_refused_in_kubernetes_words() {
-        let q = quota(&json!({"pods": "2", "requests.cpu": "1"}),
-            &json!({"pods": "1", "requests.cpu": "600m"}));
+        let q = quota(
+            &json!({"pods": "2", "requests.cpu": "1"}),
+            &json!({"pods": "1", "requests.cpu": "600m"}),
+        );
         let charged = charge(&q, pods(), None, &pod("400m")).unwrap().unwrap();
         assert_eq!(charged["status"]["used"], json!({"pods": "2", "requests.cpu": "1"}));
         let refused = charge(&q, pods(), None, &pod("500m")).unwrap_err();
@@ -192,8 +194,10 @@ mod tests {
 
     #[test]
     fn a_quota_of_compute_wants_every_container_to_say_what_it_needs() {
-        let q = quota(&json!({"requests.cpu": "1", "limits.memory": "1Gi"}),
-            &json!({"requests.cpu": "0", "limits.memory": "0"}));
+        let q = quota(
+            &json!({"requests.cpu": "1", "limits.memory": "1Gi"}),
+            &json!({"requests.cpu": "0", "limits.memory": "0"}),
+        );
         let refused = charge(&q, pods(), None, &pod("100m")).unwrap_err();
         assert_eq!(refused.to_string(), "failed quota: q: must specify limits.memory for: a");
         let bare = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
@@ -218,8 +222,10 @@ mod tests {
         assert_eq!(charge(&q, maps, None, &json!({})), Ok(None));
         let claims = api::find("", "v1", "persistentvolumeclaims").unwrap();
         let claim = |size: &str| json!({"spec": {"resources": {"requests": {"storage": size}}}});
-        let q = quota(&json!({"requests.storage": "3Gi", "persistentvolumeclaims": "1"}),
-            &json!({"requests.storage": "1Gi", "persistentvolumeclaims": "1"}));
+        let q = quota(
+            &json!({"requests.storage": "3Gi", "persistentvolumeclaims": "1"}),
+            &json!({"requests.storage": "1Gi", "persistentvolumeclaims": "1"}),
+        );
         let grown = charge(&q, claims, Some(&claim("1Gi")), &claim("2Gi")).unwrap().unwrap();
         assert_eq!(grown["status"]["used"]["requests.storage"], "2Gi");
         assert_eq!(grown["status"]["used"]["persistentvolumeclaims"], "1");

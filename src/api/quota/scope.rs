@@ -58,8 +58,10 @@ fn term_matches(term: &Value, pod: &Value) -> bool {
 fn looks_into_others(pod: &Value) -> bool {
     let parts = ["podAffinity", "podAntiAffinity"];
     parts.iter().any(|part| {
-        let required = format!("/spec/affinity/{part}/requiredDuringSchedulingIgnoredDuringExecution");
-        let preferred = format!("/spec/affinity/{part}/preferredDuringSchedulingIgnoredDuringExecution");
+        let required =
+            format!("/spec/affinity/{part}/requiredDuringSchedulingIgnoredDuringExecution");
+        let preferred =
+            format!("/spec/affinity/{part}/preferredDuringSchedulingIgnoredDuringExecution");
         let term = |term: &Value, at: &str| {
             !items_at(term, &format!("{at}/namespaces")).is_empty()
                 || term.pointer(&format!("{at}/namespaceSelector")).is_some_and(Value::is_object)
@@ -115,7 +117,10 @@ mod tests {
         ] {
             let spec = json!({"scopeSelector": {"matchExpressions": [
                 {"scopeName": "PriorityClass", "operator": operator, "values": values}]}});
-            assert_eq!([is_counted(&spec, &pod("high")), is_counted(&spec, &pod(""))], [high, none]);
+            assert_eq!(
+                [is_counted(&spec, &pod("high")), is_counted(&spec, &pod(""))],
+                [high, none]
+            );
         }
         let maps = api::find("", "v1", "configmaps").unwrap();
         let scoped = json!({"spec": {"scopes": ["BestEffort"]}});

@@ -265,9 +265,12 @@ mod tests {
 
     #[test]
     fn services_and_claims_are_counted_in_their_ways() {
-        let service = |kind: &str| json!({"spec": {"type": kind, "ports": [{}, {"nodePort": 30000}]}});
-        let with = |nodeports: &str, balancers: &str| json!({"count/services": "1", "services": "1",
-            "services.loadbalancers": balancers, "services.nodeports": nodeports});
+        let service =
+            |kind: &str| json!({"spec": {"type": kind, "ports": [{}, {"nodePort": 30000}]}});
+        let with = |nodeports: &str, balancers: &str| {
+            json!({"count/services": "1", "services": "1",
+            "services.loadbalancers": balancers, "services.nodeports": nodeports})
+        };
         assert_eq!(used("services", &service("ClusterIP")), with("0", "0"));
         assert_eq!(used("services", &service("NodePort")), with("2", "0"));
         assert_eq!(used("services", &service("LoadBalancer")), with("2", "1"));
@@ -291,7 +294,8 @@ mod tests {
         assert_eq!(shown(&usage(deployments, &json!({}))), json!({"count/deployments.apps": "1"}));
         assert!(tracks(deployments, "count/deployments.apps") && !tracks(deployments, "pods"));
         let pods = api::find("", "v1", "pods").unwrap();
-        for name in ["pods", "cpu", "limits.cpu", "requests.memory", "count/pods", "hugepages-2Mi"] {
+        for name in ["pods", "cpu", "limits.cpu", "requests.memory", "count/pods", "hugepages-2Mi"]
+        {
             assert!(tracks(pods, name), "{name}");
         }
         for name in ["requests.storage", "services", "count/services"] {

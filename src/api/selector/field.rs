@@ -119,7 +119,9 @@ fn field_text(object: &Value, path: &str) -> String {
     // `podIPs` is selected by any of its entries in none of the supported versions; the first
     // counts.
     let mut at = object;
-    for key in path.split('.') {
+    // Kubernetes' name for it in selectors alone.
+    let pointer = if path == "status.successful" { "status.succeeded" } else { path };
+    for key in pointer.split('.') {
         match at.get(key) {
             Some(next) => at = next,
             None => return default_text(path),
@@ -135,7 +137,7 @@ fn field_text(object: &Value, path: &str) -> String {
 fn default_text(path: &str) -> String {
     match path {
         "spec.unschedulable" | "spec.hostNetwork" => "false".to_owned(),
-        "status.replicas" => "0".to_owned(),
+        "status.replicas" | "status.successful" => "0".to_owned(),
         _ => String::new(),
     }
 }

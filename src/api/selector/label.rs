@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta_v1;
 use serde_json::Value;
 
 use crate::api::json::{entries_at, items_at, text_at};
@@ -13,14 +14,14 @@ use crate::api::selector::{SELECTOR_BYTES_MAX, SelectorError, TERMS_MAX};
 /// Requirements that must all hold for the labels of an object.
 ///
 /// Without requirements it selects everything; [`LabelSelector::nothing`] selects nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct LabelSelector {
     requirements: Vec<Requirement>,
     is_nothing: bool,
 }
 
 /// One requirement on one label.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// Key of the label.
     pub key: String,
@@ -31,7 +32,7 @@ pub struct Requirement {
 }
 
 /// How a requirement compares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// The label has one of the values.
     In,
@@ -105,17 +106,7 @@ impl LabelSelector {
         }
         let mut requirements = equalities(entries_at(selector, "/matchLabels"));
         for expression in items_at(selector, "/matchExpressions") {
-            let operator = match text_at(expression, "/operator") {
-                "In" => Operator::In,
-                "NotIn" => Operator::NotIn,
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                other => {
-                    return Err(SelectorError::Invalid(format!(
-                        "{other:?} is not a valid label selector operator"
-                    )));
-                }
-            };
+            let operator = operator(text_at(expression, "/operator"))?;
             let values = items_at(expression, "/values")
                 .iter()
                 .filter_map(|value| value.as_str().map(str::to_owned))
@@ -124,6 +115,44 @@ impl LabelSelector {
             requirements.push(Requirement { key, operator, values });
         }
         Self::from_requirements(requirements)
+    }
+
+    /// As [`Self::from_json`], of the typed object.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_json`].
+    pub fn from_typed(selector: Option<&meta_v1::LabelSelector>) -> Result<Self, SelectorError> {
+        let Some(selector) = selector else { return Ok(Self::nothing()) };
+        let labels = selector.match_labels.iter().flatten();
+        let mut requirements: Vec<_> = labels
+            .map(|(key, value)| Requirement {
+                key: key.clone(),
+                operator: Operator::In,
+                values: vec![value.clone()],
+            })
+            .collect();
+        for expression in selector.match_expressions.iter().flatten() {
+            requirements.push(Requirement {
+                key: expression.key.clone(),
+                operator: operator(&expression.operator)?,
+                values: expression.values.clone().unwrap_or_default(),
+            });
+        }
+        Self::from_requirements(requirements)
+    }
+
+    /// This selector, with one more requirement.
+    ///
+    /// # Errors
+    ///
+    /// When the key or a value breaks the rules of labels, or there are too many.
+    pub fn and(mut self, requirement: Requirement) -> Result<Self, SelectorError> {
+        if self.is_nothing {
+            return Ok(self);
+        }
+        self.requirements.push(requirement);
+        Self::from_requirements(self.requirements)
     }
 
     /// Reads a plain map of labels, as `Service.spec.selector` is; empty or null selects nothing.
@@ -137,6 +166,18 @@ impl LabelSelector {
             return Ok(Self::nothing());
         }
         Self::from_requirements(requirements)
+    }
+
+    /// Reads the selector of a workload: a `LabelSelector`, or the plain map of a
+    /// ReplicationController.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::from_json`].
+    pub fn of_workload(selector: &Value) -> Result<Self, SelectorError> {
+        let is_plain = selector.as_object().is_some_and(|map| map.values().all(Value::is_string));
+        let is_empty = selector.as_object().is_some_and(serde_json::Map::is_empty);
+        if is_plain && !is_empty { Self::from_map(selector) } else { Self::from_json(selector) }
     }
 
     fn from_requirements(mut requirements: Vec<Requirement>) -> Result<Self, SelectorError> {
@@ -181,6 +222,18 @@ impl LabelSelector {
     #[must_use]
     pub fn matches_with<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
         !self.is_nothing && self.requirements.iter().all(|r| r.holds(get(&r.key)))
+    }
+}
+
+fn operator(name: &str) -> Result<Operator, SelectorError> {
+    match name {
+        "In" => Ok(Operator::In),
+        "NotIn" => Ok(Operator::NotIn),
+        "Exists" => Ok(Operator::Exists),
+        "DoesNotExist" => Ok(Operator::DoesNotExist),
+        other => {
+            Err(SelectorError::Invalid(format!("{other:?} is not a valid label selector operator")))
+        }
     }
 }
 

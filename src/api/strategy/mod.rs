@@ -50,6 +50,11 @@ pub fn prepare_create(res: &Resource, object: &mut Value) {
     (res.strategy.default)(object);
 }
 
+/// Completes a new object that has its name and uid.
+pub fn identify(res: &Resource, object: &mut Value) {
+    (res.strategy.identify)(object);
+}
+
 /// Completes a changed object from the stored one: server-set metadata and status are the old
 /// ones, and the generation rises if the spec changed.
 pub fn prepare_update(res: &Resource, old: &Value, new: &mut Value) {

@@ -26,12 +26,13 @@ use crate::client::{
     revision_of,
 };
 use crate::controllers::Context;
-use crate::controllers::deployment::plan::{Edit, Plan, View, plan, wanted};
+use crate::controllers::deployment::plan::{Edit, Plan, Rollback, View, plan, wanted};
 use crate::controllers::deployment::template::is_same;
 use crate::controllers::object::{
     Key, controller_of, controller_reference, is_controlled_by, is_deleting, key, owners_without,
     selector_of,
 };
+use crate::controllers::owned::words_of;
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod plan;
@@ -155,7 +156,40 @@ impl Act<'_> {
         informers.replica_sets.catch_up(revision, CATCH_UP_MAX).await;
         let revision = self.write_deployment(&plan).await?;
         informers.deployments.catch_up(revision, CATCH_UP_MAX).await;
+        if let Some(rollback) = &plan.rollback {
+            let revision = self.take_back(rollback).await?;
+            informers.deployments.catch_up(revision, CATCH_UP_MAX).await;
+        }
         Ok(Next::after(plan.recheck_after))
+    }
+
+    /// Gives the deployment the template of an earlier revision, unless somebody has changed its spec
+    /// meanwhile.
+    async fn take_back(&self, rollback: &Rollback) -> Result<u64, kube::Error> {
+        let name = self.deployment.name_any();
+        let mut fresh = self.deployments.get(&name).await?;
+        let is_same = fresh.uid() == self.deployment.uid()
+            && fresh.metadata.generation == self.deployment.metadata.generation;
+        let Some(spec) = fresh.spec.as_mut().filter(|_| is_same) else { return Ok(0) };
+        spec.template = rollback.template.clone();
+        let written = self.deployments.replace(&name, &PostParams::default(), &fresh).await?;
+        let message = format!("Rolled back deployment \"{name}\" to revision {}", rollback.to);
+        let regarding = Regarding::of(self.deployment.as_ref());
+        self.events.record(regarding, EventType::Warning, "DeploymentRollback", message);
+        Ok(revision_of(&written).unwrap_or(0))
+    }
+
+    /// Says in the status why there is no new replica set.
+    async fn report_not_created(&self, why: &str) -> Result<(), kube::Error> {
+        let was = self.deployment.status.clone().unwrap_or_default();
+        let status = status::not_created(&was, why, self.context.clock.now());
+        if is_same_status(&was, &status) {
+            return Ok(());
+        }
+        let status = serde_json::to_value(&status).map_err(kube::Error::SerdeError)?;
+        let revision = self.patch_status(self.deployment.resource_version(), status).await?;
+        self.context.informers.deployments.catch_up(revision, CATCH_UP_MAX).await;
+        Ok(())
     }
 
     async fn claim(&self, plan: &Plan) -> Result<u64, kube::Error> {
@@ -203,6 +237,7 @@ impl Act<'_> {
                     "ReplicaSetCreateError",
                     format!("Failed to create new replica set {}: {err}", set.name_any()),
                 );
+                self.report_not_created(&words_of(&err)).await?;
                 Err(err)
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use kube::core::{Selector, SelectorExt as _};
@@ -14,12 +14,13 @@ use kube::core::{Selector, SelectorExt as _};
 use crate::controllers::deployment::rollout::{Scale, proportional, roll};
 use crate::controllers::deployment::status::{Rollout, is_complete, status};
 use crate::controllers::deployment::template::{
-    DESIRED, HASH_LABEL, MAX, REVISION, REVISION_HISTORY, Wish, age_key, annotation,
-    annotations_to_copy, find_new, hash, revision,
+    DESIRED, FAILED, HASH_LABEL, MAX, REVISION, REVISION_HISTORY, ROLLBACK, Wish, age_key,
+    annotation, annotations_to_copy, find_new, revision, without_hash,
 };
 use crate::controllers::object::{
     controller_of, controller_reference, is_controlled_by, is_deleting, is_terminal,
 };
+use crate::controllers::template::hash;
 
 /// Old replica sets kept for undo when a deployment does not say.
 const HISTORY_LEN_DEFAULT: usize = 10;
@@ -64,10 +65,20 @@ pub(super) struct Plan {
     pub(super) delete: Vec<Arc<ReplicaSet>>,
     /// The revision the deployment should say it is at, if it does not.
     pub(super) revision: Option<String>,
+    /// The rollout is taken back to this.
+    pub(super) rollback: Option<Box<Rollback>>,
     /// The status as it should be.
     pub(super) status: DeploymentStatus,
     /// When to look for a missed deadline.
     pub(super) recheck_after: Option<Duration>,
+}
+
+/// Where a rollout that failed is taken back to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rollback {
+    /// The revision that had the template.
+    pub(super) to: u64,
+    pub(super) template: PodTemplateSpec,
 }
 
 /// The replica sets of a deployment, the one of its present template apart.
@@ -101,10 +112,56 @@ pub(super) fn plan(view: &View<'_>) -> Plan {
     let (status, recheck_after) = status(view.deployment, &rollout, view.now);
     plan.status = status;
     plan.recheck_after = recheck_after;
+    let is_failed = take_back(view.deployment, &sets, &mut plan);
+    mark_failed(&sets, is_failed, &mut plan);
     if is_complete(view.deployment, &plan.status) {
         plan.delete = beyond_history(view.deployment, &sets.old);
     }
     plan
+}
+
+/// Plans the way back when the rollout has missed its deadline and the deployment wants that. Returns
+/// whether the present template has failed, `None` when that is not known yet.
+fn take_back(deployment: &Deployment, sets: &Sets, plan: &mut Plan) -> Option<bool> {
+    if is_complete(deployment, &plan.status) {
+        return Some(false);
+    }
+    let is_wanted = deployment.annotations().get(ROLLBACK).is_some_and(|value| value == "true");
+    let conditions = plan.status.conditions.iter().flatten();
+    let has_failed = conditions.into_iter().any(|condition| {
+        condition.type_ == "Progressing"
+            && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
+    });
+    let may_act = !Wish::of(deployment).is_paused && !is_deleting(&deployment.metadata);
+    if !is_wanted || !has_failed || !may_act || sets.new.is_none() {
+        return None;
+    }
+    let good =
+        |set: &&Arc<ReplicaSet>| annotation(set, FAILED) != Some("true") && revision(set) > 0;
+    let target = sets.old.iter().filter(good).max_by_key(|set| revision(set))?;
+    let template = target.spec.as_ref()?.template.as_ref()?;
+    let rollback = Rollback { to: revision(target), template: without_hash(template) };
+    plan.rollback = Some(Box::new(rollback));
+    Some(true)
+}
+
+/// Notes on the replica set of the present template whether that has failed.
+fn mark_failed(sets: &Sets, is_failed: Option<bool>, plan: &mut Plan) {
+    let (Some(new), Some(is_failed)) = (&sets.new, is_failed) else { return };
+    let was_failed = annotation(new, FAILED).is_some_and(|value| value == "true");
+    if was_failed == is_failed {
+        return;
+    }
+    let mark = (FAILED.to_owned(), is_failed.to_string());
+    match plan.edits.iter_mut().find(|edit| edit.of.uid() == new.uid()) {
+        Some(edit) => edit.annotations.extend([mark]),
+        None => plan.edits.push(Edit {
+            of: Arc::clone(new),
+            replicas: None,
+            annotations: BTreeMap::from([mark]),
+            min_ready_seconds: None,
+        }),
+    }
 }
 
 /// The deployment's replica sets as they are now; notes those to adopt and release.

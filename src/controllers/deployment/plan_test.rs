@@ -6,8 +6,9 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::controllers::deployment::plan::{Plan, View, plan};
-use crate::controllers::deployment::template::{HASH_LABEL, REVISION, Wish, hash};
+use crate::controllers::deployment::template::{HASH_LABEL, REVISION, Wish};
 use crate::controllers::object::selector_of;
+use crate::controllers::template::hash;
 
 const START: &str = "2026-01-01T00:00:00Z";
 
@@ -280,4 +281,75 @@ fn an_orphan_that_matches_is_adopted_before_anything_else() {
     let plan = plan_of(&deployment, &[orphan]);
     assert_eq!(plan.adopt.len(), 1);
     assert!(plan.create.is_none());
+}
+
+#[test]
+fn a_rollout_that_failed_is_taken_back_when_the_deployment_wants_that() {
+    let wish = |value: &str| json!({"metadata": {"annotations": {"edgeorc.io/rollback-on-failure": value}}});
+    let late = "2026-01-01T00:10:00Z";
+    for (value, is_taken_back) in [("true", true), ("false", false)] {
+        let (v1, mut v2) = (deployment("v1", &wish(value)), deployment("v2", &wish(value)));
+        let sets = [set_of(&v1, 1, 3, 3), set_of(&v2, 2, 1, 0)];
+        v2.status = Some(plan_of(&v2, &sets).status);
+        assert_eq!(plan_at(&v2, &sets, &[], "2026-01-01T00:09:00Z").rollback, None);
+        let plan = plan_at(&v2, &sets, &[], late);
+        let template = plan.rollback.as_ref().map(|rollback| (rollback.to, &rollback.template));
+        let wanted = (1, &v1.spec.as_ref().unwrap().template);
+        assert_eq!(template, is_taken_back.then_some(wanted), "the hash label is gone: {value}");
+        let marks: Vec<_> = plan
+            .edits
+            .iter()
+            .filter_map(|edit| edit.annotations.get("edgeorc.io/rollout-failed"))
+            .collect();
+        assert_eq!(marks.len(), usize::from(is_taken_back));
+    }
+}
+
+#[test]
+fn nothing_is_taken_back_to_what_has_failed_before() {
+    let wish = json!({"metadata": {"annotations": {"edgeorc.io/rollback-on-failure": "true"}}});
+    let (v1, v2) = (deployment("v1", &wish), deployment("v2", &wish));
+    let (mut v3, mut failed) = (deployment("v3", &wish), set_of(&v2, 2, 0, 0));
+    let annotations = Arc::make_mut(&mut failed).metadata.annotations.as_mut().unwrap();
+    annotations.insert("edgeorc.io/rollout-failed".into(), "true".into());
+    let sets = [set_of(&v1, 1, 3, 3), Arc::clone(&failed), set_of(&v3, 3, 1, 0)];
+    v3.status = Some(plan_of(&v3, &sets).status);
+    let late = "2026-01-01T00:10:00Z";
+    assert_eq!(plan_at(&v3, &sets, &[], late).rollback.unwrap().to, 1);
+    let only_failed = [failed, set_of(&v3, 3, 1, 0)];
+    assert_eq!(plan_at(&v3, &only_failed, &[], late).rollback, None);
+}
+
+#[test]
+fn a_replica_set_that_cannot_be_made_is_told_once() {
+    let was = plan_of(&deployment("v1", &json!({})), &[]).status;
+    let status = crate::controllers::deployment::status::not_created(&was, "quota", at(START));
+    assert_eq!(reason(&status, "Progressing").as_deref(), Some("ReplicaSetCreateError"));
+    let later = at("2026-01-01T00:01:00Z");
+    let again = crate::controllers::deployment::status::not_created(&status, "quota", later);
+    assert_eq!(again, status);
+}
+
+#[test]
+fn a_change_of_min_ready_seconds_goes_to_the_replica_set_without_a_rollout() {
+    let deployment_ = deployment("v1", &json!({"spec": {"minReadySeconds": 7}}));
+    let set = set_of(&deployment("v1", &json!({})), 1, 3, 3);
+    let plan = plan_of(&deployment_, &[set]);
+    assert!(plan.create.is_none());
+    assert_eq!(plan.edits[0].min_ready_seconds, Some(7));
+}
+
+#[test]
+fn a_paused_deployment_misses_no_deadline() {
+    let (v1, mut v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let sets = [set_of(&v1, 1, 3, 3), set_of(&v2, 2, 1, 0)];
+    v2.spec.as_mut().unwrap().paused = Some(true);
+    v2.status = Some(plan_of(&v2, &sets).status);
+    let plan = plan_at(&v2, &sets, &[], "2026-01-01T05:00:00Z");
+    assert_eq!(reason(&plan.status, "Progressing").as_deref(), Some("DeploymentPaused"));
+    v2.spec.as_mut().unwrap().paused = None;
+    v2.status = Some(plan.status);
+    let plan = plan_at(&v2, &sets, &[], "2026-01-01T05:00:01Z");
+    assert_eq!(reason(&plan.status, "Progressing").as_deref(), Some("DeploymentResumed"));
+    assert_eq!(plan.recheck_after, Some(std::time::Duration::from_secs(600)));
 }

@@ -41,6 +41,15 @@ pub(super) fn status(
     (status, recheck_after)
 }
 
+/// The status `was`, and that the new replica set could not be made because of `why`.
+pub(super) fn not_created(was: &DeploymentStatus, why: &str, now: Timestamp) -> DeploymentStatus {
+    let mut status = was.clone();
+    let conditions = status.conditions.get_or_insert_default();
+    let condition = judged("Progressing", "False", "ReplicaSetCreateError", why.to_owned());
+    set(conditions, condition, now);
+    status
+}
+
 /// Whether the wish is fulfilled: all pods are of the present template and available.
 pub(super) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) -> bool {
     let replicas = Some(Wish::of(deployment).replicas);

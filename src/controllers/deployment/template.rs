@@ -7,6 +7,8 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::controllers::template::{Rounding, share};
+
 /// Tells the replica sets of a deployment, and their pods, apart.
 pub(super) const HASH_LABEL: &str = "pod-template-hash";
 /// Counts the rollouts of a deployment, on it and on its replica sets.
@@ -18,6 +20,11 @@ pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 /// The most pods the rollout allowed at that time.
 pub(super) const MAX: &str = "deployment.kubernetes.io/max-replicas";
 
+/// On a deployment, `true`: a rollout that misses its deadline is taken back.
+pub(super) const ROLLBACK: &str = "edgeorc.io/rollback-on-failure";
+/// On a replica set, `true`: its rollout was taken back. Nothing is taken back to it.
+pub(super) const FAILED: &str = "edgeorc.io/rollout-failed";
+
 /// Annotations of a deployment that are not copied to its replica sets.
 const NOT_COPIED: &[&str] = &[
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -25,41 +32,27 @@ const NOT_COPIED: &[&str] = &[
     REVISION_HISTORY,
     DESIRED,
     MAX,
+    ROLLBACK,
     "deprecated.deployment.rollback.to",
 ];
 
-/// A hash of `template`, stable for the template, in characters that never spell a word.
-///
-/// The value is private to this controller; `collisions` gives another one when the name is taken.
-pub(super) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    const ALPHABET: &[u8; 16] = b"bcdfghjklmnpqrst";
-    let mut hash = 0x811c_9dc5_u32;
-    // Fields and map keys serialize in a fixed order.
-    let text = serde_json::to_vec(template).unwrap_or_default();
-    for byte in text.into_iter().chain(collisions.to_le_bytes()) {
-        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    }
-    let nibbles = hash.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles
-        .filter_map(|nibble| ALPHABET.get(usize::from(nibble)).copied().map(char::from))
-        .collect()
-}
-
 /// Whether two templates make the same pods; the hash label does not count.
 pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
-    let without_hash = |template: &PodTemplateSpec| {
-        let mut template = template.clone();
-        if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
-            labels.remove(HASH_LABEL);
-        }
-        template
-    };
     let meta = |template: &PodTemplateSpec| {
         let meta = template.metadata.clone().unwrap_or_default();
         (meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default())
     };
     let (a, b) = (without_hash(a), without_hash(b));
     a.spec == b.spec && meta(&a) == meta(&b)
+}
+
+/// The template as the deployment had it.
+pub(super) fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+        labels.remove(HASH_LABEL);
+    }
+    template
 }
 
 /// The replica set of the deployment's present template: the oldest, should there be several.
@@ -128,8 +121,10 @@ impl Wish {
         let (max_surge, max_unavailable) = if is_recreate {
             (0, 0)
         } else {
-            let surge = scaled(surge, replicas, Rounding::Up);
-            let unavailable = scaled(unavailable, replicas, Rounding::Down).min(replicas);
+            let quarter = IntOrString::String("25%".to_owned());
+            let surge = share(surge.unwrap_or(&quarter), replicas, Rounding::Up);
+            let unavailable = unavailable.unwrap_or(&quarter);
+            let unavailable = share(unavailable, replicas, Rounding::Down).min(replicas);
             if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
         };
         let is_paused = spec.and_then(|spec| spec.paused) == Some(true);
@@ -145,26 +140,4 @@ impl Wish {
     pub(super) fn available_min(self) -> i32 {
         (self.replicas - self.max_unavailable).max(0)
     }
-}
-
-#[derive(Clone, Copy)]
-enum Rounding {
-    Up,
-    Down,
-}
-
-fn scaled(value: Option<&IntOrString>, replicas: i32, rounding: Rounding) -> i32 {
-    let percent = match value {
-        Some(IntOrString::Int(number)) => return (*number).max(0),
-        Some(IntOrString::String(text)) => {
-            text.strip_suffix('%').and_then(|number| number.parse::<i64>().ok()).unwrap_or(0)
-        }
-        None => 25,
-    };
-    let hundredfold = percent.max(0).saturating_mul(i64::from(replicas));
-    let whole = match rounding {
-        Rounding::Up => hundredfold.saturating_add(99) / 100,
-        Rounding::Down => hundredfold / 100,
-    };
-    i32::try_from(whole).unwrap_or(i32::MAX)
 }

@@ -199,8 +199,7 @@ impl Controller {
             let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
             return Ok(Some((None, replicas.unwrap_or(1))));
         }
-        let Some(resource) =
-            dynamic::find(api_version, kind).filter(|resource| resource.has_scale)
+        let Some(resource) = dynamic::find(api_version, kind).filter(|resource| resource.has_scale)
         else {
             return Ok(None);
         };
@@ -235,8 +234,7 @@ impl Controller {
         }
         for pod in not_deleted {
             let place = crate::controllers::object::full_name(&budget.metadata);
-            let message =
-                format!("Pod was expected by PDB {place} to be deleted but it wasn't");
+            let message = format!("Pod was expected by PDB {place} to be deleted but it wasn't");
             let about = Regarding::of(pod.as_ref());
             self.events.record(about, EventType::Warning, "NotDeleted", message);
         }

@@ -173,15 +173,19 @@ mod tests {
     }
 
     fn run(spec: &Value, pods: &[Arc<Pod>], scale: Result<i32, &str>) -> Outcome {
-        let budget = budget(spec, &json!({"disruptionsAllowed": 1, "currentHealthy": 0,
-            "desiredHealthy": 0, "expectedPods": 0}));
+        let budget = budget(
+            spec,
+            &json!({"disruptionsAllowed": 1, "currentHealthy": 0,
+            "desiredHealthy": 0, "expectedPods": 0}),
+        );
         let now = "2026-01-01T01:00:00Z".parse().unwrap();
         plan(&View { budget: &budget, pods, scale, now })
     }
 
     #[test]
     fn what_may_go_is_what_is_healthy_beyond_what_must_be() {
-        let pods: Vec<_> = ["a", "b", "c", "d"].iter().map(|name| pod(name, *name != "d")).collect();
+        let pods: Vec<_> =
+            ["a", "b", "c", "d"].iter().map(|name| pod(name, *name != "d")).collect();
         // Spec, scale of the owners; expected, desired, healthy, allowed.
         for (spec, scale, wanted) in [
             (json!({"minAvailable": 2}), 10, (4, 2, 3, 1)),
@@ -214,13 +218,18 @@ mod tests {
         let status = run(&json!({"maxUnavailable": 1}), &[pod("a", true)], Err("no owner")).status;
         assert_eq!(status.disruptions_allowed, Some(0));
         let condition = &status.conditions.unwrap()[0];
-        assert_eq!((condition.reason.as_str(), condition.message.as_str()), ("SyncFailed", "no owner"));
+        assert_eq!(
+            (condition.reason.as_str(), condition.message.as_str()),
+            ("SyncFailed", "no owner")
+        );
     }
 
     #[test]
     fn an_eviction_that_was_granted_counts_until_it_is_seen_or_two_minutes_have_gone() {
-        let status = |since: &str| json!({"disruptionsAllowed": 0, "currentHealthy": 0,
-            "desiredHealthy": 0, "expectedPods": 0, "disruptedPods": {"a": since, "gone": since}});
+        let status = |since: &str| {
+            json!({"disruptionsAllowed": 0, "currentHealthy": 0,
+            "desiredHealthy": 0, "expectedPods": 0, "disruptedPods": {"a": since, "gone": since}})
+        };
         let pods = [pod("a", true), pod("b", true)];
         let at = |since: &str| {
             let budget = budget(&json!({"minAvailable": 1}), &status(since));
@@ -228,11 +237,17 @@ mod tests {
             plan(&View { budget: &budget, pods: &pods, scale: Ok(0), now })
         };
         let fresh = at("2026-01-01T00:59:00Z");
-        assert_eq!((fresh.status.current_healthy, fresh.status.disruptions_allowed), (Some(1), Some(0)));
+        assert_eq!(
+            (fresh.status.current_healthy, fresh.status.disruptions_allowed),
+            (Some(1), Some(0))
+        );
         assert_eq!(fresh.status.disrupted_pods.unwrap().len(), 1, "of pods that are there");
         assert_eq!(fresh.recheck_after, Some(Duration::from_secs(60)));
         let late = at("2026-01-01T00:57:00Z");
-        assert_eq!((late.status.current_healthy, late.status.disruptions_allowed), (Some(2), Some(1)));
+        assert_eq!(
+            (late.status.current_healthy, late.status.disruptions_allowed),
+            (Some(2), Some(1))
+        );
         assert_eq!((late.not_deleted.len(), late.status.disrupted_pods), (1, None));
         let of_another = at("2025-12-31T23:00:00Z");
         assert_eq!(of_another.not_deleted.len(), 0, "the pod is younger than the eviction");

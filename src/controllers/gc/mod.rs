@@ -48,6 +48,14 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
     follow(&informers.service_accounts, &graph, &queue);
     follow(&informers.deployments, &graph, &queue);
     follow(&informers.replica_sets, &graph, &queue);
+    follow(&informers.stateful_sets, &graph, &queue);
+    follow(&informers.daemon_sets, &graph, &queue);
+    follow(&informers.replication_controllers, &graph, &queue);
+    follow(&informers.controller_revisions, &graph, &queue);
+    follow(&informers.claims, &graph, &queue);
+    follow(&informers.jobs, &graph, &queue);
+    follow(&informers.cron_jobs, &graph, &queue);
+    follow(&informers.autoscalers, &graph, &queue);
     let followed = [
         "Pod",
         "Node",
@@ -57,6 +65,14 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
         "ServiceAccount",
         "Deployment",
         "ReplicaSet",
+        "StatefulSet",
+        "DaemonSet",
+        "ReplicationController",
+        "ControllerRevision",
+        "PersistentVolumeClaim",
+        "Job",
+        "CronJob",
+        "HorizontalPodAutoscaler",
     ];
     for resource in resources() {
         // Leases and Events come and go by the second and are owned by nothing that goes first.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -23,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::api::unique_pod::must_be_unique;
 use crate::client::{EventRecorder, EventType, Regarding, is_conflict, is_not_found, revision_of};
 use crate::controllers::Context;
 use crate::controllers::node::health::Hearing;
@@ -33,6 +35,7 @@ use crate::controllers::object::{disrupted, node_name};
 mod health;
 mod ipam;
 mod plan;
+pub(super) use plan::tolerates;
 #[cfg(test)]
 mod plan_test;
 
@@ -42,6 +45,8 @@ const TICK: Duration = Duration::from_millis(500);
 const WRITES_MAX: usize = 32;
 /// How long the cache may take to show a write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
+/// Where the nodes' heartbeats are.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Where the book of pod CIDRs is.
 const BOOK_NAMESPACE: &str = "kube-system";
 const BOOK_NAME: &str = "edgeorc-pod-cidrs";
@@ -79,6 +84,7 @@ impl Controller {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let waits_since = Instant::now();
             tokio::select! {
                 biased;
                 Ok(()) = nodes_changed.changed() => {
@@ -88,7 +94,13 @@ impl Controller {
                         tokio::time::sleep(TICK).await;
                     }
                 }
-                _ = tick.tick() => {}
+                _ = tick.tick() => {
+                    // Whoever stood still has not listened: all nodes get the same start again.
+                    let now = Instant::now();
+                    if now - waits_since >= self.context.settings.node_silent_after {
+                        self.hearing = Hearing::new(now);
+                    }
+                }
             }
             self.look_after_nodes().await;
         }
@@ -145,12 +157,11 @@ impl Controller {
     fn listen(&mut self, now: Instant) -> Vec<Heard> {
         let informers = &self.context.informers;
         let nodes = informers.nodes.store.state();
-        let namespace = "kube-node-lease";
         let mut taints = BTreeMap::new();
         let mut all = Vec::with_capacity(nodes.len());
         for node in nodes {
             let name = node.name_any();
-            let lease = informers.leases.store.named(namespace, &name);
+            let lease = informers.leases.store.named(LEASE_NAMESPACE, &name);
             self.hearing.listen(&name, lease.as_deref(), health::word(&node), now);
             for taint in node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()) {
                 let key = (name.clone(), taint.key.clone());
@@ -232,7 +243,21 @@ impl Controller {
         Ok(())
     }
 
+    /// Asks the leader's own memory, not the cache, whether the node is still silent.
+    async fn has_beaten(&self, node: &str) -> Result<bool, kube::Error> {
+        let client = self.context.client.clone();
+        let leases: Api<Lease> = Api::namespaced(client, LEASE_NAMESPACE);
+        let beat = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
+        let known = self.context.informers.leases.store.named(LEASE_NAMESPACE, node);
+        let fresh = leases.get_opt(node).await?;
+        Ok(fresh.as_ref().and_then(beat) != known.as_deref().and_then(beat))
+    }
+
     async fn evict(&self, pod: &Pod, is_forced: bool) -> Result<(), kube::Error> {
+        let node = node_name(pod).unwrap_or_default();
+        if is_forced && must_be_unique(pod) && self.has_beaten(node).await? {
+            return Ok(());
+        }
         let message = "Taint manager: deleting due to NoExecute taint";
         let now = self.context.clock.now();
         if let Some(conditions) = disrupted(pod, "DeletionByTaintManager", message, now) {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
+use crate::api::unique_pod::{REPLACED_AFTER, is_fenced};
 use crate::controllers::Settings;
 use crate::controllers::object::{controller_of, is_deleting, is_ready, is_terminal, node_name};
 
@@ -262,11 +263,15 @@ fn eviction(
         return None;
     }
     // The agent of a silent node cannot confirm that the pod is gone. A replica set's pod is
-    // replaced at once, and is stopped when the node returns; any other may be one of a kind, and
-    // stays Terminating until the node returns or is deleted.
-    let is_replaceable =
-        controller_of(&pod.metadata).is_some_and(|owner| owner.kind == "ReplicaSet");
-    let is_forced = health == Health::Unknown && is_replaceable;
+    // replaced at once, and is stopped when the node returns. A stateful set's is marked deleted, so
+    // that its node does not start it again, and removed when its node has stopped it by itself. Any
+    // other may be one of a kind, and stays Terminating until the node returns or is deleted.
+    let is_replaceable = controller_of(&pod.metadata)
+        .is_some_and(|owner| matches!(owner.kind.as_str(), "ReplicaSet" | "ReplicationController"));
+    let is_stopped = is_fenced(pod)
+        && is_deleting(&pod.metadata)
+        && heard.silent_for.min(view.listening_for) >= REPLACED_AFTER;
+    let is_forced = health == Health::Unknown && (is_replaceable || is_stopped);
     if is_deleting(&pod.metadata) { is_forced.then_some(true) } else { Some(is_forced) }
 }
 
@@ -290,7 +295,8 @@ fn patience(pod: &Pod, taint: &Taint, default: Option<Duration>) -> Option<Durat
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// Whether `toleration` lets a pod bear `taint`.
+pub(in crate::controllers) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let is_unset_or = |field: Option<&str>, value: &str| {
         field.is_none_or(|field| field.is_empty() || field == value)
     };

@@ -255,6 +255,38 @@ fn a_node_heard_from_again_keeps_its_pods() {
 }
 
 #[test]
+fn a_stateful_sets_pod_is_marked_first_and_removed_when_its_node_has_stopped_it() {
+    let of = |annotations: Value, is_marked: bool| {
+        let marked = is_marked.then_some("2026-01-01T00:00:00Z");
+        json!({ "metadata": {
+            "annotations": annotations, "deletionTimestamp": marked,
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db",
+                "uid": "s", "controller": true }],
+        }})
+    };
+    let off = json!({ "edgeorc.io/fencing": "off" });
+    for (pod_changes, silent_for, expected) in [
+        (of(Value::Null, false), 20, Some(false)),
+        (of(Value::Null, true), 14, None),
+        (of(Value::Null, true), 15, Some(true)),
+        (of(off.clone(), false), 20, Some(false)),
+        (of(off, true), 1_000, None),
+    ] {
+        let silent = Heard {
+            node: node("b", "Unknown", Some(UNREACHABLE)),
+            silent_for: Duration::from_secs(silent_for),
+        };
+        let nodes = [ready("a"), ready("c"), silent];
+        let steps = plan_for(&nodes, &[pod("p", "b", &pod_changes)], 20);
+        let found = evictions(&steps).first().map(|(_, is_forced)| *is_forced);
+        assert_eq!(found, expected, "{pod_changes} {silent_for}");
+        // A leader that has just begun to listen does not know how long it was.
+        let steps = plan_after(&nodes, &[pod("p", "b", &pod_changes)], 20, Duration::from_secs(14));
+        assert!(evictions(&steps).iter().all(|(_, is_forced)| !is_forced), "{pod_changes}");
+    }
+}
+
+#[test]
 fn a_cordoned_node_is_tainted_until_it_is_not() {
     let with = |is_cordoned: bool, taints: Value| {
         let mut value = serde_json::to_value(&*node("b", "True", None)).unwrap();
@@ -285,10 +317,14 @@ fn what_ran_on_a_node_that_is_out_of_service_is_removed_by_force() {
         going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         let mut patient = single.clone();
         patient["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
-        let pods = [pod("single", "b", &single), pod("going", "b", &going), pod("patient", "b", &patient)];
+        let pods =
+            [pod("single", "b", &single), pod("going", "b", &going), pod("patient", "b", &patient)];
         let nodes = [ready("a"), ready("c"), Heard { node, silent_for }];
         let steps = plan_for(&nodes, &pods, 0);
-        evictions(&steps).iter().map(|(name, forced)| ((*name).to_owned(), *forced)).collect::<Vec<_>>()
+        evictions(&steps)
+            .iter()
+            .map(|(name, forced)| ((*name).to_owned(), *forced))
+            .collect::<Vec<_>>()
     };
     let is = |found: Vec<(String, bool)>, wanted: &[(&str, bool)]| {
         let found: Vec<_> = found.iter().map(|(name, forced)| (name.as_str(), *forced)).collect();

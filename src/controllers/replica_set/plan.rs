@@ -8,13 +8,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::core::{Selector, SelectorExt as _};
+use kube::core::Selector;
 
 use crate::controllers::object::{
-    Availability, availability, controller_of, is_active, is_controlled_by, is_deleting, is_ready,
-    node_name,
+    Availability, availability, controller_of, is_active, is_deleting, is_ready, node_name,
 };
+use crate::controllers::owned::claim;
 use crate::controllers::replica_set::rank::by_deletion_order;
+use crate::controllers::template::count;
 
 /// Pods created or deleted in one run; the next run goes on from there.
 pub(super) const BURST_MAX: usize = 500;
@@ -49,25 +50,12 @@ pub(super) struct Plan {
 }
 
 pub(super) fn plan(view: &View<'_>) -> Plan {
-    let mut plan = Plan::default();
     let is_alive = !is_deleting(&view.replica_set.metadata);
-    for pod in view.pods {
-        let matches = view.selector.is_some_and(|selector| {
-            selector.matches(pod.metadata.labels.as_ref().unwrap_or(&BTreeMap::new()))
-        });
-        if is_controlled_by(&pod.metadata, view.replica_set) {
-            if !matches && view.selector.is_some() {
-                if is_alive && !is_deleting(&pod.metadata) {
-                    plan.release.push(Arc::clone(pod));
-                }
-            } else if is_active(pod) {
-                plan.active.push(Arc::clone(pod));
-            }
-        } else if matches && is_alive && controller_of(&pod.metadata).is_none() && is_active(pod) {
-            plan.adopt.push(Arc::clone(pod));
-            plan.active.push(Arc::clone(pod));
-        }
-    }
+    let claimed = claim(view.replica_set, view.selector, view.pods, |_| true);
+    let mut plan = Plan { release: claimed.release, adopt: claimed.adopt, ..Plan::default() };
+    plan.adopt.retain(|pod| is_active(pod));
+    plan.active = claimed.owned.into_iter().filter(|pod| is_active(pod)).collect();
+    plan.active.extend(plan.adopt.iter().cloned());
     if is_alive && view.selector.is_some() {
         scale(view, &mut plan);
     }
@@ -146,10 +134,6 @@ pub(super) fn status(
         conditions: conditions(replica_set, failure, now),
         ..ReplicaSetStatus::default()
     }
-}
-
-fn count(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
 }
 
 /// The conditions as they are, but for `ReplicaFailure`, which is there while pods cannot be made.

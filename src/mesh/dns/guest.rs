@@ -119,7 +119,12 @@ impl Mesh {
         let family =
             |ip: &&IpAddr| ips.first().is_some_and(|first| first.is_ipv4() == ip.is_ipv4());
         let count = ips.iter().take_while(family).count();
-        let ip = ips.get(self.0.dice.below(count)).ok_or(CallError::NoEndpoint)?;
+        let Some(ip) = ips.get(self.0.dice.below(count)) else {
+            return Err(match found {
+                Some(_) => CallError::NoEndpoint,
+                None => CallError::UnknownName(host.to_owned()),
+            });
+        };
         self.backend_at(SocketAddr::new(*ip, port))
     }
 

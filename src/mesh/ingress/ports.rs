@@ -20,8 +20,8 @@ const PORTS_MAX: usize = 64;
 #[derive(Debug)]
 pub(in crate::mesh) struct GatewayPorts {
     ip: Option<IpAddr>,
-    /// Threads that serve them; `None`: those that publish the routes.
-    threads: Option<Handle>,
+    /// Threads that serve them.
+    threads: Handle,
     state: Mutex<State>,
 }
 
@@ -39,7 +39,7 @@ struct Listener {
 }
 
 impl GatewayPorts {
-    pub(in crate::mesh) fn new(ip: Option<IpAddr>, threads: Option<Handle>) -> Self {
+    pub(in crate::mesh) fn new(ip: Option<IpAddr>, threads: Handle) -> Self {
         Self { ip, threads, state: Mutex::default() }
     }
 
@@ -90,7 +90,7 @@ impl GatewayPorts {
     fn listen(&self, at: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
         let listener = std::net::TcpListener::bind(at)?;
         listener.set_nonblocking(true)?;
-        let _threads = self.threads.as_ref().map(Handle::enter);
+        let _threads = self.threads.enter();
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         Ok((listener, address))
@@ -99,10 +99,7 @@ impl GatewayPorts {
     fn spawn(&self, mesh: &Mesh, listener: TcpListener, entry: Entry, cancel: CancellationToken) {
         let serving = mesh.clone();
         let task = async move |_| serving.serve_entry(listener, entry, &cancel).await;
-        match &self.threads {
-            Some(threads) => mesh.0.tasks.spawn_on(threads, "gateway-port", task),
-            None => mesh.0.tasks.spawn("gateway-port", task),
-        }
+        mesh.0.tasks.spawn_on(&self.threads, "gateway-port", task);
     }
 }
 

@@ -102,7 +102,7 @@ impl From<CallError> for Refusal {
     fn from(err: CallError) -> Self {
         debug!(%err, "ingress request failed");
         match err {
-            CallError::NoEndpoint => Self::NoEndpoint,
+            CallError::NoEndpoint | CallError::UnknownName(_) => Self::NoEndpoint,
             CallError::CircuitOpen => Self::Busy,
             CallError::Timeout => Self::Timeout,
             CallError::Denied => Self::Denied,

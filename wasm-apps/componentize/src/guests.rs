@@ -40,6 +40,7 @@ pub const GUESTS: &[Guest] = &[
     Guest { name: "sidecar", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
     Guest { name: "agnhost", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },
     Guest { name: "httpd", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
+    Guest { name: "mirror", kind: Kind::Reactor, world: "wasi:http/handler@0.3.0" },
     Guest { name: "once", kind: Kind::Reactor, world: "wasi:http/incoming-handler@0.2." },
     Guest { name: "pause", kind: Kind::Command, world: "wasi:cli/run@0.2." },
     Guest { name: "probe", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::{Dirs, PodDir, make_private};
+use crate::agent::fence::Fence;
 use crate::agent::image::{ImageError, ImageSource, ReadyImage, ReadyVolume, Wanted};
 use crate::agent::ipam::{Ipam, Ranges};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
@@ -78,6 +79,8 @@ pub(super) struct OnePod {
     pub(super) seen: Mutex<Option<watch::Sender<Arc<Pod>>>>,
     pub(super) statuses: watch::Sender<PodStatus>,
     pub(super) config_maps: Mutex<BTreeMap<String, ConfigMap>>,
+    /// What a read says when the watch is late.
+    pub(super) fresh: Mutex<Option<Pod>>,
 }
 
 impl OnePod {
@@ -114,7 +117,7 @@ impl PodApi for OnePod {
     }
 
     async fn get(&self, base: &Pod) -> Result<Pod, PodApiError> {
-        Ok(base.clone())
+        Ok(self.fresh.lock().clone().unwrap_or_else(|| base.clone()))
     }
 
     async fn delete(&self, _: &Pod) -> Result<(), PodApiError> {
@@ -362,6 +365,7 @@ impl World {
             seen: Mutex::new(Some(sender)),
             statuses: watch::channel(PodStatus::default()).0,
             config_maps: Mutex::default(),
+            fresh: Mutex::default(),
         });
         let net = Arc::new(Net {
             journal: journal.clone(),
@@ -371,6 +375,7 @@ impl World {
         });
         let (range, known_range) = watch::channel(Ranges::parse(&["10.42.1.0/24".to_owned()]));
         let shared = Arc::new(Shared {
+            fence: Fence::paused(),
             api: api.clone(),
             runtime: Arc::new(Script {
                 journal: journal.clone(),

@@ -1,0 +1,350 @@
+//! Why a pod waits: what each node says, and what would help. Made of the same function that decides.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::ResourceExt as _;
+use serde::Serialize;
+
+use crate::scheduler::decide::choose;
+use crate::scheduler::demand::{Demand, key_of};
+use crate::scheduler::filter::{Gone, Round};
+use crate::scheduler::node::{Facts, NodeInfo};
+use crate::scheduler::preempt::preempt;
+use crate::scheduler::reason::Reason;
+use crate::scheduler::run::load_of;
+use crate::scheduler::score::{Candidate, scores};
+use crate::scheduler::storage::{Shelf, Storage};
+use crate::scheduler::view::ClusterView;
+
+/// The seed of explanations: the same question has the same answer.
+const SEED: u64 = 0;
+
+/// The cluster's objects, as they were read.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Nodes.
+    pub nodes: Vec<Node>,
+    /// Pods of all namespaces.
+    pub pods: Vec<Pod>,
+    /// The nodes' heartbeats.
+    pub leases: Vec<Lease>,
+    /// Namespaces.
+    pub namespaces: Vec<Namespace>,
+    /// Claims of storage of all namespaces.
+    pub claims: Vec<PersistentVolumeClaim>,
+    /// Volumes.
+    pub volumes: Vec<PersistentVolume>,
+    /// How volumes are made.
+    pub classes: Vec<StorageClass>,
+}
+
+/// What one node says to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeAnswer {
+    /// The node's name.
+    pub node: String,
+    /// Whether it takes the pod.
+    pub fits: bool,
+    /// How good a place it is, among those that take the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<i64>,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Because>,
+}
+
+/// One reason of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Because {
+    /// The plugin that says so, by Kubernetes' name.
+    pub plugin: &'static str,
+    /// In Kubernetes' words.
+    pub reason: String,
+    /// What would help.
+    pub hint: String,
+}
+
+/// Why a pod waits, or where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// The pod, as `namespace/name`.
+    pub pod: String,
+    /// The node it is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The node that it would go to now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<String>,
+    /// In one sentence.
+    pub message: String,
+    /// What each node says, sorted by name.
+    pub nodes: Vec<NodeAnswer>,
+}
+
+impl Shelf for Snapshot {
+    fn claim(&self, namespace: &str, name: &str) -> Option<Arc<PersistentVolumeClaim>> {
+        let is_it = |claim: &&PersistentVolumeClaim| {
+            claim.metadata.namespace.as_deref() == Some(namespace)
+                && claim.metadata.name.as_deref() == Some(name)
+        };
+        self.claims.iter().find(is_it).cloned().map(Arc::new)
+    }
+
+    fn volume(&self, name: &str) -> Option<Arc<PersistentVolume>> {
+        let is_it = |volume: &&PersistentVolume| volume.metadata.name.as_deref() == Some(name);
+        self.volumes.iter().find(is_it).cloned().map(Arc::new)
+    }
+
+    fn volumes(&self) -> Vec<Arc<PersistentVolume>> {
+        self.volumes.iter().cloned().map(Arc::new).collect()
+    }
+
+    fn class(&self, name: &str) -> Option<Arc<StorageClass>> {
+        let is_it = |class: &&StorageClass| class.metadata.name.as_deref() == Some(name);
+        self.classes.iter().find(is_it).cloned().map(Arc::new)
+    }
+}
+
+impl Snapshot {
+    /// What the nodes say to the pod; `None` if there is no such pod.
+    #[must_use]
+    pub fn explain(&self, namespace: &str, name: &str) -> Option<Explanation> {
+        let is_it = |pod: &&Pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace)
+                && pod.metadata.name.as_deref() == Some(name)
+        };
+        let pod = self.pods.iter().find(is_it)?;
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        let mut demand = Demand::of(pod);
+        if node.is_some() {
+            demand.wishes.node_name = None;
+        }
+        let mut view = self.view(pod);
+        let class = view.enter_class(demand);
+        let (key, storage) = (key_of(pod), Storage::of(pod, self));
+        let round = Round::new(&view, class, Some(&key), &storage)?;
+        let choice = choose(&view, class, Some(&key), &storage, SEED);
+        let message = match (&node, waits_for(pod), &choice) {
+            (Some(node), ..) => format!("the pod is on node {node}"),
+            (None, Some(text), _) => text,
+            (None, None, Ok(id)) => {
+                format!("the pod can go to node {}", view.node_name(*id))
+            }
+            (None, None, Err(refusal)) => {
+                let mut refusal = refusal.clone();
+                refusal.preemption = match preempt(&view, class, &key, &storage, SEED) {
+                    Ok(plan) => {
+                        let count = plan.victims.len();
+                        format!("{count} pod(s) of lower priority on {} would go.", plan.node)
+                    }
+                    Err(text) => text,
+                };
+                refusal.to_string()
+            }
+        };
+        Some(Explanation {
+            pod: format!("{namespace}/{name}"),
+            choice: choice.ok().map(|id| view.node_name(id).to_owned()).filter(|_| node.is_none()),
+            node,
+            message,
+            nodes: answers(&round, &storage),
+        })
+    }
+
+    /// The cluster without the pod itself.
+    fn view(&self, asked: &Pod) -> ClusterView {
+        let mut view = ClusterView::new();
+        for namespace in &self.namespaces {
+            let labels = namespace.metadata.labels.clone().unwrap_or_default();
+            view.set_namespace(&namespace.name_any(), Some(labels));
+        }
+        for node in &self.nodes {
+            view.set_node(&node.name_any(), Some(Facts::of(node)));
+        }
+        for lease in &self.leases {
+            view.set_measured(&lease.name_any(), load_of(lease));
+        }
+        for pod in &self.pods {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            let is_over = matches!(phase, Some("Succeeded" | "Failed"));
+            if is_over || pod.metadata.uid == asked.metadata.uid {
+                continue;
+            }
+            let spec = pod.spec.as_ref();
+            let status = pod.status.as_ref();
+            if let Some(node) = spec.and_then(|spec| spec.node_name.as_deref()) {
+                view.place(pod, node);
+            } else if let Some(node) = status.and_then(|s| s.nominated_node_name.as_deref()) {
+                view.nominate(pod, node);
+            }
+        }
+        view
+    }
+}
+
+/// What keeps the pod from being looked at.
+fn waits_for(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let gates: Vec<_> =
+        spec.scheduling_gates.iter().flatten().map(|gate| gate.name.as_str()).collect();
+    if gates.is_empty() {
+        return None;
+    }
+    Some(format!("the pod waits behind its scheduling gates: {}", gates.join(", ")))
+}
+
+fn answers(round: &Round<'_>, storage: &Storage) -> Vec<NodeAnswer> {
+    let mut fitting = Vec::new();
+    let mut all = BTreeMap::new();
+    let nobody = Gone::default();
+    for (id, node) in round.view.nodes.iter() {
+        let Some(facts) = &node.facts else { continue };
+        let mut reasons = Vec::new();
+        round.refusals(id, node, &nobody, false, &mut |reason| {
+            reasons.push(because(round, node, facts, reason));
+        });
+        if let Some(text) = &storage.missing {
+            reasons.push(Because {
+                plugin: "VolumeBinding",
+                reason: text.clone(),
+                hint: "make the claim, or the volume it waits for".to_owned(),
+            });
+        }
+        if reasons.is_empty() {
+            fitting.push(Candidate { id, node, facts });
+        }
+        let fits = reasons.is_empty();
+        let answer = NodeAnswer { node: node.name.clone(), fits, score: None, reasons };
+        all.insert(node.name.clone(), answer);
+    }
+    for (candidate, score) in fitting.iter().zip(scores(round, &fitting)) {
+        if let Some(answer) = all.get_mut(&candidate.node.name) {
+            answer.score = Some(score);
+        }
+    }
+    all.into_values().collect()
+}
+
+fn because(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -> Because {
+    let hint = hint(round, node, facts, reason);
+    Because { plugin: reason.plugin(), reason: reason.to_string(), hint }
+}
+
+fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -> String {
+    let (wanted, used, has) = (round.demand.need.resources, node.used, facts.allocatable);
+    let short = |unit: &str, wanted: i64, used: i64, has: i64| {
+        let free = (has - used).max(0);
+        if wanted > has {
+            format!(
+                "the pod asks for {wanted}{unit}, the node has {has}{unit} in all: ask for less"
+            )
+        } else {
+            format!(
+                "the pod asks for {wanted}{unit}, {free}{unit} of {has}{unit} are free: ask for less, \
+                 or make room"
+            )
+        }
+    };
+    match reason {
+        Reason::Unschedulable => {
+            format!("the node is cordoned: `kubectl uncordon {}`", node.name)
+        }
+        Reason::NodeName => "the pod names another node in spec.nodeName".to_owned(),
+        Reason::Taint { key, value } => {
+            format!("tolerate the taint {key}={value}, or take it off the node")
+        }
+        Reason::NodeAffinity => {
+            "label the node as spec.nodeSelector and node affinity ask, or ask for less".to_owned()
+        }
+        Reason::Ports => "another pod there has the host port: use another one, or none".to_owned(),
+        Reason::Pods => format!("the node takes {} pods: `node start --max-pods`", has.pods),
+        Reason::Cpu => short("m", wanted.cpu_millis, used.cpu_millis, has.cpu_millis),
+        Reason::Memory => {
+            let mib = |bytes: i64| bytes >> 20;
+            short("Mi", mib(wanted.memory_bytes), mib(used.memory_bytes), mib(has.memory_bytes))
+        }
+        Reason::EphemeralStorage => {
+            let mib = |bytes: i64| bytes >> 20;
+            let (wanted, used) = (mib(wanted.ephemeral_bytes), mib(used.ephemeral_bytes));
+            short("Mi", wanted, used, mib(has.ephemeral_bytes))
+        }
+        Reason::Extended(name) => {
+            let of = |amounts: &BTreeMap<String, i64>| amounts.get(name).copied().unwrap_or(0);
+            short("", of(&round.demand.need.extended), of(&node.extended), of(&facts.extended))
+        }
+        Reason::Storage(_) => "the pod's volume is, or has to be made, elsewhere".to_owned(),
+        Reason::Spread => {
+            "its domain has too many of these pods already: raise maxSkew, add nodes in the others, \
+             or use whenUnsatisfiable: ScheduleAnyway"
+                .to_owned()
+        }
+        Reason::SpreadLabel => "label the node with the constraint's topologyKey".to_owned(),
+        Reason::Affinity => "no pod that the pod wants to be near is there".to_owned(),
+        Reason::AntiAffinity => "a pod that the pod must not be near is there".to_owned(),
+        Reason::ExistingAntiAffinity => "a pod there must not be near this one".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::scheduler::testing::{node, pod};
+
+    #[test]
+    fn each_node_says_what_it_wants() {
+        let named = |name: &str, changes: serde_json::Value| {
+            let mut pod = pod(&changes);
+            pod.metadata.name = Some(name.to_owned());
+            pod.metadata.uid = Some(name.to_owned());
+            pod
+        };
+        let wants = json!({ "spec": { "containers": [{
+            "name": "c", "resources": { "requests": { "cpu": "3" } },
+        }]}});
+        let mut on_a = wants.clone();
+        on_a["spec"]["nodeName"] = json!("a");
+        let taint = json!({ "spec": { "taints": [{ "key": "k", "effect": "NoSchedule" }] } });
+        let mut snapshot = Snapshot {
+            nodes: vec![node("a", &json!({})), node("b", &taint)],
+            pods: vec![named("first", on_a), named("second", wants)],
+            ..Snapshot::default()
+        };
+        let told = snapshot.explain("default", "second").unwrap();
+        assert!(told.message.starts_with("0/2 nodes are available: 1 Insufficient cpu, 1 node(s)"));
+        assert!(told.message.contains("preemption: 0/2 nodes are available: "), "{}", told.message);
+        let hints: Vec<_> = told
+            .nodes
+            .iter()
+            .map(|answer| {
+                (answer.node.as_str(), answer.reasons[0].plugin, &*answer.reasons[0].hint)
+            })
+            .collect();
+        assert_eq!(
+            hints,
+            [
+                (
+                    "a",
+                    "NodeResourcesFit",
+                    "the pod asks for 3000m, 1000m of 4000m are free: ask for less, or make room"
+                ),
+                ("b", "TaintToleration", "tolerate the taint k=, or take it off the node"),
+            ]
+        );
+        snapshot.nodes.push(node("c", &json!({})));
+        let told = snapshot.explain("default", "second").unwrap();
+        assert_eq!(told.choice.as_deref(), Some("c"));
+        assert!(told.nodes.iter().any(|answer| answer.fits && answer.score.is_some()));
+        let told = snapshot.explain("default", "first").unwrap();
+        assert_eq!((told.node.as_deref(), told.choice), (Some("a"), None));
+        assert_eq!(snapshot.explain("default", "third"), None);
+    }
+}

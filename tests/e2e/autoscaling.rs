@@ -1,0 +1,146 @@
+//! HorizontalPodAutoscaler: by requests per second, down to none and back, with real requests.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::{Block, Node, PATIENCE, both, eventually, get, hello, succeed};
+
+/// An Ingress to a Service, and an autoscaler led by the Service's requests.
+const MANIFEST: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web}
+spec:
+  rules:
+  - host: web.local
+    http:
+      paths:
+      - path: /
+        pathType: Prefix
+        backend: {service: {name: web, port: {number: 80}}}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
+  minReplicas: 0
+  maxReplicas: 3
+  metrics:
+  - type: Object
+    object:
+      describedObject: {apiVersion: v1, kind: Service, name: web}
+      metric: {name: requests-per-second}
+      target: {type: AverageValue, averageValue: '20'}
+  behavior:
+    scaleDown: {stabilizationWindowSeconds: 0}
+";
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      containers: [{name: web, image: 'IMAGE'}]
+---";
+
+#[test]
+fn a_workload_goes_to_zero_and_comes_back_with_the_first_request_and_none_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let seed = ["deploy", hello().to_str().unwrap(), "--name", "seed", "--replicas", "0"]
+        .map(str::to_owned);
+    succeed(&mut node.edgeorc(&seed.each_ref().map(String::as_str)));
+    let path = "jsonpath={.spec.template.spec.containers[0].image}";
+    let image = succeed(&mut node.kubectl(&["get", "deploy", "seed", "-o", path]));
+    let file = folder.path().join("web.yaml");
+    std::fs::write(&file, DEPLOYMENT.replace("IMAGE", &image) + MANIFEST).unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
+
+    let replicas =
+        || succeed(&mut node.kubectl(&["get", "deploy", "web", "-o", "jsonpath={.spec.replicas}"]));
+    let state = || both(&node.kubectl(&["describe", "hpa", "web"]).output().unwrap());
+    let until = |wanted: &str| {
+        eventually(&format!("{wanted} replicas"), PATIENCE * 2, || {
+            let found = replicas();
+            if found == wanted { Ok(()) } else { Err(format!("{found}\n{}", state())) }
+        });
+    };
+    until("0");
+    eventually("no pod is left", PATIENCE, || {
+        let left = succeed(&mut node.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"]));
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    let row = succeed(&mut node.kubectl(&["get", "hpa", "web"]));
+    assert!(row.contains("Deployment/web") && row.contains("/20 (avg)"), "{row}");
+
+    // The first request waits for the pod that it brings.
+    let first = get(node.ingress(), "web.local", "/", PATIENCE).unwrap();
+    assert_eq!(first.code, 200, "{first:?}\n{}", state());
+    assert_eq!(replicas(), "1");
+
+    // Load for more than one, then none; all the time somebody asks, and all are answered.
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let bad = Arc::new(Mutex::new(Vec::new()));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, asked, bad, at) = (stop.clone(), asked.clone(), bad.clone(), node.ingress());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    match get(at, "web.local", "/", PATIENCE) {
+                        Ok(answer) if answer.code == 200 => {}
+                        other => bad.lock().unwrap().push(format!("{other:?}")),
+                    }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            })
+        })
+        .collect();
+    until("3");
+    stop.store(true, Ordering::Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    assert_eq!(*bad.lock().unwrap(), Vec::<String>::new(), "of {}", asked.load(Ordering::Relaxed));
+    until("0");
+    let second = get(node.ingress(), "web.local", "/", PATIENCE).unwrap();
+    assert_eq!(second.code, 200);
+    assert!(state().contains("SuccessfulRescale"), "{}", state());
+
+    // The old version of the kind says the same.
+    let v1 = succeed(&mut node.kubectl(&[
+        "get",
+        "--raw",
+        "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers/web",
+    ]));
+    assert!(
+        v1.contains("\"apiVersion\":\"autoscaling/v1\"")
+            && v1.contains("autoscaling.alpha.kubernetes.io/metrics"),
+        "{v1}"
+    );
+    succeed(&mut node.kubectl(&["delete", "hpa", "web", "--timeout=60s"]));
+    eventually("the mark goes with the autoscaler", PATIENCE, || {
+        let marks = succeed(&mut node.kubectl(&[
+            "get",
+            "svc",
+            "web",
+            "-o",
+            "jsonpath={.metadata.annotations}",
+        ]));
+        if marks.contains("scales-from-zero") { Err(marks) } else { Ok(()) }
+    });
+}
