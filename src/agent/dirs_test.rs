@@ -97,3 +97,30 @@ fn names_cannot_lead_out_of_the_folder() {
         assert_eq!(file_name(name), safe);
     }
 }
+
+#[test]
+fn secrets_are_sealed_on_the_disk_and_those_of_before_are_from_now_on() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = Dirs::create(root.path().to_owned()).unwrap();
+    let pod = dirs.pod("u1");
+    pod.create().unwrap();
+    let bytes = |kind: &str| std::fs::read(pod.object_file(kind, "s")).unwrap();
+    for (kind, is_sealed) in [("secret", true), ("token", true), ("configmap", false)] {
+        pod.keep(kind, "s", &"hush").unwrap();
+        assert_eq!(pod.kept::<String>(kind, "s").as_deref(), Some("hush"));
+        assert_eq!(sealed::is_sealed(&bytes(kind)), is_sealed, "{kind}");
+    }
+    // The next agent reads it, another pod does not.
+    let next = Dirs::create(root.path().to_owned()).unwrap();
+    assert_eq!(next.pod("u1").kept::<String>("secret", "s").as_deref(), Some("hush"));
+    let other = next.pod("u2");
+    other.create().unwrap();
+    std::fs::create_dir_all(root.path().join("pods/u2/objects")).unwrap();
+    std::fs::copy(pod.object_file("secret", "s"), other.object_file("secret", "s")).unwrap();
+    assert_eq!(other.kept::<String>("secret", "s"), None);
+    // One of an agent that did not seal.
+    std::fs::write(pod.object_file("secret", "s"), "\"old\"").unwrap();
+    assert_eq!(pod.kept::<String>("secret", "s").as_deref(), Some("old"));
+    assert!(sealed::is_sealed(&bytes("secret")));
+    assert_eq!(pod.kept::<String>("secret", "s").as_deref(), Some("old"));
+}

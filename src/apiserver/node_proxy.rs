@@ -10,7 +10,7 @@ use crate::apiserver::router::Call;
 use crate::store::Freshness;
 
 /// Paths that are passed on. Logs and sessions have ways of their own, which look at the pod first.
-const PATHS: [&str; 3] = ["healthz", "stats/summary", "metrics/resource"];
+const PATHS: [&str; 4] = ["healthz", "stats/summary", "stats/history", "metrics/resource"];
 /// Parameter that is passed on.
 const PARAMETER: &str = "only_cpu_and_memory";
 

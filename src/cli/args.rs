@@ -12,6 +12,7 @@ use super::bundle::Bundle;
 use super::doctor::Doctor;
 use super::events::Events;
 use super::rollout::RolloutVerb;
+use super::top::Top;
 use super::version::Version;
 use super::why::Why;
 use super::words::{duration, replicas};
@@ -75,6 +76,8 @@ pub(super) enum Command {
     Describe(Describe),
     /// Print what a pod wrote
     Logs(Logs),
+    /// Show what nodes or pods use, now and in the last hour
+    Top(Top),
     /// List events, oldest first
     Events(Events),
     /// Tell what each node says to a pod that waits, and what would help

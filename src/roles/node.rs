@@ -68,7 +68,7 @@ async fn assemble(
     let api_at = SocketAddr::new(settings.bind_address, settings.api_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
     let listeners = Listeners::bind(&settings).await?;
-    let (clock, rng) = (WallClock::system(), Rng::from_os());
+    let (clock, rng) = (clock_floor::clock(&dir), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
     let identity = membership.identity.clone();

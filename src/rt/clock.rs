@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 /// Tells the time of day. The system's in production; set by hand in tests.
 ///
@@ -15,6 +16,8 @@ pub struct WallClock(Source);
 #[derive(Debug, Clone)]
 enum Source {
     System,
+    /// The system's, once it is later than this time and what has gone by since.
+    Floored(SystemTime, Instant),
     Manual(Arc<AtomicI64>),
 }
 
@@ -23,6 +26,14 @@ impl WallClock {
     #[must_use]
     pub fn system() -> Self {
         Self(Source::System)
+    }
+
+    /// The system's clock, which was known to be at `floor` before: on a machine that wakes up without
+    /// knowing the time, this one goes on from there until the system has learnt it.
+    #[must_use]
+    pub fn not_before(floor: SystemTime) -> Self {
+        let is_fine = Self::system().system_time() >= floor;
+        Self(if is_fine { Source::System } else { Source::Floored(floor, Instant::now()) })
     }
 
     /// A clock that stands at `unix_seconds` until [`Self::set`].
@@ -57,6 +68,9 @@ impl WallClock {
         match &self.0 {
             #[expect(clippy::disallowed_methods, reason = "this is the seam the lint points to")]
             Source::System => SystemTime::now(),
+            Source::Floored(floor, since) => {
+                Self::system().system_time().max(*floor + since.elapsed())
+            }
             Source::Manual(at) => {
                 let seconds = u64::try_from(at.load(Ordering::Relaxed)).unwrap_or(0);
                 UNIX_EPOCH + Duration::from_secs(seconds)
@@ -68,6 +82,18 @@ impl WallClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_woke_up_too_early_goes_on_from_where_it_was() {
+        let system = WallClock::system().system_time();
+        let year = Duration::from_secs(365 * 86_400);
+        let clock = WallClock::not_before(system + year);
+        assert!(clock.system_time() >= system + year);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(clock.system_time() >= system + year + Duration::from_secs(60));
+        let fine = WallClock::not_before(system - year);
+        assert!(fine.system_time() < system + year);
+    }
 
     #[test]
     fn a_manual_clock_stands_where_it_was_set() {

@@ -136,8 +136,7 @@ fn pods(asked: &Node, home: &str) -> String {
 
 /// All nodes lose their power; the last of them starts alone.
 fn survives_alone(mut nodes: Vec<Node>) {
-    let home = nodes.pop().unwrap();
-    let mut home = home;
+    let mut home = nodes.pop().unwrap();
     let port = deploy(&nodes[0], &home.name);
     let at = SocketAddr::new(home.address, port);
     answers(at, PATIENCE);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Block, Node, PATIENCE, both, eventually, get, hello, succeed};
 
 /// Longest a request may take; a failed one is one without a 200 by then.
-const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Concurrent users of the load.
 const USERS: usize = 4;
 /// After the kill, no request started later than this may fail.
@@ -20,16 +20,16 @@ const WRITES_WITHIN: Duration = Duration::from_secs(3);
 const REPLICAS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Requests that failed: when they started, and why.
-type Failures = Vec<(Instant, String)>;
+pub(crate) type Failures = Vec<(Instant, String)>;
 
 /// Asks `at` from several threads until told to stop.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     users: Vec<std::thread::JoinHandle<(usize, Failures)>>,
 }
 
 impl Load {
-    fn start(at: SocketAddr) -> Self {
+    pub(crate) fn start(at: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let users = (0..USERS)
             .map(|_| {
@@ -51,7 +51,7 @@ impl Load {
         Self { stop, users }
     }
 
-    fn stop(self) -> (usize, Failures) {
+    pub(crate) fn stop(self) -> (usize, Failures) {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = (0, Vec::new());
         for user in self.users {
@@ -64,7 +64,7 @@ impl Load {
 }
 
 /// Node name of each Ready pod of hello.
-fn ready_pods(node: &Node) -> Result<BTreeMap<String, String>, String> {
+pub(crate) fn ready_pods(node: &Node) -> Result<BTreeMap<String, String>, String> {
     let template = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} \
         {.status.conditions[?(@.type=='Ready')].status} {.metadata.deletionTimestamp}{'\\n'}{end}";
     let output = node
@@ -98,7 +98,7 @@ fn nodes_of(pods: &BTreeMap<String, String>) -> BTreeSet<String> {
 }
 
 /// Index of the node that leads, as the cluster's status says.
-fn leader(nodes: &[Node]) -> usize {
+pub(crate) fn leader(nodes: &[Node]) -> usize {
     eventually("a leader is known", PATIENCE, || {
         for (at, node) in nodes.iter().enumerate() {
             let metrics = succeed(&mut node.kubectl(&["get", "--raw", "/metrics"]));
@@ -228,7 +228,7 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
 }
 
 /// Waits until a node is ready, and free of the taints that go a moment later; or lost, and tainted.
-fn ready_and_untainted(asked: &Node, name: &str, wanted: &str) {
+pub(crate) fn ready_and_untainted(asked: &Node, name: &str, wanted: &str) {
     eventually(&format!("the Ready condition of {name} is {wanted}"), PATIENCE, || {
         let template = "jsonpath={.status.conditions[?(@.type=='Ready')].status}\
             {range .spec.taints[*]} {.key}{end}";

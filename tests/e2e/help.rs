@@ -18,6 +18,7 @@ const COMMANDS: &[&str] = &[
     "get",
     "describe",
     "logs",
+    "top",
     "events",
     "why",
     "scale",

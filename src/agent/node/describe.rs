@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::agent::config::AgentConfig;
 use crate::agent::eviction::Pressure;
+use crate::agent::node::hardware::Hardware;
 use crate::api::local_volume::VOLUMES_PATH;
 use crate::config::{Signal, Threshold};
 
@@ -97,7 +98,13 @@ pub(crate) fn allocatable_disk(config: &AgentConfig) -> u64 {
 }
 
 /// The Node's status, but for the conditions that others own. `had` keeps transition times.
-pub(super) fn status(config: &AgentConfig, pressure: Pressure, had: &Value, now: &str) -> Value {
+pub(super) fn status(
+    config: &AgentConfig,
+    pressure: Pressure,
+    hardware: Hardware,
+    had: &Value,
+    now: &str,
+) -> Value {
     let ((cpu, memory), (cpu_free, memory_free)) = (capacity(config), allocatable(config));
     let (disk, disk_free) = (disk_bytes(&config.data_dir), allocatable_disk(config));
     let resources = |cpu: u64, memory: u64, disk: u64| {
@@ -118,13 +125,19 @@ pub(super) fn status(config: &AgentConfig, pressure: Pressure, had: &Value, now:
         .map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}))
         .collect();
     addresses.push(json!({"type": "Hostname", "address": config.node_name}));
-    let conditions = [
+    let always = [
         memory_condition(pressure.memory),
         disk_condition(pressure.disk),
         pid_condition(pressure.pid),
         ("Ready", "True", "KubeletReady", "edgeorc is posting ready status"),
-    ]
-    .map(|condition| self::condition(had, condition, now));
+    ];
+    let measured = [
+        hardware.under_voltage.map(voltage_condition),
+        hardware.overheated.map(heat_condition),
+    ];
+    let all = always.into_iter().chain(measured.into_iter().flatten());
+    let conditions: Vec<Value> =
+        all.map(|condition| self::condition(had, condition, now)).collect();
     json!({
         "capacity": resources(cpu, memory, disk),
         "allocatable": resources(cpu_free, memory_free, disk_free),
@@ -162,6 +175,24 @@ fn pid_condition(is_short: bool) -> Condition {
     } else {
         let message = "kubelet has sufficient PID available";
         ("PIDPressure", "False", "KubeletHasSufficientPID", message)
+    }
+}
+
+fn voltage_condition(is_low: bool) -> Condition {
+    if is_low {
+        let message = "the supply voltage is too low: a stronger supply or a shorter cable helps";
+        ("UnderVoltage", "True", "SupplyTooWeak", message)
+    } else {
+        ("UnderVoltage", "False", "SupplySufficient", "the supply voltage is sufficient")
+    }
+}
+
+fn heat_condition(is_hot: bool) -> Condition {
+    if is_hot {
+        let message = "the processor is too hot and is slowed down";
+        ("Overheated", "True", "TemperatureTooHigh", message)
+    } else {
+        ("Overheated", "False", "TemperatureNormal", "the processor is not too hot")
     }
 }
 

@@ -8,9 +8,11 @@
 
 mod describe;
 mod facts;
+mod hardware;
 mod lease;
 mod register;
 
 pub(crate) use describe::{allocatable, allocatable_disk};
+pub(crate) use hardware::{Hardware, follow};
 pub(crate) use lease::Heartbeat;
 pub(crate) use register::Registration;

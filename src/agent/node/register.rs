@@ -18,6 +18,7 @@ use crate::agent::config::AgentConfig;
 use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
 use crate::agent::ipam::Ranges;
+use crate::agent::node::hardware::Hardware;
 use crate::agent::node::{describe, facts};
 use crate::client::{is_not_found, revision_of};
 
@@ -38,6 +39,8 @@ pub(crate) struct Registration {
     pub(crate) heard: Arc<Notify>,
     /// What the node is short of.
     pub(crate) pressure: watch::Receiver<Pressure>,
+    /// What its sensors say.
+    pub(crate) hardware: watch::Receiver<Hardware>,
     /// The pod ranges that are on disk.
     pub(crate) on_disk: Vec<String>,
     /// Revision of the Node when last it was as it should be: the cache may show an older one.
@@ -89,6 +92,7 @@ impl Registration {
                 () = cancel.cancelled() => return,
                 () = self.heard.notified() => source = Source::Api,
                 Ok(()) = self.pressure.changed() => source = Source::Api,
+                Ok(()) = self.hardware.changed() => source = Source::Api,
                 Ok(()) = changed.changed() => {}
                 _ = looks.tick() => {
                     let facts = facts::labels(Path::new("/"), &self.facts);
@@ -184,8 +188,8 @@ impl Registration {
         }
         let status = had.get("status").cloned().unwrap_or(Value::Null);
         let now = self.config.clock.now_rfc3339();
-        let pressure = *self.pressure.borrow();
-        let wanted = describe::status(&self.config, pressure, &status, &now);
+        let (pressure, hardware) = (*self.pressure.borrow(), *self.hardware.borrow());
+        let wanted = describe::status(&self.config, pressure, hardware, &status, &now);
         if !is_within(&wanted, &status) {
             let patch = Patch::Strategic(status_patch(wanted));
             node = Arc::new(api.patch_status(name, &params, &patch).await?);

@@ -1,8 +1,8 @@
 //! What pods, containers and the node use, measured.
 //!
 //! Data in: the runtime's counts of each sandbox, the machine's figures, the pods' folders. Data
-//! out: kubelet's `/stats/summary` and `/metrics/resource`, the node's load for its heartbeat, and
-//! what eviction judges by.
+//! out: kubelet's `/stats/summary` and `/metrics/resource`, the last hour at `/stats/history`, the
+//! node's load for its heartbeat, and what eviction judges by.
 //!
 //! # Invariants
 //!
@@ -13,6 +13,7 @@
 //! - Figures of the machine come from [`Machine`] alone.
 
 mod disk;
+mod history;
 mod machine;
 mod prometheus;
 mod routes;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::agent::eviction::EvictionMetrics;
@@ -35,6 +37,7 @@ use crate::agent::pod::state::RunState;
 use crate::agent::residents::{Resident, Residents};
 use crate::mesh::Mesh;
 use crate::rt::WallClock;
+use history::History;
 use track::{Point, Track};
 
 pub(crate) use disk::{PodDisk, Tally};
@@ -87,6 +90,10 @@ struct State {
     /// By pod's uid and container's name, with the start of the run.
     containers: BTreeMap<(String, String), (Timestamp, Track)>,
     disks: BTreeMap<String, Walked>,
+    /// When the first look was, and the last hour of the node and of each container.
+    first_look: Option<Instant>,
+    node_history: History,
+    histories: BTreeMap<(String, String), History>,
 }
 
 /// A pod's disk use, and when it was looked at.
@@ -229,6 +236,13 @@ impl Usage {
         state.pods.retain(|uid, _| uids.contains(uid.as_str()));
         state.containers.retain(|(uid, _), _| uids.contains(uid.as_str()));
         state.disks.retain(|uid, _| uids.contains(uid.as_str()));
+        state.histories.retain(|(uid, _), _| uids.contains(uid.as_str()));
+        let first = *state.first_look.get_or_insert(now);
+        let minute = now.saturating_duration_since(first).as_secs() / history::POINT_SECONDS;
+        if let Some(track) = &state.node {
+            let millis = track.cpu(point).rate_nanos / 1_000_000;
+            state.node_history.note(minute, millis, figures.memory_used_bytes());
+        }
         for (uid, resident) in &residents {
             let Some(sandbox) = resident.live.sandbox() else { continue };
             let runs = runs(resident);
@@ -239,13 +253,41 @@ impl Usage {
             for run in runs {
                 let key = (uid.clone(), run.name);
                 let new = || (run.since, Track::new(instant_of(run.since, clock, now)));
-                let known = state.containers.entry(key).or_insert_with(new);
+                let known = state.containers.entry(key.clone()).or_insert_with(new);
                 if known.0 != run.since {
                     *known = new();
                 }
-                known.1.note(Point { at: now, used: run.used });
+                let at_run = Point { at: now, used: run.used };
+                known.1.note(at_run);
+                let millis = known.1.cpu(at_run).rate_nanos / 1_000_000;
+                let histories = state.histories.entry(key).or_default();
+                histories.note(minute, millis, run.memory_bytes);
             }
         }
+    }
+
+    /// The last hour of the node and of its containers, as JSON; `None` before the agent runs.
+    pub(crate) fn history(&self) -> Option<Value> {
+        let node = self.0.node.get()?;
+        let residents = self.0.residents.all();
+        let state = self.0.state.lock();
+        let mut containers = Vec::new();
+        for (uid, resident) in &residents {
+            let pod = resident.pod();
+            let of_pod = (uid.clone(), String::new())..;
+            let all = state.histories.range(of_pod).take_while(|((of, _), _)| of == uid);
+            containers.extend(all.map(|((_, name), history)| {
+                json!({
+                    "namespace": pod.metadata.namespace, "pod": pod.metadata.name, "uid": uid,
+                    "container": name, "usage": history.to_value(),
+                })
+            }));
+        }
+        Some(json!({
+            "nodeName": node.name, "time": self.0.clock.now_rfc3339(),
+            "pointSeconds": history::POINT_SECONDS, "pointsMax": history::POINTS_MAX,
+            "usage": state.node_history.to_value(), "containers": containers,
+        }))
     }
 
     /// Everything, as of now; `None` before the agent runs. With `has_disks` it blocks on the file

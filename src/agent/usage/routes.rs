@@ -1,5 +1,6 @@
 //! The agent's paths for measured use, in kubelet's names: `GET /stats/summary` and
-//! `GET /metrics/resource`; and `GET /stats/traffic`, what the mesh of this node sees.
+//! `GET /metrics/resource`; `GET /stats/history`, the last hour; and `GET /stats/traffic`, what the
+//! mesh of this node sees.
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -22,6 +23,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(crate) fn router(usage: Usage) -> Router {
     Router::new()
         .route("/stats/summary", get(stats))
+        .route("/stats/history", get(hour))
         .route("/metrics/resource", get(metrics))
         .route("/stats/traffic", get(traffic))
         .with_state(usage)
@@ -35,6 +37,12 @@ async fn stats(
     let has_disks = !query.get(WITHOUT_DISKS).is_some_and(is_set);
     let node = measure(usage, has_disks).await?;
     let json = summary::summary(&node).to_string();
+    Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+async fn hour(State(usage): State<Usage>) -> Result<Response, (StatusCode, &'static str)> {
+    let starting = (StatusCode::SERVICE_UNAVAILABLE, "the agent is starting");
+    let json = usage.history().ok_or(starting)?.to_string();
     Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
 }
 
