@@ -116,8 +116,7 @@ fn lines_of(top: &Top, namespace: &str, node: &str, history: &Value) -> Vec<Valu
     if top.what == What::Nodes {
         return vec![line(history)];
     }
-    let is_wanted =
-        |one: &&Value| top.all_namespaces || text_at(one, "/namespace") == namespace;
+    let is_wanted = |one: &&Value| top.all_namespaces || text_at(one, "/namespace") == namespace;
     items_at(history, "/containers").iter().filter(is_wanted).map(line).collect()
 }
 
@@ -134,15 +133,15 @@ fn rows(top: &Top, lines: &[Value]) -> Vec<Vec<String>> {
         vec![head.iter().chain(&figures).map(|word| (*word).to_owned()).collect()];
     let mut sorted: Vec<&Value> = lines.iter().collect();
     let place = |line: &Value| {
-        ["namespace", "pod", "container", "node"].map(|key| text_at(line, &format!("/{key}")).to_owned())
+        ["namespace", "pod", "container", "node"]
+            .map(|key| text_at(line, &format!("/{key}")).to_owned())
     };
     sorted.sort_by_key(|line| place(line));
     for line in sorted {
         let (cpu, memory) = (points(line, "/cpuMillis"), points(line, "/memoryKiB"));
         let now = |all: &[i64]| all.last().copied().unwrap_or(0);
-        let about = head.iter().map(|word| {
-            text_at(line, &format!("/{}", word.to_lowercase())).to_owned()
-        });
+        let about =
+            head.iter().map(|word| text_at(line, &format!("/{}", word.to_lowercase())).to_owned());
         rows.push(
             about
                 .chain([
@@ -190,13 +189,16 @@ mod tests {
     #[test]
     fn the_last_minutes_of_the_namespace_are_shown() {
         let history = json!({"pointSeconds": 60, "usage": {"cpuMillis": [5], "memoryKiB": [9]},
-            "containers": [
-                {"namespace": "default", "pod": "p", "container": "c",
-                    "usage": {"cpuMillis": [1, 2, 3], "memoryKiB": [1024, 1024, 2048]}},
-                {"namespace": "other", "pod": "q", "container": "c", "usage": {}},
-            ]});
+        "containers": [
+            {"namespace": "default", "pod": "p", "container": "c",
+                "usage": {"cpuMillis": [1, 2, 3], "memoryKiB": [1024, 1024, 2048]}},
+            {"namespace": "other", "pod": "q", "container": "c", "usage": {}},
+        ]});
         let top = |what, all_namespaces| Top {
-            what, since: Duration::from_secs(120), all_namespaces, output: None,
+            what,
+            since: Duration::from_secs(120),
+            all_namespaces,
+            output: None,
         };
         let of = |top: &Top| {
             let lines = lines_of(top, "default", "n", &history);

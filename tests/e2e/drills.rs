@@ -52,7 +52,10 @@ impl Figures {
             let mut rows = serde_json::Map::new();
             for (figure, values) in figures {
                 let (p50, p99) = (of(values, 0.5), of(values, 0.99));
-                eprintln!("{drill:<28} {figure:<22} n={:<3} p50 {p50:>8.0} p99 {p99:>8.0}", values.len());
+                eprintln!(
+                    "{drill:<28} {figure:<22} n={:<3} p50 {p50:>8.0} p99 {p99:>8.0}",
+                    values.len()
+                );
                 let row = json!({"turns": values.len(), "p50": p50, "p99": p99});
                 rows.insert((*figure).to_owned(), row);
             }
@@ -217,7 +220,11 @@ impl Drill {
         let struck = Instant::now();
         eventually("another leads", PATIENCE, || {
             let mut command = self.nodes[watch].kubectl(&[
-                "annotate", "deploy/hello", "touched=yes", "--overwrite", "--request-timeout=1s",
+                "annotate",
+                "deploy/hello",
+                "touched=yes",
+                "--overwrite",
+                "--request-timeout=1s",
             ]);
             let output = command.output().unwrap();
             if output.status.success() { Ok(()) } else { Err(output) }

@@ -131,10 +131,8 @@ pub(super) fn status(
         pid_condition(pressure.pid),
         ("Ready", "True", "KubeletReady", "edgeorc is posting ready status"),
     ];
-    let measured = [
-        hardware.under_voltage.map(voltage_condition),
-        hardware.overheated.map(heat_condition),
-    ];
+    let measured =
+        [hardware.under_voltage.map(voltage_condition), hardware.overheated.map(heat_condition)];
     let all = always.into_iter().chain(measured.into_iter().flatten());
     let conditions: Vec<Value> =
         all.map(|condition| self::condition(had, condition, now)).collect();

@@ -101,9 +101,8 @@ fn is_hot(zone: &Path) -> Option<bool> {
         // `active` is a fan, which is there to turn.
         matches!(kind.as_str(), "passive" | "hot" | "critical").then_some(degrees)
     };
-    let lowest = (0..SENSORS_MAX).map_while(|at| {
-        zone.join(format!("trip_point_{at}_type")).exists().then(|| mark(at))
-    });
+    let lowest = (0..SENSORS_MAX)
+        .map_while(|at| zone.join(format!("trip_point_{at}_type")).exists().then(|| mark(at)));
     // Zones without a mark, or with one that cannot be meant, have the default.
     let lowest = lowest.flatten().filter(|degrees| *degrees > 40_000).min();
     Some(temperature >= lowest.unwrap_or(HOT_DEFAULT))
@@ -146,7 +145,9 @@ mod tests {
         put(root, "thermal/thermal_zone0/temp", "85100");
         let bad = Hardware { under_voltage: Some(true), overheated: Some(true) };
         assert_eq!(look(root), bad);
-        for (at, kind, degrees) in [(0, "active", "50000"), (1, "passive", "90000"), (2, "critical", "110000")] {
+        for (at, kind, degrees) in
+            [(0, "active", "50000"), (1, "passive", "90000"), (2, "critical", "110000")]
+        {
             put(root, &format!("thermal/thermal_zone0/trip_point_{at}_type"), kind);
             put(root, &format!("thermal/thermal_zone0/trip_point_{at}_temp"), degrees);
         }

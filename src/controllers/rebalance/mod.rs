@@ -90,10 +90,11 @@ impl Controller {
         pods.retain(|pod| is_controlled_by(&pod.metadata, set) && !is_terminal(pod));
         let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         let wanted = usize::try_from(replicas).unwrap_or(0);
-        let Some(step) = plan(&Set { wanted, pods }, &informers.nodes.store.state()) else { return };
-        let has_helped = moved.get(&uid).is_none_or(|last| {
-            last.rests_until.is_some() || step.gap < last.gap
-        });
+        let Some(step) = plan(&Set { wanted, pods }, &informers.nodes.store.state()) else {
+            return;
+        };
+        let has_helped =
+            moved.get(&uid).is_none_or(|last| last.rests_until.is_some() || step.gap < last.gap);
         if !has_helped {
             debug!(object.name = set.name_any(), "a move has not helped, the set rests");
             moved.insert(uid, Moved { gap: step.gap, rests_until: Some(now + REST) });
@@ -121,7 +122,11 @@ impl Controller {
         let asked = async { self.context.client.request::<Value>(request?).await };
         match asked.await {
             Ok(_) => {
-                info!(k8s.namespace.name = namespace, k8s.pod.name = name, "pod moves to be spread");
+                info!(
+                    k8s.namespace.name = namespace,
+                    k8s.pod.name = name,
+                    "pod moves to be spread"
+                );
                 let message = "Evicted to spread the pods of its set over more nodes";
                 let regarding = Regarding::of(pod.as_ref());
                 self.events.record(regarding, EventType::Normal, "Rebalanced", message);

@@ -25,8 +25,8 @@ pub(super) struct Move {
 
 /// The pod to evict, if the set is whole and would lie evener for it.
 pub(super) fn plan(set: &Set, nodes: &[Arc<Node>]) -> Option<Move> {
-    let is_whole = set.pods.len() == set.wanted
-        && set.pods.iter().all(|pod| is_active(pod) && is_ready(pod));
+    let is_whole =
+        set.pods.len() == set.wanted && set.pods.iter().all(|pod| is_active(pod) && is_ready(pod));
     let first = set.pods.first()?;
     // Wishes beyond labels are the scheduler's to weigh: such sets are left as they are.
     if !is_whole || first.spec.as_ref()?.affinity.is_some() {
@@ -62,8 +62,9 @@ fn takes(node: &Node, pod: &Pod) -> bool {
     let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let is_free = taints.iter().all(|taint| taint.effect == "PreferNoSchedule");
     let wishes = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref());
-    let has_labels =
-        wishes.is_none_or(|wishes| wishes.iter().all(|(key, value)| node.labels().get(key) == Some(value)));
+    let has_labels = wishes.is_none_or(|wishes| {
+        wishes.iter().all(|(key, value)| node.labels().get(key) == Some(value))
+    });
     is_ready && is_open && is_free && has_labels
 }
 
@@ -74,8 +75,11 @@ mod tests {
     use super::*;
 
     fn node(name: &str, spec: &Value) -> Arc<Node> {
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": {"name": name}},
-            "spec": spec, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"name": name}},
+            "spec": spec, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}))
+            .unwrap(),
+        )
     }
 
     fn pod(name: &str, node: &str, spec: &Value) -> Arc<Pod> {
@@ -85,8 +89,14 @@ mod tests {
         Arc::new(serde_json::from_value(pod).unwrap())
     }
 
-    fn moved(on: &[&str], nodes: &[Arc<Node>], wanted: usize, spec: &Value) -> Option<(String, usize)> {
-        let pods: Vec<_> = on.iter().enumerate().map(|(at, node)| pod(&format!("p{at}"), node, spec)).collect();
+    fn moved(
+        on: &[&str],
+        nodes: &[Arc<Node>],
+        wanted: usize,
+        spec: &Value,
+    ) -> Option<(String, usize)> {
+        let pods: Vec<_> =
+            on.iter().enumerate().map(|(at, node)| pod(&format!("p{at}"), node, spec)).collect();
         plan(&Set { wanted, pods }, nodes).map(|found| (found.pod.name_any(), found.gap))
     }
 
@@ -111,8 +121,10 @@ mod tests {
     fn nodes_that_take_no_pods_are_not_counted() {
         let cordoned = [node("a", &json!({})), node("b", &json!({"unschedulable": true}))];
         assert_eq!(moved(&["a", "a", "a"], &cordoned, 3, &json!({})), None);
-        let tainted =
-            [node("a", &json!({})), node("b", &json!({"taints": [{"key": "k", "effect": "NoSchedule"}]}))];
+        let tainted = [
+            node("a", &json!({})),
+            node("b", &json!({"taints": [{"key": "k", "effect": "NoSchedule"}]})),
+        ];
         assert_eq!(moved(&["a", "a", "a"], &tainted, 3, &json!({})), None);
     }
 }
