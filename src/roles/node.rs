@@ -24,7 +24,7 @@ use crate::roles::listeners::{Listeners, listen};
 use crate::roles::renewal::{Issuer, Renewal};
 use crate::roles::server::{Server, server_doors, start_server};
 use crate::roles::verify::AgentVerifier;
-use crate::roles::{NodeError, RunningNode, addresses, compiled, relay};
+use crate::roles::{NodeError, RunningNode, addresses, clock_floor, compiled, relay};
 use crate::rt::{Rng, TaskGroup, WallClock};
 use crate::telemetry::Metrics;
 use crate::telemetry::trace::{Tracer, TracerTools};

@@ -59,10 +59,9 @@ impl<'a> Skew<'a> {
             .iter()
             .filter_map(|(_, term)| view.terms.topology(view.terms.get(term.by_domain)?.topology));
         let topologies: Vec<_> = topologies.collect();
-        let leaves_out = spread.honors_taints
-            || (spread.honors_affinity && class.demand.wishes.selects_nodes());
-        let counts_all = !leaves_out
-            && topologies.iter().all(|topology| topology.missing == 0);
+        let leaves_out =
+            spread.honors_taints || (spread.honors_affinity && class.demand.wishes.selects_nodes());
+        let counts_all = !leaves_out && topologies.iter().all(|topology| topology.missing == 0);
         let (counts, min) = if counts_all {
             let is_everywhere = known.counts().len() >= topology.domains();
             let min = if !is_everywhere || topology.domains() < at_least(spread) {
