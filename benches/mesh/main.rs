@@ -26,6 +26,7 @@ mod growth;
 mod peers;
 #[path = "../support/mod.rs"]
 mod support;
+mod versions;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -159,7 +160,7 @@ fn main() {
     let mut rows = requests(&bench, folder.path(), &size);
     rows.extend(throughput(&bench, &size));
     rows.extend(connections(&bench, &size));
-    // HTTP/3 against HTTP/2 at the ingress goes here: it wants a load generator that speaks both.
+    rows.extend(versions::rows(NODE, "here.default.localhost", &size));
     rows.extend(growth::rows(&bench, &size));
     for node in bench.nodes.iter_mut().rev() {
         stop(node);
@@ -176,14 +177,12 @@ struct Turn {
 }
 
 /// Requests per second and latencies by wrk.
-fn load(at: &str, host: &str, seconds: u64) -> Turn {
-    let duration = format!("{seconds}s");
+fn load(at: &str, host: &str, connections: usize, seconds: u64) -> Turn {
+    let (duration, connections) = (format!("{seconds}s"), connections.to_string());
     let text = output(
-        Command::new("wrk").args(["--latency", "-t", "1", "-c", "32", "-d", &duration]).args([
-            "-H",
-            &format!("Host: {host}"),
-            &format!("http://{at}/"),
-        ]),
+        Command::new("wrk")
+            .args(["--latency", "-t", "1", "-c", &connections, "-d", &duration])
+            .args(["-H", &format!("Host: {host}"), &format!("http://{at}/")]),
     );
     assert!(!text.contains("Non-2xx"), "{at}: {text}");
     let value = |label: &str| {
@@ -233,7 +232,7 @@ fn requests(bench: &Bench, folder: &Path, size: &Size) -> Vec<Row> {
     let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); ways.len()];
     for turn in 0..=size.turns {
         for (way, turns) in ways.iter().zip(&mut turns) {
-            let took = load(&way.1, way.2, size.seconds);
+            let took = load(&way.1, way.2, 32, size.seconds);
             // The first warms up.
             if turn > 0 || size.turns == 0 {
                 turns.push(took);
@@ -251,8 +250,17 @@ fn requests(bench: &Bench, folder: &Path, size: &Size) -> Vec<Row> {
         rows.push(row(&format!("{}, p50", way.0), p50, "ms", "", none));
         rows.push(row(&format!("{}, p99", way.0), p99, "ms", "", none));
     }
-    let hop = middle(&turns[1], |turn| turn.p50_ms) - middle(&turns[0], |turn| turn.p50_ms);
-    rows.push(row("added by one QUIC hop, p50 at 32 connections", hop * 1e3, "us", "", 200.0));
+    for connections in [1, 32] {
+        let p50 = |way: &(&str, String, &str)| {
+            let turns: Vec<Turn> = (0..size.turns.max(1))
+                .map(|_| load(&way.1, way.2, connections, size.seconds))
+                .collect();
+            middle(&turns, |turn| turn.p50_ms)
+        };
+        let hop = (p50(&ways[1]) - p50(&ways[0])) * 1e3;
+        let name = format!("added by one QUIC hop, p50, connections: {connections}");
+        rows.push(row(&name, hop, "us", "", 200.0));
+    }
     rows
 }
 
