@@ -90,7 +90,7 @@ fn default(object: &mut Value) {
 }
 
 fn validate(object: &Value, errors: &mut Errors) {
-    workload::validate(object, "statefulset", errors);
+    workload::validate(&with_claims(object), "statefulset", errors);
     let at = |pointer| object.pointer(pointer).unwrap_or(&Value::Null);
     errors.one_of(
         "spec.podManagementPolicy",
@@ -131,6 +131,27 @@ fn validate(object: &Value, errors: &mut Errors) {
             errors.invalid(field, &json!(name), detail);
         }
     }
+}
+
+/// The set with the volumes that its pods will have: mounts may name the claims.
+fn with_claims(object: &Value) -> Value {
+    let mut object = object.clone();
+    let templates = items_at(&object, "/spec/volumeClaimTemplates").iter();
+    let names: Vec<String> =
+        templates.map(|claim| text_at(claim, "/metadata/name").to_owned()).collect();
+    if names.is_empty() {
+        return object;
+    }
+    if let Some(Value::Object(spec)) = object.pointer_mut("/spec/template/spec") {
+        let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
+        if let Some(volumes) = volumes.as_array_mut() {
+            volumes.retain(|volume| !names.iter().any(|name| name == text_at(volume, "/name")));
+            volumes.extend(names.iter().map(
+                |name| json!({ "name": name, "persistentVolumeClaim": { "claimName": name } }),
+            ));
+        }
+    }
+    object
 }
 
 /// Identity and storage of pods stay what they are.
@@ -210,6 +231,18 @@ mod tests {
         ] {
             assert_eq!(object.pointer(pointer), Some(&wanted), "{pointer}");
         }
+    }
+
+    #[test]
+    fn containers_mount_what_their_set_claims_and_nothing_else() {
+        let mounting = |name: &str| {
+            let container = json!({"name": "x", "image": "y",
+                "volumeMounts": [{"name": name, "mountPath": "/data"}]});
+            stateful_set(&json!({"spec": {"template": {"spec": {"containers": [container],
+                "volumes": [{"name": "data", "emptyDir": {}}]}}}}))
+        };
+        assert_eq!(texts(&mounting("data")), Vec::<String>::new());
+        assert!(texts(&mounting("other"))[0].contains("no volume has this name"));
     }
 
     #[test]
