@@ -132,6 +132,10 @@ fn a_workload_goes_to_zero_and_comes_back_with_the_first_request_and_none_is_los
             && v1.contains("autoscaling.alpha.kubernetes.io/metrics"),
         "{v1}"
     );
+    let auto = ["autoscale", "deployment", "seed", "--max=3", "--cpu-percent=50"];
+    succeed(&mut node.kubectl(&auto));
+    let percent = "jsonpath={.spec.metrics[0].resource.target.averageUtilization}";
+    assert_eq!(succeed(&mut node.kubectl(&["get", "hpa", "seed", "-o", percent])), "50");
     succeed(&mut node.kubectl(&["delete", "hpa", "web", "--timeout=60s"]));
     eventually("the mark goes with the autoscaler", PATIENCE, || {
         let marks = succeed(&mut node.kubectl(&[

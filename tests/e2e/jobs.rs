@@ -161,6 +161,8 @@ fn a_cron_job_makes_jobs_by_the_clock() {
     let minutes: u64 = name.trim_start_matches("tick-").parse().unwrap();
     assert!(minutes > 29_000_000, "{name}");
     assert_eq!(town.kubectl(&["logs", &format!("job/{name}")]).trim(), "tock");
+    town.kubectl(&["create", "job", "by-hand", "--from=cronjob/tick"]);
+    town.kubectl(&["wait", "--for=condition=complete", "job/by-hand", "--timeout=60s"]);
     town.kubectl(&["patch", "cj", "tick", "-p", "{\"spec\":{\"suspend\":true}}"]);
     assert!(town.kubectl(&["get", "cj"]).contains("True"));
     let zone = "{\"spec\":{\"timeZone\":\"Middle/Earth\"}}";
