@@ -92,7 +92,7 @@ impl Cut {
         let rules = format!(
             "table inet {name} {{ chain out {{ type filter hook output priority 0; \
              ip saddr {address} ip daddr != {address} drop; \
-             ip daddr {address} ip saddr != {address} drop; }} }}"
+             ip daddr {address} ip saddr != {address} drop; }}; }}"
         );
         succeed(Command::new("nft").arg(rules));
         Self(name)
@@ -151,16 +151,18 @@ impl Drill {
         });
     }
 
-    /// A node with pods, not the one that is watched from.
-    fn victim(&self, turn: usize) -> usize {
-        1 + turn % (self.nodes.len() - 1)
+    /// The node with the most pods, but not the one that is watched from.
+    fn victim(&self) -> usize {
+        let pods = ready_pods(&self.nodes[0]).unwrap();
+        let count = |at: &usize| pods.values().filter(|on| **on == self.nodes[*at].name).count();
+        (1..self.nodes.len()).max_by_key(count).unwrap()
     }
 
     /// One node is lost under load at another: for how long do requests fail, and when is everything
     /// as it should be without it.
-    fn lose(&mut self, name: &'static str, turn: usize, blow: &Blow) {
+    fn lose(&mut self, name: &'static str, blow: &Blow) {
         self.settle();
-        let lost = self.victim(turn);
+        let lost = self.victim();
         let load = Load::start(self.nodes[0].ingress());
         std::thread::sleep(CALM);
         let cut = match blow {
@@ -267,10 +269,10 @@ impl Drill {
     }
 
     /// A node is stopped in order and started again, under load at another.
-    fn restart(&mut self, turn: usize) {
+    fn restart(&mut self) {
         const NAME: &str = "restarted under load";
         self.settle();
-        let at = self.victim(turn);
+        let at = self.victim();
         let load = Load::start(self.nodes[0].ingress());
         std::thread::sleep(CALM);
         let began = Instant::now();
@@ -297,15 +299,15 @@ fn drills() {
     let folder = tempfile::tempdir().unwrap();
     let mut drill = Drill::start(folder.path());
     let can_cut = Cut::is_possible();
-    for turn in 0..turns.unwrap_or(TURNS_DEFAULT) {
-        drill.lose("node killed", turn, &Blow::Kill);
-        drill.lose("node frozen", turn, &Blow::Freeze);
+    for _ in 0..turns.unwrap_or(TURNS_DEFAULT) {
+        drill.lose("node killed", &Blow::Kill);
+        drill.lose("node frozen", &Blow::Freeze);
         if can_cut {
-            drill.lose("node cut off", turn, &Blow::CutOff);
+            drill.lose("node cut off", &Blow::CutOff);
             drill.isolate_leader();
         }
         drill.power_cut();
-        drill.restart(turn);
+        drill.restart();
         // Whoever stops it early has what there is.
         drill.figures.report(if can_cut { &[] } else { &["node cut off", "leader cut off"] });
     }
