@@ -56,9 +56,11 @@ async fn what_does_not_belong_is_refused_with_its_reason() {
     assert_eq!((bad_name.code.as_u16(), bad_name.at("/reason")), (422, json!("Invalid")));
     let not_json = api.send(http::Method::POST, MAPS, "application/json", "{").await;
     assert_eq!(not_json.code, StatusCode::BAD_REQUEST);
-    let protobuf =
+    let not_protobuf =
         api.send(http::Method::POST, MAPS, "application/vnd.kubernetes.protobuf", "x").await;
-    assert_eq!(protobuf.code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(not_protobuf.code, StatusCode::BAD_REQUEST);
+    let not_known = api.send(http::Method::POST, MAPS, "application/cbor", "x").await;
+    assert_eq!(not_known.code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let mut unknown = map("a");
     unknown["nonsense"] = json!(1);
     let strict = api.post(&format!("{MAPS}?fieldValidation=Strict"), &unknown).await;
