@@ -2,6 +2,12 @@
 //!
 //! Times are found in the absolute order of minutes: one that a change of the clock leaves out does not
 //! come, one that it repeats comes twice, as in Kubernetes.
+//!
+//! Data in: the text of a schedule, a zone, a time. Data out: the next time that it names.
+//!
+//! # Invariants
+//!
+//! - A search ends after a bounded number of steps, whatever the schedule.
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan as _};

@@ -55,6 +55,10 @@ impl Graph {
         if self.objects.get(key).is_some_and(|known| known.uid != entry.uid) {
             touched.extend(self.remove(key));
         }
+        // An owner that waits for its dependents hears of what they do, and of those that leave it.
+        if let Some(known) = self.objects.get(key) {
+            touched.extend(self.waiting_owners(known));
+        }
         self.unlink(key);
         for owner in &entry.owners {
             self.dependents.entry(owner.uid.clone()).or_default().insert(key.clone());
@@ -63,7 +67,6 @@ impl Graph {
         if !entry.owners.is_empty() || entry.is_deleting {
             touched.insert(key.clone());
         }
-        // An owner that waits for its dependents hears of what they do.
         touched.extend(self.waiting_owners(&entry));
         self.objects.insert(key.clone(), entry);
         touched.into_iter().collect()
@@ -282,6 +285,17 @@ mod tests {
         assert_eq!(judge_with_gone(&graph, "a", &[]), Verdict::Keep, "it waits");
         assert_eq!(graph.remove(&key("p")), [key("a")]);
         assert_eq!(judge_with_gone(&graph, "a", &[]), Verdict::RemoveFinalizer(FOREGROUND));
+    }
+
+    #[test]
+    fn an_owner_that_waits_hears_of_the_last_dependent_that_leaves_it() {
+        let mut graph = Graph::default();
+        let leaving =
+            Entry { is_deleting: true, finalizers: vec![ORPHAN.into()], ..owned_by("owner", &[]) };
+        graph.put(&key("owner"), leaving);
+        graph.put(&key("pod"), owned_by("pod", &["owner"]));
+        assert_eq!(graph.put(&key("pod"), owned_by("pod", &[])), [key("owner")]);
+        assert_eq!(judge(&graph, &key("owner"), |_| false), Verdict::RemoveFinalizer(ORPHAN));
     }
 
     #[test]

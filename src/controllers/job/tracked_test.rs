@@ -150,7 +150,7 @@ impl Model {
         self.collect(name);
     }
 
-    /// The agent is at once: a deleted pod has ended.
+    /// The agent is quick: a deleted pod has ended.
     fn delete(&mut self, name: &str) {
         let now = self.now;
         if let Some(pod) = self.pods.get_mut(name) {
@@ -228,6 +228,12 @@ impl Model {
         conditions.into_iter().any(|c| c.type_ == "Complete" || c.type_ == "Failed")
     }
 
+    fn has_failed(&self) -> bool {
+        let conditions =
+            self.job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|condition| condition.type_ == "Failed")
+    }
+
     fn counts(&self) -> (i32, i32) {
         let status = self.job.status.clone().unwrap_or_default();
         (status.succeeded.unwrap_or(0), status.failed.unwrap_or(0))
@@ -242,7 +248,10 @@ fn every_pod_that_ends_is_counted_exactly_once() {
     )| {
         let mut model = Model::new(&json!({"completions": completions}));
         model.run(&steps);
-        prop_assert_eq!(model.counts(), model.ended);
+        let (counted, ended) = (model.counts(), model.ended);
+        prop_assert_eq!(counted.0 + counted.1, ended.0 + ended.1);
+        // What still ran when the Job failed is written down as failed; it may yet end well.
+        prop_assert!(counted.0 == ended.0 || model.has_failed() && counted.0 < ended.0);
         prop_assert!(!model.pods.values().any(is_tracked));
     });
 }
@@ -263,7 +272,12 @@ fn every_index_succeeds_once_and_every_failure_counts_once() {
         let status = model.job.status.clone().unwrap();
         let text = status.completed_indexes.unwrap_or_default();
         let wanted: crate::api::job_indexes::Indexes = model.indexes.iter().copied().collect();
-        prop_assert_eq!(text, wanted.to_string());
-        prop_assert_eq!(model.counts().1, model.ended.1);
+        let (counted, ended) = (model.counts().1, model.ended.1);
+        if model.has_failed() {
+            prop_assert!(counted >= ended, "{counted} of {ended}");
+        } else {
+            prop_assert_eq!(text, wanted.to_string());
+            prop_assert_eq!(counted, ended);
+        }
     });
 }

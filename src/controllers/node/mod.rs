@@ -182,6 +182,8 @@ impl Controller {
                 self.set_unknown(node, json!(conditions)).await
             }
             Step::SetTaints { node, taints } => {
+                // None is no field, not an empty list.
+                let taints = (!taints.is_empty()).then_some(taints);
                 let patch = json!({ "spec": { "taints": taints } });
                 self.patch_node(node, patch, false).await
             }
