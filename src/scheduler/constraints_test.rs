@@ -68,9 +68,13 @@ fn fitting(view: &ClusterView, pod: &Pod) -> String {
     found.join(" ")
 }
 
+/// What it is about, pods that are there (app and node), what the pod asks for, where it can go.
+type Case = (&'static str, &'static [(&'static str, &'static str)], Value, &'static str);
+
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 #[test]
 fn each_constraint_leaves_the_nodes_it_should() {
-    let cases: &[(&str, &[(&str, &str)], Value, &str)] = &[
+    let cases: &[Case] = &[
         ("nothing is there yet", &[], spread(&json!({})), "a0 a1 b0 b1 c0"),
         ("the fullest zone is out", &[("web", "a0")], spread(&json!({})), "b0 b1 c0"),
         ("others do not count", &[("db", "a0")], spread(&json!({})), "a0 a1 b0 b1 c0"),

@@ -46,12 +46,15 @@ fn victims(plan: &Plan) -> Vec<&str> {
     plan.victims.iter().map(|victim| victim.key.1.as_str()).collect()
 }
 
+/// What it is about, pods by their node, the node chosen, who goes.
+type Case = (&'static str, Vec<(&'static str, Pod)>, &'static str, &'static [&'static str]);
+
 #[test]
 fn the_least_harm_is_done() {
     let p = |name: &str, priority| of(name, priority, "2", &json!({}));
     let s = |name: &str, second| started(name, 1, "4", second);
     let small = |name: &str| of(name, 1, "1", &json!({}));
-    let cases: &[(&str, Vec<(&str, Pod)>, &str, &[&str])] = &[
+    let cases: &[Case] = &[
         (
             "the lowest highest priority",
             vec![("a", p("a1", 5)), ("a", p("a2", 5)), ("b", p("b1", 6)), ("b", p("b2", 3))],
