@@ -63,8 +63,11 @@ impl Graph {
         if !entry.owners.is_empty() || entry.is_deleting {
             touched.insert(key.clone());
         }
-        // An owner that waits for its dependents hears of what they do.
+        // An owner that waits for its dependents hears of what they do, also of those that it lets go.
         touched.extend(self.waiting_owners(&entry));
+        if let Some(before) = self.objects.get(key) {
+            touched.extend(self.waiting_owners(before));
+        }
         self.objects.insert(key.clone(), entry);
         touched.into_iter().collect()
     }
@@ -235,6 +238,16 @@ mod tests {
 
     fn judge_with_gone(graph: &Graph, name: &str, gone: &[&str]) -> Verdict {
         judge(graph, &key(name), |owner| gone.contains(&owner.uid.as_str()))
+    }
+
+    #[test]
+    fn an_owner_that_waits_hears_of_dependents_that_it_has_let_go() {
+        let mut graph = Graph::default();
+        graph.put(&key("owner"), leaving("o", ORPHAN));
+        graph.put(&key("dependent"), owned_by("d", &["o"]));
+        let touched = graph.put(&key("dependent"), owned_by("d", &[]));
+        assert_eq!(touched, [key("owner")]);
+        assert_eq!(judge_with_gone(&graph, "owner", &[]), Verdict::RemoveFinalizer(ORPHAN));
     }
 
     #[test]
