@@ -217,17 +217,15 @@ impl Mesh {
                 }
                 Err(why) => {
                     let awaited = backend.awaited.as_ref().filter(|_| why == NoChoice::NoEndpoint);
-                    let next = match awaited {
-                        Some(awaited) => Box::pin(self.await_endpoint(awaited, &tried)).await,
-                        None => None,
-                    };
-                    let Some(next) = next else {
-                        return Err(last.unwrap_or_else(|| self.refused(why)));
-                    };
-                    // The wait was the Service's; the endpoint has all its time.
-                    ends_at = Instant::now() + timeouts.total;
-                    newer = Some(next);
-                    continue;
+                    if let Some(awaited) = awaited {
+                        newer = Box::pin(self.await_endpoint(awaited, &tried)).await;
+                        if newer.is_some() {
+                            // The wait was the Service's; the endpoint has all its time.
+                            ends_at = Instant::now() + timeouts.total;
+                            continue;
+                        }
+                    }
+                    return Err(last.unwrap_or_else(|| self.refused(why)));
                 }
             };
             let in_flight = InFlight::request(&endpoint);

@@ -61,6 +61,7 @@ impl Drivers {
     }
 }
 
+#[expect(clippy::disallowed_types, reason = "quinn's interface; tokio's clock is behind it")]
 impl Runtime for Drivers {
     fn new_timer(&self, at: std::time::Instant) -> Pin<Box<dyn AsyncTimer>> {
         let due = Instant::from_std(at);
@@ -96,6 +97,7 @@ struct Alarm {
     due: Instant,
 }
 
+#[expect(clippy::disallowed_types, reason = "quinn's interface; tokio's clock is behind it")]
 impl AsyncTimer for Alarm {
     fn reset(mut self: Pin<&mut Self>, at: std::time::Instant) {
         self.due = Instant::from_std(at);
@@ -137,10 +139,7 @@ impl Future for Driver {
         self.is_due = false;
         if let Some(threads) = self.home.0.get().cloned() {
             let (task, home) = (self.task.take(), Home::default());
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "quinn owns its drivers: they end with their connections"
-            )]
+            // quinn owns its drivers: they end with their connections.
             threads.spawn(Self { task, home, is_due: true });
             return Poll::Ready(());
         }
@@ -186,17 +185,18 @@ mod tests {
         let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let drivers = Drivers::default();
         let others = Arc::new(AtomicUsize::new(0));
-        let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let (told, mut seen) = tokio::sync::mpsc::channel(8);
         here.block_on(async {
             let count = Arc::clone(&others);
             let ((), home) = drivers.drive(|| {
                 drivers.spawn(Box::pin(std::future::poll_fn(move |cx| {
                     let before = count.load(Ordering::Relaxed);
-                    let _ = told.send((before, Handle::current().id(), cx.waker().clone()));
+                    let _ = told.try_send((before, Handle::current().id(), cx.waker().clone()));
                     Poll::Pending
                 })));
             });
-            let ready = tokio::spawn(async move { others.fetch_add(1, Ordering::Relaxed) });
+            let ready = async move { others.fetch_add(1, Ordering::Relaxed) };
+            let ready = Handle::current().spawn(ready);
             let (before, place, waker) = seen.recv().await.unwrap();
             assert_eq!((before, place), (1, here.handle().id()), "what was ready went first");
             ready.await.unwrap();

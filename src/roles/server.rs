@@ -32,6 +32,27 @@ pub(super) struct Server {
     pub(super) client: kube::Client,
 }
 
+fn leader_of(
+    base: &Base,
+    (replica, store): (Replica, Store),
+    clients: (kube::Client, kube::Client),
+    ca_pem: &str,
+) -> Leader {
+    let timing = &base.settings.timing;
+    Leader {
+        replica,
+        store,
+        clients,
+        clock: base.clock.clone(),
+        rng: base.rng.clone(),
+        node_name: base.settings.node_name.clone(),
+        ca_pem: ca_pem.to_owned(),
+        pod_cidrs: base.settings.pod_cidrs,
+        service_cidrs: base.settings.service_cidrs,
+        restart_backoff: (timing.restart_backoff_min, timing.restart_backoff_max),
+    }
+}
+
 /// The store, the API over it, and the leader's work.
 pub(super) async fn start_server(
     base: &Base,
@@ -57,7 +78,7 @@ pub(super) async fn start_server(
     let follower = store.clone();
     base.tasks.spawn("volatile-tier", |cancel| async move { follower.run(cancel).await });
     let api = ApiServer::new(ApiServerConfig {
-        node_name: name.clone(),
+        node_name: name,
         store: store.clone(),
         peers: Some(base.peers.clone()),
         node_api: Some(base.node_api.router()),
@@ -78,21 +99,8 @@ pub(super) async fn start_server(
         .authority
         .clone()
         .ok_or_else(|| NodeError::Failed("a server without the cluster's CA key".to_owned()))?;
-    let leader = Leader {
-        replica: replica.clone(),
-        store,
-        clients: (as_user("system:kube-controller-manager"), as_user("system:kube-scheduler")),
-        clock: base.clock.clone(),
-        rng: base.rng.clone(),
-        node_name: name,
-        ca_pem: authority.cert_pem().to_owned(),
-        pod_cidrs: base.settings.pod_cidrs,
-        service_cidrs: base.settings.service_cidrs,
-        restart_backoff: (
-            base.settings.timing.restart_backoff_min,
-            base.settings.timing.restart_backoff_max,
-        ),
-    };
+    let clients = (as_user("system:kube-controller-manager"), as_user("system:kube-scheduler"));
+    let leader = leader_of(base, (replica.clone(), store), clients, authority.cert_pem());
     let url = format!("https://{}", base.settings.quic_address());
     kubeconfig::write(&base.dir, &authority, &url)?;
     // Only a server that is alone elects itself. Others need the connections that are accepted

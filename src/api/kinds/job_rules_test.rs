@@ -29,6 +29,7 @@ fn jobs_that_are_right_are_taken() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn what_is_wrong_is_named_by_its_path() {
     let indexed = |more: Value| {
         let mut spec = json!({"completions": 3, "completionMode": "Indexed"});

@@ -110,7 +110,7 @@ impl Look<'_> {
                 let found = measured.get(&pod.name_any());
                 let used = found.and_then(|found| match container {
                     Some(container) => found.by_container.get(container).copied(),
-                    None => Some(found.by_container.values().fold(0, |sum, n| sum + n)),
+                    None => Some(found.by_container.values().sum()),
                 });
                 let state = state_of(pod, (resource == "cpu").then_some(found), self.now);
                 Sample { state, used, requested: requested(pod, resource, container) }
@@ -301,11 +301,14 @@ fn selector_text(metric: &MetricIdentifier) -> String {
     parsed.map(|selector| selector.to_string()).unwrap_or_default()
 }
 
+/// How many replicas, the metric that says so, and what all of them showed.
+pub(super) type Wanted = (u32, String, Vec<MetricStatus>);
+
 /// Of all metrics: the most replicas; with one that fails, only what is not fewer than there are.
 pub(super) fn together(
     current: u32,
     answers: Vec<Result<Answer, Failure>>,
-) -> Result<(u32, String, Vec<MetricStatus>), (Failure, Vec<MetricStatus>)> {
+) -> Result<Wanted, (Failure, Vec<MetricStatus>)> {
     let (mut best, mut failure, mut statuses) = (None, None, Vec::new());
     for answer in answers {
         match answer {
