@@ -86,9 +86,9 @@ fn node(at: usize, cpu: &str) -> Node {
     serde_json::from_value(json!({
         "metadata": { "name": format!("node-{at:05}"), "labels": {
             "kubernetes.io/hostname": format!("node-{at:05}"),
-            "kubernetes.io/arch": if at % 4 == 0 { "amd64" } else { "arm64" },
+            "kubernetes.io/arch": if at.is_multiple_of(4) { "amd64" } else { "arm64" },
             "topology.kubernetes.io/zone": format!("zone-{:02}", at % ZONES),
-            "disk": if at % 2 == 0 { "ssd" } else { "sd" },
+            "disk": if at.is_multiple_of(2) { "ssd" } else { "sd" },
         }},
         "status": { "allocatable": { "cpu": cpu, "memory": "128Gi", "pods": "1000" } },
     }))
