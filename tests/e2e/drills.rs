@@ -1,18 +1,15 @@
 //! Failure drills: three nodes, six pods, load, and one failure after the other, each several times.
 //!
 //! Run by `just test-drills`; `EDGEORC_DRILL_TURNS` (20) is how often. Writes `target/bench/drills.json`
-//! with the median and the worst of a hundred of every figure. Cutting a node off needs root and `nft`;
-//! without them those drills are left out, and the report says so.
+//! with the median and the worst of a hundred of every figure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Load, REQUEST_LIMIT, leader, ready_and_untainted, ready_pods, start_three};
+use crate::cluster::{Load, REQUEST_LIMIT, ready_and_untainted, ready_pods, start_three};
 use crate::support::{Node, PATIENCE, eventually, get, hello, succeed};
 
 /// Turns of each drill when nobody says otherwise.
@@ -34,7 +31,7 @@ impl Figures {
         self.0.entry(drill).or_default().entry(figure).or_default().push(value);
     }
 
-    fn report(&self, left_out: &[&str]) {
+    fn report(&self) {
         let of = |values: &[f64], part: f64| {
             let mut sorted = values.to_vec();
             sorted.sort_by(f64::total_cmp);
@@ -61,7 +58,6 @@ impl Figures {
             }
             report.insert((*drill).to_owned(), Value::Object(rows));
         }
-        report.insert("leftOut".to_owned(), json!(left_out));
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench/drills.json");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, serde_json::to_string_pretty(&report).unwrap()).unwrap();
@@ -73,38 +69,6 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// A table of `nft` that drops what one address and all others say to each other.
-struct Cut(String);
-
-impl Cut {
-    fn is_possible() -> bool {
-        let nft = |args: &[&str]| Command::new("nft").args(args).output();
-        let name = format!("edgeorc-drill-{}", std::process::id());
-        let made = nft(&["add", "table", "inet", &name]).is_ok_and(|made| made.status.success());
-        if made {
-            let _ = nft(&["delete", "table", "inet", &name]);
-        }
-        made
-    }
-
-    fn off(address: IpAddr) -> Self {
-        let name = format!("edgeorc-drill-{}", std::process::id());
-        let rules = format!(
-            "table inet {name} {{ chain out {{ type filter hook output priority 0; \
-             ip saddr {address} ip daddr != {address} drop; \
-             ip daddr {address} ip saddr != {address} drop; }}; }}"
-        );
-        succeed(Command::new("nft").arg(rules));
-        Self(name)
-    }
-}
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        let _ = Command::new("nft").args(["delete", "table", "inet", &self.0]).output();
-    }
-}
-
 struct Drill {
     nodes: Vec<Node>,
     figures: Figures,
@@ -114,7 +78,6 @@ struct Drill {
 enum Blow {
     Kill,
     Freeze,
-    CutOff,
 }
 
 impl Drill {
@@ -165,17 +128,10 @@ impl Drill {
         let lost = self.victim();
         let load = Load::start(self.nodes[0].ingress());
         std::thread::sleep(CALM);
-        let cut = match blow {
-            Blow::Kill => {
-                self.nodes[lost].process.kill();
-                None
-            }
-            Blow::Freeze => {
-                self.nodes[lost].process.signal("STOP");
-                None
-            }
-            Blow::CutOff => Some(Cut::off(self.nodes[lost].address)),
-        };
+        match blow {
+            Blow::Kill => self.nodes[lost].process.kill(),
+            Blow::Freeze => self.nodes[lost].process.signal("STOP"),
+        }
         let struck = Instant::now();
         let lost_name = self.nodes[lost].name.clone();
         eventually("the pods are replaced", PATIENCE, || {
@@ -199,48 +155,11 @@ impl Drill {
         match blow {
             Blow::Kill => self.nodes[lost].restart(),
             Blow::Freeze => self.nodes[lost].process.signal("CONT"),
-            Blow::CutOff => drop(cut),
         }
         ready_and_untainted(&self.nodes[0], &lost_name, "True");
         self.figures.note(name, "back_ms", millis(back.elapsed()));
         // What it ran while it was away is not kept twice.
         self.settle();
-    }
-
-    /// The leader is cut off from all others: nobody deletes a pod of the nodes that see each other.
-    fn isolate_leader(&mut self) {
-        const NAME: &str = "leader cut off";
-        self.settle();
-        let lost = leader(&self.nodes);
-        let watch = (lost + 1) % self.nodes.len();
-        let of_others = |pods: &BTreeMap<String, String>, lost: &str| -> BTreeSet<String> {
-            pods.iter().filter(|(_, node)| *node != lost).map(|(pod, _)| pod.clone()).collect()
-        };
-        let lost_name = self.nodes[lost].name.clone();
-        let before = ready_pods(&self.nodes[watch]).unwrap();
-        let cut = Cut::off(self.nodes[lost].address);
-        let struck = Instant::now();
-        eventually("another leads", PATIENCE, || {
-            let mut command = self.nodes[watch].kubectl(&[
-                "annotate",
-                "deploy/hello",
-                "touched=yes",
-                "--overwrite",
-                "--request-timeout=1s",
-            ]);
-            let output = command.output().unwrap();
-            if output.status.success() { Ok(()) } else { Err(output) }
-        });
-        self.figures.note(NAME, "writes_ms", millis(struck.elapsed()));
-        std::thread::sleep(GONE_FOR);
-        let during = ready_pods(&self.nodes[watch]).unwrap();
-        drop(cut);
-        self.settle();
-        let kept = of_others(&before, &lost_name);
-        let missing = kept.iter().filter(|pod| !during.contains_key(*pod)).count();
-        assert_eq!(missing, 0, "pods of healthy nodes are gone: {before:?} {during:?}");
-        #[allow(clippy::cast_precision_loss, reason = "a handful of pods")]
-        self.figures.note(NAME, "healthy_pods_deleted", missing as f64);
     }
 
     /// The power goes, and comes back everywhere at once.
@@ -298,17 +217,12 @@ fn drills() {
     let turns = std::env::var("EDGEORC_DRILL_TURNS").ok().and_then(|text| text.parse().ok());
     let folder = tempfile::tempdir().unwrap();
     let mut drill = Drill::start(folder.path());
-    let can_cut = Cut::is_possible();
     for _ in 0..turns.unwrap_or(TURNS_DEFAULT) {
         drill.lose("node killed", &Blow::Kill);
         drill.lose("node frozen", &Blow::Freeze);
-        if can_cut {
-            drill.lose("node cut off", &Blow::CutOff);
-            drill.isolate_leader();
-        }
         drill.power_cut();
         drill.restart();
         // Whoever stops it early has what there is.
-        drill.figures.report(if can_cut { &[] } else { &["node cut off", "leader cut off"] });
+        drill.figures.report();
     }
 }
