@@ -33,7 +33,7 @@ use crate::net::{BindError, Body};
 use crate::rt::TaskGroup;
 
 /// Connections of one listener at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 8192;
+const CONNECTIONS_MAX: usize = 16_384;
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the head of a connection's first request.
