@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::api::quantity::{format_bytes, format_cpu_millis, parse_bytes, parse_cpu_millis};
 
+/// Namespace of the Leases that are the nodes' heartbeats.
+pub const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// CPU in use on the whole machine, over the last minute or so.
 pub const CPU: &str = "edgeorc.io/used-cpu";
 /// Memory in use on the whole machine.

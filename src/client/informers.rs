@@ -19,11 +19,9 @@ use kube::runtime::watcher;
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
+use crate::api::node_load::LEASE_NAMESPACE;
 use crate::client::informer::{Informer, informer};
 use crate::rt::TaskGroup;
-
-/// The namespace of the nodes' heartbeats.
-const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// One informer per kind the controllers and the scheduler read. Cheap to clone.
 ///

@@ -19,7 +19,7 @@ use kube::core::{Selector, SelectorExt as _};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::debug;
 
 use crate::client::{EventRecorder, EventType, Regarding, Store, is_not_found, revision_of};
@@ -293,11 +293,24 @@ pub(super) async fn patch_owners<K>(
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
-    let patch = json!({ "metadata": {
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-        "ownerReferences": owners,
-    }});
+    patch_metadata(api, object, json!({ "ownerReferences": owners })).await
+}
+
+/// Changes the metadata of an object that is still the version that was read. Returns its revision,
+/// 0 when it is gone.
+pub(super) async fn patch_metadata<K>(
+    api: &Api<K>,
+    object: &K,
+    mut change: Value,
+) -> Result<u64, kube::Error>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    if let Some(metadata) = change.as_object_mut() {
+        metadata.insert("uid".to_owned(), json!(object.uid()));
+        metadata.insert("resourceVersion".to_owned(), json!(object.resource_version()));
+    }
+    let patch = json!({ "metadata": change });
     match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(patched) => Ok(revision_of(&patched).unwrap_or(0)),
         Err(err) if is_not_found(&err) => Ok(0),
@@ -307,11 +320,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::StatefulSet;
-    use serde_json::Value;
-
     use super::*;
     use crate::controllers::object::selector_of;
+    use k8s_openapi::api::apps::v1::StatefulSet;
 
     fn pod(name: &str, labels: &Value, owner: Option<&str>) -> Arc<Pod> {
         let owners = owner.map(|uid| {

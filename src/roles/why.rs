@@ -6,10 +6,8 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::api::node_load::LEASE_NAMESPACE;
 use crate::scheduler::Snapshot;
-
-/// The namespace of the nodes' heartbeats.
-const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// Why the question was not answered.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::api::node_load;
+use crate::api::node_load::{self, LEASE_NAMESPACE};
 use crate::client::{Change, EventRecorder, EventType, Handler, Informer, Regarding};
 use crate::scheduler::Context;
 use crate::scheduler::bind::{Bound, Refusal, bind, evict, say_unschedulable};
@@ -31,8 +31,6 @@ use crate::scheduler::reason::{Changes, Unschedulable};
 use crate::scheduler::storage::Storage;
 use crate::scheduler::view::{ClusterView, PodKey};
 
-/// Namespace of the nodes' heartbeats.
-const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Requests under way at once; beyond it, pods wait in the queue.
 const REQUESTS_MAX: usize = 128;
 /// Pods tried before changes are looked at again.
@@ -269,8 +267,6 @@ impl Scheduler {
                 self.requests.push(request.boxed());
             }
             Err(mut refusal) => {
-                let budgets = self.context.informers.pod_disruption_budgets.store.state();
-                self.view.set_budgets(budgets.iter().filter_map(|it| Budget::of(it)).collect());
                 match preempt(&self.view, class, key, &storage, seed) {
                     Ok(plan) => self.make_room(&pod, &plan, &mut refusal),
                     Err(text) => refusal.preemption = text,

@@ -16,13 +16,11 @@ use tracing::{debug, info};
 
 use crate::agent::fence::Fence;
 use crate::agent::usage::{Load, Usage};
-use crate::api::node_load;
+use crate::api::node_load::{self, LEASE_NAMESPACE};
 use crate::client::is_not_found;
 use crate::mesh::Mesh;
 use crate::rt::WallClock;
 
-/// Namespace of the nodes' Leases.
-const NAMESPACE: &str = "kube-node-lease";
 /// Pause between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Deadline of one: a late heartbeat is worth nothing.
@@ -62,7 +60,7 @@ impl Heartbeat {
     /// Renews the Lease of the node until `cancel`.
     pub(crate) async fn renew(self, cancel: CancellationToken) {
         let Self { client, node, clock, usage, heard, fence } = self;
-        let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
+        let api: Api<Lease> = Api::namespaced(client, LEASE_NAMESPACE);
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut line = Line::Untried;

@@ -21,7 +21,8 @@ use crate::client::{
 };
 use crate::controllers::Context;
 use crate::controllers::cron_job::plan::{Plan, View, plan, reference};
-use crate::controllers::object::{Key, controller_of, is_controlled_by, key};
+use crate::controllers::object::{Key, is_controlled_by, key};
+use crate::controllers::owner_keys::owner_key;
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod plan;
@@ -45,10 +46,7 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
         }
     }));
     informers.jobs.subscribe(queue.feed(|change: &Change<'_, Job>, keys| {
-        let job = change.object();
-        if let Some(owner) = controller_of(&job.metadata).filter(|owner| owner.kind == "CronJob") {
-            keys.push((job.namespace().unwrap_or_default(), owner.name.clone()));
-        }
+        keys.extend(owner_key::<CronJob>(&change.object().metadata));
     }));
     let workers = Workers { controller: "cron-job", runs_max: RUNS_MAX, rng: context.rng.clone() };
     let controller = Controller { context, events };

@@ -8,25 +8,24 @@
 //! - A node has one pod of a set, or an old one and a new one while an update surges.
 //! - An update leaves no more nodes without a pod that serves than it may.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
-use kube::core::SelectorExt as _;
+use kube::core::Selector;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Change, EventRecorder, EventType, Store};
+use crate::client::{Change, EventRecorder, EventType};
 use crate::controllers::Context;
 use crate::controllers::daemon_set::backoff::Pauses;
 use crate::controllers::daemon_set::nodes::target;
 use crate::controllers::daemon_set::plan::{Plan, View, Why, plan};
-use crate::controllers::object::{Key, controller_of, full_name, key, selector_of};
+use crate::controllers::object::{Key, full_name, key, selector_of};
 use crate::controllers::owned::{CATCH_UP_MAX, Failure, PLAIN_WORDS, PodsOf};
+use crate::controllers::owner_keys::{adopter_keys, keys_of_pod_change, owner_key};
 use crate::controllers::queue::{Next, Queue, Workers};
 use crate::controllers::revisions::{self, Written};
 
@@ -48,18 +47,13 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
     }));
     let sets = informers.daemon_sets.store.clone();
     informers.pods.subscribe(queue.feed(move |change: &Change<'_, Pod>, keys| {
-        if let Change::Applied { old: Some(old), .. } = change {
-            add_owner(&old.metadata, keys);
-        }
-        add_owner(&change.object().metadata, keys);
-        if matches!(change, Change::Applied { .. }) {
-            add_adopters(&sets, &change.object().metadata, keys);
-        }
+        keys.extend(keys_of_pod_change(&sets, change, selector));
     }));
     let sets = informers.daemon_sets.store.clone();
     let feed = queue.feed(move |change: &Change<'_, ControllerRevision>, keys| {
-        add_owner(&change.object().metadata, keys);
-        add_adopters(&sets, &change.object().metadata, keys);
+        let meta = &change.object().metadata;
+        keys.extend(owner_key::<DaemonSet>(meta));
+        keys.extend(adopter_keys(&sets, meta, selector));
     });
     informers.controller_revisions.subscribe(feed);
     let sets = informers.daemon_sets.store.clone();
@@ -84,24 +78,8 @@ fn matters(change: &Change<'_, Node>) -> bool {
     old.labels() != new.labels() || taints(old) != taints(new)
 }
 
-fn add_owner(meta: &ObjectMeta, keys: &mut Vec<Key>) {
-    let namespace = meta.namespace.clone().unwrap_or_default();
-    let owner = controller_of(meta).filter(|owner| owner.kind == "DaemonSet");
-    keys.extend(owner.map(|owner| (namespace, owner.name.clone())));
-}
-
-/// The sets that may want an orphan.
-fn add_adopters(sets: &Store<DaemonSet>, meta: &ObjectMeta, keys: &mut Vec<Key>) {
-    if controller_of(meta).is_some() {
-        return;
-    }
-    let (none, namespace) = (BTreeMap::new(), meta.namespace.clone().unwrap_or_default());
-    let labels = meta.labels.as_ref().unwrap_or(&none);
-    let matching = sets.in_namespace(&namespace).into_iter().filter(|set| {
-        let selector = set.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
-        selector.is_some_and(|selector| selector.matches(labels))
-    });
-    keys.extend(matching.map(|set| key(set.as_ref())));
+fn selector(set: &DaemonSet) -> Option<Selector> {
+    selector_of(&set.spec.as_ref()?.selector)
 }
 
 struct Controller {
@@ -116,7 +94,7 @@ impl Controller {
         let Some(set) = informers.daemon_sets.store.named(&key.0, &key.1) else {
             return Ok(Next::Wait);
         };
-        let selector = set.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
+        let selector = selector(&set);
         let uid = set.uid().unwrap_or_default();
         let backing_off = self.pauses.lock().left(&uid, Instant::now());
         let plan = plan(&View {

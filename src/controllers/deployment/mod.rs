@@ -15,7 +15,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::SelectorExt as _;
+use kube::core::Selector;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ use crate::controllers::object::{
     selector_of,
 };
 use crate::controllers::owned::words_of;
+use crate::controllers::owner_keys::{adopter_keys, owner_key};
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod plan;
@@ -81,24 +82,18 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
     workers.run(queue, cancel, |key| controller.reconcile(key)).await;
 }
 
+fn selector(deployment: &Deployment) -> Option<Selector> {
+    selector_of(&deployment.spec.as_ref()?.selector)
+}
+
 /// The deployments a replica set concerns: its controller, or all that match an orphan.
 fn keys_of_replica_set(
     deployments: &Store<Deployment>,
     replica_set: &ReplicaSet,
     keys: &mut Vec<Key>,
 ) {
-    let namespace = replica_set.namespace().unwrap_or_default();
-    if let Some(owner) = controller_of(&replica_set.metadata) {
-        if owner.kind == "Deployment" {
-            keys.push((namespace, owner.name.clone()));
-        }
-        return;
-    }
-    let matching = deployments.in_namespace(&namespace).into_iter().filter(|deployment| {
-        let selector = deployment.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
-        selector.is_some_and(|selector| selector.matches(replica_set.labels()))
-    });
-    keys.extend(matching.map(|deployment| key(deployment.as_ref())));
+    keys.extend(owner_key::<Deployment>(&replica_set.metadata));
+    keys.extend(adopter_keys(deployments, &replica_set.metadata, selector));
 }
 
 struct Controller {
@@ -112,7 +107,7 @@ impl Controller {
         let Some(deployment) = informers.deployments.store.named(&key.0, &key.1) else {
             return Ok(Next::Wait);
         };
-        let selector = deployment.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
+        let selector = selector(&deployment);
         let plan = plan(&View {
             deployment: &deployment,
             selector: selector.as_ref(),

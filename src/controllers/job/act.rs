@@ -15,6 +15,7 @@ use crate::controllers::job::template::pod_of;
 use crate::controllers::job::tracking::is_tracked;
 use crate::controllers::job::{CATCH_UP_MAX, Controller};
 use crate::controllers::object::is_deleting;
+use crate::controllers::owned::words_of;
 
 /// Pods written at once.
 const WRITES_AT_ONCE: usize = 32;
@@ -127,13 +128,5 @@ impl Controller {
             })
         };
         self.context.informers.pods.settled(CATCH_UP_MAX, is_settled).await;
-    }
-}
-
-/// What the server said, without the client's wrapping.
-fn words_of(err: &kube::Error) -> String {
-    match err {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
     }
 }

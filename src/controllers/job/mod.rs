@@ -15,9 +15,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams, Preconditions};
-use kube::core::SelectorExt as _;
 use kube::{Api, Resource as _, ResourceExt as _};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +28,7 @@ use crate::controllers::Context;
 use crate::controllers::job::plan::{Plan, View, plan};
 use crate::controllers::job::tracking::{Backoff, is_tracked};
 use crate::controllers::object::{Key, controller_of, full_name, is_deleting, key, selector_of};
+use crate::controllers::owner_keys::keys_of_pod_change;
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod act;
@@ -79,26 +78,12 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
 
 /// The Jobs a pod's change concerns: its controller, the one it had, or all that match.
 fn work_of_pod_change(jobs: &Store<Job>, change: &Change<'_, Pod>, work: &mut Vec<Work>) {
+    let selector = |job: &Job| selector_of(job.spec.as_ref()?.selector.as_ref()?);
+    work.extend(keys_of_pod_change(jobs, change, selector).into_iter().map(Work::Job));
     let pod = change.object();
-    let namespace = pod.namespace().unwrap_or_default();
-    let owner = |meta: &ObjectMeta| {
-        let owner = controller_of(meta).filter(|owner| owner.kind == "Job")?;
-        Some(Work::Job((namespace.clone(), owner.name.clone())))
-    };
-    if let Change::Applied { old: Some(old), .. } = change {
-        work.extend(owner(&old.metadata));
-    }
-    work.extend(owner(&pod.metadata));
-    if controller_of(&pod.metadata).is_none() && matches!(change, Change::Applied { .. }) {
-        if is_tracked(pod) {
-            work.push(Work::Orphan(key(pod.as_ref())));
-        }
-        let matching = jobs.in_namespace(&namespace).into_iter().filter(|job| {
-            let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-            let selector = selector.and_then(selector_of);
-            selector.is_some_and(|selector| selector.matches(pod.labels()))
-        });
-        work.extend(matching.map(|job| Work::Job(key(job.as_ref()))));
+    let has_owner = controller_of(&pod.metadata).is_some();
+    if !has_owner && is_tracked(pod) && matches!(change, Change::Applied { .. }) {
+        work.push(Work::Orphan(key(pod.as_ref())));
     }
 }
 

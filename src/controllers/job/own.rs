@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::SelectorExt as _;
 use kube::{Api, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::client::{Store, is_not_found, revision_of};
 use crate::controllers::job::tracking::{FINALIZER, is_tracked};
@@ -16,6 +16,7 @@ use crate::controllers::object::{
     Key, controller_of, controller_reference, is_active, is_controlled_by, is_deleting,
     owners_without, selector_of,
 };
+use crate::controllers::owned::patch_metadata;
 use crate::controllers::queue::Next;
 
 impl Controller {
@@ -172,18 +173,4 @@ pub(super) async fn untrack(api: &Api<Pod>, pod: &Pod) -> Result<(), kube::Error
 /// Whether the write was refused since another object has the name now.
 fn is_another(err: &kube::Error) -> bool {
     matches!(err, kube::Error::Api(status) if status.message.contains("UID in precondition"))
-}
-
-async fn patch_metadata(api: &Api<Pod>, pod: &Pod, change: Value) -> Result<u64, kube::Error> {
-    let mut metadata = change;
-    if let Some(map) = metadata.as_object_mut() {
-        map.insert("uid".to_owned(), json!(pod.uid()));
-        map.insert("resourceVersion".to_owned(), json!(pod.resource_version()));
-    }
-    let patch = Patch::Merge(json!({ "metadata": metadata }));
-    match api.patch(&pod.name_any(), &PatchParams::default(), &patch).await {
-        Ok(patched) => Ok(revision_of(&patched).unwrap_or(0)),
-        Err(err) if is_not_found(&err) => Ok(0),
-        Err(err) => Err(err),
-    }
 }

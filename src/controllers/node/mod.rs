@@ -24,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::api::node_load::LEASE_NAMESPACE;
 use crate::api::unique_pod::must_be_unique;
 use crate::client::{EventRecorder, EventType, Regarding, is_conflict, is_not_found, revision_of};
 use crate::controllers::Context;
@@ -45,8 +46,6 @@ const TICK: Duration = Duration::from_millis(500);
 const WRITES_MAX: usize = 32;
 /// How long the cache may take to show a write.
 const CATCH_UP_MAX: Duration = Duration::from_secs(5);
-/// Where the nodes' heartbeats are.
-const LEASE_NAMESPACE: &str = "kube-node-lease";
 /// Where the book of pod CIDRs is.
 const BOOK_NAMESPACE: &str = "kube-system";
 const BOOK_NAME: &str = "edgeorc-pod-cidrs";

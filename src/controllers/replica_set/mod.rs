@@ -14,17 +14,17 @@ use std::marker::PhantomData;
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
-use kube::core::SelectorExt as _;
+use kube::core::Selector;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Change, EventRecorder, Store};
+use crate::client::{Change, EventRecorder};
 use crate::controllers::Context;
 use crate::controllers::object::{
     Key, controller_of, is_active, is_controlled_by, key, selector_of,
 };
 use crate::controllers::owned::{CATCH_UP_MAX, Failure, PLAIN_WORDS, PodsOf, pod_of};
+use crate::controllers::owner_keys::keys_of_pod_change;
 use crate::controllers::queue::{Next, Queue, Workers};
 use crate::controllers::replica_set::plan::{Plan, View, plan, status};
 
@@ -52,7 +52,7 @@ pub(super) async fn run<K: Replicated>(
     }));
     let known = owners.store.clone();
     context.informers.pods.subscribe(queue.feed(move |change: &Change<'_, Pod>, keys| {
-        keys_of_pod_change(&known, change, keys);
+        keys.extend(keys_of_pod_change(&known, change, selector));
     }));
     let workers =
         Workers { controller: K::CONTROLLER, runs_max: RUNS_MAX, rng: context.rng.clone() };
@@ -60,31 +60,8 @@ pub(super) async fn run<K: Replicated>(
     workers.run(queue, cancel, |key| controller.reconcile(key)).await;
 }
 
-/// The owners a pod's change concerns: its controller, the one it had, or all that match.
-fn keys_of_pod_change<K: Replicated>(
-    owners: &Store<K>,
-    change: &Change<'_, Pod>,
-    keys: &mut Vec<Key>,
-) {
-    let pod = change.object();
-    let namespace = pod.namespace().unwrap_or_default();
-    let mut add_owner = |meta: &ObjectMeta| {
-        if let Some(owner) = controller_of(meta).filter(|owner| owner.kind == K::kind(&())) {
-            keys.push((namespace.clone(), owner.name.clone()));
-        }
-    };
-    if let Change::Applied { old: Some(old), .. } = change {
-        add_owner(&old.metadata);
-    }
-    add_owner(&pod.metadata);
-    if controller_of(&pod.metadata).is_none() && matches!(change, Change::Applied { .. }) {
-        let matching = owners.in_namespace(&namespace).into_iter().filter(|owner| {
-            let replica_set = owner.as_replica_set();
-            let selector = replica_set.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
-            selector.is_some_and(|selector| selector.matches(pod.labels()))
-        });
-        keys.extend(matching.map(|owner| key(owner.as_ref())));
-    }
+fn selector<K: Replicated>(owner: &K) -> Option<Selector> {
+    selector_of(&owner.as_replica_set().spec.as_ref()?.selector)
 }
 
 struct Controller<K> {
@@ -100,7 +77,7 @@ impl<K: Replicated> Controller<K> {
             return Ok(Next::Wait);
         };
         let replica_set = owner.as_replica_set();
-        let selector = replica_set.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
+        let selector = selector(owner.as_ref());
         let pods = informers.pods.store.in_namespace(&key.0);
         let plan = plan(&View {
             replica_set: &replica_set,

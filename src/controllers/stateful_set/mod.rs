@@ -14,19 +14,19 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::core::SelectorExt as _;
+use kube::core::Selector;
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{
-    Change, EventRecorder, EventType, Store, is_already_exists, is_not_found, revision_of,
+    Change, EventRecorder, EventType, is_already_exists, is_not_found, revision_of,
 };
 use crate::controllers::Context;
-use crate::controllers::object::{Key, controller_of, key, selector_of};
+use crate::controllers::object::{Key, key, selector_of};
 use crate::controllers::owned::{CATCH_UP_MAX, Failure, PodsOf, Words, patch_owners, words_of};
+use crate::controllers::owner_keys::{adopter_keys, keys_of_pod_change, owner_key};
 use crate::controllers::queue::{Next, Queue, Workers};
 use crate::controllers::revisions::{self, Written};
 use crate::controllers::stateful_set::plan::{Birth, Plan, View, Why, plan};
@@ -62,18 +62,13 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
     }));
     let sets = informers.stateful_sets.store.clone();
     informers.pods.subscribe(queue.feed(move |change: &Change<'_, Pod>, keys| {
-        if let Change::Applied { old: Some(old), .. } = change {
-            add_owner(&old.metadata, keys);
-        }
-        add_owner(&change.object().metadata, keys);
-        if matches!(change, Change::Applied { .. }) {
-            add_adopters(&sets, &change.object().metadata, keys);
-        }
+        keys.extend(keys_of_pod_change(&sets, change, selector));
     }));
     let sets = informers.stateful_sets.store.clone();
     let feed = queue.feed(move |change: &Change<'_, ControllerRevision>, keys| {
-        add_owner(&change.object().metadata, keys);
-        add_adopters(&sets, &change.object().metadata, keys);
+        let meta = &change.object().metadata;
+        keys.extend(owner_key::<StatefulSet>(meta));
+        keys.extend(adopter_keys(&sets, meta, selector));
     });
     informers.controller_revisions.subscribe(feed);
     // A claim that is gone lets a pod come back; one that changed hands is put right.
@@ -93,24 +88,8 @@ pub(super) async fn run(context: Context, events: EventRecorder, cancel: Cancell
     workers.run(queue, cancel, |key| controller.reconcile(key)).await;
 }
 
-fn add_owner(meta: &ObjectMeta, keys: &mut Vec<Key>) {
-    let namespace = meta.namespace.clone().unwrap_or_default();
-    let owner = controller_of(meta).filter(|owner| owner.kind == "StatefulSet");
-    keys.extend(owner.map(|owner| (namespace, owner.name.clone())));
-}
-
-/// The sets that may want an orphan.
-fn add_adopters(sets: &Store<StatefulSet>, meta: &ObjectMeta, keys: &mut Vec<Key>) {
-    if controller_of(meta).is_some() {
-        return;
-    }
-    let (none, namespace) = (BTreeMap::new(), meta.namespace.clone().unwrap_or_default());
-    let labels = meta.labels.as_ref().unwrap_or(&none);
-    let matching = sets.in_namespace(&namespace).into_iter().filter(|set| {
-        let selector = set.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
-        selector.is_some_and(|selector| selector.matches(labels))
-    });
-    keys.extend(matching.map(|set| key(set.as_ref())));
+fn selector(set: &StatefulSet) -> Option<Selector> {
+    selector_of(&set.spec.as_ref()?.selector)
 }
 
 fn is_claim_of(set: &StatefulSet, claim: &str) -> bool {
@@ -133,7 +112,7 @@ impl Controller {
         let Some(set) = informers.stateful_sets.store.named(&key.0, &key.1) else {
             return Ok(Next::Wait);
         };
-        let selector = set.spec.as_ref().and_then(|spec| selector_of(&spec.selector));
+        let selector = selector(&set);
         let plan = plan(&View {
             set: &set,
             selector: selector.as_ref(),
