@@ -12,6 +12,8 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::client::{is_conflict, is_not_found};
 use crate::net::join::{Enroller, JoinGrant, JoinRefusal, JoinRequest, TokenVerifier};
@@ -31,6 +33,8 @@ pub(super) const RAFT_ID: &str = "raftID";
 const MEMBER_SEEN_MAX: Duration = Duration::from_secs(2);
 /// Expired tokens that are removed when a node is let in.
 const SWEEP_MAX: u32 = 500;
+/// Pause between two such sweeps: a fleet that joins does not have all its tokens read for each node.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 
 /// Admits nodes on behalf of this server.
 pub(super) struct Admission {
@@ -38,6 +42,8 @@ pub(super) struct Admission {
     pub(super) replica: Replica,
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) clock: WallClock,
+    /// When expired tokens were looked for last.
+    pub(super) swept: Mutex<Option<Instant>>,
 }
 
 /// A request whose every part was checked.
@@ -177,6 +183,13 @@ impl Admission {
 
     /// Removes tokens that let nobody in any more.
     async fn sweep(&self) {
+        {
+            let mut swept = self.swept.lock();
+            if swept.is_some_and(|last| last.elapsed() < SWEEP_PAUSE) {
+                return;
+            }
+            *swept = Some(Instant::now());
+        }
         let params = ListParams::default().limit(SWEEP_MAX);
         let params = params.fields("type=bootstrap.kubernetes.io/token");
         let Ok(found) = self.secrets().list(&params).await else { return };
@@ -258,6 +271,7 @@ mod tests {
             replica: cluster.replica.clone(),
             authority: Arc::clone(&cluster.authority),
             clock: cluster.clock.clone(),
+            swept: Mutex::default(),
         };
         Door { cluster, admission }
     }
