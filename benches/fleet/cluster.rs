@@ -85,13 +85,14 @@ impl Cluster {
             };
             let server = start_server(cluster.folder.path(), name, address, token).await?;
             cluster.servers.push(server);
-            let voters = format!("edgeorc_store_voters {}", cluster.servers.len());
-            until("a voter", PATIENCE, async || {
-                let text = metrics(&cluster.servers[0].client).await?;
-                text.lines().any(|line| line == voters).then_some(()).ok_or(text)
-            })
-            .await?;
         }
+        until("three voters", PATIENCE, async || {
+            let text = metrics(&cluster.servers[0].client).await?;
+            let voters = text.lines().find(|line| line.starts_with("edgeorc_store_voters "));
+            let voters = voters.unwrap_or_default();
+            voters.ends_with(" 3").then_some(()).ok_or(voters.to_owned())
+        })
+        .await?;
         for (name, _) in SERVERS {
             let cordon = json!({"spec": {"unschedulable": true}});
             until("a server's node", PATIENCE, async || {
