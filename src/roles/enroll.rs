@@ -44,6 +44,8 @@ pub(super) struct Admission {
     pub(super) clock: WallClock,
     /// When expired tokens were looked for last.
     pub(super) swept: Mutex<Option<Instant>>,
+    /// Who writes to the roll now: nodes that join at the same time would only overtake each other.
+    pub(super) entering: tokio::sync::Mutex<()>,
 }
 
 /// A request whose every part was checked.
@@ -232,7 +234,10 @@ impl Enroller for Admission {
         let class = if raft_id.is_some() { NodeClass::Server } else { NodeClass::Agent };
         let cert_pem = issue(class)?;
         let roll = Roll::new(self.client.clone(), self.clock.clone());
-        roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
+        {
+            let _turn = self.entering.lock().await;
+            roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
+        }
         if let Some((id, store_uuid)) = raft_id {
             self.add_member(&node, id, store_uuid).await?;
         }
@@ -272,6 +277,7 @@ mod tests {
             authority: Arc::clone(&cluster.authority),
             clock: cluster.clock.clone(),
             swept: Mutex::default(),
+            entering: tokio::sync::Mutex::default(),
         };
         Door { cluster, admission }
     }
@@ -332,6 +338,27 @@ mod tests {
         let grant = door.admission.enroll(&id, good).await.unwrap();
         assert!(grant.details.contains_key(RAFT_ID));
         assert_eq!(door.members(), 2);
+    }
+
+    #[tokio::test]
+    async fn nodes_that_join_at_the_same_time_are_all_let_in() {
+        let door = door().await;
+        let mut joins = Vec::new();
+        for at in 0..24 {
+            let (id, key) = (door.token(HOUR).await, NodeKey::generate().unwrap());
+            let asked = JoinRequest {
+                class: NodeClass::Agent,
+                ..request(&format!("agent-{at}"), &key, "")
+            };
+            joins.push((id, asked));
+        }
+        let admission = &door.admission;
+        let joining = joins
+            .into_iter()
+            .map(|(id, asked)| async move { admission.enroll(&id, asked).await.map(drop) });
+        for joined in futures_util::future::join_all(joining).await {
+            joined.unwrap();
+        }
     }
 
     #[tokio::test]
