@@ -80,7 +80,11 @@ pub(super) fn choose(
         return Ok(id);
     }
     let feasible = feasible(&round, seed);
-    best(&round, &feasible, seed).ok_or_else(|| round.refuse())
+    let extra = match &round.asker {
+        Some(asker) => asker.points(&feasible).map_err(|reason| round.refuse_for(&reason))?,
+        None => Vec::new(),
+    };
+    best(&round, &feasible, &extra, seed).ok_or_else(|| round.refuse())
 }
 
 /// Nodes that take the pod: all of a small cluster, enough of a large one.

@@ -58,7 +58,8 @@ async fn pods_without_requests_go_where_less_is_in_use() {
     let client = api.client();
     let informers = Informers::start(&client, &tasks);
     let (clock, rng) = (WallClock::system(), Rng::seeded(3));
-    let context = scheduler::Context { client, informers, clock, rng };
+    let context =
+        scheduler::Context { client, informers, clock, rng, profiles: scheduler::no_plugins() };
     tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     for at in 0..5 {
         assert_eq!(place(&api, &format!("first-{at}")).await, "b");
@@ -86,7 +87,8 @@ fn schedule(api: &Api, seed: u64) -> TaskGroup {
     let client = api.client();
     let informers = Informers::start(&client, &tasks);
     let (clock, rng) = (WallClock::system(), Rng::seeded(seed));
-    let context = scheduler::Context { client, informers, clock, rng };
+    let context =
+        scheduler::Context { client, informers, clock, rng, profiles: scheduler::no_plugins() };
     tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     tasks
 }
