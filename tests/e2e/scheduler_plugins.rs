@@ -1,5 +1,6 @@
 //! Plugins of the scheduler and what nodes say of their images, as a user sees them.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -92,9 +93,20 @@ fn events(node: &Node, words: &[&str]) {
     });
 }
 
+/// A second node of the cluster, once it is ready.
+fn second(node: &Node, folder: &Path, block: Block) -> Node {
+    let token = succeed(&mut node.edgeorc(&["node", "token", "create"]));
+    let two = Node::start(folder, "two", block.address(2), Some((node, token.trim())));
+    eventually("two nodes", PATIENCE, || {
+        let nodes = succeed(&mut node.kubectl(&["get", "nodes"]));
+        if nodes.matches(" Ready").count() == 2 { Ok(()) } else { Err(nodes) }
+    });
+    two
+}
+
 /// Images of hello, the sample and the probe.
 fn images(node: &Node) -> [String; 3] {
-    let push = |file: std::path::PathBuf, name: &str| {
+    let push = |file: PathBuf, name: &str| {
         let file = file.to_str().unwrap().to_owned();
         succeed(&mut node.edgeorc(&["push", &file, name, "-o", "name"])).trim().to_owned()
     };
@@ -114,12 +126,7 @@ fn plugins_decide_and_those_that_fail_stop_nobody() {
     let block = Block::take();
     let node = Node::start(folder.path(), "one", block.address(1), None);
     node.wait_ready();
-    let token = succeed(&mut node.edgeorc(&["node", "token", "create"]));
-    let two = Node::start(folder.path(), "two", block.address(2), Some((&node, token.trim())));
-    eventually("two nodes", PATIENCE, || {
-        let nodes = succeed(&mut node.kubectl(&["get", "nodes"]));
-        if nodes.matches(" Ready").count() == 2 { Ok(()) } else { Err(nodes) }
-    });
+    let two = second(&node, folder.path(), block);
     let [hello, thermal, probe] = images(&node);
     configure(&node, "apiVersion: v1\nkind: Pod\n");
     events(&node, &["InvalidConfiguration", "KubeSchedulerConfiguration"]);
@@ -172,35 +179,61 @@ fn plugins_decide_and_those_that_fail_stop_nobody() {
     drop(two);
 }
 
+/// `hello` with 40 MiB of nothing in it, in a custom section: worth having.
+fn large(folder: &Path) -> PathBuf {
+    const BYTES: u32 = 40 << 20;
+    let mut wasm = std::fs::read(hello()).unwrap();
+    let name = b"\x04fill";
+    let mut length = BYTES + u32::try_from(name.len()).unwrap();
+    wasm.push(0);
+    while length >= 0x80 {
+        wasm.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
+        length >>= 7;
+    }
+    wasm.push(u8::try_from(length).unwrap());
+    wasm.extend(name);
+    wasm.resize(wasm.len() + usize::try_from(BYTES).unwrap(), 0);
+    let file = folder.join("large.wasm");
+    std::fs::write(&file, wasm).unwrap();
+    file
+}
+
 /// Goal: a node says which images it has, so that a pod goes where its image is; and it does not say
-/// so again and again.
+/// so again and again. Method: two nodes; a pod with a large image goes to one, two more follow it.
 #[test]
 fn a_node_tells_its_images_and_pods_go_where_theirs_are() {
     let folder = tempfile::tempdir().unwrap();
-    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    let block = Block::take();
+    let node = Node::start(folder.path(), "one", block.address(1), None);
     node.wait_ready();
-    let [hello, ..] = images(&node);
-    pod(&node, "web", &hello, "default-scheduler", "");
+    let two = second(&node, folder.path(), block);
+    let file = large(folder.path());
+    let push = ["push", file.to_str().unwrap(), "shop/large:1", "-o", "name"];
+    let image = succeed(&mut node.edgeorc(&push)).trim().to_owned();
+    pod(&node, "web", &image, "default-scheduler", "");
     until(&node, "web", ".status.phase", |got| got == "Running");
+    let at = place(&node, "web");
+    let get = |name: &str| -> Value {
+        let path = format!("/api/v1/nodes/{name}");
+        serde_json::from_str(&succeed(&mut node.kubectl(&["get", "--raw", &path]))).unwrap()
+    };
     let told = eventually("the image is told", PATIENCE, || {
-        let path = "jsonpath={.status.images}";
-        let told = succeed(&mut node.kubectl(&["get", "node", "one", "-o", path]));
-        if told.contains("infra/hello") { Ok(told) } else { Err(told) }
+        let told = get(&at);
+        let is_told = told["status"]["images"].to_string().contains("shop/large");
+        if is_told { Ok(told) } else { Err(told) }
     });
-    let told: Value = serde_json::from_str(&told).unwrap();
-    let size = std::fs::metadata(crate::support::hello()).unwrap().len();
-    assert_eq!(told[0]["sizeBytes"], size, "{told}");
-    let names: Vec<_> = told[0]["names"].as_array().unwrap().iter().collect();
-    assert!(names.contains(&&json!("infra/hello:1")) && names.contains(&&json!(hello)), "{told}");
-    let summary = succeed(&mut node.kubectl(&["get", "--raw", "/api/v1/nodes/one"]));
-    let before: Value = serde_json::from_str(&summary).unwrap();
-    // Another pod of the same image changes nothing.
-    pod(&node, "again", &hello, "default-scheduler", "");
-    until(&node, "again", ".status.phase", |got| got == "Running");
-    // Nothing to wait for: it must not happen.
+    let first = &told["status"]["images"][0];
+    assert_eq!(first["sizeBytes"], std::fs::metadata(&file).unwrap().len(), "{first}");
+    let names: Vec<_> = first["names"].as_array().unwrap().iter().collect();
+    assert!(names.contains(&&json!("shop/large:1")) && names.contains(&&json!(image)), "{first}");
+    for name in ["second", "third"] {
+        pod(&node, name, &image, "default-scheduler", "");
+        assert_eq!(place(&node, name), at, "its image is there");
+        until(&node, name, ".status.phase", |got| got == "Running");
+    }
+    // Nothing to wait for: a pod of an image that is there must not make the node write.
     std::thread::sleep(QUIET);
-    let summary = succeed(&mut node.kubectl(&["get", "--raw", "/api/v1/nodes/one"]));
-    let after: Value = serde_json::from_str(&summary).unwrap();
     let version = |node: &Value| node["metadata"]["resourceVersion"].clone();
-    assert_eq!(version(&before), version(&after), "the node wrote its status for nothing");
+    assert_eq!(version(&told), version(&get(&at)), "the node wrote its status for nothing");
+    drop(two);
 }
