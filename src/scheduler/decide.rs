@@ -100,6 +100,8 @@ fn feasible<'a>(round: &Round<'a>, seed: u64) -> Vec<Candidate<'a>> {
             Some(known) => known.nodes.get(slot).copied(),
             None => u32::try_from(slot).ok(),
         };
+        // Cheaper than to look at the node, and for most of them the end.
+        let id = id.filter(|id| round.may_be_near(*id));
         let Some((id, node)) = id.and_then(|id| Some((id, view.nodes.get(id)?))) else { continue };
         let Some(facts) = &node.facts else { continue };
         if round.fits(id, node, &nobody, known.is_some()) {

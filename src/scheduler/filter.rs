@@ -261,6 +261,13 @@ impl<'a> Round<'a> {
         Some(if gone.is_empty() { count } else { count.minus(gone.count(self.view, term)) })
     }
 
+    /// Whether the pods that it must be near may be there. No look at the node itself.
+    pub(super) fn may_be_near(&self, node: u32) -> bool {
+        let nobody = Gone::default();
+        let is_met = |term: &u32| self.near(*term, node, &nobody).is_some_and(|it| it.matched > 0);
+        self.is_first || self.class.affinity.iter().all(is_met)
+    }
+
     /// Pods that the node is kept for count as neighbours to stay away from, not as ones to be near:
     /// they may not come.
     fn by_neighbours(&self, node: u32, info: &NodeInfo, gone: &Gone) -> Option<Reason<'a>> {
