@@ -229,12 +229,14 @@ impl<'a> Asker<'a> {
     pub(super) fn refusal<'r>(&self, id: u32, node: &NodeInfo) -> Option<Reason<'r>> {
         for at in &self.profile.filters {
             let plugin = self.profile.plugins.get(*at)?;
-            let refused = |text| Some(Reason::Extension { plugin: Arc::clone(&plugin.name), text });
+            let refused = |text, is_failure| {
+                Some(Reason::Extension { plugin: Arc::clone(&plugin.name), text, is_failure })
+            };
             match self.ask(*at, plugin, id, node, false) {
-                Ok(Answer::Verdict(Some(text))) => return refused(self.bounded(text)),
+                Ok(Answer::Verdict(Some(text))) => return refused(self.bounded(text), false),
                 Ok(_) => {}
                 Err(NoAnswer::Enough) => return Some(Reason::NotAsked),
-                Err(NoAnswer::Failed(why)) if plugin.is_required => return refused(why),
+                Err(NoAnswer::Failed(why)) if plugin.is_required => return refused(why, true),
                 Err(NoAnswer::Failed(_)) => {}
             }
         }
@@ -255,7 +257,8 @@ impl<'a> Asker<'a> {
                 // Points for some of the nodes would be no comparison: it has no say.
                 Err(NoAnswer::Enough) => {}
                 Err(NoAnswer::Failed(text)) if plugin.is_required => {
-                    return Err(Reason::Extension { plugin: Arc::clone(&plugin.name), text });
+                    let plugin = Arc::clone(&plugin.name);
+                    return Err(Reason::Extension { plugin, text, is_failure: true });
                 }
                 Err(NoAnswer::Failed(_)) => {}
             }

@@ -92,6 +92,7 @@ fn a_plugin_takes_nodes_away_and_gives_points() {
     let refusal = decide(&view, &pod(&json!({})), 1).unwrap_err();
     let words = "0/1 nodes are available: 1 node(s) refused by plugin thermal: too hot.";
     assert_eq!(refusal.to_string(), words);
+    assert!(!refusal.is_passing, "it says the same the next time");
     let other = pod(&json!({ "spec": { "schedulerName": "binpack" } }));
     assert_eq!(decide(&view, &other, 1), Ok("a"), "another profile has no plugins");
 }
@@ -126,6 +127,7 @@ fn a_failing_plugin_has_no_say_or_the_last_word_as_configured() {
     let refusal = decide(&three(&failing, true), &pod(&json!({})), 1).unwrap_err();
     let words = "0/3 nodes are available: 3 node(s) refused by plugin thermal: it trapped.";
     assert_eq!(refusal.to_string(), words);
+    assert!(refusal.is_passing, "it may work the next time");
     let generous = Arc::new(Thermal { points: Some(101), ..Thermal::default() });
     assert!(decide(&three(&generous, false), &pod(&json!({})), 1).is_ok());
     let refusal = decide(&three(&generous, true), &pod(&json!({})), 1).unwrap_err();

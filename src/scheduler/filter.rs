@@ -305,6 +305,7 @@ impl<'a> Round<'a> {
         Unschedulable {
             nodes,
             helped_by: reason.helped_by(),
+            is_passing: reason.is_passing(),
             reasons: [(reason.to_string(), nodes)].into(),
             preemption: String::new(),
         }
@@ -323,6 +324,7 @@ impl<'a> Round<'a> {
         Unschedulable {
             nodes: self.view.nodes_known(),
             helped_by: changes.fold(Changes::NODE, Changes::and),
+            is_passing: counts.keys().any(Reason::is_passing),
             reasons: counts.into_iter().map(|(reason, n)| (reason.to_string(), n)).collect(),
             preemption: String::new(),
         }

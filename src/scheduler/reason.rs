@@ -28,10 +28,11 @@ pub(super) enum Reason<'a> {
     Affinity,
     AntiAffinity,
     ExistingAntiAffinity,
-    /// A plugin that is not part of this program, in its own words.
+    /// A plugin that is not part of this program, in its own words; or why it has none.
     Extension {
         plugin: Arc<str>,
         text: Arc<str>,
+        is_failure: bool,
     },
     /// Plugins were asked about enough nodes for this time.
     NotAsked,
@@ -77,6 +78,11 @@ impl<'a> Reason<'a> {
         )
     }
 
+    /// Whether another try may find otherwise although nothing changed.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Extension { is_failure: true, .. } | Self::NotAsked)
+    }
+
     /// Changes that may take the reason away.
     pub(super) fn helped_by(&self) -> Changes {
         match self {
@@ -92,7 +98,6 @@ impl<'a> Reason<'a> {
             Self::Storage(_) => Changes::NODE.and(Changes::STORAGE).and(Changes::POD_LEFT),
             Self::SpreadLabel => Changes::NODE,
             Self::Extension { .. } => Changes::NODE.and(Changes::EXTENSION),
-            // Another try looks at others.
             Self::NotAsked => Changes::ALL,
             Self::Spread | Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => {
                 Changes::NODE.and(Changes::POD_LEFT).and(Changes::POD_CAME).and(Changes::NAMESPACE)
@@ -126,7 +131,7 @@ impl fmt::Display for Reason<'_> {
             Self::ExistingAntiAffinity => {
                 "node(s) didn't satisfy existing pods anti-affinity rules"
             }
-            Self::Extension { plugin, text } => {
+            Self::Extension { plugin, text, .. } => {
                 return write!(f, "node(s) refused by plugin {plugin}: {text}");
             }
             Self::NotAsked => "node(s) that plugins were not asked about yet",
@@ -179,6 +184,8 @@ pub struct Unschedulable {
     pub reasons: BTreeMap<String, usize>,
     /// Changes after which it is worth another try.
     pub helped_by: Changes,
+    /// Another try soon is worth it whatever changes: a plugin gave no answer.
+    pub is_passing: bool,
     /// What came of asking whether others can leave; empty if nobody asked.
     pub preemption: String,
 }

@@ -340,7 +340,11 @@ impl Scheduler {
     fn refuse(&mut self, key: &PodKey, pod: Arc<Pod>, refusal: &Unschedulable) {
         let message = refusal.to_string();
         debug!(k8s.pod.name = key.1, message, "no node takes the pod");
-        self.queue.refuse(key, Instant::now(), refusal.helped_by);
+        if refusal.is_passing {
+            self.queue.retry(key, Instant::now());
+        } else {
+            self.queue.refuse(key, Instant::now(), refusal.helped_by);
+        }
         self.tell(&pod, EventType::Warning, "FailedScheduling", message.clone());
         let nominated = self.view.nomination_name(key).map(str::to_owned);
         let (client, now) = (self.context.client.clone(), self.context.clock.now());

@@ -287,6 +287,13 @@ async fn pods_wake_when_their_plugins_come_and_are_mended() {
     let message = condition(&refused, "PodScheduled").unwrap()["message"].as_str().unwrap();
     let words = "0/2 nodes are available: 2 node(s) refused by plugin only: it is broken.";
     assert!(message.starts_with(words), "{message}");
+    told.send_replace(only(Some("c")));
+    let words = "0/2 nodes are available: 2 node(s) refused by plugin only: not c.";
+    let is_told = |pod: &Value| {
+        condition(pod, "PodScheduled")
+            .is_some_and(|c| c["message"].as_str().unwrap().starts_with(words))
+    };
+    seen(&api, "p", is_told).await;
     told.send_replace(only(Some("b")));
     assert_eq!(seen(&api, "p", is_bound).await["spec"]["nodeName"], "b");
     tasks.shutdown(Duration::from_secs(1)).await;
