@@ -213,7 +213,7 @@ impl Cache {
 
 /// Maps compiled code.
 #[expect(unsafe_code, reason = "compiled code is trusted: see the comment")]
-fn deserialize(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
+pub(crate) fn deserialize(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     // SAFETY: the file was written by `compile_file` of this program or fetched with a
     // server's signature, into a folder that only this program writes (a file is replaced by
     // rename, never changed in place, so the mapping stays what it was). Wasmtime checks version

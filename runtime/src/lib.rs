@@ -27,6 +27,7 @@ mod logs;
 mod machine;
 mod meter;
 mod network;
+mod plugin;
 mod pod;
 mod serve;
 mod shares;
@@ -48,6 +49,7 @@ pub use keyvalue::{
 };
 pub use machine::{Executor, Machine};
 pub use network::{HttpError, Unsent, VirtualNetwork};
+pub use plugin::{PluginEngine, PluginError, PluginNode, PluginPod, SchedulerPlugin};
 pub use stdio::{Input, Stdio};
 pub use tasks::GuestThreads;
 pub use types::*;

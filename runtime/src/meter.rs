@@ -117,13 +117,13 @@ impl Pulse {
     }
 
     /// A guest begins to run.
-    fn enter(&self) {
+    pub(crate) fn enter(&self) {
         self.running.fetch_add(1, Ordering::SeqCst);
         self.beat();
     }
 
     /// A guest does not run any more.
-    fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.running.fetch_sub(1, Ordering::SeqCst);
     }
 

@@ -59,6 +59,8 @@ pub struct AgentConfig {
     pub capacity: Capacity,
     /// What this machine has that others have not, by name: `edgeorc.io/gpio` and how many.
     pub extended_resources: BTreeMap<String, u64>,
+    /// Folder with the `proc` and `sys` that tell what the machine is like and how it fares: `/`.
+    pub machine_root: PathBuf,
     /// How containers are started again.
     pub restart: RestartBackoff,
     /// Time all pods together get to end when the agent stops. Default 10 s.

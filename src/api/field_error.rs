@@ -149,6 +149,10 @@ impl Errors {
         self.push(FieldError::required(field, ""));
     }
 
+    pub(crate) fn required_because(&mut self, field: impl Into<String>, detail: &str) {
+        self.push(FieldError::required(field, detail));
+    }
+
     pub(crate) fn invalid(&mut self, field: impl Into<String>, value: &Value, detail: &str) {
         self.push(FieldError::invalid(field, value, detail));
     }

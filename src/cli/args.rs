@@ -251,6 +251,9 @@ pub(super) struct NodeStart {
     /// Interpret guests, as on machines for which there is no code generator: for tests of those
     #[arg(long, hide = true)]
     pub(super) pulley: bool,
+    /// Folder with the proc and sys that tell what the machine is like: for tests of hot ones
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(super) machine_root: Option<PathBuf>,
 }
 
 /// `edgeorc node token`.

@@ -58,6 +58,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         eviction_hard: flags.eviction_hard,
         eviction_transition_period: flags.eviction_pressure_transition_period,
         pulley: flags.pulley,
+        machine_root: flags.machine_root,
         otlp_endpoint: flags.otlp_endpoint,
         trace_ratio: flags.trace_ratio,
     };

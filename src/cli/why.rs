@@ -39,7 +39,7 @@ pub(super) async fn run(
         Some(_) => return Err(Failure::with(exit::USAGE, "name a pod, for example `pod/hello-0`")),
     };
     let session = Session::open(global, environment).await?;
-    let told = roles::why(&session.client, &session.namespace, name).await;
+    let told = roles::why(&session.client, &environment.proxies, &session.namespace, name).await;
     let told = told.map_err(|refused| match &refused {
         WhyError::Api(kube::Error::Api(_)) | WhyError::NoPod { .. } | WhyError::Json(_) => {
             Failure::failed(chain(&refused))

@@ -91,6 +91,9 @@ pub struct NodeSettings {
     pub max_pods: u32,
     /// What this machine has that others have not, by name. Default: nothing.
     pub extended_resources: BTreeMap<String, u64>,
+    /// Folder with the `proc` and `sys` that tell what the machine is like and how it fares: `/`, but
+    /// for tests, which have no hot machine at hand.
+    pub machine_root: PathBuf,
     /// What the sandboxes are planned for.
     pub sandboxes: Sandboxes,
     /// When this node counts as short of memory or disk.
@@ -195,6 +198,7 @@ impl NodeSettings {
                 .iter()
                 .map(|text| extended_resource(text))
                 .collect::<Result<_, _>>()?,
+            machine_root: flags.machine_root.unwrap_or_else(|| PathBuf::from("/")),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
             tracing: TracingSettings::build(
                 flags.otlp_endpoint.as_deref(),

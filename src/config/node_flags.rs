@@ -61,6 +61,8 @@ pub struct NodeFlags {
     pub eviction_transition_period: Option<Duration>,
     /// `--pulley`.
     pub pulley: bool,
+    /// `--machine-root`.
+    pub machine_root: Option<PathBuf>,
     /// `--otlp-endpoint`.
     pub otlp_endpoint: Option<String>,
     /// `--trace-ratio`.

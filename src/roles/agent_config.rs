@@ -45,6 +45,7 @@ pub(super) fn agent_config(base: &Base, is_server: bool, doors: AgentDoors) -> A
         quic_address: Some(base.settings.quic_address()),
         ingress_address: Some(base.settings.ingress_address()),
         capacity: Capacity { pods: base.settings.max_pods, ..Capacity::default() },
+        machine_root: base.settings.machine_root.clone(),
         extended_resources: base.settings.extended_resources.clone(),
         restart: crate::agent::RestartBackoff {
             min: base.settings.timing.restart_backoff_min,

@@ -175,7 +175,8 @@ impl Cluster {
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
         let (clock, rng) = (clock.clone(), rng.clone());
-        let context = scheduler::Context { client, informers, clock, rng };
+        let context =
+            scheduler::Context { client, informers, clock, rng, profiles: scheduler::no_plugins() };
         self.tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     }
 
@@ -202,6 +203,7 @@ impl Cluster {
         let nodes = Api::<Node>::all(client.clone());
         let agent = Agent::new(AgentConfig {
             extended_resources: BTreeMap::new(),
+            machine_root: "/".into(),
             node_name: name.to_owned(),
             nodes: informer(nodes, watcher::Config::default(), &self.tasks),
             static_pods: self.folder.path().join("pod-manifests"),

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use edgeorc_raft::{NodeId, Replica, Role, Status};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
 use crate::client::Informers;
 use crate::config::{PodCidrs, ServiceCidrs};
+use crate::roles::plugins::{self, Keeper};
 use crate::roles::roll::Roll;
 use crate::roles::{NodeError, api_service};
 use crate::rt::{Rng, TaskGroup, WallClock};
@@ -37,6 +39,8 @@ pub(super) struct Leader {
     pub(super) ca_pem: String,
     pub(super) pod_cidrs: PodCidrs,
     pub(super) service_cidrs: ServiceCidrs,
+    /// What plugins of the scheduler need.
+    pub(super) plugins: plugins::Tools,
     /// First and longest wait before what failed runs again.
     pub(super) restart_backoff: (Duration, Duration),
 }
@@ -98,11 +102,15 @@ impl Leader {
             },
         };
         group.spawn("controllers", |cancel| controllers::run(context, cancel));
+        let (told, profiles) = watch::channel(scheduler::Profiles::new());
+        let keeper = Keeper::new(self.clients.1.clone(), told, self.plugins.clone());
+        group.spawn("scheduler-plugins", |cancel| keeper.run(cancel));
         let context = scheduler::Context {
             client: self.clients.1.clone(),
             informers,
             clock: self.clock.clone(),
             rng: self.rng.clone(),
+            profiles,
         };
         group.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     }

@@ -14,6 +14,7 @@ use crate::roles::enroll::Admission;
 use crate::roles::identity::FIRST_RAFT_ID;
 use crate::roles::leader::Leader;
 use crate::roles::node::Base;
+use crate::roles::plugins::{self, PluginMetrics};
 use crate::roles::renewal::{self, Renewals};
 use crate::roles::roll::Roll;
 use crate::roles::{NodeError, bundle, compiled, kubeconfig};
@@ -49,7 +50,25 @@ fn leader_of(
         ca_pem: ca_pem.to_owned(),
         pod_cidrs: base.settings.pod_cidrs,
         service_cidrs: base.settings.service_cidrs,
+        plugins: plugin_tools(base),
         restart_backoff: (timing.restart_backoff_min, timing.restart_backoff_max),
+    }
+}
+
+/// What the scheduler's plugins are made with.
+fn plugin_tools(base: &Base) -> plugins::Tools {
+    let metrics = PluginMetrics::default();
+    base.metrics.register(|registry| metrics.register(registry));
+    let named = base.settings.images.registries_file.clone();
+    plugins::Tools {
+        registries_file: named.unwrap_or_else(|| base.dir.join("registries.yaml")),
+        proxies: base.settings.images.proxies.clone(),
+        compiler: base.compiler.clone(),
+        folder: base.dir.join("scheduler-plugins"),
+        sandboxes: base.settings.sandboxes,
+        metrics,
+        clock: base.clock.clone(),
+        rng: base.rng.clone(),
     }
 }
 

@@ -180,8 +180,13 @@ impl Cluster {
             settings: controllers::Settings::default(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
-        let context =
-            scheduler::Context { client, informers, clock: clock.clone(), rng: rng.clone() };
+        let context = scheduler::Context {
+            client,
+            informers,
+            clock: clock.clone(),
+            rng: rng.clone(),
+            profiles: scheduler::no_plugins(),
+        };
         self.tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     }
 
@@ -205,6 +210,7 @@ impl Cluster {
         let nodes = Api::<Node>::all(client.clone());
         let agent = Agent::new(AgentConfig {
             extended_resources: BTreeMap::new(),
+            machine_root: "/".into(),
             node_name: "one".to_owned(),
             nodes: informer(nodes, watcher::Config::default(), &self.tasks),
             static_pods: self.folder.path().join("pod-manifests"),

@@ -35,6 +35,8 @@ pub(super) struct Eligible {
 pub(super) struct Class {
     pub(super) demand: Arc<Demand>,
     fingerprint: u64,
+    /// Another number for each class there ever was.
+    pub(super) born: u64,
     /// How many pods there are of it on nodes.
     pub(super) pods: usize,
     /// When it was last asked for.
@@ -139,6 +141,7 @@ impl ClusterView {
         let demand = Arc::new(demand);
         let class = Class {
             fingerprint,
+            born: now,
             pods: 0,
             used: now,
             matches: self.terms_about(&demand),

@@ -254,16 +254,17 @@ fn wishes_about_neighbours_decide_between_nodes() {
 
 #[test]
 fn images_that_are_there_are_worth_something() {
-    let image = |name: &str, mib: i64| json!([{ "names": [name], "sizeBytes": mib << 20 }]);
-    let has = json!({ "status": { "images": image("big", 900) } });
-    let small = json!({ "status": { "images": image("small", 10) } });
+    let image = |name: &str, kib: i64| json!([{ "names": [name], "sizeBytes": kib << 10 }]);
+    let has = json!({ "status": { "images": image("shop/big:latest", 40 << 10) } });
+    let small = json!({ "status": { "images": image("small:1", 500) } });
     let view = view(&[node("has", &has), node("small", &small), node("none", &json!({}))]);
     let runs =
         |image: &str| pod(&json!({ "spec": { "containers": [{ "name": "c", "image": image }] } }));
     for seed in 0..10 {
-        assert_eq!(decide(&view, &runs("big"), seed).unwrap(), "has");
+        assert_eq!(decide(&view, &runs("shop/big"), seed).unwrap(), "has");
     }
-    let chosen: BTreeSet<_> = (0..30).map(|s| decide(&view, &runs("small"), s).unwrap()).collect();
+    let chosen: BTreeSet<_> =
+        (0..30).map(|s| decide(&view, &runs("small:1"), s).unwrap()).collect();
     assert_eq!(chosen.len(), 3, "too small to count");
 }
 

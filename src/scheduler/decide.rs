@@ -80,7 +80,11 @@ pub(super) fn choose(
         return Ok(id);
     }
     let feasible = feasible(&round, seed);
-    best(&round, &feasible, seed).ok_or_else(|| round.refuse())
+    let extra = match &round.asker {
+        Some(asker) => asker.points(&feasible).map_err(|reason| round.refuse_for(&reason))?,
+        None => Vec::new(),
+    };
+    best(&round, &feasible, &extra, seed).ok_or_else(|| round.refuse())
 }
 
 /// Nodes that take the pod: all of a small cluster, enough of a large one.
@@ -96,6 +100,8 @@ fn feasible<'a>(round: &Round<'a>, seed: u64) -> Vec<Candidate<'a>> {
             Some(known) => known.nodes.get(slot).copied(),
             None => u32::try_from(slot).ok(),
         };
+        // Cheaper than to look at the node, and for most of them the end.
+        let id = id.filter(|id| round.may_be_near(*id));
         let Some((id, node)) = id.and_then(|id| Some((id, view.nodes.get(id)?))) else { continue };
         let Some(facts) = &node.facts else { continue };
         if round.fits(id, node, &nobody, known.is_some()) {

@@ -40,6 +40,12 @@ pub(super) struct Labels {
     selector: LabelSelector,
 }
 
+/// The name of an image as nodes tell it: without a tag or digest the newest is meant.
+fn with_tag(image: &str) -> String {
+    let name = image.rsplit_once('/').map_or(image, |(_, name)| name);
+    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
 /// Labels of namespaces, by name.
 pub(super) type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -121,6 +127,8 @@ pub(super) struct Demand {
     pub(super) may_preempt: bool,
     /// Full nodes are better than empty ones.
     pub(super) packs: bool,
+    /// The scheduler it asks for, unless that is the default one.
+    pub(super) scheduler: Option<String>,
 }
 
 impl Demand {
@@ -139,9 +147,11 @@ impl Demand {
         let Some(spec) = &pod.spec else { return demand };
         demand.priority = spec.priority.unwrap_or(0);
         demand.may_preempt = spec.preemption_policy.as_deref() != Some("Never");
+        demand.scheduler =
+            spec.scheduler_name.clone().filter(|name| !name.is_empty() && name != SCHEDULER_NAME);
         demand.packs = spec.scheduler_name.as_deref() == Some(BINPACK_NAME);
         demand.images =
-            spec.containers.iter().filter_map(|container| container.image.clone()).collect();
+            spec.containers.iter().filter_map(|c| c.image.as_deref().map(with_tag)).collect();
         for constraint in spec.topology_spread_constraints.iter().flatten() {
             let spread = demand.spread_of(constraint);
             demand.spread.push(spread);

@@ -9,8 +9,10 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 use serde::Serialize;
 
+use crate::scheduler::configuration::{CONFIG_NAME, CONFIG_NAMESPACE};
 use crate::scheduler::decide::choose;
 use crate::scheduler::demand::{Demand, key_of};
+use crate::scheduler::extension::Profiles;
 use crate::scheduler::filter::{Gone, Round};
 use crate::scheduler::node::{Facts, NodeInfo};
 use crate::scheduler::preempt::preempt;
@@ -40,6 +42,8 @@ pub struct Snapshot {
     pub volumes: Vec<PersistentVolume>,
     /// How volumes are made.
     pub classes: Vec<StorageClass>,
+    /// Plugins of the schedulers that pods ask for.
+    pub profiles: Profiles,
 }
 
 /// What one node says to a pod.
@@ -62,8 +66,8 @@ pub struct NodeAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Because {
-    /// The plugin that says so, by Kubernetes' name.
-    pub plugin: &'static str,
+    /// The plugin that says so, by Kubernetes' name, or by that of its configuration.
+    pub plugin: String,
     /// In Kubernetes' words.
     pub reason: String,
     /// What would help.
@@ -161,6 +165,7 @@ impl Snapshot {
     /// The cluster without the pod itself.
     fn view(&self, asked: &Pod) -> ClusterView {
         let mut view = ClusterView::new();
+        view.set_profiles(self.profiles.clone());
         for namespace in &self.namespaces {
             let labels = namespace.metadata.labels.clone().unwrap_or_default();
             view.set_namespace(&namespace.name_any(), Some(labels));
@@ -208,11 +213,11 @@ fn answers(round: &Round<'_>, storage: &Storage) -> Vec<NodeAnswer> {
         let Some(facts) = &node.facts else { continue };
         let mut reasons = Vec::new();
         round.refusals(id, node, &nobody, false, &mut |reason| {
-            reasons.push(because(round, node, facts, reason));
+            reasons.push(because(round, node, facts, &reason));
         });
         if let Some(text) = &storage.missing {
             reasons.push(Because {
-                plugin: "VolumeBinding",
+                plugin: "VolumeBinding".to_owned(),
                 reason: text.clone(),
                 hint: "make the claim, or the volume it waits for".to_owned(),
             });
@@ -224,7 +229,11 @@ fn answers(round: &Round<'_>, storage: &Storage) -> Vec<NodeAnswer> {
         let answer = NodeAnswer { node: node.name.clone(), fits, score: None, reasons };
         all.insert(node.name.clone(), answer);
     }
-    for (candidate, score) in fitting.iter().zip(scores(round, &fitting)) {
+    // A plugin that fails is in the message.
+    let extra = round.asker.as_ref().and_then(|asker| asker.points(&fitting).ok());
+    for (candidate, score) in
+        fitting.iter().zip(scores(round, &fitting, extra.as_deref().unwrap_or_default()))
+    {
         if let Some(answer) = all.get_mut(&candidate.node.name) {
             answer.score = Some(score);
         }
@@ -232,12 +241,12 @@ fn answers(round: &Round<'_>, storage: &Storage) -> Vec<NodeAnswer> {
     all.into_values().collect()
 }
 
-fn because(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -> Because {
+fn because(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: &Reason<'_>) -> Because {
     let hint = hint(round, node, facts, reason);
-    Because { plugin: reason.plugin(), reason: reason.to_string(), hint }
+    Because { plugin: reason.plugin().to_owned(), reason: reason.to_string(), hint }
 }
 
-fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -> String {
+fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: &Reason<'_>) -> String {
     let (wanted, used, has) = (round.demand.need.resources, node.used, facts.allocatable);
     let short = |unit: &str, wanted: i64, used: i64, has: i64| {
         let free = (has - used).max(0);
@@ -276,7 +285,7 @@ fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -
             short("Mi", wanted, used, mib(has.ephemeral_bytes))
         }
         Reason::Extended(name) => {
-            let of = |amounts: &BTreeMap<String, i64>| amounts.get(name).copied().unwrap_or(0);
+            let of = |amounts: &BTreeMap<String, i64>| amounts.get(*name).copied().unwrap_or(0);
             short("", of(&round.demand.need.extended), of(&node.extended), of(&facts.extended))
         }
         Reason::Storage(_) => "the pod's volume is, or has to be made, elsewhere".to_owned(),
@@ -289,6 +298,10 @@ fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: Reason<'_>) -
         Reason::Affinity => "no pod that the pod wants to be near is there".to_owned(),
         Reason::AntiAffinity => "a pod that the pod must not be near is there".to_owned(),
         Reason::ExistingAntiAffinity => "a pod there must not be near this one".to_owned(),
+        Reason::Extension { plugin, .. } => format!(
+            "pluginConfig {plugin} in ConfigMap {CONFIG_NAMESPACE}/{CONFIG_NAME} says what it wants"
+        ),
+        Reason::NotAsked => "wait: more nodes are looked at with each try".to_owned(),
     }
 }
 
@@ -325,7 +338,8 @@ mod tests {
             .nodes
             .iter()
             .map(|answer| {
-                (answer.node.as_str(), answer.reasons[0].plugin, &*answer.reasons[0].hint)
+                let because = &answer.reasons[0];
+                (answer.node.as_str(), because.plugin.as_str(), because.hint.as_str())
             })
             .collect();
         assert_eq!(

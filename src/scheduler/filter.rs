@@ -2,6 +2,7 @@
 
 use crate::scheduler::classes::Class;
 use crate::scheduler::demand::Demand;
+use crate::scheduler::extension::Asker;
 use crate::scheduler::need::{HostPort, Need, Resources};
 use crate::scheduler::node::{Facts, NodeInfo};
 use crate::scheduler::reason::{Changes, Reason, Unschedulable};
@@ -26,6 +27,8 @@ pub(super) struct Round<'a> {
     repelled: Vec<u32>,
     /// The first of pods that all want to be near each other goes anywhere.
     is_first: bool,
+    /// Asks the plugins of its scheduler.
+    pub(super) asker: Option<Asker<'a>>,
 }
 
 /// Pods that are looked at as if they had left one node.
@@ -116,6 +119,7 @@ impl<'a> Round<'a> {
             is_first: !class.affinity.is_empty()
                 && class.affinity.iter().all(is_own)
                 && !class.affinity.iter().any(is_met),
+            asker: Asker::new(&view.extensions, demand, class.born),
         })
     }
 
@@ -156,11 +160,17 @@ impl<'a> Round<'a> {
             return each(Reason::Storage(text));
         }
         for skew in &self.spread {
-            if let Some(reason) = skew.refusal(self.view, id, gone) {
+            let awaited = self.awaited(node).filter(|class| class.matches.contains(&skew.term));
+            let awaited = u32::try_from(awaited.count()).unwrap_or(u32::MAX);
+            if let Some(reason) = skew.refusal(self.view, id, gone, awaited) {
                 return each(reason);
             }
         }
-        if let Some(reason) = self.by_neighbours(id, gone) {
+        // The plugins come last: they cost the most.
+        let reason = self
+            .by_neighbours(id, node, gone)
+            .or_else(|| self.asker.as_ref().and_then(|asker| asker.refusal(id, node)));
+        if let Some(reason) = reason {
             each(reason);
         }
     }
@@ -176,12 +186,17 @@ impl<'a> Round<'a> {
         held <= freed && !self.waiting(node).any(|need| need.ports.iter().any(clashes))
     }
 
-    /// What pods need that the node is kept for.
-    fn waiting<'n>(&'n self, node: &'n NodeInfo) -> impl Iterator<Item = &'n Need> {
+    /// The classes of the pods that the node is kept for.
+    fn awaited<'n>(&'n self, node: &'n NodeInfo) -> impl Iterator<Item = &'n Class> {
         let nominees = node.nominees.iter().filter(|nominee| {
             nominee.priority >= self.demand.priority && self.who != Some(&nominee.key)
         });
-        nominees.filter_map(|nominee| Some(&self.view.class(nominee.class)?.demand.need))
+        nominees.filter_map(|nominee| self.view.class(nominee.class))
+    }
+
+    /// What these pods need.
+    fn waiting<'n>(&'n self, node: &'n NodeInfo) -> impl Iterator<Item = &'n Need> {
+        self.awaited(node).map(|class| &class.demand.need)
     }
 
     /// What the node has too little of. A pod that asks for nothing of a kind always fits in it.
@@ -246,7 +261,16 @@ impl<'a> Round<'a> {
         Some(if gone.is_empty() { count } else { count.minus(gone.count(self.view, term)) })
     }
 
-    fn by_neighbours(&self, node: u32, gone: &Gone) -> Option<Reason<'a>> {
+    /// Whether the pods that it must be near may be there. No look at the node itself.
+    pub(super) fn may_be_near(&self, node: u32) -> bool {
+        let nobody = Gone::default();
+        let is_met = |term: &u32| self.near(*term, node, &nobody).is_some_and(|it| it.matched > 0);
+        self.is_first || self.class.affinity.iter().all(is_met)
+    }
+
+    /// Pods that the node is kept for count as neighbours to stay away from, not as ones to be near:
+    /// they may not come.
+    fn by_neighbours(&self, node: u32, info: &NodeInfo, gone: &Gone) -> Option<Reason<'a>> {
         for term in &self.class.affinity {
             let is_near = match self.near(*term, node, gone) {
                 Some(count) => count.matched > 0 || self.is_first,
@@ -259,11 +283,32 @@ impl<'a> Round<'a> {
         let has = |term: &u32, what: fn(Count) -> u32| {
             self.near(*term, node, gone).is_some_and(|count| what(count) > 0)
         };
-        if self.class.anti_affinity.iter().any(|term| has(term, |count| count.matched)) {
+        let has_label = |term: &u32| self.near(*term, node, gone).is_some();
+        let comes = |term: &u32| self.awaited(info).any(|class| class.matches.contains(term));
+        let is_apart =
+            |term: &u32| !has(term, |count| count.matched) && !(has_label(term) && comes(term));
+        if !self.class.anti_affinity.iter().all(is_apart) {
             return Some(Reason::AntiAffinity);
         }
-        let repelled = self.repelled.iter().any(|term| has(term, |count| count.repelling));
+        let repels = |class: &Class| {
+            let shared = |term: &&u32| self.class.matches.contains(term) && has_label(term);
+            class.anti_affinity.iter().any(|term| shared(&term))
+        };
+        let repelled = self.repelled.iter().any(|term| has(term, |count| count.repelling))
+            || self.awaited(info).any(repels);
         repelled.then_some(Reason::ExistingAntiAffinity)
+    }
+
+    /// No node takes the pod for one reason, which has nothing to do with them.
+    pub(super) fn refuse_for(&self, reason: &Reason<'_>) -> Unschedulable {
+        let nodes = self.view.nodes_known();
+        Unschedulable {
+            nodes,
+            helped_by: reason.helped_by(),
+            is_passing: reason.is_passing(),
+            reasons: [(reason.to_string(), nodes)].into(),
+            preemption: String::new(),
+        }
     }
 
     /// Why no node takes the pod, all nodes looked at.
@@ -279,6 +324,7 @@ impl<'a> Round<'a> {
         Unschedulable {
             nodes: self.view.nodes_known(),
             helped_by: changes.fold(Changes::NODE, Changes::and),
+            is_passing: counts.keys().any(Reason::is_passing),
             reasons: counts.into_iter().map(|(reason, n)| (reason.to_string(), n)).collect(),
             preemption: String::new(),
         }

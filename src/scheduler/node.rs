@@ -34,6 +34,8 @@ pub struct NodeInfo {
     pub(super) nominees: Vec<Nominee>,
     /// Counts what was measured: tells which pods came after.
     pub(super) measurements: u64,
+    /// Another number each time that the node says something else of itself.
+    pub(super) revision: u64,
     /// Tells nodes that are alike apart, whatever their order.
     pub(super) fingerprint: u64,
 }

@@ -184,6 +184,42 @@ fn the_place_is_kept_for_the_pod_that_others_left_for() {
     assert!(!placer.view.denominate(&("default".into(), "new".into())));
 }
 
+/// Goal: whoever is lower in rank does not sit down beside a pod that is to come and wants none beside
+/// it, or where it would be one too many.
+#[test]
+fn a_pod_that_is_to_come_has_neighbours_already() {
+    let host = "kubernetes.io/hostname";
+    let apart = |of: &str| {
+        json!({ "affinity": { "podAntiAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": [
+            { "topologyKey": host, "labelSelector": { "matchLabels": { "app": of } } }] } } })
+    };
+    let spread = json!({ "topologySpreadConstraints": [
+        { "maxSkew": 1, "topologyKey": host, "whenUnsatisfiable": "DoNotSchedule",
+          "labelSelector": { "matchLabels": { "kind": "web" } } }] });
+    let web = json!({ "metadata": { "labels": { "kind": "web" } } });
+    for (awaited, rival, refused) in [
+        (apart("rival"), json!({}), true),
+        (json!({}), apart("new"), true),
+        (apart("other"), apart("other"), false),
+        (json!({}), spread, true),
+    ] {
+        let mut awaited = json!({ "spec": awaited });
+        let mut rival = json!({ "spec": rival });
+        json_patch::merge(&mut awaited, &web);
+        json_patch::merge(&mut rival, &web);
+        // One web pod on each of two nodes: a second one, with the one to come, is a skew of two.
+        let mut placer = full(&[("a", of("a1", 1, "1m", &web)), ("b", of("b1", 1, "4", &web))]);
+        placer.view.nominate(&of("new", 100, "1m", &awaited), "a");
+        let rival_pod = of("rival", 50, "1m", &rival);
+        let placed = placer.place(&rival_pod, 1);
+        assert_eq!(matches!(placed, Placement::Placed { .. }), !refused, "{rival}: {placed:?}");
+        let mut above = rival_pod.clone();
+        above.spec.as_mut().unwrap().priority = Some(200);
+        let placed = placer.place(&above, 1);
+        assert!(matches!(placed, Placement::Placed { .. }), "{rival}: {placed:?}");
+    }
+}
+
 proptest! {
     /// Goal: preemption helps, takes only pods of lower priority, and none in vain. Method: random
     /// full nodes; the victims go, the pod is placed there; with any one of them back it is not.

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
 
 /// Why a node does not take a pod. Borrows from the view: making one costs nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reason<'a> {
     Unschedulable,
     NodeName,
-    Taint { key: &'a str, value: &'a str },
+    Taint {
+        key: &'a str,
+        value: &'a str,
+    },
     NodeAffinity,
     Ports,
     Pods,
@@ -24,6 +28,14 @@ pub(super) enum Reason<'a> {
     Affinity,
     AntiAffinity,
     ExistingAntiAffinity,
+    /// A plugin that is not part of this program, in its own words; or why it has none.
+    Extension {
+        plugin: Arc<str>,
+        text: Arc<str>,
+        is_failure: bool,
+    },
+    /// Plugins were asked about enough nodes for this time.
+    NotAsked,
 }
 
 impl<'a> Reason<'a> {
@@ -32,7 +44,7 @@ impl<'a> Reason<'a> {
     }
 
     /// The plugin of Kubernetes that says so.
-    pub(super) fn plugin(self) -> &'static str {
+    pub(super) fn plugin(&self) -> &str {
         match self {
             Self::Unschedulable => "NodeUnschedulable",
             Self::NodeName => "NodeName",
@@ -45,11 +57,13 @@ impl<'a> Reason<'a> {
             Self::Storage(_) => "VolumeBinding",
             Self::Spread | Self::SpreadLabel => "PodTopologySpread",
             Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => "InterPodAffinity",
+            Self::Extension { plugin, .. } => plugin,
+            Self::NotAsked => "extensions",
         }
     }
 
     /// Whether it holds even if pods of lower priority leave the node.
-    pub(super) fn is_final(self) -> bool {
+    pub(super) fn is_final(&self) -> bool {
         matches!(
             self,
             Self::Unschedulable
@@ -59,11 +73,18 @@ impl<'a> Reason<'a> {
                 | Self::Storage(_)
                 | Self::SpreadLabel
                 | Self::Affinity
+                | Self::Extension { .. }
+                | Self::NotAsked
         )
     }
 
+    /// Whether another try may find otherwise although nothing changed.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Extension { is_failure: true, .. } | Self::NotAsked)
+    }
+
     /// Changes that may take the reason away.
-    pub(super) fn helped_by(self) -> Changes {
+    pub(super) fn helped_by(&self) -> Changes {
         match self {
             Self::Unschedulable | Self::NodeName | Self::Taint { .. } | Self::NodeAffinity => {
                 Changes::NODE
@@ -76,6 +97,8 @@ impl<'a> Reason<'a> {
             | Self::Extended(_) => Changes::NODE.and(Changes::POD_LEFT),
             Self::Storage(_) => Changes::NODE.and(Changes::STORAGE).and(Changes::POD_LEFT),
             Self::SpreadLabel => Changes::NODE,
+            Self::Extension { .. } => Changes::NODE.and(Changes::EXTENSION),
+            Self::NotAsked => Changes::ALL,
             Self::Spread | Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => {
                 Changes::NODE.and(Changes::POD_LEFT).and(Changes::POD_CAME).and(Changes::NAMESPACE)
             }
@@ -108,6 +131,10 @@ impl fmt::Display for Reason<'_> {
             Self::ExistingAntiAffinity => {
                 "node(s) didn't satisfy existing pods anti-affinity rules"
             }
+            Self::Extension { plugin, text, .. } => {
+                return write!(f, "node(s) refused by plugin {plugin}: {text}");
+            }
+            Self::NotAsked => "node(s) that plugins were not asked about yet",
         };
         f.write_str(text)
     }
@@ -130,6 +157,10 @@ impl Changes {
     pub const STORAGE: Self = Self(8);
     /// Labels of a namespace changed.
     pub const NAMESPACE: Self = Self(16);
+    /// Plugins came, went or were mended.
+    pub const EXTENSION: Self = Self(32);
+    /// All of them.
+    pub const ALL: Self = Self(63);
 
     /// Both.
     #[must_use]
@@ -153,6 +184,8 @@ pub struct Unschedulable {
     pub reasons: BTreeMap<String, usize>,
     /// Changes after which it is worth another try.
     pub helped_by: Changes,
+    /// Another try soon is worth it whatever changes: a plugin gave no answer.
+    pub is_passing: bool,
     /// What came of asking whether others can leave; empty if nobody asked.
     pub preemption: String,
 }

@@ -23,6 +23,7 @@ use crate::scheduler::Context;
 use crate::scheduler::bind::{Bound, Refusal, bind, evict, say_unschedulable};
 use crate::scheduler::decide::choose;
 use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME};
+use crate::scheduler::extension::Profiles;
 use crate::scheduler::need::Resources;
 use crate::scheduler::node::Facts;
 use crate::scheduler::preempt::{Budget, Plan, preempt};
@@ -124,7 +125,7 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(context: Context, events: EventRecorder) -> Self {
+    pub(super) fn new(mut context: Context, events: EventRecorder) -> Self {
         let queue = Queue::new(context.rng.clone());
         let dirty = Arc::new(Dirty::default());
         watch(&context.informers.nodes, &dirty, |dirty| &dirty.nodes);
@@ -135,7 +136,8 @@ impl Scheduler {
         watch(&context.informers.storage_classes, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.namespaces, &dirty, |dirty| &dirty.namespaces);
         watch(&context.informers.pod_disruption_budgets, &dirty, |dirty| &dirty.budgets);
-        let view = ClusterView::new();
+        let mut view = ClusterView::new();
+        view.set_profiles(context.profiles.borrow_and_update().clone());
         Self { context, events, dirty, view, queue, requests: FuturesUnordered::new() }
     }
 
@@ -151,11 +153,13 @@ impl Scheduler {
                 self.queue.next_due().filter(|_| !is_full)
             };
             let dirty = Arc::clone(&self.dirty);
+            let mut profiles = self.context.profiles.clone();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
                 Some(done) = self.requests.next() => self.finish(&done),
                 () = dirty.wake.notified() => {}
+                Ok(()) = profiles.changed() => {}
                 () = sleep_until(due) => {}
             }
         }
@@ -165,6 +169,9 @@ impl Scheduler {
 
     /// Brings view and queue up to what the caches show.
     fn look(&mut self) {
+        if self.context.profiles.has_changed().unwrap_or(false) {
+            self.take_profiles();
+        }
         let nodes = std::mem::take(&mut *self.dirty.nodes.lock());
         let pods = std::mem::take(&mut *self.dirty.pods.lock());
         let namespaces = std::mem::take(&mut *self.dirty.namespaces.lock());
@@ -197,6 +204,16 @@ impl Scheduler {
         self.queue.wake(changes);
     }
 
+    /// Other plugins, maybe of other schedulers: pods may be ours that were not, and the other way
+    /// round.
+    fn take_profiles(&mut self) {
+        self.view.set_profiles(self.context.profiles.borrow_and_update().clone());
+        let waiting = self.context.informers.pods.store.select(|pod| node_name(pod).is_none());
+        let keys = waiting.iter().map(|pod| (pod.namespace().unwrap_or_default(), pod.name_any()));
+        self.dirty.pods.lock().extend(keys);
+        self.queue.wake(Changes::EXTENSION);
+    }
+
     /// Takes note of a pod as the cache shows it: what changed for others.
     fn see_pod(&mut self, key: &PodKey, pod: Option<&Pod>) -> Changes {
         let left = |is_gone: bool| if is_gone { Changes::POD_LEFT } else { Changes::NONE };
@@ -215,7 +232,7 @@ impl Scheduler {
             return Changes::NONE;
         }
         let room = self.view.remove(key);
-        if is_ours(pod) {
+        if self.is_ours(pod) {
             let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
             let status = pod.status.as_ref();
             let nominated = status.and_then(|status| status.nominated_node_name.as_deref());
@@ -243,7 +260,9 @@ impl Scheduler {
                 return;
             };
             match self.context.informers.pods.store.named(&key.0, &key.1) {
-                Some(pod) if node_name(&pod).is_none() && is_ours(&pod) => self.place(&key, pod),
+                Some(pod) if node_name(&pod).is_none() && self.is_ours(&pod) => {
+                    self.place(&key, pod);
+                }
                 _ => self.queue.remove(&key),
             }
         }
@@ -321,7 +340,11 @@ impl Scheduler {
     fn refuse(&mut self, key: &PodKey, pod: Arc<Pod>, refusal: &Unschedulable) {
         let message = refusal.to_string();
         debug!(k8s.pod.name = key.1, message, "no node takes the pod");
-        self.queue.refuse(key, Instant::now(), refusal.helped_by);
+        if refusal.is_passing {
+            self.queue.retry(key, Instant::now());
+        } else {
+            self.queue.refuse(key, Instant::now(), refusal.helped_by);
+        }
         self.tell(&pod, EventType::Warning, "FailedScheduling", message.clone());
         let nominated = self.view.nomination_name(key).map(str::to_owned);
         let (client, now) = (self.context.client.clone(), self.context.clock.now());
@@ -367,6 +390,10 @@ impl Scheduler {
         }
     }
 
+    fn is_ours(&self, pod: &Pod) -> bool {
+        is_ours(pod, &self.view.extensions.profiles)
+    }
+
     fn tell(&self, pod: &Pod, event_type: EventType, reason: &'static str, message: String) {
         self.events.record(Regarding::of(pod), event_type, reason, message);
     }
@@ -395,11 +422,12 @@ fn scheduler_name(pod: &Pod) -> String {
 }
 
 /// Whether this scheduler is to find a node for the pod.
-fn is_ours(pod: &Pod) -> bool {
+fn is_ours(pod: &Pod, profiles: &Profiles) -> bool {
     let spec = pod.spec.as_ref();
     let is_gated =
         spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
-    matches!(scheduler_name(pod).as_str(), SCHEDULER_NAME | BINPACK_NAME)
+    let name = scheduler_name(pod);
+    (matches!(name.as_str(), SCHEDULER_NAME | BINPACK_NAME) || profiles.contains_key(&name))
         && !is_gated
         && pod.metadata.deletion_timestamp.is_none()
 }
@@ -415,13 +443,15 @@ mod tests {
         let is_ours = |spec: Value, meta: Value| {
             let mut pod = json!({"metadata": meta, "spec": {"containers": []}});
             json_patch::merge(&mut pod["spec"], &spec);
-            is_ours(&serde_json::from_value(pod).unwrap())
+            let profiles = [("own".to_owned(), Arc::default())].into();
+            is_ours(&serde_json::from_value(pod).unwrap(), &profiles)
         };
         let ours = json!({"schedulerName": "default-scheduler", "schedulingGates": []});
         assert!(is_ours(ours.clone(), json!({})));
         assert!(is_ours(json!({"schedulerName": "binpack"}), json!({})));
         assert!(!is_ours(json!({"schedulingGates": [{"name": "wait"}]}), json!({})));
         assert!(!is_ours(json!({"schedulerName": "other"}), json!({})));
+        assert!(is_ours(json!({"schedulerName": "own"}), json!({})));
         assert!(!is_ours(ours, json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})));
     }
 }

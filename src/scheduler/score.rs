@@ -17,8 +17,9 @@ const WEIGHT_GROUP: i64 = 5;
 /// The best score of each kind.
 const SCORE_MAX: i64 = 100;
 /// Bytes of an image from which on it counts that a node has it, and beyond which it counts no more.
-const IMAGE_BYTES_MIN: i64 = 23 << 20;
-const IMAGE_BYTES_MAX: i64 = 1000 << 20;
+/// Kubernetes' 23 MB to 1 GB are for container images; components are a twentieth of that.
+const IMAGE_BYTES_MIN: i64 = 1 << 20;
+const IMAGE_BYTES_MAX: i64 = 64 << 20;
 
 /// A node that takes the pod.
 pub(super) struct Candidate<'a> {
@@ -27,16 +28,25 @@ pub(super) struct Candidate<'a> {
     pub(super) facts: &'a Facts,
 }
 
-/// The best of the nodes; `seed` decides between equals, whatever their order.
-pub(super) fn best(round: &Round<'_>, nodes: &[Candidate<'_>], seed: u64) -> Option<u32> {
-    let scores = scores(round, nodes);
+/// The best of the nodes; `seed` decides between equals, whatever their order. `extra` are points that
+/// plugins gave, or nothing.
+pub(super) fn best(
+    round: &Round<'_>,
+    nodes: &[Candidate<'_>],
+    extra: &[i64],
+    seed: u64,
+) -> Option<u32> {
+    let scores = scores(round, nodes, extra);
     let ranked = nodes.iter().zip(scores);
     ranked.max_by_key(|(node, score)| (*score, node.node.lot(seed))).map(|(node, _)| node.id)
 }
 
-/// The points of each node.
-pub(super) fn scores(round: &Round<'_>, nodes: &[Candidate<'_>]) -> Vec<i64> {
+/// The points of each node, with those that plugins gave.
+pub(super) fn scores(round: &Round<'_>, nodes: &[Candidate<'_>], extra: &[i64]) -> Vec<i64> {
     let mut sums: Vec<_> = nodes.iter().map(|node| of_resources(round, node)).collect();
+    for (sum, extra) in sums.iter_mut().zip(extra) {
+        *sum += extra;
+    }
     let mut add = |weight: i64, scores: Vec<i64>| {
         for (sum, score) in sums.iter_mut().zip(scores) {
             *sum += weight * score;

@@ -18,7 +18,7 @@ pub(super) struct Skew<'a> {
     topology: &'a Topology,
     counts: Counts<'a>,
     /// Number of the term.
-    term: u32,
+    pub(super) term: u32,
     /// The least count of all domains that count.
     min: u32,
     /// The pod counts itself.
@@ -79,8 +79,14 @@ impl<'a> Skew<'a> {
         Some(Self { spread, topology, counts, term: term.by_domain, min, own })
     }
 
-    /// Whether the node would make it too uneven.
-    pub(super) fn refusal(&self, view: &ClusterView, node: u32, gone: &Gone) -> Option<Reason<'a>> {
+    /// Whether the node would make it too uneven. `awaited` more pods of the term are to come there.
+    pub(super) fn refusal(
+        &self,
+        view: &ClusterView,
+        node: u32,
+        gone: &Gone,
+        awaited: u32,
+    ) -> Option<Reason<'a>> {
         let domain = self.topology.domain(node);
         if domain == NONE {
             return Some(Reason::SpreadLabel);
@@ -89,6 +95,7 @@ impl<'a> Skew<'a> {
         if !gone.pods.is_empty() {
             count = count.saturating_sub(gone.count(view, self.term).staying());
         }
+        count = count.saturating_add(awaited);
         let skew = (count + self.own).saturating_sub(self.min.min(count));
         (skew > self.spread.skew_max).then_some(Reason::Spread)
     }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::scheduler::classes::{Class, Classes};
 use crate::scheduler::demand::{Demand, Namespaces, key_of};
+use crate::scheduler::extension::{Extensions, Profiles};
 use crate::scheduler::need::Resources;
 use crate::scheduler::node::{EXPECTED, Facts, NodeInfo, Nominee};
 use crate::scheduler::preempt::Budget;
@@ -52,6 +53,7 @@ pub struct ClusterView {
     nominations: BTreeMap<PodKey, u32>,
     /// Counts the changes of what nodes say of themselves.
     pub(super) generation: u64,
+    pub(super) extensions: Extensions,
 }
 
 impl ClusterView {
@@ -120,6 +122,7 @@ impl ClusterView {
         }
         self.generation += 1;
         let is_known = facts.is_some();
+        node.revision = self.generation;
         let had = std::mem::replace(&mut node.facts, facts);
         let labels = node.facts.as_ref().map(|facts| facts.labels.clone());
         let images = node.facts.as_ref().map(|facts| facts.images.clone()).unwrap_or_default();
@@ -188,6 +191,11 @@ impl ClusterView {
             None => self.namespaces.remove(name),
         };
         self.match_namespaces();
+    }
+
+    /// Pods of these schedulers are placed with these plugins from now on.
+    pub fn set_profiles(&mut self, profiles: Profiles) {
+        self.extensions = Extensions::new(profiles);
     }
 
     /// Takes note of how many pods may be disrupted.

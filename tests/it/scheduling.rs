@@ -1,11 +1,13 @@
 //! The scheduler against the real API: what nodes say in their heartbeats decides where pods go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc::client::Informers;
 use edgeorc::rt::{Rng, TaskGroup, WallClock};
 use edgeorc::scheduler;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::Api;
@@ -58,7 +60,8 @@ async fn pods_without_requests_go_where_less_is_in_use() {
     let client = api.client();
     let informers = Informers::start(&client, &tasks);
     let (clock, rng) = (WallClock::system(), Rng::seeded(3));
-    let context = scheduler::Context { client, informers, clock, rng };
+    let context =
+        scheduler::Context { client, informers, clock, rng, profiles: scheduler::no_plugins() };
     tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     for at in 0..5 {
         assert_eq!(place(&api, &format!("first-{at}")).await, "b");
@@ -86,7 +89,8 @@ fn schedule(api: &Api, seed: u64) -> TaskGroup {
     let client = api.client();
     let informers = Informers::start(&client, &tasks);
     let (clock, rng) = (WallClock::system(), Rng::seeded(seed));
-    let context = scheduler::Context { client, informers, clock, rng };
+    let context =
+        scheduler::Context { client, informers, clock, rng, profiles: scheduler::no_plugins() };
     tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     tasks
 }
@@ -220,5 +224,77 @@ async fn a_gated_pod_and_a_lonely_one_wait_for_what_they_wait_for() {
     assert_eq!(api.patch(&format!("{PODS}/gated"), "merge", &open).await.code, 200);
     seen(&api, "gated", is_bound).await;
     seen(&api, "lonely", is_bound).await;
+    tasks.shutdown(Duration::from_secs(1)).await;
+}
+
+/// Takes pods to the nodes with this name only; without one, it fails.
+struct Only(Option<&'static str>);
+
+impl scheduler::Extension for Only {
+    fn filter(
+        &self,
+        _: &scheduler::PodFacts<'_>,
+        node: scheduler::NodeFacts<'_>,
+        _: Duration,
+    ) -> Result<Result<(), String>, scheduler::ExtensionError> {
+        let name = self.0.ok_or_else(|| scheduler::ExtensionError("it is broken".to_owned()))?;
+        Ok(if node.name == name { Ok(()) } else { Err(format!("not {name}")) })
+    }
+
+    fn score(
+        &self,
+        _: &scheduler::PodFacts<'_>,
+        _: scheduler::NodeFacts<'_>,
+        _: Duration,
+    ) -> Result<i64, scheduler::ExtensionError> {
+        Ok(0)
+    }
+}
+
+fn only(name: Option<&'static str>) -> scheduler::Profiles {
+    let plugin = scheduler::Plugin {
+        name: "only".into(),
+        extension: Arc::new(Only(name)),
+        is_required: true,
+        time_max: Duration::from_secs(1),
+    };
+    let profile = scheduler::Profile { plugins: vec![plugin], filters: vec![0], scores: vec![] };
+    [("own".to_owned(), Arc::new(profile))].into()
+}
+
+/// Goal: pods that ask for a scheduler of a profile are placed once there is one, and those that a
+/// plugin refused are tried again when it is mended: at once, not after a minute.
+#[tokio::test]
+async fn pods_wake_when_their_plugins_come_and_are_mended() {
+    let api = Api::start().await;
+    node(&api, "a", "100m", "1Gi").await;
+    node(&api, "b", "100m", "1Gi").await;
+    let (told, profiles) = watch::channel(scheduler::Profiles::new());
+    let tasks = TaskGroup::new(&CancellationToken::new());
+    let client = api.client();
+    let informers = Informers::start(&client, &tasks);
+    let (clock, rng) = (WallClock::system(), Rng::seeded(5));
+    let context = scheduler::Context { client, informers, clock, rng, profiles };
+    tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
+    let pod = asking("p", "1", &json!({"schedulerName": "own"}));
+    assert_eq!(api.post(PODS, &pod).await.code, 201);
+    // Of the default scheduler, after it in the queue: it is placed, the other one is nobody's.
+    place(&api, "other").await;
+    let seen_now = api.get(&format!("{PODS}/p")).await;
+    assert_eq!(seen_now.at("/spec/nodeName"), Value::Null);
+    told.send_replace(only(None));
+    let refused = seen(&api, "p", |pod| condition(pod, "PodScheduled").is_some()).await;
+    let message = condition(&refused, "PodScheduled").unwrap()["message"].as_str().unwrap();
+    let words = "0/2 nodes are available: 2 node(s) refused by plugin only: it is broken.";
+    assert!(message.starts_with(words), "{message}");
+    told.send_replace(only(Some("c")));
+    let words = "0/2 nodes are available: 2 node(s) refused by plugin only: not c.";
+    let is_told = |pod: &Value| {
+        condition(pod, "PodScheduled")
+            .is_some_and(|c| c["message"].as_str().unwrap().starts_with(words))
+    };
+    seen(&api, "p", is_told).await;
+    told.send_replace(only(Some("b")));
+    assert_eq!(seen(&api, "p", is_bound).await["spec"]["nodeName"], "b");
     tasks.shutdown(Duration::from_secs(1)).await;
 }

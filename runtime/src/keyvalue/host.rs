@@ -21,7 +21,7 @@ const CALL_WAIT_MAX: Duration = Duration::from_secs(10);
 #[allow(clippy::all, unreachable_pub, missing_debug_implementations, reason = "generated")]
 mod generated {
     wasmtime::component::bindgen!({
-        path: "wit",
+        path: "wit/keyvalue.wit",
         world: "wasi:keyvalue/imports",
         imports: { default: async | trappable },
         with: { "wasi:keyvalue/store.bucket": super::Bucket },

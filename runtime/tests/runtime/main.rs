@@ -12,6 +12,7 @@ mod hostile;
 mod http;
 mod imports;
 mod limits;
+mod plugins;
 mod pulley;
 mod sockets;
 mod sockets_p3;

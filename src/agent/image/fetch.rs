@@ -29,7 +29,7 @@ const MANIFEST_TRIES_MAX: u32 = 2;
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Indexes within indexes.
-const INDEX_DEPTH_MAX: usize = 2;
+pub(super) const INDEX_DEPTH_MAX: usize = 2;
 
 impl Images {
     /// Resolves the reference and fetches its content, unless that is here. Says whether it took one

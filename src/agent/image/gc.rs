@@ -254,6 +254,7 @@ impl Images {
         }
         if collected.images > 0 {
             self.forget_deleted()?;
+            self.has_changed.notify_one();
         }
         Ok(collected)
     }

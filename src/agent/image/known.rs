@@ -95,7 +95,9 @@ impl Images {
         if had.as_ref() == Some(&joined) {
             return Ok(());
         }
-        write_json_aside(file, &joined).await
+        write_json_aside(file, &joined).await?;
+        self.has_changed.notify_one();
+        Ok(())
     }
 
     pub(super) fn reference_file(&self, reference: &Reference, content: Content) -> PathBuf {

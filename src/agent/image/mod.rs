@@ -52,6 +52,7 @@ mod fetch;
 mod fleet;
 mod gc;
 mod gunzip;
+mod held;
 mod known;
 mod locks;
 mod manifest;
@@ -105,7 +106,7 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::agent::dirs::Dirs;
 use crate::agent::pod::plan::PullPolicy;
@@ -124,11 +125,12 @@ use swarm::Swarm;
 pub use backoff::BackoffSettings;
 pub use fleet::CodeTrust;
 pub use gc::ImageGcSettings;
+pub(crate) use held::HeldImage;
 pub use metrics::CodeMetrics;
 pub(crate) use peers::Peering;
 pub use peers::{PeerBody, PeerConnection, PeerDialler, PeerError};
 pub use process::{CodeCompiler, CompileFailure};
-pub use reader::{ImageReader, ReadError, RemoteImage, copy_place};
+pub use reader::{ComponentBlob, ImageReader, ReadError, RemoteImage, copy_place};
 pub(crate) use registries_file::Registries;
 pub use registries_file::check_registries_file;
 pub use serve::AskingNode;
@@ -327,6 +329,10 @@ pub(crate) struct Images {
     gc: ImageGcSettings,
     /// The disk is full: collect garbage at once.
     is_full: Notify,
+    /// There are images that were not here, or the other way round.
+    has_changed: Notify,
+    /// What was told of them last.
+    held: watch::Sender<Vec<HeldImage>>,
 }
 
 impl Images {
@@ -357,6 +363,8 @@ impl Images {
             peering,
             gc: settings.gc,
             is_full: Notify::new(),
+            has_changed: Notify::new(),
+            held: watch::Sender::default(),
         }
     }
 

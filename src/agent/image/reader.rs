@@ -68,6 +68,17 @@ impl std::fmt::Debug for RemoteImage {
     }
 }
 
+/// Which blob of an image is its component.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentBlob {
+    /// Hex of the digest of the manifest that names it.
+    pub manifest: String,
+    /// Hex of its own digest.
+    pub layer: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
 /// Where an image's copy stands in the cluster's own registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyPlace {
@@ -195,6 +206,29 @@ impl RemoteImage {
             Fault::Missing(why) => ReadError::Missing(why),
             fault => ReadError::Failed(fault.to_string()),
         })
+    }
+
+    /// The component of the image, as the registry has it now.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReadError`]; an image without a component is [`ReadError::Failed`].
+    pub async fn component(&self) -> Result<ComponentBlob, ReadError> {
+        let mut reference = self.reference().to_owned();
+        for _ in 0..=fetch::INDEX_DEPTH_MAX {
+            let (manifest, content) = self.manifest(&reference).await?;
+            match manifest::read(&content) {
+                Ok(Found::Layer(blob)) => {
+                    let unsized_ = || ReadError::Failed("its manifest tells no size".to_owned());
+                    let bytes = blob.size.ok_or_else(unsized_)?;
+                    return Ok(ComponentBlob { manifest, layer: blob.hex, bytes });
+                }
+                Ok(Found::Manifest(blob)) => reference = format!("sha256:{}", blob.hex),
+                Ok(Found::Layers(_)) => break,
+                Err(why) => return Err(ReadError::Failed(why.to_string())),
+            }
+        }
+        Err(ReadError::Failed("the image has no component".to_owned()))
     }
 
     /// The indexes of what refers to a manifest: the registry's own, and that under the tag which

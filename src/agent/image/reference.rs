@@ -117,6 +117,17 @@ impl Reference {
         Some(if start.contains('=') { start.to_owned() } else { OWN_REGISTRY.to_owned() })
     }
 
+    /// The reference that [`Self::file_name`] was made of; `None` of names that are hashed.
+    pub(super) fn of_file(name: &str) -> Option<Self> {
+        let (start, reference) = name.split_once('@')?;
+        let (host, repository) = start.split_once('=').unwrap_or((OWN_REGISTRY, start));
+        if host.is_empty() {
+            return None;
+        }
+        let repository = repository.replace('+', "/");
+        Some(Self { host: host.to_owned(), repository, reference: reference.to_owned() })
+    }
+
     /// `HOST/NAME`, without tag.
     pub(super) fn name(&self) -> String {
         format!("{}/{}", self.host, self.repository)

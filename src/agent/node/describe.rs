@@ -15,6 +15,9 @@ const KUBELET_VERSION: &str = concat!("v1.36.0+edgeorc", env!("CARGO_PKG_VERSION
 /// What runs the containers.
 const RUNTIME_VERSION: &str = "wasmtime://48";
 
+/// Annotation that names the labels which follow from what the machine is like.
+const FACTS: &str = "edgeorc.io/fact-labels";
+
 /// Thousandths of a core and bytes of memory that pods may use together.
 pub(crate) fn allocatable(config: &AgentConfig) -> (u64, u64) {
     let (cpu, memory) = capacity(config);
@@ -78,15 +81,28 @@ pub(super) fn labels(
     labels
 }
 
-/// Annotations of the Node: where others reach it, and where its volumes are.
-pub(super) fn annotations(config: &AgentConfig) -> BTreeMap<String, String> {
+/// The labels that this node told before and does not tell any more: its own, so that nobody else's go.
+pub(super) fn gone_labels(node: &Value, labels: &BTreeMap<String, String>) -> Vec<String> {
+    let told = crate::api::meta::annotation(node, FACTS).unwrap_or_default();
+    let is_gone =
+        |name: &&str| !labels.contains_key(*name) && crate::api::meta::label(node, name).is_some();
+    told.split(',').filter(is_gone).map(str::to_owned).collect()
+}
+
+/// Annotations of the Node: where others reach it, where its volumes are, and which labels follow from
+/// what the machine is like.
+pub(super) fn annotations(
+    config: &AgentConfig,
+    facts: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let addresses = [
         ("edgeorc.io/quic-address", config.quic_address),
         ("edgeorc.io/ingress-address", config.ingress_address),
     ];
     let set = addresses.into_iter().filter_map(|(key, at)| Some((key.to_owned(), at?.to_string())));
     let volumes = config.data_dir.join("volumes").display().to_string();
-    set.chain([(VOLUMES_PATH.to_owned(), volumes)]).collect()
+    let facts = facts.keys().cloned().collect::<Vec<_>>().join(",");
+    set.chain([(VOLUMES_PATH.to_owned(), volumes), (FACTS.to_owned(), facts)]).collect()
 }
 
 /// Bytes of disk that pods may use together: without what is left when they are evicted.
@@ -232,4 +248,21 @@ fn node_info() -> Value {
         "osImage": os_image,
         "systemUUID": "",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_labels_that_the_node_told_itself_go() {
+        let node = json!({ "metadata": {
+            "annotations": { FACTS: "edgeorc.io/link,edgeorc.io/model,edgeorc.io/power" },
+            "labels": { "edgeorc.io/link": "wired", "edgeorc.io/model": "x",
+                "edgeorc.io/temperature": "by hand" },
+        }});
+        let labels = [("edgeorc.io/model".to_owned(), "y".to_owned())].into();
+        assert_eq!(gone_labels(&node, &labels), ["edgeorc.io/link"]);
+        assert_eq!(gone_labels(&json!({}), &labels), Vec::<String>::new());
+    }
 }

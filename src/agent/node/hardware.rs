@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 /// Where the kernel shows its sensors.
-const SENSORS: &str = "/sys/class";
+const SENSORS: &str = "sys/class";
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_secs(15);
 /// A condition lasts this long after its last sign: supplies dip with every load.
@@ -33,12 +33,17 @@ pub(crate) struct Hardware {
     pub(crate) overheated: Option<bool>,
 }
 
-/// Keeps `told` up to date until `cancel`.
-pub(crate) async fn follow(told: watch::Sender<Hardware>, cancel: CancellationToken) {
+/// Keeps `told` up to date until `cancel`, by what is under `root`.
+pub(crate) async fn follow(
+    root: PathBuf,
+    told: watch::Sender<Hardware>,
+    cancel: CancellationToken,
+) {
+    let sensors = root.join(SENSORS);
     let mut signs = Signs::default();
     let looking = async {
         loop {
-            let seen = look(Path::new(SENSORS));
+            let seen = look(&sensors);
             let now = signs.note(seen, Instant::now());
             told.send_if_modified(|had| {
                 let is_news = *had != now;

@@ -1,7 +1,6 @@
 //! Making the Node, describing it, and learning its pod range.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tracing::{debug, info, warn};
 use crate::agent::config::AgentConfig;
 use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
+use crate::agent::image::HeldImage;
 use crate::agent::ipam::Ranges;
 use crate::agent::node::hardware::Hardware;
 use crate::agent::node::{describe, facts};
@@ -39,6 +39,8 @@ pub(crate) struct Registration {
     pub(crate) heard: Arc<Notify>,
     /// What the node is short of.
     pub(crate) pressure: watch::Receiver<Pressure>,
+    /// The images that are here.
+    pub(crate) images: watch::Receiver<Vec<HeldImage>>,
     /// What its sensors say.
     pub(crate) hardware: watch::Receiver<Hardware>,
     /// The pod ranges that are on disk.
@@ -68,7 +70,7 @@ impl Registration {
         }
         let mut changed = self.config.nodes.changed();
         let mut source = Source::Api;
-        self.facts = facts::labels(Path::new("/"), &self.facts);
+        self.facts = facts::labels(&self.config.machine_root, &self.facts);
         let mut looks = tokio::time::interval(FACTS_INTERVAL);
         looks.reset();
         loop {
@@ -93,9 +95,10 @@ impl Registration {
                 () = self.heard.notified() => source = Source::Api,
                 Ok(()) = self.pressure.changed() => source = Source::Api,
                 Ok(()) = self.hardware.changed() => source = Source::Api,
+                Ok(()) = self.images.changed() => source = Source::Api,
                 Ok(()) = changed.changed() => {}
                 _ = looks.tick() => {
-                    let facts = facts::labels(Path::new("/"), &self.facts);
+                    let facts = facts::labels(&self.config.machine_root, &self.facts);
                     if facts != self.facts {
                         self.facts = facts;
                         source = Source::Api;
@@ -164,7 +167,7 @@ impl Registration {
         let metadata = ObjectMeta {
             name: Some(self.config.node_name.clone()),
             labels: Some(describe::labels(&self.config, &self.facts)),
-            annotations: Some(describe::annotations(&self.config)),
+            annotations: Some(describe::annotations(&self.config, &self.facts)),
             ..ObjectMeta::default()
         };
         let node = Node { metadata, ..Node::default() };
@@ -176,10 +179,16 @@ impl Registration {
     /// Writes labels, annotations and status where they differ. Returns the Node as it is then.
     async fn describe(&self, api: &Api<Node>, mut node: Arc<Node>) -> kube::Result<Arc<Node>> {
         let had = serde_json::to_value(node.as_ref()).map_err(kube::Error::SerdeError)?;
+        let labels = describe::labels(&self.config, &self.facts);
+        let gone = describe::gone_labels(&had, &labels);
+        let mut labels = json!(labels);
+        for name in gone {
+            crate::api::json::set(&mut labels, &name, Value::Null);
+        }
         let wanted = json!({
             "metadata": {
-                "labels": describe::labels(&self.config, &self.facts),
-                "annotations": describe::annotations(&self.config),
+                "labels": labels,
+                "annotations": describe::annotations(&self.config, &self.facts),
             },
         });
         let (name, params) = (&self.config.node_name, PatchParams::default());
@@ -189,8 +198,11 @@ impl Registration {
         let status = had.get("status").cloned().unwrap_or(Value::Null);
         let now = self.config.clock.now_rfc3339();
         let (pressure, hardware) = (*self.pressure.borrow(), *self.hardware.borrow());
-        let wanted = describe::status(&self.config, pressure, hardware, &status, &now);
-        if !is_within(&wanted, &status) {
+        let mut wanted = describe::status(&self.config, pressure, hardware, &status, &now);
+        let images = serde_json::to_value(&*self.images.borrow()).unwrap_or_default();
+        let is_told = is_same_list(&images, status.get("images"));
+        crate::api::json::set(&mut wanted, "images", images);
+        if !is_told || !is_within(&wanted, &status) {
             let patch = Patch::Strategic(status_patch(wanted));
             node = Arc::new(api.patch_status(name, &params, &patch).await?);
         }
@@ -226,6 +238,12 @@ fn status_patch(mut status: Value) -> Value {
     json!({"status": status})
 }
 
+/// Whether the lists are the same, none being an empty one.
+fn is_same_list(wanted: &Value, has: Option<&Value>) -> bool {
+    has.unwrap_or(&Value::Null) == wanted
+        || (wanted == &json!([]) && has.is_none_or(Value::is_null))
+}
+
 /// Whether `has` already says everything that `wanted` says.
 fn is_within(wanted: &Value, has: &Value) -> bool {
     match (wanted, has) {
@@ -250,6 +268,17 @@ mod tests {
         assert!(is_within(&json!({"b": {"c": [{"t": "y"}]}}), &has));
         assert!(!is_within(&json!({"b": {"c": [{"t": "z"}]}}), &has));
         assert!(!is_within(&json!({"a": 2}), &has));
+    }
+
+    #[test]
+    fn an_image_that_went_is_news_and_none_at_all_is_not() {
+        let two = json!([{"names": ["a:1"], "sizeBytes": 2}, {"names": ["b:1"], "sizeBytes": 1}]);
+        let one = json!([{"names": ["a:1"], "sizeBytes": 2}]);
+        assert!(is_same_list(&two, Some(&two)));
+        assert!(!is_same_list(&one, Some(&two)), "it is within, and not the same");
+        assert!(!is_same_list(&json!([]), Some(&two)));
+        assert!(is_same_list(&json!([]), None));
+        assert!(!is_same_list(&one, None));
     }
 
     #[test]

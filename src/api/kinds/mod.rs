@@ -35,6 +35,7 @@ mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;
 mod pod_disruption_budget;
+mod pod_placement;
 mod pod_probes;
 mod pod_qos;
 mod pod_spec;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::api::ephemeral;
 use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{child, int_at, is_true, items_at, set_default, set_default_text, text_at};
-use crate::api::kinds::{pod_probes, pod_volumes};
+use crate::api::kinds::{pod_placement, pod_probes, pod_volumes};
 use crate::api::{names, quantity};
 
 /// Kubernetes' grace of a pod that names none, in seconds.
@@ -129,6 +129,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
         );
     }
     pod_volumes::validate(holder, path, errors);
+    pod_placement::validate(holder, path, errors);
 }
 
 /// What depends on whether a container is a main, a sidecar or a regular init container.

@@ -110,13 +110,23 @@ pub fn validate_create(res: &Resource, object: &Value) -> Vec<FieldError> {
     errors.into_vec()
 }
 
-/// Checks a changed object against the stored one. Empty: it may be stored.
+/// Checks a changed object against the stored one. Empty: it may be stored. What was wrong before, and
+/// was stored by a version that did not know better, may stay.
 #[must_use]
 pub fn validate_update(res: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     object_meta::validate(res, new, &mut errors);
     object_meta::validate_update(old, new, &mut errors);
-    (res.strategy.validate)(new, &mut errors);
+    let of = |object: &Value| {
+        let mut errors = Errors::default();
+        (res.strategy.validate)(object, &mut errors);
+        errors.into_vec()
+    };
+    let found = of(new);
+    if !found.is_empty() {
+        let known = of(old);
+        found.into_iter().filter(|error| !known.contains(error)).for_each(|e| errors.push(e));
+    }
     (res.strategy.validate_update)(old, new, &mut errors);
     errors.into_vec()
 }

@@ -45,6 +45,8 @@ pub const GUESTS: &[Guest] = &[
     Guest { name: "pause", kind: Kind::Command, world: "wasi:cli/run@0.2." },
     Guest { name: "probe", kind: Kind::Reactor, world: "wasi:cli/run@0.2." },
     Guest { name: "probe-p3", kind: Kind::Reactor, world: "wasi:cli/run@0.3." },
+    Guest { name: "probe-plugin", kind: Kind::Reactor, world: "edgeorc:scheduler/plugin@0.1." },
+    Guest { name: "thermal", kind: Kind::Reactor, world: "edgeorc:scheduler/plugin@0.1." },
     Guest { name: "ticker", kind: Kind::CoreModule, world: "_start" },
 ];
 
