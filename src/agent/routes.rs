@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::watcher;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::http_routes::HttpSources;
@@ -17,12 +18,23 @@ use crate::rt::TaskGroup;
 
 /// Changes within this time become one table.
 const DEBOUNCE: Duration = Duration::from_millis(5);
+/// The same for changes of nodes alone: a slice says by itself on which node its endpoints are, and a
+/// fleet that starts would have all its nodes make a table for each of them.
+const DEBOUNCE_NODES: Duration = Duration::from_secs(1);
 
 /// What routes are made of, besides HTTP.
 pub(crate) struct Sources {
     pub(crate) client: kube::Client,
     pub(crate) services: Informer<Service>,
     pub(crate) nodes: Informer<Node>,
+}
+
+/// What of a Node routes are made of.
+fn facts(node: &Node) -> impl PartialEq + use<> {
+    let spec = node.spec.as_ref();
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.clone());
+    let ranges = spec.map(|spec| (spec.pod_cidr.clone(), spec.pod_cidrs.clone()));
+    (node.metadata.labels.clone(), ranges, addresses)
 }
 
 /// Publishes tables until `cancel`.
@@ -48,7 +60,8 @@ pub(crate) async fn run(
     if cancel.run_until_cancelled(ready).await != Some(true) {
         return;
     }
-    let (mut a, mut b, mut c) = (services.changed(), slices.changed(), nodes.changed());
+    let (mut a, mut b, mut c) = (services.changed(), slices.changed(), nodes.changed_in(facts));
+    let mut nodes_due: Option<Instant> = None;
     let mut known = KnownRoutes::default();
     let mut has_news = true;
     loop {
@@ -56,6 +69,7 @@ pub(crate) async fn run(
             for changed in [&mut a, &mut b, &mut c] {
                 changed.borrow_and_update();
             }
+            nodes_due = None;
             let services = services.store.state();
             known = KnownRoutes {
                 http: http.objects(&services),
@@ -78,7 +92,12 @@ pub(crate) async fn run(
             }
             more = a.changed() => more,
             more = b.changed() => more,
-            more = c.changed() => more,
+            more = c.changed() => {
+                nodes_due.get_or_insert_with(|| Instant::now() + DEBOUNCE_NODES);
+                has_news = false;
+                more
+            }
+            () = due(nodes_due) => Ok(()),
             () = http.changed() => Ok(()),
             () = keeper.is_due() => {
                 keeper.write(&known, &tasks).await;
@@ -89,6 +108,16 @@ pub(crate) async fn run(
         if more.is_err() {
             return;
         }
-        tokio::time::sleep(DEBOUNCE).await;
+        if has_news {
+            tokio::time::sleep(DEBOUNCE).await;
+        }
+    }
+}
+
+/// Waits until then; for ever if that is never.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

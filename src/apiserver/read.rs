@@ -67,6 +67,11 @@ impl Filter {
         self.labels.is_everything() && self.fields.is_empty() && self.name.is_none()
     }
 
+    /// The node that pods must be on.
+    pub(super) fn node_name(&self) -> Option<&str> {
+        self.fields.required("spec.nodeName")
+    }
+
     pub(super) fn matches(&self, object: &Value) -> bool {
         let is_named = self.name.as_deref().is_none_or(|name| meta::name(object) == name);
         is_named && self.labels.matches(object) && self.fields.matches(object)

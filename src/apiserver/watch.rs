@@ -15,9 +15,10 @@ use crate::api::Resource;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
+use crate::apiserver::node_pods::Follow;
 use crate::apiserver::read::{self, Filter};
 use crate::apiserver::router::Call;
-use crate::store::{Change, Shown, StoreError, StoreWatch};
+use crate::store::{Batch, Change, Shown, StoreError};
 
 /// Shortest life of a watch whose client named none; the longest is twice that.
 const LIFE_MIN: Duration = Duration::from_secs(1800);
@@ -32,7 +33,7 @@ struct Feed {
     resource: &'static Resource,
     shape: Shape,
     filter: Filter,
-    watch: StoreWatch,
+    follow: Follow,
     /// Lines to send before anything else is waited for.
     pending: VecDeque<Bytes>,
     /// Everything up to here has been sent.
@@ -57,8 +58,10 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     if !is_fresh {
         store.wait_for(&scope, revision, read::FUTURE_WAIT).await?;
     }
-    let watch = match store.watch(&scope, revision) {
-        Ok(watch) => watch,
+    let node = filter.node_name().map(str::to_owned);
+    let follow = Follow::new(Arc::clone(&call.context), scope, node.as_deref(), revision);
+    let follow = match follow {
+        Ok(follow) => follow,
         // Clients look for this one within the stream: an HTTP 410 makes some watch from the same
         // revision for ever.
         Err(error @ StoreError::Compacted { .. }) => {
@@ -78,7 +81,7 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
         resource: call.info.resource,
         shape,
         filter,
-        watch,
+        follow,
         pending: VecDeque::new(),
         revision,
         has_bookmarks: call.query.is_set("allowWatchBookmarks"),
@@ -123,13 +126,8 @@ impl Feed {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return None,
-                batch = self.watch.next() => match batch {
-                    Ok(batch) => {
-                        for change in &batch.changes {
-                            self.change(change);
-                        }
-                        self.revision = batch.revision;
-                    }
+                batch = self.follow.next() => match batch {
+                    Ok(batch) => self.took(&batch),
                     Err(error) => {
                         let status = ApiError::from(error).0.to_value();
                         self.pending.push_back(line("ERROR", &status));
@@ -138,13 +136,27 @@ impl Feed {
                 },
                 () = tokio::time::sleep_until(self.ends_at) => {
                     if self.has_bookmarks {
-                        self.push_bookmark(false);
+                        self.tell_progress();
                     }
                     self.is_over = true;
                 }
-                _ = self.bookmark.tick(), if self.has_bookmarks => self.push_bookmark(false),
+                _ = self.bookmark.tick(), if self.has_bookmarks => self.tell_progress(),
             }
         }
+    }
+
+    fn took(&mut self, batch: &Batch) {
+        for change in &batch.changes {
+            self.change(change);
+        }
+        self.revision = batch.revision;
+    }
+
+    fn tell_progress(&mut self) {
+        if let Some(batch) = self.follow.taken() {
+            self.took(&batch);
+        }
+        self.push_bookmark(false);
     }
 
     /// What a change means to this watcher: leaving the selector is DELETED, entering is ADDED.

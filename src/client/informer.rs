@@ -123,6 +123,27 @@ where
         self.changes.clone()
     }
 
+    /// Counts the changes of what `facts` says of each object, and objects that come and go: for a
+    /// loop that works from a part of each, and need not hear of the rest. `facts` must return at once.
+    #[must_use]
+    pub fn changed_in<F>(&self, facts: impl Fn(&K) -> F + Send + 'static) -> watch::Receiver<u64>
+    where
+        F: PartialEq,
+    {
+        let (changes, changed) = watch::channel(0_u64);
+        self.subscribe(Box::new(move |change| {
+            let is_news = match change {
+                Change::Applied { old: Some(old), new } => facts(old) != facts(new),
+                Change::Applied { old: None, .. } | Change::Removed(_) => true,
+            };
+            if is_news {
+                changes.send_modify(|count| *count = count.wrapping_add(1));
+            }
+            changes.receiver_count() > 0
+        }));
+        changed
+    }
+
     /// Tells `handler` of every object there is, then of every change, until it returns `false`
     /// or the informer ends.
     pub fn subscribe(&self, mut handler: Handler<K>) {
@@ -429,6 +450,32 @@ mod tests {
         feed.apply(Event::Apply(object("a", 3)));
         feed.apply(Event::Delete(object("b", 4)));
         assert_eq!(*heard.lock(), ["+a", "+b", "~a", "-b"]);
+    }
+
+    #[tokio::test]
+    async fn who_looks_at_a_part_of_each_object_does_not_hear_of_the_rest() {
+        let (mut feed, informer) = feed();
+        list(&mut feed, &[("a", 1)]);
+        let labelled = |name: &str, revision, label: &str| {
+            let mut object = object(name, revision);
+            object.metadata.labels = Some([("l".to_owned(), label.to_owned())].into());
+            object
+        };
+        let mut changed = informer.changed_in(|one| one.metadata.labels.clone());
+        changed.borrow_and_update();
+        feed.apply(Event::Apply(object("a", 2)));
+        assert!(!changed.has_changed().unwrap());
+        for event in [
+            Event::Apply(labelled("a", 3, "x")),
+            Event::Apply(object("b", 4)),
+            Event::Delete(object("b", 5)),
+        ] {
+            feed.apply(event);
+            assert!(changed.has_changed().unwrap());
+            changed.borrow_and_update();
+        }
+        feed.apply(Event::Apply(labelled("a", 6, "x")));
+        assert!(!changed.has_changed().unwrap());
     }
 
     #[tokio::test(start_paused = true)]

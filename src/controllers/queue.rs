@@ -25,6 +25,11 @@ const RETRY: RetryLimits =
 /// A run that takes longer is dropped and counts as failed.
 const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// A run at least this long is followed by a rest of its key as long as it, [`REST_MAX`] at most: an
+/// owner of thousands of pods that all change is not looked through for each of them.
+const REST_FROM: Duration = Duration::from_millis(10);
+const REST_MAX: Duration = Duration::from_millis(100);
+
 /// What a run wants next for its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -62,7 +67,10 @@ struct State<K> {
     ready: VecDeque<K>,
     /// What is in `ready`.
     waiting: BTreeSet<K>,
-    running: BTreeSet<K>,
+    /// Since when each key runs.
+    running: BTreeMap<K, Instant>,
+    /// Until when keys rest that had a long run.
+    resting: BTreeMap<K, Instant>,
     /// Came in while their twin ran.
     again: BTreeSet<K>,
     /// When each delayed key is due, and the same by time.
@@ -78,7 +86,8 @@ impl<K: Ord + Clone> Queue<K> {
             state: Mutex::new(State {
                 ready: VecDeque::new(),
                 waiting: BTreeSet::new(),
-                running: BTreeSet::new(),
+                running: BTreeMap::new(),
+                resting: BTreeMap::new(),
                 again: BTreeSet::new(),
                 due: BTreeMap::new(),
                 timeline: BTreeSet::new(),
@@ -156,7 +165,7 @@ impl<K: Ord + Clone> Queue<K> {
 
     fn done(&self, key: &K, outcome: Result<Next, ()>, rng: &Rng) {
         let mut state = self.0.state.lock();
-        state.running.remove(key);
+        state.ended(key, Instant::now());
         match outcome {
             Ok(next) => {
                 state.failures.remove(key);
@@ -183,8 +192,10 @@ impl<K: Ord + Clone> Queue<K> {
 
 impl<K: Ord + Clone> State<K> {
     fn add(&mut self, key: K) {
-        if self.running.contains(&key) {
+        if self.running.contains_key(&key) {
             self.again.insert(key);
+        } else if let Some(until) = self.resting.get(&key).copied() {
+            self.delay(key, until);
         } else if self.waiting.insert(key.clone()) {
             self.ready.push_back(key);
         }
@@ -202,6 +213,7 @@ impl<K: Ord + Clone> State<K> {
     }
 
     fn wake_due(&mut self, now: Instant) {
+        self.resting.retain(|_, until| *until > now);
         while self.timeline.first().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, key)) = self.timeline.pop_first() {
                 self.due.remove(&key);
@@ -213,8 +225,16 @@ impl<K: Ord + Clone> State<K> {
     fn take(&mut self) -> Option<K> {
         let key = self.ready.pop_front()?;
         self.waiting.remove(&key);
-        self.running.insert(key.clone());
+        self.running.insert(key.clone(), Instant::now());
         Some(key)
+    }
+
+    fn ended(&mut self, key: &K, now: Instant) {
+        let Some(since) = self.running.remove(key) else { return };
+        let took = now.saturating_duration_since(since);
+        if took >= REST_FROM {
+            self.resting.insert(key.clone(), now + took.min(REST_MAX));
+        }
     }
 }
 
@@ -303,6 +323,34 @@ mod tests {
         assert_eq!(now_or_never(&queue).await, None);
         queue.done(&"a", Ok(Next::Wait), &rng);
         assert_eq!(now_or_never(&queue).await, Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_rests_after_a_long_run_and_what_comes_meanwhile_is_one_run() {
+        let (queue, rng) = (Queue::new(), Rng::seeded(1));
+        for (took, rest) in [(1, 0), (40, 40), (5_000, 100)]
+            .map(|(a, b)| (Duration::from_millis(a), Duration::from_millis(b)))
+        {
+            queue.add("a");
+            assert_eq!(queue.next().await, "a");
+            tokio::time::sleep(took).await;
+            queue.add("a");
+            queue.done(&"a", Ok(Next::Wait), &rng);
+            let ended = Instant::now();
+            queue.add("a");
+            queue.add("b");
+            assert_eq!(queue.next().await, if rest.is_zero() { "a" } else { "b" });
+            if !rest.is_zero() {
+                assert_eq!(queue.next().await, "a");
+                assert_eq!(ended.elapsed(), rest);
+            } else {
+                assert_eq!(queue.next().await, "b");
+            }
+            queue.done(&"a", Ok(Next::Wait), &rng);
+            queue.done(&"b", Ok(Next::Wait), &rng);
+            assert_eq!(now_or_never(&queue).await, None);
+            tokio::time::sleep(REST_MAX).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]

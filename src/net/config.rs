@@ -8,7 +8,7 @@ use std::time::Duration;
 /// a peer that sends as fast as it can costs a Raspberry Pi a few MiB.
 #[derive(Debug, Clone)]
 pub struct NetConfig {
-    /// Pause after which a silent connection sends a ping. Default 200 ms. Longer saves battery
+    /// Pause after which the dialler of a silent connection sends a ping. Default 200 ms. Longer saves battery
     /// and mobile data, and must stay well below a third of `idle_timeout`.
     pub keep_alive: Duration,
     /// Silence after which a connection on an ideal link is given up and everything on it fails.
@@ -16,6 +16,9 @@ pub struct NetConfig {
     /// for it. A link that is slow or lossy is given longer by itself, up to `silence_max`: four
     /// round trips more, and four times as long where packets get lost or go through a tunnel.
     pub idle_timeout: Duration,
+    /// How many times as long both are on connections at whose end nobody waits to be told of it:
+    /// those on which servers ask agents, of which each agent keeps one to every server. Default 5.
+    pub calm_factor: u32,
     /// Silence after which any connection is given up. Default 10 s.
     pub silence_max: Duration,
     /// Time for a handshake, TLS included. Default 2 s: a node that was away answers the first
@@ -59,6 +62,7 @@ impl Default for NetConfig {
         Self {
             keep_alive: Duration::from_millis(200),
             idle_timeout: Duration::from_millis(700),
+            calm_factor: 5,
             silence_max: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(2),
             stream_window_bytes: 512 * 1024,

@@ -64,6 +64,11 @@ impl Alpn {
         Self::ALL.into_iter().find(|alpn| alpn.as_bytes() == name)
     }
 
+    /// Nobody waits to hear at once that the other end is gone: it may be silent for longer.
+    pub(super) fn is_calm(self) -> bool {
+        self == Self::Node
+    }
+
     pub(super) fn listener_must_be_server(self) -> bool {
         !matches!(self, Self::Mesh | Self::Blobs)
     }

@@ -18,7 +18,7 @@ use crate::net::fabric::Fabric;
 use crate::net::identity::{Identity, IdentityError, Peer};
 use crate::net::tunnel::Tunnels;
 use crate::net::verify;
-use crate::net::watchdog::Watchdog;
+use crate::net::watchdog::{Silence, Watchdog};
 use crate::rt::TaskGroup;
 
 /// Connections that wait to be accepted; more wait with their handshake done.
@@ -99,6 +99,8 @@ struct Inner {
     config: NetConfig,
     tasks: TaskGroup,
     transport: Arc<quinn::TransportConfig>,
+    /// Of connections that may be silent for longer.
+    calm_transport: Arc<quinn::TransportConfig>,
     watchdog: Arc<Watchdog>,
     tunnels: Tunnels,
     arrived: mpsc::Sender<Connection>,
@@ -117,11 +119,15 @@ impl Endpoint {
         config: NetConfig,
         tasks: &TaskGroup,
     ) -> Result<Self, BindError> {
-        let transport = Arc::new(transport(&config).map_err(BindError::Setup)?);
+        let made =
+            |keep_alive| transport(&config, keep_alive).map(Arc::new).map_err(BindError::Setup);
+        let transport = made(Some(config.keep_alive))?;
+        let calm_transport = made(Some(config.keep_alive.saturating_mul(config.calm_factor)))?;
         let tls = identity.quic_server_config().map_err(setup)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(setup)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-        server.transport_config(Arc::clone(&transport));
+        // The answers to the dialler's pings tell both ends that the other one lives.
+        server.transport_config(made(None)?);
         server.max_incoming(config.handshakes_max);
         let drivers = Arc::new(Drivers::default());
         let socket = std::net::UdpSocket::bind(address)
@@ -140,7 +146,11 @@ impl Endpoint {
         let arrivals = tokio::sync::Mutex::new(arrivals);
         let tunnels = Tunnels::new(fabric, identity.clone(), &tasks);
         let watchdog = Arc::new(Watchdog::default());
-        let looking = Arc::clone(&watchdog).run(config.idle_timeout, config.silence_max);
+        let looking = Arc::clone(&watchdog).run(Silence {
+            base: config.idle_timeout,
+            calm_factor: config.calm_factor,
+            most: config.silence_max,
+        });
         tasks.spawn_until_cancelled("quic-watchdog", looking);
         let inner = Inner {
             quic,
@@ -149,6 +159,7 @@ impl Endpoint {
             config,
             tasks,
             transport,
+            calm_transport,
             watchdog,
             tunnels,
             arrived,
@@ -222,7 +233,8 @@ impl Endpoint {
             return Err(ConnectError::Closed);
         }
         let tls = verify::client_config(&self.0.identity, expected_node, alpn);
-        let config = match client(tls, &self.0.transport) {
+        let transport = if alpn.is_calm() { &self.0.calm_transport } else { &self.0.transport };
+        let config = match client(tls, transport) {
             Ok(config) => config,
             Err(reason) => return Err(failed(reason)),
         };
@@ -382,11 +394,15 @@ pub(super) fn client(
     Ok(config)
 }
 
-pub(super) fn transport(config: &NetConfig) -> Result<quinn::TransportConfig, String> {
+/// How a connection behaves whose silences this end breaks after `keep_alive`, if at all.
+pub(super) fn transport(
+    config: &NetConfig,
+    keep_alive: Option<Duration>,
+) -> Result<quinn::TransportConfig, String> {
     let mut transport = quinn::TransportConfig::default();
     let idle = config.silence_max.try_into().map_err(|_| "idle timeout is too long".to_owned())?;
     transport
-        .keep_alive_interval(Some(config.keep_alive))
+        .keep_alive_interval(keep_alive)
         .max_idle_timeout(Some(idle))
         .stream_receive_window(config.stream_window_bytes.into())
         .receive_window(config.connection_window_bytes.into())

@@ -285,7 +285,8 @@ async fn connect(
     )
     .map_err(|err| failed(err.to_string()))?;
     let config = NetConfig::default();
-    let transport = Arc::new(endpoint::transport(&config).map_err(failed)?);
+    let transport =
+        Arc::new(endpoint::transport(&config, Some(config.keep_alive)).map_err(failed)?);
     let handshake = async |at: SocketAddr| {
         let tls = verify::join_config(&token.ca_hash, clock);
         let client = endpoint::client(tls, &transport)?;

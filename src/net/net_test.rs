@@ -200,6 +200,31 @@ async fn a_renewed_certificate_serves_without_restart() {
     assert!(b.identity().replace(&other.cert_pem, &other.key_pem).is_err());
 }
 
+/// Goal: what each agent keeps open to every server costs little. Method: two connections that carry
+/// nothing, each of its kind, for longer than either kind may be silent without pings.
+#[tokio::test]
+async fn connections_on_which_nobody_waits_are_pinged_less_and_stay_as_well() {
+    let ca = authority();
+    let (server, _s) = endpoint(&ca, "one", NodeClass::Server);
+    let (agent, _a) = endpoint(&ca, "two", NodeClass::Agent);
+    let mut held = Vec::new();
+    for alpn in [Alpn::Api, Alpn::Node] {
+        let dialled = soon(agent.connect(address(&server), Some("one"), alpn)).await.unwrap();
+        held.push((dialled, soon(server.accept()).await.unwrap()));
+    }
+    let calm_silence = NetConfig::default().idle_timeout * NetConfig::default().calm_factor;
+    tokio::time::sleep(calm_silence + Duration::from_secs(1)).await;
+    let sent = |at: usize| {
+        let (dialled, accepted) = &held[at];
+        assert!(!dialled.is_closed() && !accepted.is_closed());
+        let of = |conn: &Connection| conn.held().upgrade().unwrap().quic.stats().udp_tx.datagrams;
+        of(dialled) + of(accepted)
+    };
+    // Handshakes and probes of the path are the same for both: what differs are the pings.
+    let (api, node) = (sent(0), sent(1));
+    assert!(node + 20 <= api, "{node} packets beside {api}");
+}
+
 #[tokio::test]
 async fn a_taken_port_is_named_in_one_sentence() {
     let ca = authority();

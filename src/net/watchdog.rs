@@ -43,6 +43,17 @@ fn silence_max(base: Duration, most: Duration, link: Quality) -> Duration {
     base.saturating_mul(factor).saturating_add(link.rtt.saturating_mul(ROUND_TRIPS)).min(most)
 }
 
+/// How long connections may be silent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Silence {
+    /// On an ideal link.
+    pub(super) base: Duration,
+    /// So many times as long where nobody waits to be told.
+    pub(super) calm_factor: u32,
+    /// On any link.
+    pub(super) most: Duration,
+}
+
 /// All connections of one endpoint.
 #[derive(Default)]
 pub(super) struct Watchdog {
@@ -77,18 +88,18 @@ impl Watchdog {
     }
 
     /// Looks at all of them again and again.
-    pub(super) async fn run(self: Arc<Self>, base: Duration, most: Duration) {
+    pub(super) async fn run(self: Arc<Self>, limits: Silence) {
         let mut looked = Instant::now();
         loop {
             tokio::time::sleep(LOOK).await;
             // When this process itself was stopped, the peers' packets wait in the socket.
             let late = looked.elapsed().saturating_sub(2 * LOOK);
             looked = Instant::now();
-            self.look(looked, late, base, most);
+            self.look(looked, late, limits);
         }
     }
 
-    fn look(&self, now: Instant, late: Duration, base: Duration, most: Duration) {
+    fn look(&self, now: Instant, late: Duration, limits: Silence) {
         // Nothing is dropped under the lock: the last handle of a connection closes it.
         let mut kept = Vec::new();
         let mut watched = self.watched.lock();
@@ -96,7 +107,7 @@ impl Watchdog {
             let Some(held) = watched.held.upgrade() else { return false };
             let is_alive = held.quic.close_reason().is_none();
             if is_alive {
-                watched.look(&held, now, late, base, most);
+                watched.look(&held, now, late, limits);
             }
             kept.push(held);
             is_alive
@@ -106,7 +117,7 @@ impl Watchdog {
 }
 
 impl Watched {
-    fn look(&mut self, held: &Held, now: Instant, late: Duration, base: Duration, most: Duration) {
+    fn look(&mut self, held: &Held, now: Instant, late: Duration, limits: Silence) {
         let stats = held.quic.stats();
         if stats.udp_rx.datagrams != self.datagrams {
             self.datagrams = stats.udp_rx.datagrams;
@@ -121,7 +132,8 @@ impl Watched {
             is_tunnelled: fabric::is_way(held.quic.remote_address()),
         };
         let silence = now.saturating_duration_since(self.heard);
-        if silence > silence_max(base, most, link) {
+        let factor = if held.alpn.is_calm() { limits.calm_factor } else { 1 };
+        if silence > silence_max(limits.base.saturating_mul(factor), limits.most, link) {
             debug!(peer = %held.peer.user, alpn = %held.alpn, ?silence, ?link, "peer is silent");
             held.quic.close(CODE_SILENT.into(), b"silent");
         }

@@ -18,6 +18,8 @@ use crate::roles::data_dir::{DataDir, NodeState};
 const QUIC_ADDRESS: &str = "edgeorc.io/quic-address";
 /// Label of servers.
 const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
+/// Pause between two passes over all nodes: what comes in it is one pass.
+const REST: Duration = Duration::from_millis(200);
 /// Changes of the servers within this time are one write: the disk may be an SD card.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,14 @@ struct Seen {
     servers: BTreeSet<String>,
 }
 
+/// What of a Node is looked at here.
+fn facts(node: &Node) -> (Option<String>, bool) {
+    let annotations = node.metadata.annotations.as_ref();
+    let labels = node.metadata.labels.as_ref();
+    let at = annotations.and_then(|annotations| annotations.get(QUIC_ADDRESS)).cloned();
+    (at, labels.is_some_and(|labels| labels.contains_key(SERVER_LABEL)))
+}
+
 impl Seen {
     fn of(group: Option<&Status>, nodes: &[Arc<Node>]) -> Self {
         let mut seen = Self::default();
@@ -60,9 +70,8 @@ impl Seen {
             let meta = &node.metadata;
             let Some(name) = &meta.name else { continue };
             seen.present.insert(name.clone());
-            let annotation = meta.annotations.as_ref().and_then(|a| a.get(QUIC_ADDRESS));
-            let Some(at) = annotation else { continue };
-            if meta.labels.as_ref().is_some_and(|labels| labels.contains_key(SERVER_LABEL)) {
+            let (Some(at), is_server) = facts(node) else { continue };
+            if is_server {
                 seen.servers.insert(name.clone());
             }
             if let Ok(address) = at.parse() {
@@ -76,7 +85,10 @@ impl Seen {
 impl Directory {
     /// Follows both sources until `cancel`.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
-        let mut nodes_changed = self.nodes.changed();
+        let mut nodes_changed = self.nodes.changed_in(facts);
+        let nodes = self.nodes.clone();
+        let mut listed = std::pin::pin!(nodes.ready());
+        let mut is_listed = false;
         let mut before: BTreeSet<String> = self.servers.borrow().iter().cloned().collect();
         loop {
             nodes_changed.borrow_and_update();
@@ -103,10 +115,14 @@ impl Directory {
             };
             let goes_on = tokio::select! {
                 () = cancel.cancelled() => false,
+                listed = &mut listed, if !is_listed => {
+                    is_listed = true;
+                    listed
+                }
                 changed = nodes_changed.changed() => changed.is_ok(),
                 changed = group_changed => changed,
             };
-            if !goes_on {
+            if !goes_on || cancel.run_until_cancelled(tokio::time::sleep(REST)).await.is_none() {
                 return;
             }
         }

@@ -2,31 +2,28 @@
 
 use std::sync::Arc;
 
-use edgeorc_runtime::{VirtualNetwork, WasmRuntime};
+use edgeorc_runtime::{PodRuntime, VirtualNetwork};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::agent::{AgentConfig, Capacity, ImageGcSettings, ImageSettings, ThisMachine};
+use crate::agent::{AgentConfig, Capacity, ImageGcSettings, ImageSettings, Machine};
 use crate::client::Informer;
 use crate::roles::node::Base;
 use crate::roles::{blobs, compiled};
 
-/// The agent's ways to the cluster.
+/// The agent's ways to the cluster, and what it runs pods with.
 pub(super) struct AgentDoors {
     pub(super) client: kube::Client,
     pub(super) nodes: Informer<Node>,
+    pub(super) runtime: Arc<dyn PodRuntime>,
+    pub(super) network: Arc<VirtualNetwork>,
+    pub(super) machine: Arc<dyn Machine>,
 }
 
 /// What the agent is told at start.
-pub(super) fn agent_config(
-    base: &Base,
-    is_server: bool,
-    doors: AgentDoors,
-    runtime: WasmRuntime,
-    network: Arc<VirtualNetwork>,
-) -> AgentConfig {
+pub(super) fn agent_config(base: &Base, is_server: bool, doors: AgentDoors) -> AgentConfig {
     let data_dir = base.dir.join("agent");
     AgentConfig {
-        machine: Arc::new(ThisMachine::new(&data_dir)),
+        machine: doors.machine,
         eviction: base.settings.eviction.clone(),
         node_name: base.settings.node_name.clone(),
         node_ips: vec![base.settings.advertise_address],
@@ -35,8 +32,8 @@ pub(super) fn agent_config(
         static_pods: base.dir.join("pod-manifests"),
         client: doors.client,
         nodes: doors.nodes,
-        runtime: Arc::new(runtime),
-        network,
+        runtime: doors.runtime,
+        network: doors.network,
         compiler: base.compiler.clone(),
         code_trust: Some(Arc::new(compiled::ServersOnly(base.membership.identity.clone()))),
         peers: Some(Arc::new(blobs::Nodes(base.peers.clone()))),

@@ -12,6 +12,8 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::client::{is_conflict, is_not_found};
 use crate::net::join::{Enroller, JoinGrant, JoinRefusal, JoinRequest, TokenVerifier};
@@ -31,6 +33,8 @@ pub(super) const RAFT_ID: &str = "raftID";
 const MEMBER_SEEN_MAX: Duration = Duration::from_secs(2);
 /// Expired tokens that are removed when a node is let in.
 const SWEEP_MAX: u32 = 500;
+/// Pause between two such sweeps: a fleet that joins does not have all its tokens read for each node.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 
 /// Admits nodes on behalf of this server.
 pub(super) struct Admission {
@@ -38,6 +42,10 @@ pub(super) struct Admission {
     pub(super) replica: Replica,
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) clock: WallClock,
+    /// When expired tokens were looked for last.
+    pub(super) swept: Mutex<Option<Instant>>,
+    /// Who writes to the roll now: nodes that join at the same time would only overtake each other.
+    pub(super) entering: tokio::sync::Mutex<()>,
 }
 
 /// A request whose every part was checked.
@@ -177,6 +185,13 @@ impl Admission {
 
     /// Removes tokens that let nobody in any more.
     async fn sweep(&self) {
+        {
+            let mut swept = self.swept.lock();
+            if swept.is_some_and(|last| last.elapsed() < SWEEP_PAUSE) {
+                return;
+            }
+            *swept = Some(Instant::now());
+        }
         let params = ListParams::default().limit(SWEEP_MAX);
         let params = params.fields("type=bootstrap.kubernetes.io/token");
         let Ok(found) = self.secrets().list(&params).await else { return };
@@ -219,7 +234,10 @@ impl Enroller for Admission {
         let class = if raft_id.is_some() { NodeClass::Server } else { NodeClass::Agent };
         let cert_pem = issue(class)?;
         let roll = Roll::new(self.client.clone(), self.clock.clone());
-        roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
+        {
+            let _turn = self.entering.lock().await;
+            roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
+        }
         if let Some((id, store_uuid)) = raft_id {
             self.add_member(&node, id, store_uuid).await?;
         }
@@ -258,6 +276,8 @@ mod tests {
             replica: cluster.replica.clone(),
             authority: Arc::clone(&cluster.authority),
             clock: cluster.clock.clone(),
+            swept: Mutex::default(),
+            entering: tokio::sync::Mutex::default(),
         };
         Door { cluster, admission }
     }
@@ -318,6 +338,27 @@ mod tests {
         let grant = door.admission.enroll(&id, good).await.unwrap();
         assert!(grant.details.contains_key(RAFT_ID));
         assert_eq!(door.members(), 2);
+    }
+
+    #[tokio::test]
+    async fn nodes_that_join_at_the_same_time_are_all_let_in() {
+        let door = door().await;
+        let mut joins = Vec::new();
+        for at in 0..24 {
+            let (id, key) = (door.token(HOUR).await, NodeKey::generate().unwrap());
+            let asked = JoinRequest {
+                class: NodeClass::Agent,
+                ..request(&format!("agent-{at}"), &key, "")
+            };
+            joins.push((id, asked));
+        }
+        let admission = &door.admission;
+        let joining = joins
+            .into_iter()
+            .map(|(id, asked)| async move { admission.enroll(&id, asked).await.map(drop) });
+        for joined in futures_util::future::join_all(joining).await {
+            joined.unwrap();
+        }
     }
 
     #[tokio::test]

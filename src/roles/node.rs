@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use edgeorc_runtime::{GuestThreads, RuntimeConfig, VirtualNetwork, WasmRuntime};
+use edgeorc_runtime::VirtualNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::watcher;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, ClusterKeyValue, CodeCompiler, GuestUplink, LocalPods, NodeApi};
+use crate::agent::{Agent, CodeCompiler, LocalPods, NodeApi};
 use crate::client::{self, Informer, informer};
 use crate::config::NodeSettings;
 use crate::mesh::{Mesh, MeshConfig};
@@ -19,6 +20,7 @@ use crate::roles::addresses::Directory;
 use crate::roles::agent_config::{AgentDoors, agent_config};
 use crate::roles::data_dir::DataDir;
 use crate::roles::dispatch::{self, Doors};
+use crate::roles::engine::{Engine, Hollow};
 use crate::roles::identity::{Membership, certified_addresses};
 use crate::roles::listeners::{Listeners, listen};
 use crate::roles::renewal::{Issuer, Renewal};
@@ -52,8 +54,24 @@ pub(super) struct Base {
 ///
 /// [`NodeError`]: one sentence; nothing is left running.
 pub async fn start(settings: NodeSettings) -> Result<RunningNode, NodeError> {
+    begin(settings, None).await
+}
+
+/// Starts an agent that runs its pods by a script: see [`Hollow`]. It must join a cluster.
+///
+/// # Errors
+///
+/// As [`start`].
+pub async fn start_hollow(
+    settings: NodeSettings,
+    hollow: Hollow,
+) -> Result<RunningNode, NodeError> {
+    begin(settings, Some(hollow)).await
+}
+
+async fn begin(settings: NodeSettings, hollow: Option<Hollow>) -> Result<RunningNode, NodeError> {
     let cancel = CancellationToken::new();
-    let started = Box::pin(assemble(settings, &cancel)).await;
+    let started = Box::pin(assemble(settings, hollow, &cancel)).await;
     if started.is_err() {
         cancel.cancel();
     }
@@ -62,12 +80,16 @@ pub async fn start(settings: NodeSettings) -> Result<RunningNode, NodeError> {
 
 async fn assemble(
     settings: NodeSettings,
+    hollow: Option<Hollow>,
     cancel: &CancellationToken,
 ) -> Result<RunningNode, NodeError> {
     let dir = Arc::new(DataDir::open(&settings.data_dir)?);
     let api_at = SocketAddr::new(settings.bind_address, settings.api_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
-    let listeners = Listeners::bind(&settings).await?;
+    let listeners = match hollow {
+        None => Some(Listeners::bind(&settings).await?),
+        Some(_) => None,
+    };
     let (clock, rng) = (clock_floor::clock(&dir), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
@@ -105,31 +127,24 @@ async fn assemble(
         Some(id) => Some(start_server(&base, id, api_listener).await?),
         None => None,
     };
-    start_agent(base, server, listeners)
+    let engine = match hollow {
+        None => Engine::wasm(&base)?,
+        Some(hollow) => Engine::hollow(hollow),
+    };
+    start_agent(base, server, engine, listeners)
 }
 
 /// The network, the sandboxes and the agent; then connections are accepted.
 fn start_agent(
     base: Base,
     server: Option<Server>,
-    listeners: Listeners,
+    engine: Engine,
+    listeners: Option<Listeners>,
 ) -> Result<RunningNode, NodeError> {
     let name = base.settings.node_name.clone();
     let tasks = base.tasks.clone();
-    let network = Arc::new(VirtualNetwork::new());
-    let uplink = Arc::new(GuestUplink::default());
-    let clock = base.clock.clone();
-    let keyvalue = Arc::new(ClusterKeyValue::default());
-    let mut config = RuntimeConfig::new(Arc::new(move || clock.system_time()));
-    config.keyvalue = keyvalue.clone();
-    config.address_bits_max = base.settings.sandboxes.address_bits_max;
-    config.is_interpreted = base.settings.sandboxes.are_interpreted;
-    let runtime = WasmRuntime::new(config, uplink.clone(), network.clone())
-        .map_err(|cause| NodeError::Failed(format!("cannot start the Wasm runtime: {cause}")))?;
-    tracing::info!(machine = runtime.machine(), "the Wasm runtime is ready");
-    let guest_threads = runtime.threads();
-    let mesh = make_mesh(&base, &network, &guest_threads);
-    uplink.set(mesh.clone());
+    let threads = engine.guests.as_ref().map(|guests| guests.threads.handle().clone());
+    let mesh = make_mesh(&base, &engine.network, threads);
     let (servers, known_servers) =
         watch::channel(base.membership.servers().into_keys().collect::<Vec<_>>());
     let client = match &server {
@@ -144,17 +159,28 @@ fn start_agent(
         ),
         None => client.clone(),
     };
-    keyvalue.set(agent_client.clone());
+    let Engine { runtime, network, machine, guests } = engine;
+    if let Some(guests) = &guests {
+        guests.connect(&mesh, &agent_client);
+    }
     let nodes = informer(Api::all(agent_client.clone()), watcher::Config::default(), &tasks);
-    let doors = AgentDoors { client: agent_client.clone(), nodes: nodes.clone() };
-    let agent = Agent::new(agent_config(&base, server.is_some(), doors, runtime, network))
-        .map_err(NodeError::failed)?;
+    let doors = AgentDoors {
+        client: agent_client.clone(),
+        nodes: nodes.clone(),
+        runtime,
+        network,
+        machine,
+    };
+    let agent =
+        Agent::new(agent_config(&base, server.is_some(), doors)).map_err(NodeError::failed)?;
     if let Some(server) = &server {
         server.api.set_image_verifier(Arc::new(AgentVerifier(agent.signature_verifier())));
     }
     spawn_renewal(&base, &server, agent_client);
     spawn_links(&base, &server, nodes, servers, known_servers);
-    listeners.serve(&base, &mesh, &guest_threads);
+    if let (Some(listeners), Some(guests)) = (listeners, &guests) {
+        listeners.serve(&base, &mesh, &guests.threads);
+    }
     let doors = Doors {
         mesh: mesh.clone(),
         peers: base.peers.clone(),
@@ -169,14 +195,15 @@ fn start_agent(
     let cancel = agent_cancel.clone();
     agent_tasks.spawn("agent", |_| agent.run(mesh, cancel));
     let replica = server.map(|server| server.replica);
+    let guest_threads = guests.map(|guests| guests.threads);
     Ok(RunningNode { client, base, replica, guest_threads, agent_cancel, agent_tasks })
 }
 
-fn make_mesh(base: &Base, network: &Arc<VirtualNetwork>, guest_threads: &GuestThreads) -> Mesh {
+fn make_mesh(base: &Base, network: &Arc<VirtualNetwork>, threads: Option<Handle>) -> Mesh {
     let pods = Arc::new(LocalPods::new(Arc::clone(network)));
     let name = &base.settings.node_name;
     let mesh = Mesh::new(MeshConfig {
-        threads: Some(guest_threads.handle().clone()),
+        threads,
         has_access_log: base.settings.ingress_access_log,
         tracer: Tracer::start(
             base.settings.tracing.clone(),

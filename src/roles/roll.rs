@@ -26,6 +26,8 @@ const NAMESPACE: &str = "kube-system";
 const NAME: &str = "edgeorc-node-keys";
 /// Tries of a write that somebody else's comes before.
 const TRIES_MAX: u32 = 8;
+/// Nodes that come within this time are noted together.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Pause after the roll could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 /// Pause between looks for certificates that have ended.
@@ -133,7 +135,7 @@ impl Roll {
     /// Notes which Node each entered node became, and drops what vouches for nobody, until `cancel`:
     /// on the leader.
     pub(super) async fn follow(self, nodes: Informer<Node>, cancel: CancellationToken) {
-        let mut changed = nodes.changed();
+        let mut changed = nodes.changed_in(|node| node.metadata.uid.clone());
         let mut noted: Option<BTreeMap<String, String>> = None;
         if cancel.run_until_cancelled(nodes.ready()).await != Some(true) {
             return;
@@ -156,18 +158,19 @@ impl Roll {
             }
             tokio::select! {
                 () = cancel.cancelled() => return,
-                more = changed.changed(), if pause == SWEEP => if more.is_err() { return },
+                more = changed.changed(), if pause == SWEEP => {
+                    if more.is_err() {
+                        return;
+                    }
+                    let _ = cancel.run_until_cancelled(tokio::time::sleep(SETTLE)).await;
+                }
                 () = tokio::time::sleep(pause) => noted = None,
             }
         }
     }
 
     async fn note(&self, present: &BTreeMap<String, String>) -> Result<(), RollError> {
-        let (_, entries) = self.read().await?;
-        let is_open = |name: &&String| entries.get(*name).is_some_and(|entry| entry.uid.is_none());
-        for name in present.keys().filter(is_open) {
-            self.note_one(name).await?;
-        }
+        let entries = self.note_uids(present).await?;
         let now = self.clock.now().as_second();
         let is_over = |(name, entry): &(&String, &Entry)| entry.is_over(present.get(*name), now);
         let mut over = BTreeMap::new();
@@ -191,21 +194,29 @@ impl Roll {
         .await
     }
 
-    /// The Node is read after the entry and before it is changed: a node is entered only while
+    /// Notes the Nodes that entered nodes became, all in one write: the roll is as long as the cluster
+    /// has nodes. Gives the entries as they are then.
+    ///
+    /// Each Node is read after its entry and before that is changed: a node is entered only while
     /// there is none of its name, so an older one is not mistaken for it.
-    async fn note_one(&self, name: &str) -> Result<(), RollError> {
+    async fn note_uids(
+        &self,
+        present: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Entry>, RollError> {
         let (written, mut entries) = self.read().await?;
-        let node = self.nodes.get_opt(name).await?;
-        let uid = node.and_then(|node| node.metadata.uid);
-        let Some(entry) = entries.get_mut(name).filter(|entry| entry.uid.is_none()) else {
-            return Ok(());
-        };
-        if uid.is_none() {
-            return Ok(());
+        let open = entries
+            .iter_mut()
+            .filter(|(name, entry)| entry.uid.is_none() && present.contains_key(name.as_str()));
+        let mut is_changed = false;
+        for (name, entry) in open {
+            let node = self.nodes.get_opt(name).await?;
+            entry.uid = node.and_then(|node| node.metadata.uid);
+            is_changed |= entry.uid.is_some();
         }
-        entry.uid = uid;
-        self.write(written, &entries).await?;
-        Ok(())
+        if is_changed {
+            self.write(written, &entries).await?;
+        }
+        Ok(entries)
     }
 
     /// Changes the entries; `change` says whether there is anything to write.

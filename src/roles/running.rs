@@ -21,7 +21,7 @@ pub struct RunningNode {
     pub(super) base: Base,
     pub(super) replica: Option<Replica>,
     /// The ingress drains on them, after the agent and its pods have ended.
-    pub(super) guest_threads: GuestThreads,
+    pub(super) guest_threads: Option<GuestThreads>,
     pub(super) agent_cancel: CancellationToken,
     pub(super) agent_tasks: TaskGroup,
 }

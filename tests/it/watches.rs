@@ -21,8 +21,12 @@ struct Watch {
 
 impl Watch {
     async fn open(api: &Api, query: &str) -> Self {
+        Self::open_at(api, MAPS, query).await
+    }
+
+    async fn open_at(api: &Api, path: &str, query: &str) -> Self {
         let mut request =
-            Request::get(format!("{MAPS}?watch=true&{query}")).body(Body::empty()).unwrap();
+            Request::get(format!("{path}?watch=true&{query}")).body(Body::empty()).unwrap();
         request.extensions_mut().insert(UserInfo::new("admin", &["system:masters"]));
         let response = api.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
@@ -174,4 +178,45 @@ async fn two_watchers_of_one_object_see_the_same() {
     }
     assert_eq!(seen[0], seen[1]);
     assert_eq!(seen[0][1]["type"], "DELETED");
+}
+
+/// Goal: what an agent sees of its pods is whole, whether it reads along, falls behind, or comes back
+/// with an old revision. Method: more changes than wait for one watcher, read by nobody until all are made.
+#[tokio::test]
+async fn the_watch_of_a_nodes_pods_has_each_change_once_however_late_it_is_read() {
+    const ALL: &str = "/api/v1/pods";
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let api = Api::start().await;
+    let pod = |name: &str, node: &str| {
+        json!({"metadata": {"name": name},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i:1"}]}})
+    };
+    let listed = api.get(&format!("{ALL}?fieldSelector=spec.nodeName%3Done")).await;
+    let revision = listed.at("/metadata/resourceVersion");
+    let query =
+        format!("fieldSelector=spec.nodeName%3Done&resourceVersion={}", revision.as_str().unwrap());
+    let mut first = Watch::open_at(&api, ALL, &query).await;
+    api.post(PODS, &pod("a", "one")).await;
+    assert_eq!(first.change().await, pair("ADDED", "a"));
+    let names: Vec<String> = (0..200).map(|at| format!("p{at}")).collect();
+    for (at, name) in names.iter().enumerate() {
+        let made = api.post(PODS, &pod(name, if at % 2 == 0 { "one" } else { "two" })).await;
+        assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    }
+    let mut late = Watch::open_at(&api, ALL, &query).await;
+    assert_eq!(late.change().await, pair("ADDED", "a"));
+    for watch in [&mut first, &mut late] {
+        for name in names.iter().step_by(2) {
+            assert_eq!(watch.change().await, pair("ADDED", name));
+        }
+    }
+    for round in 0..3 {
+        let label = json!({"metadata": {"labels": {"round": round.to_string()}}});
+        for name in ["p1", "p0"] {
+            api.patch(&format!("{PODS}/{name}"), "merge", &label).await;
+        }
+        for watch in [&mut first, &mut late] {
+            assert_eq!(watch.change().await, pair("MODIFIED", "p0"));
+        }
+    }
 }

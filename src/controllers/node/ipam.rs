@@ -1,6 +1,7 @@
 //! Which pod CIDR each node has: a pure function over the book of allocations.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use crate::config::PodCidrs;
 
@@ -45,19 +46,32 @@ pub(super) fn allocate(
         .filter(|(number, node)| **number < cidrs.count() && nodes.contains_key(*node))
         .map(|(number, node)| (*number, node.clone()))
         .collect();
-    for (node, cidr) in nodes {
-        let Some(numbers) = cidr.as_deref().map(|cidr| cidrs.numbers(cidr)) else { continue };
-        kept.retain(|known, owner| owner != node || numbers.contains(known));
+    let numbers_of: BTreeMap<&str, RangeInclusive<u32>> = nodes
+        .iter()
+        .filter_map(|(node, cidr)| Some((node.as_str(), cidrs.numbers(cidr.as_deref()?))))
+        .collect();
+    kept.retain(|known, owner| {
+        numbers_of.get(owner.as_str()).is_none_or(|numbers| numbers.contains(known))
+    });
+    for (node, numbers) in numbers_of {
         for number in numbers {
-            kept.entry(number).or_insert_with(|| node.clone());
+            kept.entry(number).or_insert_with(|| node.to_owned());
         }
     }
+    let mut booked: BTreeMap<String, u32> = BTreeMap::new();
+    for (number, owner) in &kept {
+        booked.entry(owner.clone()).or_insert(*number);
+    }
     let (mut assign, mut starved) = (BTreeMap::new(), Vec::new());
+    // Numbers below are all taken.
+    let mut next = 0;
     for node in nodes.iter().filter(|(_, cidr)| cidr.is_none()).map(|(node, _)| node) {
-        let booked = kept.iter().find(|(_, owner)| *owner == node).map(|(number, _)| *number);
-        let free = || (0..cidrs.count()).find(|at| !kept.contains_key(at));
-        match booked.or_else(free) {
+        let free = || (next..cidrs.count()).find(|at| !kept.contains_key(at));
+        match booked.get(node).copied().or_else(free) {
             Some(number) => {
+                if !booked.contains_key(node) {
+                    next = number + 1;
+                }
                 kept.insert(number, node.clone());
                 assign.insert(node.clone(), cidrs.cidr(number));
             }
