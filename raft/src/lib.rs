@@ -27,6 +27,7 @@ mod open;
 mod peer;
 mod proposer;
 mod replica;
+mod sleep;
 mod state;
 mod status;
 #[cfg(test)]

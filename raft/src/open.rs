@@ -18,6 +18,7 @@ use crate::log::{FsDisk, LogStore, Recovered, Wal};
 use crate::peer::{Gate, Incoming, Network, Peers};
 use crate::proposer::Proposer;
 use crate::replica::{Inner, Raft};
+use crate::sleep::Sleep;
 use crate::state::{Db, Mvcc, Snapshots, StateMachine};
 use crate::status::Reporter;
 use crate::tasks::Tasks;
@@ -174,6 +175,8 @@ pub(crate) async fn open(
     Ok(Arc::new(Inner {
         me: config.me.clone(),
         space: Space::new(config.data_dir.clone()),
+        sleep: Sleep::default(),
+        heard: Mutex::default(),
         config,
         raft,
         peers,

@@ -11,6 +11,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::RaftError;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::barrier::Barriers;
@@ -18,6 +19,7 @@ use crate::dir::{DirLock, Space};
 use crate::log::LogStore;
 use crate::peer::{AdminV1, Incoming, Peers, serve};
 use crate::proposer::Proposals;
+use crate::sleep::Sleep;
 use crate::state::{Db, Shared, Snapshots, StateMachine};
 use crate::tasks::Tasks;
 use crate::type_config::{StoredMembership, TypeConfig, Vote};
@@ -65,6 +67,9 @@ pub(crate) struct Inner {
     pub(crate) proposals: Proposals,
     pub(crate) barriers: Barriers,
     pub(crate) space: Space,
+    pub(crate) sleep: Sleep,
+    /// The member that led when something of a leader was last accepted here, and when that was.
+    pub(crate) heard: Mutex<Option<(NodeId, Instant)>>,
     pub(crate) log: LogStore,
     pub(crate) db: Arc<Db>,
     pub(crate) status: watch::Receiver<Status>,
@@ -284,7 +289,8 @@ impl Replica {
     }
 
     /// Whether this member leads and a quorum has answered it within the election timeout, judged now:
-    /// a process that stood still for a while must not believe its last [`Status`].
+    /// a process that stood still for a while must not believe its last [`Status`], and one whose machine was
+    /// suspended no answer of before.
     #[must_use]
     pub fn has_quorum_now(&self) -> bool {
         let metrics = self.inner.raft.metrics();
@@ -293,8 +299,17 @@ impl Replica {
         let is_alone = voters.next() == Some(metrics.id) && voters.next().is_none();
         let age_max = self.inner.config.election_timeout.1;
         let acked = metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed());
-        metrics.state == openraft::ServerState::Leader
-            && (is_alone || acked.is_some_and(|age| age < age_max))
+        let awake_for = self.inner.sleep.noticed().map(|noticed| noticed.elapsed());
+        let is_fresh =
+            |age: Duration| age < age_max && awake_for.is_none_or(|awake_for| age < awake_for);
+        metrics.state == openraft::ServerState::Leader && (is_alone || acked.is_some_and(is_fresh))
+    }
+
+    /// The last leader that was another member, and when it was last heard; `None` when there was none since
+    /// this was last asked. A new leader learns from it for how long the one before has been silent.
+    #[must_use]
+    pub fn take_leader_heard(&self) -> Option<(NodeId, Instant)> {
+        self.inner.heard.lock().take()
     }
 
     /// Hands leadership to the voter `to`; may be called on any member.

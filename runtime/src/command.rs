@@ -8,7 +8,7 @@ use wasmtime::component::InstancePre;
 
 use crate::code::Entry;
 use crate::guest::{Guest, Template, exit_of_code, exit_of_error, is_out_of_slots, killed};
-use crate::meter::Metered;
+use crate::hold::Metered;
 use crate::types::{Exit, StartError};
 
 /// Told once the guest's code runs, or why it does not.

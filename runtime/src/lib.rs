@@ -18,6 +18,7 @@ mod compile;
 mod container;
 mod engine;
 mod guest;
+mod hold;
 mod imports;
 mod keyvalue;
 mod lanes;

@@ -13,17 +13,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::thread::Thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pin_project_lite::pin_project;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Engine, Store, UpdateDeadline};
 
+use crate::hold::{self, MayRun};
 use crate::lanes::{self, Lane};
 use crate::shares::{Share, Shares, WAIT_STEP};
 use crate::tasks;
@@ -151,6 +150,7 @@ pub(crate) struct Meter {
     budget: Option<Budget>,
     share: Arc<Share>,
     shares: Arc<Shares>,
+    may_run: Option<MayRun>,
 }
 
 impl Meter {
@@ -160,8 +160,10 @@ impl Meter {
         millis_max: Option<u64>,
         millis: Option<u64>,
         shares: &Arc<Shares>,
+        may_run: Option<MayRun>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            may_run,
             used_nanos: AtomicU64::new(0),
             budget: millis_max.map(Budget::new),
             share: Share::new(millis),
@@ -171,6 +173,11 @@ impl Meter {
 
     pub(crate) fn used(&self) -> Duration {
         Duration::from_nanos(self.used_nanos.load(Ordering::Relaxed))
+    }
+
+    /// Whether the guest may not run now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.may_run.as_ref().is_some_and(|may_run| !may_run.now())
     }
 
     fn add(&self, nanos: u64) {
@@ -281,6 +288,10 @@ impl Burst {
         if is_batch() { nanos(thread_time()) + 1 } else { nanos(self.base.elapsed()) + 1 }
     }
 
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
     /// The guest runs. Cheap when that is known already.
     pub(crate) fn touch(&self) {
         if self.since.load(Ordering::Relaxed) == 0 {
@@ -331,7 +342,8 @@ impl Burst {
         }
         let has_run = ran.saturating_sub(self.ran_at_tick.load(Ordering::Relaxed));
         let is_fresh = seen == 0 || has_run < nanos(YIELD_AFTER);
-        if is_fresh && self.meter.budget.is_none() {
+        let is_held = self.meter.is_held();
+        if is_fresh && self.meter.budget.is_none() && !is_held {
             return UpdateDeadline::Continue(1);
         }
         self.settle();
@@ -346,6 +358,10 @@ impl Burst {
     /// Waits until a guest that saw a tick may go on.
     async fn its_turn(self: Arc<Self>, pause: Option<Duration>, computes: bool) {
         let mut turn = std::pin::pin!(async {
+            while self.meter.is_held() {
+                self.pulse.beat();
+                tokio::time::sleep(hold::LOOK).await;
+            }
             if let Some(pause) = pause {
                 tokio::time::sleep(pause).await;
             }
@@ -398,33 +414,6 @@ fn thread_time() -> Duration {
     )
 }
 
-pin_project! {
-    /// A future whose polls are a guest's running.
-    pub(crate) struct Metered<F> {
-        #[pin]
-        future: F,
-        burst: Arc<Burst>,
-    }
-}
-
-impl<F> Metered<F> {
-    pub(crate) fn new(burst: Arc<Burst>, future: F) -> Self {
-        Self { future, burst }
-    }
-}
-
-impl<F: Future> Future for Metered<F> {
-    type Output = F::Output;
-
-    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        this.burst.touch();
-        let poll = this.future.poll(cx);
-        this.burst.settle();
-        poll
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -441,7 +430,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stretch_counts_its_time_up_to_the_ticks_it_saw() {
-        let meter = Meter::new(None, None, &Shares::new(1));
+        let meter = Meter::new(None, None, &Shares::new(1), None);
         let burst = Burst::new(Arc::clone(&meter), pulse());
         burst.touch();
         tokio::time::advance(Duration::from_millis(3)).await;
@@ -456,7 +445,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_container_over_its_share_pauses_until_it_has_earned_it() {
-        let meter = Meter::new(Some(250), None, &Shares::new(1));
+        let meter = Meter::new(Some(250), None, &Shares::new(1), None);
         meter.add(25_000_000);
         assert_eq!(meter.pause(), None, "a period's worth may be spent at once");
         meter.add(5_000_000);
@@ -483,7 +472,7 @@ mod tests {
     fn the_ticker_goes_on_for_a_guest_that_gets_no_processor() {
         let engine = Engine::default();
         let ticker = Ticker::start(&engine).unwrap();
-        let meter = Meter::new(None, None, &Shares::new(1));
+        let meter = Meter::new(None, None, &Shares::new(1), None);
         let burst = Burst::new(meter, Arc::clone(ticker.pulse()));
         burst.touch();
         // Many times as long as the ticker needs to rest; nothing beats meanwhile.

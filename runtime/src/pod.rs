@@ -61,7 +61,12 @@ impl WasmPod {
             taken: TaskTracker::new(),
             log,
             pipes,
-            meter: Meter::new(config.cpu_millis_max, config.cpu_millis, &self.core.shares),
+            meter: Meter::new(
+                config.cpu_millis_max,
+                config.cpu_millis,
+                &self.core.shares,
+                config.may_run.clone(),
+            ),
             pulse: Arc::clone(self.core.ticker.pulse()),
             memory: Gauge::new(config.memory_bytes_max),
             pod_memory: Arc::clone(&self.memory),

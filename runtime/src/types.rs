@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
+pub use crate::hold::MayRun;
 pub use crate::imports::{Capability, MissingImport, MissingImports};
 pub use crate::keyvalue::{KeyValue, KeyValueError};
 use crate::stdio::{Input, Stdio};
@@ -103,6 +104,8 @@ pub struct ContainerConfig {
     /// CPU time it requests, in thousandths of a core: its weight when guests want more than there
     /// is; `None` is the lowest weight.
     pub cpu_millis: Option<u64>,
+    /// Whether its guest may run now; `None` is always.
+    pub may_run: Option<MayRun>,
     /// Port at which an HTTP component is served on the pod's address.
     pub http_port: u16,
     /// What `wasi:config/store` answers; `None` does not grant the interface.

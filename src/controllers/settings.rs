@@ -14,7 +14,8 @@ pub struct Settings {
     pub default_toleration: Duration,
     /// No evictions in this time after a leader started: agents are still finding it.
     pub eviction_quiet_time: Duration,
-    /// Pods evicted in one run of the node controller, which is made twice a second: a network that
+    /// Pods evicted in one run of the node controller, which is made twice a second, and ten times a second
+    /// while a node has just fallen silent: a network that
     /// breaks in many places must not set everything in motion at once.
     pub evictions_per_run_max: usize,
     /// How long a node must be gone before its pods are removed.
@@ -38,7 +39,7 @@ impl Default for Settings {
             node_silent_after: Duration::from_secs(3),
             default_toleration: Duration::from_secs(2),
             eviction_quiet_time: Duration::from_secs(5),
-            evictions_per_run_max: 50,
+            evictions_per_run_max: 10,
             orphaned_pod_after: Duration::from_secs(5),
             terminated_pods_max: 1_000,
             job_backoff_min: Duration::from_millis(10),

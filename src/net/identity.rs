@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::net::connection::Alpn;
 use crate::net::pki::{self, NODE_USER_PREFIX, NODES_GROUP, SERVERS_GROUP};
+use crate::net::verify::DiallerVerifier;
 use crate::rt::WallClock;
 
 /// The other end of a connection, as its certificate names it.
@@ -216,13 +217,7 @@ impl Identity {
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> Result<ServerConfig, IdentityError> {
         let provider = provider();
-        let clients = WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&self.0.roots),
-            Arc::clone(&provider),
-        )
-        .allow_unauthenticated()
-        .build()
-        .map_err(|err| IdentityError::Malformed(err.to_string()))?;
+        let clients = DiallerVerifier::new(Arc::clone(&self.0.roots), Arc::clone(&provider))?;
         let mut config = ServerConfig::builder_with_details(provider, self.time())
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(clients)

@@ -149,6 +149,31 @@ async fn the_wrong_node_a_foreign_authority_and_a_strange_dialler_are_refused() 
     assert!(quiet.is_err());
 }
 
+/// Goal: a clock that is hours behind cuts nobody off, and one that says that certificates have ended
+/// does. Method: one of two nodes has such a clock, and each dials the other.
+#[tokio::test]
+async fn a_node_whose_clock_is_hours_behind_talks_to_all_and_one_of_another_year_to_nobody() {
+    let ca = authority();
+    let (right, _tr) = endpoint(&ca, "right", NodeClass::Server);
+    let now = WallClock::system().now().as_second();
+    let year = 365 * 86_400;
+    for (off, is_heard) in [(-5 * 3600, true), (-year, true), (5 * 3600, true), (year, false)] {
+        let pair = ca.generate_node("wrong", &[], NodeClass::Server).unwrap();
+        let clock = WallClock::manual(now + off);
+        let identity = Identity::new(&pair.cert_pem, &pair.key_pem, ca.cert_pem(), &clock).unwrap();
+        let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+        let wrong = Endpoint::bind(LOOPBACK, identity, NetConfig::default(), &tasks).unwrap();
+        let to = soon(right.connect(address(&wrong), Some("wrong"), Alpn::Mesh)).await;
+        let accepted = tokio::time::timeout(Duration::from_millis(200), wrong.accept()).await;
+        assert_eq!(to.is_ok() && accepted.is_ok(), is_heard, "{off} s: {to:?}");
+        let from = soon(wrong.connect(address(&right), Some("right"), Alpn::Mesh)).await;
+        assert_eq!(from.is_ok(), is_heard, "{off} s: {from:?}");
+        if is_heard {
+            soon(right.accept()).await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_agent_may_not_speak_raft_to_a_server() {
     let ca = authority();

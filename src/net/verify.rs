@@ -1,14 +1,17 @@
 //! How a dialler checks who answers: by chain and name in the certificate, never by host name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    SignatureScheme,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -105,6 +108,74 @@ impl NodeVerifier {
     }
 }
 
+/// The time at which a certificate is judged: `now`, or when it was issued if that is yet to come. Its
+/// signature proves that this time has come, so it is the clock here that is hours behind, which would
+/// cut the node off from all whose certificates are new. When a certificate ends is judged as ever.
+fn not_before_issue(cert: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else { return now };
+    let issued = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
+    now.max(UnixTime::since_unix_epoch(Duration::from_secs(issued)))
+}
+
+/// Who may dial: nobody in particular, or whoever shows a certificate of the cluster.
+#[derive(Debug)]
+pub(super) struct DiallerVerifier(Arc<dyn ClientCertVerifier>);
+
+impl DiallerVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Arc<Self>, IdentityError> {
+        let strict = WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .allow_unauthenticated()
+            .build()
+            .map_err(|err| IdentityError::Malformed(err.to_string()))?;
+        Ok(Arc::new(Self(strict)))
+    }
+}
+
+impl ClientCertVerifier for DiallerVerifier {
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let now = not_before_issue(end_entity, now);
+        self.0.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
 impl ServerCertVerifier for NodeVerifier {
     fn verify_server_cert(
         &self,
@@ -115,6 +186,7 @@ impl ServerCertVerifier for NodeVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let algorithms = self.provider.signature_verification_algorithms.all;
+        let now = not_before_issue(end_entity, now);
         let cert = ParsedCertificate::try_from(end_entity)?;
         let expected = match &self.trust {
             Trust::Cluster { roots, node } => {

@@ -171,6 +171,7 @@ impl Cluster {
             clock: clock.clone(),
             rng: rng.clone(),
             node_name: "one".to_owned(),
+            predecessor: None,
             settings: controllers::Settings::default(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

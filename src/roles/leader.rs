@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use edgeorc_raft::{NodeId, Replica, Role, Status};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
@@ -94,6 +95,7 @@ impl Leader {
             clock: self.clock.clone(),
             rng: self.rng.clone(),
             node_name: self.node_name.clone(),
+            predecessor: self.predecessor(),
             settings: controllers::Settings {
                 pod_cidrs: self.pod_cidrs,
                 job_backoff_min: self.restart_backoff.0,
@@ -113,6 +115,14 @@ impl Leader {
             profiles,
         };
         group.spawn("scheduler", |cancel| scheduler::run(context, cancel));
+    }
+
+    /// The node of the leader before this one, and when that was last heard.
+    fn predecessor(&self) -> Option<(String, Instant)> {
+        let (id, at) = self.replica.take_leader_heard()?;
+        let status = self.replica.status();
+        let name = status.borrow().members.get(&id)?.name.clone();
+        Some((name, at))
     }
 
     /// Writes what every cluster has, until that works.

@@ -3,70 +3,20 @@
 //!
 //! Needs root, `ip`, `nft`, `python3` and `/dev/net/tun`: `just test-network` runs it.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::hosts::{Host, Namespace, enter, wait_ready};
 use crate::network::Load;
-use crate::support::{
-    API_PORT, INGRESS_PORT, PATIENCE, Process, both, edgeorc, eventually, get, hello, succeed,
-};
+use crate::support::{hello, succeed};
 
-/// Longest a request may take.
-const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long the load runs in each phase.
 const PHASE: Duration = Duration::from_secs(20);
 /// One way, and of each packet on each link.
 const DELAY_MS: u32 = 50;
 const LOSS: f64 = 0.05;
-
-/// A namespace that is removed at the end.
-#[derive(Debug)]
-struct Namespace(String);
-
-impl Namespace {
-    fn make(name: &str) -> Self {
-        let name = format!("eo{}-{name}", std::process::id() % 100_000);
-        succeed(Command::new("ip").args(["netns", "add", &name]));
-        let this = Self(name);
-        this.ip("link set lo up");
-        this
-    }
-
-    fn ip(&self, words: &str) {
-        succeed(Command::new("ip").args(["-n", &self.0]).args(words.split(' ')));
-    }
-
-    fn nft(&self, rules: &str) {
-        let mut child = self.command("nft");
-        let mut child = child.args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success(), "{rules}");
-    }
-
-    /// A program that runs in it.
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0]).arg(program);
-        command
-    }
-
-    /// The device that the testbed has made gets its address, and all routes.
-    fn connect(&self, address: IpAddr) {
-        self.ip(&format!("addr add {address}/24 dev t0"));
-        self.ip("link set t0 mtu 1500 up");
-        self.ip("route add default dev t0");
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).output();
-    }
-}
 
 /// The wire between the namespaces.
 struct Testbed {
@@ -110,112 +60,11 @@ impl Drop for Testbed {
     }
 }
 
-/// A node on a host of its own.
-struct Host {
-    name: &'static str,
-    space: Namespace,
-    address: IpAddr,
-    data_dir: PathBuf,
-    process: Option<Process>,
-}
-
-impl Host {
-    fn new(folder: &Path, name: &'static str, address: &str) -> Self {
-        let address = address.parse().unwrap();
-        let data_dir = folder.join(name);
-        Self { name, space: Namespace::make(name), address, data_dir, process: None }
-    }
-
-    fn start(&mut self, join: Option<(IpAddr, &str)>) {
-        let program = edgeorc();
-        let mut command = self.space.command(program.get_program());
-        // Any address: that of the host may change.
-        command.args(["node", "start", "--node-name", self.name, "--bind-address", "0.0.0.0"]);
-        command.arg("--data-dir").arg(&self.data_dir);
-        if let Some((server, token)) = join {
-            command.args(["--join", &format!("https://{server}:{API_PORT}"), "--token", token]);
-        }
-        let log = self.data_dir.with_extension("log");
-        self.process = Some(Process::spawn(&mut command, log));
-    }
-
-    /// Runs `edgeorc` here, as the administrator whose rights are on this disk.
-    fn edgeorc(&self, args: &[&str]) -> Command {
-        let mut command = self.space.command(edgeorc().get_program());
-        command.args(args).arg("--kubeconfig").arg(self.data_dir.join("admin.kubeconfig"));
-        command
-    }
-
-    fn kubectl(&self, args: &[&str]) -> Command {
-        let mut command = self.space.command("kubectl");
-        command.arg("--kubeconfig").arg(self.data_dir.join("admin.kubeconfig"));
-        command.arg("--cache-dir").arg(self.data_dir.with_extension("kube-cache")).args(args);
-        command
-    }
-
-    fn ingress(&self) -> SocketAddr {
-        // Each host asks itself: what is under test is the way from there to the pods.
-        SocketAddr::new(IpAddr::from([127, 0, 0, 1]), INGRESS_PORT)
-    }
-
-    /// Runs `work` on a thread in this host's network.
-    fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let space = self.space.0.clone();
-        std::thread::spawn(move || {
-            enter(&space);
-            work()
-        })
-        .join()
-        .unwrap()
-    }
-
-    /// Addresses of the pods that answer here, until `wanted` of them have.
-    fn until_answered_by(&self, wanted: usize) {
-        let at = self.ingress();
-        let seen = self.within(move || {
-            let mut seen = BTreeSet::new();
-            let begun = Instant::now();
-            while seen.len() < wanted && begun.elapsed() < PATIENCE {
-                if let Ok(answer) = get(at, "hello.default.localhost", "/", REQUEST_LIMIT)
-                    && answer.code == 200
-                {
-                    seen.extend(answer.body.split_whitespace().nth(3).map(str::to_owned));
-                }
-            }
-            seen
-        });
-        assert_eq!(seen.len(), wanted, "{}: {seen:?}", self.name);
-    }
-}
-
-fn enter(space: &str) {
-    let file = std::fs::File::open(format!("/run/netns/{space}")).unwrap();
-    rustix::thread::move_into_link_name_space(
-        std::os::fd::AsFd::as_fd(&file),
-        Some(rustix::thread::LinkNameSpaceType::Network),
-    )
-    .unwrap();
-}
-
 /// Sum of a counter of all its labels, on the server `host`.
 fn counter(host: &Host, name: &str) -> u64 {
     let metrics = succeed(&mut host.kubectl(&["get", "--raw", "/metrics"]));
     let values = metrics.lines().filter(|line| line.starts_with(name));
     values.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
-}
-
-fn wait_ready(servers: &Host, names: &[&str]) {
-    eventually("the nodes are ready", 2 * PATIENCE, || {
-        let output = servers.edgeorc(&["get", "nodes"]).output().unwrap();
-        let text = both(&output);
-        let is_ready = |name: &&str| {
-            text.lines().any(|line| {
-                let mut words = line.split_whitespace();
-                words.next() == Some(name) && words.next() == Some("Ready")
-            })
-        };
-        if names.iter().all(is_ready) { Ok(()) } else { Err(text) }
-    });
 }
 
 /// Load from every host for a while; what failed of it.

@@ -10,6 +10,7 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::{Snapshot, StorageError};
+use tokio::time::Instant;
 
 use crate::NodeId;
 use crate::envelope::{self, EnvelopeError, Header, kind};
@@ -70,7 +71,7 @@ pub(crate) async fn serve(inner: &Arc<Inner>, from: NodeId, request: Bytes) -> B
 async fn dispatch(inner: &Arc<Inner>, from: NodeId, frame: &[u8]) -> Result<Bytes, RefusalV1> {
     let ms = Duration::from_millis;
     match Header::parse(frame)?.kind {
-        kind::APPEND => append(inner, open(inner, from, frame)?).await,
+        kind::APPEND => append(inner, from, open(inner, from, frame)?).await,
         kind::VOTE_REQUEST => {
             let request: AskVoteV1 = open(inner, from, frame)?;
             Ok(answer(&vote_reply(&inner.raft.vote(vote_request(request)).await?)))
@@ -141,7 +142,8 @@ fn vote_reply(response: &VoteResponse<C>) -> VoteReplyV1 {
     }
 }
 
-async fn append(inner: &Inner, request: AppendV1) -> Result<Bytes, RefusalV1> {
+async fn append(inner: &Inner, from: NodeId, request: AppendV1) -> Result<Bytes, RefusalV1> {
+    let arrived = Instant::now();
     let mut entries = Vec::with_capacity(request.entries.len());
     for entry in request.entries {
         entries.push(entry.into_entry()?);
@@ -152,7 +154,11 @@ async fn append(inner: &Inner, request: AppendV1) -> Result<Bytes, RefusalV1> {
         entries,
         leader_commit: request.commit.map(LogId::from),
     };
-    Ok(answer(&match inner.raft.append_entries(rpc).await? {
+    let response = inner.raft.append_entries(rpc).await?;
+    if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+        *inner.heard.lock() = Some((from, arrived));
+    }
+    Ok(answer(&match response {
         AppendEntriesResponse::Success => AppendReplyV1::Success,
         AppendEntriesResponse::PartialSuccess(upto) => {
             AppendReplyV1::PartialSuccess(upto.as_ref().map(LogIdV1::from))

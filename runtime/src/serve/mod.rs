@@ -162,7 +162,7 @@ impl HttpService {
         &self,
         mut request: http::Request<Body>,
     ) -> Result<http::Response<Body>, HttpError> {
-        if self.over.is_cancelled() {
+        if self.over.is_cancelled() || self.pool.template().meter.is_held() {
             return Err(HttpError::Refused(Unsent::new(request)));
         }
         let Some(ticket) = self.in_flight.enter() else {

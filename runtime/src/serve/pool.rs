@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,6 +31,7 @@ use super::reuse::{Retry, Reuse, Turn};
 use super::slot::{Activity, Job, NoRoom, Slot};
 use super::worker::{Membership, Seed, Shared};
 use crate::guest::{Guest, Template};
+use crate::hold::Hold;
 use crate::lanes::{self, Lane, Ride};
 use crate::tasks::Guests;
 use crate::types::Exit;
@@ -362,7 +363,8 @@ impl Driver {
     /// spares two changes of task, else on the guests' threads. What is left to do is done there.
     pub(super) async fn run(mut self) {
         let lane = self.pool.lane();
-        if lane == Lane::Batch || !lanes::may_poll_here() {
+        let is_held = self.slot.burst.meter().is_held();
+        if lane == Lane::Batch || is_held || !lanes::may_poll_here() {
             return self.start(lane);
         }
         let mut has_overrun = false;
@@ -390,10 +392,12 @@ impl Driver {
         let killed = pool.template.kill().cancelled();
         let mut late = std::pin::pin!(tokio::time::sleep(REQUEST_MAX));
         let mut killed = std::pin::pin!(killed);
+        let mut hold = Hold::default();
         std::future::poll_fn(|cx| {
             if killed.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
+            ready!(hold.poll(slot.burst.meter(), cx));
             while late.as_mut().poll(cx).is_ready() {
                 let ends_at = slot.began() + REQUEST_MAX;
                 if ends_at <= Instant::now() {

@@ -144,7 +144,7 @@ pub(crate) async fn instantiate(
     wait_max: Duration,
 ) -> Result<(Store<Guest>, Proxy), (Store<Guest>, wasmtime::Error)> {
     let burst = Arc::clone(store.data().burst());
-    let making = crate::meter::Metered::new(burst, pre.instantiate_async(&mut store));
+    let making = crate::hold::Metered::new(burst, pre.instantiate_async(&mut store));
     match tokio::time::timeout(wait_max, making).await {
         Ok(Ok(proxy)) => Ok((store, proxy)),
         Ok(Err(error)) => Err((store, error)),

@@ -1,8 +1,10 @@
 //! Memory and CPU limits.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use edgeorc_runtime::{ExitReason, Machine, VolumeLimit};
+use edgeorc_runtime::{ExitReason, Machine, MayRun, VolumeLimit};
 use tokio::time::Instant;
 
 use crate::support::{Node, app, app_bytes, compiled_for, exit, wat};
@@ -135,6 +137,48 @@ async fn a_cpu_limit_holds() {
     }
     let elapsed = begin.elapsed();
     assert!(elapsed > Duration::from_millis(500), "100 ms of CPU at 100m took only {elapsed:?}");
+}
+
+/// Goal: a guest that may not run does not, be it in the middle of its computing or a request; and goes
+/// on where it was. Method: a switch that the runtime asks.
+#[tokio::test]
+async fn a_guest_that_may_not_run_stands_still_until_it_may() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let switch = Arc::new(AtomicBool::new(true));
+    let may_run = || {
+        let switch = Arc::clone(&switch);
+        Some(MayRun::new(move || switch.load(Ordering::Relaxed)))
+    };
+    let mut config = node.container("spinner", wat(SPINS));
+    config.may_run = may_run();
+    let spinner = pod.start(config).await.unwrap();
+    let mut config = node.container("hello", app("hello"));
+    config.may_run = may_run();
+    let _hello = pod.start(config).await.unwrap();
+    assert_eq!(node.get("10.0.0.1:8080", "/").await.unwrap().0, 200);
+    let until_above = async |used: Duration| {
+        let begin = Instant::now();
+        while spinner.usage().cpu <= used {
+            assert!(begin.elapsed() < crate::support::PATIENCE);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    until_above(Duration::from_millis(20)).await;
+    switch.store(false, Ordering::Relaxed);
+    // It sees that at its next tick, which may be late on a busy machine.
+    let mut used = Duration::ZERO;
+    while spinner.usage().cpu != used {
+        used = spinner.usage().cpu;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(node.get("10.0.0.1:8080", "/").await.is_err(), "it takes no requests");
+    assert_eq!(spinner.usage().cpu, used);
+    switch.store(true, Ordering::Relaxed);
+    until_above(used).await;
+    assert_eq!(node.get("10.0.0.1:8080", "/").await.unwrap().0, 200);
+    switch.store(false, Ordering::Relaxed);
+    spinner.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

@@ -144,6 +144,7 @@ impl Node {
             memory_bytes_max: None,
             cpu_millis_max: None,
             cpu_millis: None,
+            may_run: None,
             config: None,
             buckets: None,
             log_bytes_per_second_max: 64 << 20,

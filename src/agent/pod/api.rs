@@ -190,16 +190,8 @@ impl PodApi for KubePodApi {
         };
         let (account, params) = (env::service_account(pod), PostParams::default());
         let asking = api.create_subresource::<_, TokenRequest>("token", account, &params, &request);
-        let status = call(asking).await?.status.unwrap_or_default();
-        match (status.token, status.expiration_timestamp) {
-            (Some(token), Some(expires)) => Ok(Token {
-                audience: key.audience.clone(),
-                token,
-                issued_at: now,
-                expires_at: expires.0,
-            }),
-            _ => Err(PodApiError::Refused("the answer has no token".to_owned())),
-        }
+        Token::of(call(asking).await?, key, now)
+            .ok_or_else(|| PodApiError::Refused("the answer has no token".to_owned()))
     }
 
     async fn claim(

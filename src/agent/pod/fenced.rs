@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use edgeorc_runtime::MayRun;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::agent::fence::Stretch;
 use crate::agent::pod::api::PodApiError;
 use crate::agent::pod::decide::Due;
 use crate::agent::pod::worker::Worker;
@@ -20,22 +22,33 @@ const FETCHES_GRACE: Duration = Duration::from_millis(500);
 impl Worker {
     /// Whether the pod must not run now. Asks the clock: to be called before each act.
     pub(super) fn is_fenced_off(&self) -> bool {
-        self.plan.is_fenced && !(self.is_confirmed && self.shared.fence.is_open())
+        self.plan.is_fenced
+            && (self.confirmed.is_none() || self.shared.fence.open() != self.confirmed)
+    }
+
+    /// What the runtime asks before each stretch of a container's running: nobody has to act in time. A
+    /// process that stood still, and with it its guests, goes on where it was.
+    pub(super) fn may_run(&self) -> Option<MayRun> {
+        let (fence, confirmed) = (self.shared.fence.clone(), self.confirmed);
+        self.plan.is_fenced.then(|| MayRun::new(move || fence.open() == confirmed))
     }
 
     /// Stops what runs, without grace, then waits until a server has said that the pod is still this
     /// node's, that somebody wants it to go, or that the agent stops.
     pub(super) async fn stand_back(&mut self, cancel: &CancellationToken) {
-        self.is_confirmed = false;
+        self.confirmed = None;
         if self.running.iter().any(Option::is_some) {
             warn!("no server hears this node: the pod, which must be unique, is stopped");
             self.stop_at_once().await;
             self.publish();
         }
         let mut fence = self.shared.fence.changed();
-        while !cancel.is_cancelled() && !self.is_deleted() && !self.is_confirmed {
-            let is_answered = self.shared.fence.is_open() && self.ask().await;
-            if self.is_confirmed {
+        while !cancel.is_cancelled() && !self.is_deleted() && self.confirmed.is_none() {
+            let is_answered = match self.shared.fence.open() {
+                Some(stretch) => self.ask(stretch).await,
+                None => false,
+            };
+            if self.confirmed.is_some() {
                 info!("the pod is this node's");
                 return;
             }
@@ -59,10 +72,11 @@ impl Worker {
     ///
     /// The heartbeat that opened the fence came first: whoever replaces this pod has marked it deleted
     /// long before, which the answer shows.
-    async fn ask(&mut self) -> bool {
+    async fn ask(&mut self, stretch: Stretch) -> bool {
         match self.shared.api.get(&self.pod()).await {
             Ok(fresh) => {
-                self.is_confirmed = fresh.metadata.deletion_timestamp.is_none();
+                let is_ours = fresh.metadata.deletion_timestamp.is_none();
+                self.confirmed = is_ours.then_some(stretch);
                 true
             }
             Err(PodApiError::Gone) => true,
@@ -101,10 +115,15 @@ impl Worker {
         if !self.plan.is_fenced {
             return self.stop_all(grace, not_before).await;
         }
-        let fence = self.shared.fence.clone();
+        let (fence, confirmed) = (self.shared.fence.clone(), self.confirmed);
+        let over = async move {
+            if let Some(stretch) = confirmed {
+                fence.ended(stretch).await;
+            }
+        };
         let is_stopped = tokio::select! {
             biased;
-            () = fence.closed() => false,
+            () = over => false,
             () = self.stop_all(grace, not_before) => true,
         };
         if !is_stopped {

@@ -109,7 +109,7 @@ pub(crate) async fn collect(
     (sources.config_maps, sources.secrets, sources.tokens, sources.claims, sources.service_env) = tokio::try_join!(
         read_all(maps, "configmap", dir, read_map),
         read_all(secrets, "secret", dir, read_secret),
-        token::collect(api, pod, dir, node.clock.now()),
+        token::collect(api, pod, dir, node.clock.now(), false),
         claim::collect(api, node, pod, dir),
         services(node, pod, dir),
     )?;

@@ -285,6 +285,7 @@ impl Worker {
             memory_bytes_max: plan.memory_bytes_max,
             cpu_millis_max: plan.cpu_millis_max,
             cpu_millis: plan.cpu_millis,
+            may_run: self.may_run(),
             config: config_values(&self.plan, &prepared.sources)?,
             buckets: buckets(&self.plan)?,
             log_bytes_per_second_max: LOG_BYTES_PER_SECOND_MAX,

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use crate::agent::command::Commands;
 use crate::agent::dirs::PodDir;
+use crate::agent::fence::Stretch;
 use crate::agent::pod::arrive::Arrival;
 use crate::agent::pod::backoff::Backoff;
 use crate::agent::pod::decide::{Due, Step, runs_again};
@@ -62,10 +63,10 @@ pub(crate) struct Worker {
     pub(super) prober: Prober,
     /// Why the pod is evicted, once it is.
     pub(super) verdict: (watch::Sender<Verdict>, watch::Receiver<Verdict>),
-    /// A server has said, since the fence was last closed, that the pod is still this node's.
-    pub(super) is_confirmed: bool,
+    /// The stretch of the fence in which a server has said that the pod is still this node's.
+    pub(super) confirmed: Option<Stretch>,
     /// For a pod that must be unique: whether it may run.
-    pub(super) fence: Option<watch::Receiver<bool>>,
+    pub(super) fence: Option<watch::Receiver<Option<Stretch>>>,
     verdicts: mpsc::Receiver<Box<ProbeEvent>>,
     number: u64,
     /// When the pod's start time was, on the clock that waits.
@@ -118,7 +119,7 @@ impl Worker {
             due: vec![Due::Now; count],
             replaced: vec![false; count],
             generation: 0,
-            is_confirmed: false,
+            confirmed: None,
             fence: plan.is_fenced.then(|| shared.fence.changed()),
             arrivals: mpsc::channel(EVENTS_MAX),
             fetches: tasks.child(),

@@ -117,6 +117,7 @@ fn config(name: &str) -> ContainerConfig {
         memory_bytes_max: None,
         cpu_millis_max: None,
         cpu_millis: None,
+        may_run: None,
         config: None,
         buckets: None,
         http_port: 80,

@@ -153,6 +153,12 @@ fn start(view: &View<'_>, spec: &CronJobSpec, plan: &mut Plan) {
     let last = plan.status.last_schedule_time.as_ref().map(|time| time.0);
     let created = view.cron_job.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let mut since = last.or(created).unwrap_or(view.now);
+    if since > view.now {
+        // It was noted by a clock that ran ahead: who waited for it would make nothing for hours. A Job is
+        // not made twice all the same, since its time is its name.
+        plan.status.last_schedule_time = Some(Time(view.now));
+        since = view.now;
+    }
     let deadline = spec.starting_deadline_seconds.map(jiff::SignedDuration::from_secs);
     if let Some(earliest) = deadline.and_then(|deadline| view.now.checked_sub(deadline).ok()) {
         since = since.max(earliest);

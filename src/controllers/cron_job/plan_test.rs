@@ -113,6 +113,17 @@ fn a_time_that_was_used_makes_nothing() {
 }
 
 #[test]
+fn a_clock_that_ran_ahead_keeps_nothing_from_being_made_when_it_is_right_again() {
+    let ahead = cron_job(&json!({"status": {"lastScheduleTime": "2026-01-01T13:10:00Z"}}));
+    let plan = at(&ahead, &[], "10:15:00");
+    assert_eq!((created(&plan), plan.recheck_after), (None, Some(Duration::from_secs(300))));
+    let noted = plan.status.last_schedule_time.unwrap().0.to_string();
+    assert_eq!(noted, "2026-01-01T10:15:00Z");
+    let right = cron_job(&json!({"status": {"lastScheduleTime": noted}}));
+    assert_eq!(created(&at(&right, &[], "10:20:00")), name_at(20));
+}
+
+#[test]
 fn policies_say_what_becomes_of_a_job_that_still_runs() {
     let running = [job("one", 10, None)];
     let with = |policy: &str| {

@@ -7,6 +7,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use tokio::time::Instant;
 
+/// An election takes less; who was heard longer ago may have been cut off as everybody was.
+const RECENT: Duration = Duration::from_secs(3);
+
 /// What of a Lease changes when its node renews it.
 type Beat = (Option<String>, Option<String>, Option<String>);
 
@@ -38,18 +41,41 @@ struct Heard {
 #[derive(Debug)]
 pub(super) struct Hearing {
     started: Instant,
+    /// The leader was taken for the one cut off when it was last asked.
+    is_doubted: bool,
+    /// The node of the leader before, until it is listened for; and when that was last heard.
+    predecessor: Option<(String, Instant)>,
     heard: BTreeMap<String, Heard>,
 }
 
 impl Hearing {
     /// Starts to listen: until it renews, every node counts as heard of at `now`.
     pub(super) fn new(now: Instant) -> Self {
-        Self { started: now, heard: BTreeMap::new() }
+        Self { started: now, is_doubted: false, predecessor: None, heard: BTreeMap::new() }
+    }
+
+    /// The same for a leader that knows of the node of the one before it, and when that was last heard. After a
+    /// long time without a leader nobody knows who is there, and all get the same start.
+    pub(super) fn after(predecessor: Option<(String, Instant)>, now: Instant) -> Self {
+        let is_recent = |(_, last): &(String, Instant)| now.duration_since(*last) < RECENT;
+        Self { predecessor: predecessor.filter(is_recent), ..Self::new(now) }
     }
 
     /// How long this leader has been listening.
     pub(super) fn listening_for(&self, now: Instant) -> Duration {
         now.duration_since(self.started)
+    }
+
+    /// Takes note whether the leader may be the one cut off. When that is over it starts to listen anew,
+    /// and this returns `true`: it was deaf, and the first nodes that are heard again are no proof that
+    /// the others are dead.
+    pub(super) fn doubt(&mut self, is_doubted: bool, now: Instant) -> bool {
+        let is_over = self.is_doubted && !is_doubted;
+        if is_over {
+            *self = Self::new(now);
+        }
+        self.is_doubted = is_doubted;
+        is_over
     }
 
     /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, and of its agent's
@@ -81,7 +107,12 @@ impl Hearing {
             }
             // A node that appears later has just been registered by its agent.
             None => {
-                let at = if was_listening { now } else { self.started };
+                let mut at = if was_listening { now } else { self.started };
+                let before = self.predecessor.take_if(|(name, _)| name == node);
+                // A Lease was renewed since this leader began: it begins with none.
+                if let Some((_, last)) = before.filter(|_| lease.is_none()) {
+                    at = at.min(last);
+                }
                 self.heard.insert(node.to_owned(), Heard { beat, word, at });
             }
         }
@@ -140,6 +171,47 @@ mod tests {
         assert_eq!(hearing.silent_for("never-seen", Instant::now()), Duration::from_secs(1));
         hearing.listen("registered-late", None, None, Instant::now());
         assert_eq!(hearing.silent_for("registered-late", Instant::now()), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_silence_of_the_leader_before_began_before_this_one() {
+        let last = Instant::now();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let silent = |lease: Option<&Lease>| {
+            let before = Some(("old".to_owned(), last));
+            let mut hearing = Hearing::after(before, Instant::now());
+            hearing.listen("old", lease, None, Instant::now());
+            hearing.listen("other", None, None, Instant::now());
+            assert_eq!(hearing.silent_for("other", Instant::now()), Duration::ZERO);
+            hearing.silent_for("old", Instant::now())
+        };
+        assert_eq!(silent(None), Duration::from_secs(2));
+        let beaten = lease("2026-01-01T00:00:10.000000Z");
+        assert_eq!(silent(Some(&beaten)), Duration::ZERO, "it is there, and leads no more");
+        let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now() + RECENT);
+        hearing.listen("old", None, None, Instant::now() + RECENT);
+        assert_eq!(hearing.silent_for("old", Instant::now() + RECENT), Duration::ZERO);
+        let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now());
+        hearing.listen("old", None, None, Instant::now());
+        hearing.retain(|_| false);
+        hearing.listen("old", None, None, Instant::now());
+        assert_eq!(hearing.silent_for("old", Instant::now()), Duration::ZERO, "it joined anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_was_deaf_gives_every_node_the_same_start_again() {
+        let same = lease("2026-01-01T00:00:10.000000Z");
+        let mut hearing = Hearing::new(Instant::now());
+        hearing.listen("late", Some(&same), None, Instant::now());
+        assert!(!hearing.doubt(false, Instant::now()));
+        tokio::time::advance(Duration::from_secs(8)).await;
+        assert!(!hearing.doubt(true, Instant::now()) && !hearing.doubt(true, Instant::now()));
+        hearing.listen("late", Some(&same), None, Instant::now());
+        assert_eq!(hearing.silent_for("late", Instant::now()), Duration::from_secs(8));
+        assert!(hearing.doubt(false, Instant::now()), "somebody is heard again");
+        assert_eq!(hearing.silent_for("late", Instant::now()), Duration::ZERO);
+        assert_eq!(hearing.listening_for(Instant::now()), Duration::ZERO);
+        assert!(!hearing.doubt(false, Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -30,7 +30,7 @@ use crate::client::{EventRecorder, EventType, Regarding, is_conflict, is_not_fou
 use crate::controllers::Context;
 use crate::controllers::node::health::Hearing;
 use crate::controllers::node::ipam::{Book, allocate};
-use crate::controllers::node::plan::{Heard, Step, View, plan, troubled};
+use crate::controllers::node::plan::{Heard, Step, View, is_in_doubt, plan, troubled};
 use crate::controllers::object::{disrupted, node_name};
 
 mod health;
@@ -42,6 +42,11 @@ mod plan_test;
 
 /// How often silence is looked for.
 const TICK: Duration = Duration::from_millis(500);
+/// How often while a node is [`URGENT`]: what waits for two deadlines in a row is late by two of these.
+const TICK_URGENT: Duration = Duration::from_millis(100);
+/// Silence of nodes about which something has to be decided: from one missed heartbeat on, until all that
+/// ran there may have been replaced.
+const URGENT: std::ops::Range<Duration> = Duration::from_millis(1_500)..Duration::from_secs(20);
 /// Writes under way at once.
 const WRITES_MAX: usize = 32;
 /// How long the cache may take to show a write.
@@ -52,7 +57,7 @@ const BOOK_NAME: &str = "edgeorc-pod-cidrs";
 
 /// Runs the controller until `cancel`.
 pub(super) async fn run(context: Context, events: EventRecorder, cancel: CancellationToken) {
-    let hearing = Hearing::new(Instant::now());
+    let hearing = Hearing::after(context.predecessor.clone(), Instant::now());
     let mut controller = Controller {
         context,
         events,
@@ -80,8 +85,7 @@ impl Controller {
     async fn run(&mut self) {
         let mut nodes_changed = self.context.informers.nodes.changed();
         nodes_changed.mark_changed();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = Duration::ZERO;
         loop {
             let waits_since = Instant::now();
             tokio::select! {
@@ -93,7 +97,7 @@ impl Controller {
                         tokio::time::sleep(TICK).await;
                     }
                 }
-                _ = tick.tick() => {
+                () = tokio::time::sleep(pause) => {
                     // Whoever stood still has not listened: all nodes get the same start again.
                     let now = Instant::now();
                     if now - waits_since >= self.context.settings.node_silent_after {
@@ -101,13 +105,21 @@ impl Controller {
                     }
                 }
             }
-            self.look_after_nodes().await;
+            pause = self.look_after_nodes().await;
         }
     }
 
-    async fn look_after_nodes(&mut self) {
+    /// Does what is to be done now. Returns for how long nothing else is.
+    async fn look_after_nodes(&mut self) -> Duration {
         let now = Instant::now();
-        let nodes = self.listen(now);
+        let mut nodes = self.listen(now);
+        let context = &self.context;
+        let is_doubted =
+            !nodes.is_empty() && is_in_doubt(&context.settings, &context.node_name, &nodes);
+        if self.hearing.doubt(is_doubted, now) {
+            info!("enough nodes are heard again, the others get their time");
+            nodes = self.listen(now);
+        }
         let tainted_for: BTreeMap<_, _> =
             self.taints.iter().map(|(key, since)| (key.clone(), now - *since)).collect();
         let steps = plan(&View {
@@ -141,6 +153,8 @@ impl Controller {
         if revision > 0 {
             self.context.informers.nodes.catch_up(revision, CATCH_UP_MAX).await;
         }
+        let is_urgent = nodes.iter().any(|heard| URGENT.contains(&heard.silent_for));
+        if is_urgent { TICK_URGENT } else { TICK }
     }
 
     /// The pods that have something to fear: none while all nodes are well.

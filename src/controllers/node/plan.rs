@@ -69,10 +69,9 @@ pub(super) enum Step {
 /// The writes to make.
 pub(super) fn plan(view: &View<'_>) -> Vec<Step> {
     let mut steps = Vec::new();
-    let may_judge = view.listening_for >= view.settings.node_silent_after;
     let mut nodes = BTreeMap::new();
     for heard in view.nodes {
-        let is_silent = may_judge && heard.silent_for >= view.settings.node_silent_after;
+        let is_silent = heard.silent_for >= view.settings.node_silent_after;
         if is_silent && let Some(conditions) = unknown(&heard.node, view.now) {
             steps.push(Step::SetUnknown { node: Arc::clone(&heard.node), conditions });
         }
@@ -212,21 +211,17 @@ enum Brakes {
 
 impl Brakes {
     fn of(view: &View<'_>) -> Self {
-        let total = view.nodes.len();
-        let visible: Vec<_> = view
-            .nodes
-            .iter()
-            .filter(|heard| heard.silent_for < view.settings.node_silent_after)
-            .map(|heard| heard.node.name_any())
-            .collect();
-        let is_alone =
-            total >= NODES_TO_DOUBT_ONESELF && visible.iter().all(|name| name == view.me);
-        let is_calm = total > 1
-            && visible.len() * 2 >= total
-            && !is_alone
-            && view.listening_for >= view.settings.eviction_quiet_time;
-        if is_calm { Self::Off } else { Self::On }
+        if is_in_doubt(view.settings, view.me, view.nodes) { Self::On } else { Self::Off }
     }
+}
+
+/// Whether the leader on the node `me` hears so few that it may be the one cut off.
+pub(super) fn is_in_doubt(settings: &Settings, me: &str, nodes: &[Heard]) -> bool {
+    let is_heard = |heard: &&Heard| heard.silent_for < settings.node_silent_after;
+    let visible: Vec<_> =
+        nodes.iter().filter(is_heard).map(|heard| heard.node.name_any()).collect();
+    let is_alone = nodes.len() >= NODES_TO_DOUBT_ONESELF && visible.iter().all(|name| name == me);
+    nodes.len() < 2 || visible.len() * 2 < nodes.len() || is_alone
 }
 
 /// Whether the pod must leave its node now, and if so whether by force.
@@ -240,10 +235,14 @@ fn eviction(
     let node = &heard.node;
     // A node heard from again is left to its agent, which posts its status in a moment.
     let is_back = health == Health::Unknown && heard.silent_for < view.settings.node_silent_after;
+    // Agents may still be looking for this leader. The node of the leader before has been silent for longer
+    // than this one has been listening.
+    let is_early = view.listening_for.max(heard.silent_for) < view.settings.eviction_quiet_time;
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let must_leave = taints.iter().filter(|taint| taint.effect == "NoExecute").any(|taint| {
         let is_of_health = taint.key == NOT_READY || taint.key == UNREACHABLE;
-        if is_of_health && (brakes == Brakes::On || is_back || !is_current(taint, health)) {
+        let is_held = brakes == Brakes::On || is_early || is_back;
+        if is_of_health && (is_held || !is_current(taint, health)) {
             return false;
         }
         let key = (node.name_any(), taint.key.clone());

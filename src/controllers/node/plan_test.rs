@@ -238,6 +238,17 @@ fn a_leader_that_may_be_cut_off_evicts_nothing() {
 }
 
 #[test]
+fn what_ran_beside_the_leader_before_is_replaced_as_soon_as_anything_else() {
+    let pods = [pod("p", "b", &json!({}))];
+    let evicted = |silent_ms: u64| {
+        let silent_for = Duration::from_millis(silent_ms);
+        let nodes = [ready("a"), Heard { silent_for, ..dead("b") }];
+        !evictions(&plan_after(&nodes, &pods, 2, Duration::from_millis(3_500))).is_empty()
+    };
+    assert!(!evicted(4_999) && evicted(5_000));
+}
+
+#[test]
 fn a_taint_set_by_a_person_evicts_even_on_a_single_node() {
     let mut tainted = ready("a");
     Arc::make_mut(&mut tainted.node).spec.as_mut().unwrap().taints = Some(vec![

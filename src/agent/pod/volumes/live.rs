@@ -15,13 +15,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::runtime::watcher;
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -39,10 +40,30 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Longest pause between two looks at tokens: the wall clock may have been set meanwhile.
 const TOKEN_LOOK_MAX: Duration = Duration::from_secs(60);
 /// Pause before a token that could not be renewed is tried again.
-const TOKEN_RETRY: SignedDuration = SignedDuration::from_secs(5);
+const TOKEN_RETRY: Duration = Duration::from_secs(5);
 
 /// Namespace and name.
 type Name = (String, String);
+
+/// When something is to be done, by both clocks: the one stands still while the machine sleeps, the other
+/// may be set. The first of them counts.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    passed: Instant,
+    time: Timestamp,
+}
+
+impl Due {
+    fn after(wait: Duration, now: Timestamp) -> Option<Self> {
+        Some(Self { passed: Instant::now().checked_add(wait)?, time: now.checked_add(wait).ok()? })
+    }
+
+    /// Whether so much time has gone by, and whether that or the time of day says that it is due.
+    fn is_now(self, now: Timestamp) -> (bool, bool) {
+        let is_over = Instant::now() >= self.passed;
+        (is_over, is_over || now >= self.time)
+    }
+}
 
 /// What the task works with.
 pub(crate) struct Live {
@@ -185,7 +206,7 @@ struct Seen {
     made_of: Option<Stamp>,
     /// The pod's start has written its volumes.
     is_written: bool,
-    renew_at: Option<Timestamp>,
+    renew_at: Option<Due>,
 }
 
 /// Everything that can change in a pod's files, but for its tokens.
@@ -316,16 +337,16 @@ impl Live {
     ) {
         let now = self.node.clock.now();
         let stamp = seen.stamp(pod, watches);
-        let is_due = seen.renew_at.is_some_and(|at| now >= at);
+        let (is_over, is_due) = seen.renew_at.map_or((false, false), |due| due.is_now(now));
         if !seen.is_written || (!is_due && seen.made_of.as_ref() == Some(&stamp)) {
             return;
         }
         let dir = self.node.dirs.pod(uid);
-        let tokens = match token::collect(&*self.api, pod, &dir, now).await {
+        let tokens = match token::collect(&*self.api, pod, &dir, now, is_over).await {
             Ok(tokens) => tokens,
             Err(err) => {
                 debug!(%err, k8s.pod.name = pod.metadata.name, "a token was not renewed");
-                seen.renew_at = now.checked_add(TOKEN_RETRY).ok();
+                seen.renew_at = Due::after(TOKEN_RETRY, now);
                 return;
             }
         };
@@ -361,16 +382,17 @@ impl Live {
         }
         seen.made_of = Some(stamp);
         // A token that is still the old one could not be renewed: again soon.
-        let next = token::next_renewal(pod, &dir);
-        seen.renew_at = next.map(|at| at.max(now.checked_add(TOKEN_RETRY).unwrap_or(at)));
+        let next = token::next_renewal(pod, &dir, now).map(|at| {
+            Duration::try_from(at.duration_since(now)).unwrap_or_default().max(TOKEN_RETRY)
+        });
+        seen.renew_at = next.and_then(|wait| Due::after(wait, now));
     }
 
     /// Until when there is nothing to do for tokens.
     fn pause(&self, seen: &BTreeMap<String, Seen>) -> Duration {
-        let next = seen.values().filter_map(|pod| pod.renew_at).min();
+        let next = seen.values().filter_map(|pod| pod.renew_at).map(|due| due.passed).min();
         next.map_or(Duration::MAX, |next| {
-            let wait = next.duration_since(self.node.clock.now());
-            Duration::try_from(wait).unwrap_or_default().min(TOKEN_LOOK_MAX)
+            next.saturating_duration_since(Instant::now()).min(TOKEN_LOOK_MAX)
         })
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,25 @@ pub(crate) struct Token {
 }
 
 impl Token {
+    /// The token in an answer that came at `now`. Its life counts by this node's clock from now on: the
+    /// server's may be hours off, and a length is the same everywhere.
+    pub(crate) fn of(answer: TokenRequest, key: &TokenKey, now: Timestamp) -> Option<Self> {
+        let life = answer.spec.and_then(|spec| spec.expiration_seconds);
+        let life = SignedDuration::from_secs(life.unwrap_or(key.expiration_seconds));
+        Some(Self {
+            audience: key.audience.clone(),
+            token: answer.status?.token?,
+            issued_at: now,
+            expires_at: now.checked_add(life).ok()?,
+        })
+    }
+
+    /// Whether no new one is needed. One of the future was asked for while the clock was wrong: how much
+    /// of its life is left nobody knows.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.issued_at <= now && now < self.renew_at()
+    }
+
     /// When a new one is asked for.
     pub(crate) fn renew_at(&self) -> Timestamp {
         let life = self.expires_at.duration_since(self.issued_at);
@@ -50,17 +70,19 @@ pub(crate) fn wanted(pod: &Pod) -> BTreeSet<TokenKey> {
 
 /// The tokens of `pod`: copies while they are fresh, new ones from the API when they are not.
 ///
-/// An old token is better than none: a pod that is back from a power cut starts without a server.
+/// An old token is better than none: a pod that is back from a power cut starts without a server. `is_due`:
+/// so much time has gone by that a new one is needed, whatever the time of day says.
 pub(crate) async fn collect(
     api: &dyn PodApi,
     pod: &Pod,
     dir: &PodDir,
     now: Timestamp,
+    is_due: bool,
 ) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
     let mut tokens = BTreeMap::new();
     for key in wanted(pod) {
-        let Copies { newest: copy, is_on_disk } = Copies::read(dir, &key);
-        if let Some(fresh) = copy.as_ref().filter(|token| now < token.renew_at()) {
+        let Copies { newest: copy, is_on_disk } = Copies::read(dir, &key, now);
+        if let Some(fresh) = copy.as_ref().filter(|token| !is_due && token.is_fresh(now)) {
             tokens.insert(key, fresh.token.clone());
             continue;
         }
@@ -90,8 +112,8 @@ pub(crate) async fn collect(
 }
 
 /// When the first of the pod's tokens is to be renewed, as far as they are kept.
-pub(crate) fn next_renewal(pod: &Pod, dir: &PodDir) -> Option<Timestamp> {
-    let tokens = wanted(pod).into_iter().filter_map(|key| Copies::read(dir, &key).newest);
+pub(crate) fn next_renewal(pod: &Pod, dir: &PodDir, now: Timestamp) -> Option<Timestamp> {
+    let tokens = wanted(pod).into_iter().filter_map(|key| Copies::read(dir, &key, now).newest);
     tokens.map(|token| token.renew_at()).min()
 }
 
@@ -102,13 +124,15 @@ struct Copies {
 }
 
 impl Copies {
-    fn read(dir: &PodDir, key: &TokenKey) -> Self {
+    fn read(dir: &PodDir, key: &TokenKey, now: Timestamp) -> Self {
         let name = name_of(key);
         let is_it = |token: &Token| token.audience == key.audience;
         let on_disk = dir.kept::<Token>(KIND, &name).filter(is_it);
         let is_on_disk = on_disk.is_some();
         let in_memory = dir.kept_in_memory::<Token>(KIND, &name).filter(is_it);
-        let newest = on_disk.into_iter().chain(in_memory).max_by_key(|token| token.issued_at);
+        // One of the future is older than one of now: the clock went back meanwhile.
+        let age = |token: &Token| (token.issued_at <= now, token.issued_at);
+        let newest = on_disk.into_iter().chain(in_memory).max_by_key(age);
         Self { newest, is_on_disk }
     }
 }
@@ -138,6 +162,23 @@ mod tests {
         };
         assert_eq!(token(3600).renew_at(), at(1000 + 2880));
         assert_eq!(token(365 * 86400).renew_at(), at(1000 + 86400));
+    }
+
+    #[test]
+    fn the_life_of_a_token_is_counted_by_the_clock_of_the_node() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let key = TokenKey { audience: String::new(), expiration_seconds: 3600 };
+        let answer = |life: Option<i64>| -> TokenRequest {
+            serde_json::from_value(json!({
+                "spec": {"audiences": [], "expirationSeconds": life},
+                // By a clock that is hours ahead.
+                "status": {"token": "t", "expirationTimestamp": "2026-01-01T00:00:00Z"},
+            }))
+            .unwrap()
+        };
+        let renewed = |life| Token::of(answer(life), &key, now).unwrap().renew_at();
+        assert_eq!(renewed(Some(600)), Timestamp::from_second(1_000_480).unwrap());
+        assert_eq!(renewed(None), Timestamp::from_second(1_002_880).unwrap());
     }
 
     /// An API that gives tokens of an hour, or does not answer.
@@ -203,16 +244,22 @@ mod tests {
         let key = wanted(&pod).pop_first().unwrap();
         let on_disk = || -> Token { dir.kept(KIND, &name_of(&key)).unwrap() };
         for (second, token) in [(0, "1"), (2880, "2"), (2881, "2"), (5760, "3")] {
-            let tokens = collect(&api, &pod, &dir, at(second)).await.unwrap();
+            let tokens = collect(&api, &pod, &dir, at(second), false).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
             assert_eq!(on_disk().token, "1", "{second}");
         }
-        assert_eq!(next_renewal(&pod, &dir), Some(at(5760 + 2880)));
+        assert_eq!(next_renewal(&pod, &dir, at(5760)), Some(at(5760 + 2880)));
+        for (second, token) in [(-9000, "4"), (-8999, "4")] {
+            let tokens = collect(&api, &pod, &dir, at(second), false).await.unwrap();
+            assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "the clock went back");
+        }
+        let tokens = collect(&api, &pod, &dir, at(-8998), true).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["5"], "its time has gone by");
         // After a power cut the first one is there, and the API is asked.
         std::fs::remove_dir_all(memory.path().join("pods")).unwrap();
         dir.create().unwrap();
-        let tokens = collect(&api, &pod, &dir, at(6000)).await.unwrap();
-        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["4"]);
+        let tokens = collect(&api, &pod, &dir, at(6000), false).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["6"]);
     }
 
     #[tokio::test]
@@ -226,14 +273,16 @@ mod tests {
         let api = |is_up| Api { is_up, asked: 0.into() };
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let down = api(false);
-        assert!(collect(&down, &pod, &dir, at(0)).await.is_err());
+        assert!(collect(&down, &pod, &dir, at(0), false).await.is_err());
         let up = api(true);
         for (second, token) in [(0, "1"), (2879, "1"), (2880, "2"), (2881, "2")] {
-            let tokens = collect(&up, &pod, &dir, at(second)).await.unwrap();
+            let tokens = collect(&up, &pod, &dir, at(second), false).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
         }
-        assert_eq!(next_renewal(&pod, &dir), Some(at(2880 + 2880)));
-        let tokens = collect(&down, &pod, &dir, at(100_000)).await.unwrap();
-        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["2"], "an old one starts the pod");
+        assert_eq!(next_renewal(&pod, &dir, at(2881)), Some(at(2880 + 2880)));
+        let tokens = collect(&up, &pod, &dir, at(2880 - 10_000), false).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["3"], "the clock went back");
+        let tokens = collect(&down, &pod, &dir, at(100_000), false).await.unwrap();
+        assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["3"], "an old one starts the pod");
     }
 }

@@ -69,6 +69,20 @@ async fn it_is_stopped_before_anybody_replaces_it_and_runs_again_when_the_link_i
     world.journal.until("start stubborn", 2).await;
 }
 
+/// Goal: a process that stood still for longer than its pod may run, and whose next heartbeat is answered
+/// before anybody has looked at the clock, does not go on as if nothing had happened. Method: nobody ticks.
+#[tokio::test(start_paused = true)]
+async fn it_is_stopped_and_asked_about_even_if_nobody_saw_the_fence_closed() {
+    let root = root();
+    let world = World::start(&root, one_of_a_kind("stubborn"));
+    hear(&world);
+    world.ready().await;
+    tokio::time::advance(REPLACED_AFTER).await;
+    hear(&world);
+    world.journal.until("stop stubborn within 0s", 1).await;
+    world.journal.until("start stubborn", 2).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn it_does_not_start_again_when_it_was_given_up_meanwhile() {
     let root = root();
