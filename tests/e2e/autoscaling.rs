@@ -178,7 +178,10 @@ fn a_guest_that_computes_gets_company_until_it_rests() {
     };
     // A share of requests that are not made is no number.
     condition("ScalingActive", "False FailedGetResourceMetric");
-    assert!(state().contains("missing request"), "{}", state());
+    eventually("it says what is missing", PATIENCE, || {
+        let said = state();
+        if said.contains("missing request") { Ok(()) } else { Err(said) }
+    });
     run(&["set", "resources", "deploy/hello", "--requests=cpu=20m"]);
     run(&["rollout", "status", "deploy/hello", "--timeout=60s"]);
 

@@ -107,6 +107,7 @@ fn deploy(node: &Node, replicas: u32, spec: &Value) {
     let file = hello();
     let replicas = replicas.to_string();
     succeed(&mut node.edgeorc(&["deploy", file.to_str().unwrap(), "--replicas", &replicas]));
+    rolled_out(node);
     kubectl(node, &["patch", DEPLOYMENT, "-p", &json!({ "spec": spec }).to_string()]);
     rolled_out(node);
 }
@@ -115,10 +116,10 @@ fn strategy(surge: u32, unavailable: u32) -> Value {
     json!({"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
 }
 
-/// The image with a digest that nobody has.
-fn missing(image: &str, digit: char) -> String {
-    let (repository, _) = image.split_once('@').unwrap();
-    format!("{repository}@sha256:{}", String::from(digit).repeat(64))
+/// The image with a tag that nobody has pushed.
+fn missing(image: &str, tag: &str) -> String {
+    let (repository, _) = image.rsplit_once(':').unwrap();
+    format!("{repository}:{tag}")
 }
 
 fn image(node: &Node) -> String {
@@ -142,7 +143,7 @@ fn a_bad_version_stops_at_max_unavailable_and_undo_takes_up_what_was_there() {
     assert_eq!((first.len(), before.len()), (1, 6));
     let load = Load::start(nodes[1].ingress());
 
-    let bad = missing(&good, '0');
+    let bad = missing(&good, "nowhere");
     set_image(node, &bad);
     eventually("it is stuck with four old pods and three new", PATIENCE, || {
         let serving = names(node);
@@ -219,7 +220,8 @@ fn a_paused_rollout_makes_no_pods_and_a_change_on_the_way_rolls_over() {
     let said = rollout_status(&node, "2s");
     assert_eq!(said.status.code(), Some(1));
     assert!(both(&said).contains("timed out"), "{}", both(&said));
-    let refused = node.kubectl(&["rollout", "undo", DEPLOYMENT]).output().unwrap();
+    let undo = ["rollout", "undo", DEPLOYMENT, "--to-revision=1"];
+    let refused = node.kubectl(&undo).output().unwrap();
     assert!(both(&refused).contains("cannot rollback a paused deployment"), "{}", both(&refused));
     kubectl(&node, &["scale", DEPLOYMENT, "--replicas=4"]);
     until_shape(&node, "what is paused can be scaled", &[(1, 4, 4)]);
@@ -230,9 +232,9 @@ fn a_paused_rollout_makes_no_pods_and_a_change_on_the_way_rolls_over() {
 
     // Changed on the way: twice to what does not serve.
     let serving = names(&node);
-    set_image(&node, &missing(&good, '0'));
+    set_image(&node, &missing(&good, "nowhere"));
     until_shape(&node, "the third is stuck", &[(1, 0, 0), (2, 4, 4), (3, 1, 0)]);
-    set_image(&node, &missing(&good, '1'));
+    set_image(&node, &missing(&good, "nowhere-else"));
     until_shape(
         &node,
         "the third makes room though the fourth does not serve either",
