@@ -79,7 +79,7 @@ fn manifest(image: &str) -> String {
                 "scaleDown": {"stabilizationWindowSeconds": DOWN_WINDOW, "policies": [
                     {"type": "Pods", "value": STEP, "periodSeconds": PERIOD}]}}}}),
     ];
-    objects.map(|object| format!("{object}\n---\n")).concat()
+    json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
 }
 
 /// When the n-th request of the ramp is due, in seconds; `None` once the ramp is over.
@@ -305,7 +305,7 @@ fn replicas_follow_the_load_up_and_down_and_no_request_is_lost() {
     let node = Node::start(folder.path(), "one", Block::take().address(1), None);
     node.wait_ready();
     let image = push(&node, hello().to_str().unwrap());
-    let file = folder.path().join("web.yaml");
+    let file = folder.path().join("web.json");
     std::fs::write(&file, manifest(&image)).unwrap();
     succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
     let state = || both(&node.kubectl(&["describe", "hpa", "web"]).output().unwrap());

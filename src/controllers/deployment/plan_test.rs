@@ -181,6 +181,21 @@ fn going_back_reuses_the_old_replica_set_with_a_higher_revision() {
     assert_eq!(plan.revision.as_deref(), Some("3"));
 }
 
+/// Goal: taken back at once, a rollout counts only pods that stay. Method: the first replica set was
+/// scaled down to one, and its status still tells of all three.
+#[test]
+fn a_status_from_before_the_spec_takes_nothing_away() {
+    let (v1, v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let mut first = set_of(&v1, 1, 1, 3);
+    Arc::make_mut(&mut first).metadata.generation = Some(2);
+    let second = set_of(&v2, 2, 2, 2);
+    let plan = plan_of(&v1, &[Arc::clone(&first), Arc::clone(&second)]);
+    assert_eq!(scalings(&plan), [("1".to_owned(), 2)]);
+    let first = set_of(&v1, 1, 2, 2);
+    let plan = plan_of(&v1, &[first, second]);
+    assert_eq!(scalings(&plan), [("2".to_owned(), 1)], "it is told: one may go");
+}
+
 #[test]
 fn a_template_changed_again_mid_rollout_demotes_the_half_done_one() {
     let images = ["v1", "v2", "v3"].map(|image| deployment(image, &json!({})));

@@ -34,7 +34,7 @@ pub(super) fn roll(wish: Wish, new: &mut Scale, old: &mut [Scale]) {
     drop_healthy(wish, *new, old, surplus - freed);
 }
 
-/// The first half of a step: as many new pods as there is room for. Takes no pod away.
+/// The first half of a step: as many new pods as there is room for. Takes no old one away.
 pub(super) fn grow(wish: Wish, new: &mut Scale, old: &[Scale]) {
     if new.wanted >= wish.replicas {
         new.wanted = wish.replicas;
