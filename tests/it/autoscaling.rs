@@ -1,6 +1,6 @@
 //! HorizontalPodAutoscalers: the API server and the controllers together; metrics are what the tests say.
 
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,7 +21,6 @@ type Metrics = fn(&str) -> Option<Value>;
 /// Controllers that look every 50 ms, and get their metrics from `metrics`.
 async fn start(metrics: Metrics) -> Cluster {
     let api = Api::start().await;
-    let metrics = Arc::new(metrics);
     let router = api.router.clone().layer(from_fn(move |request: Request<Body>, next: Next| {
         let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
         let answer = path.contains("metrics.k8s.io").then(|| metrics(&path));
@@ -155,10 +154,11 @@ fn doubled(path: &str) -> Option<Value> {
 }
 
 /// Names of all pods there are.
-static NAMES: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Goal: each kind of metric is asked for where Kubernetes has it, and makes as many replicas as the
 /// formula says; the status shows what was found.
+#[allow(clippy::too_many_lines, reason = "a table")]
 #[tokio::test]
 async fn each_kind_of_metric_is_found_and_makes_replicas() {
     let cluster = start(doubled).await;
