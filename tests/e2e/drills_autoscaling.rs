@@ -62,8 +62,10 @@ fn manifest(image: &str) -> String {
                 "spec": {"containers": [{"name": "web", "image": image}]}}}}),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {
             "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}}),
+        // For any host: a default backend of an older Ingress comes after that.
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "web"},
-            "spec": {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}}),
+            "spec": {"rules": [{"http": {"paths": [{"path": "/", "pathType": "Prefix",
+                "backend": {"service": {"name": "web", "port": {"number": 80}}}}]}}]}}),
         json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
             "metadata": {"name": "web"}, "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
@@ -165,7 +167,6 @@ struct Sample {
 struct Watcher {
     _proxy: Process,
     at: SocketAddr,
-    began: Instant,
 }
 
 impl Watcher {
@@ -174,7 +175,7 @@ impl Watcher {
         let proxy = Process::spawn(&mut proxy, node.data_dir.with_extension("proxy.log"));
         let line = proxy.line(PATIENCE);
         let at = line.rsplit(' ').next().unwrap().parse().unwrap();
-        Self { _proxy: proxy, at, began: Instant::now() }
+        Self { _proxy: proxy, at }
     }
 
     fn read(&self, path: &str) -> Value {
@@ -188,13 +189,13 @@ impl Watcher {
         u32::try_from(deployment["spec"]["replicas"].as_u64().unwrap()).unwrap()
     }
 
-    fn sample(&self) -> Sample {
+    fn sample(&self, began: Instant) -> Sample {
         let metric = self.read(
             "/apis/custom.metrics.k8s.io/v1beta2/namespaces/default/services/web/requests-per-second",
         );
         let millis = metric["items"][0]["value"].as_str().unwrap().trim_end_matches('m').to_owned();
         let rate = millis.parse::<f64>().unwrap() / 1e3;
-        Sample { at: self.began.elapsed().as_secs_f64(), rate, replicas: self.replicas() }
+        Sample { at: began.elapsed().as_secs_f64(), rate, replicas: self.replicas() }
     }
 }
 
@@ -275,8 +276,11 @@ fn offences(samples: &[Sample]) -> Vec<String> {
     found
 }
 
-/// The value that a part of the sorted values does not exceed.
+/// The value that a part of the sorted values does not exceed; of none, no number.
 fn percentile(values: &mut [f64], part: f64) -> f64 {
+    if values.is_empty() {
+        return f64::NAN;
+    }
     values.sort_by(f64::total_cmp);
     #[allow(
         clippy::cast_possible_truncation,
@@ -332,10 +336,11 @@ fn replicas_follow_the_load_up_and_down_and_no_request_is_lost() {
         over.store(true, Ordering::Relaxed);
         outcome
     });
-    let mut samples = vec![watcher.sample()];
+    let start = Instant::now();
+    let mut samples = vec![watcher.sample(start)];
     // After the last request, until nothing is left of what it asked for.
     while !is_over.load(Ordering::Relaxed) || samples.last().is_some_and(|last| last.replicas > 0) {
-        let sample = watcher.sample();
+        let sample = watcher.sample(start);
         if samples.last().is_some_and(|last| last.replicas != sample.replicas) {
             eprintln!("{sample:?}");
         }
