@@ -1,13 +1,16 @@
-//! Empties namespaces that are being deleted, and gives each living one its service account and the
-//! CA's certificate.
+//! Empties namespaces that are being deleted, says what they wait for, and gives each living one its
+//! service account and the CA's certificate.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, NamespaceCondition, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -67,7 +70,9 @@ async fn reconcile(context: &Context, name: String) -> Result<Next, kube::Error>
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         return Ok(Next::Wait);
     }
-    if !empty(context, &name).await? {
+    let left = empty(context, &name).await?;
+    if !left.is_nothing {
+        tell(context, &namespace, &left).await?;
         return Ok(Next::After(RECHECK_AFTER));
     }
     finalize(context, &namespace).await?;
@@ -118,37 +123,57 @@ async fn ensure_root_ca(context: &Context, namespace: &str) -> Result<bool, kube
     }
 }
 
+/// What a namespace still holds.
+#[derive(Debug, Default, PartialEq)]
+struct Left {
+    /// Nothing at all was found.
+    is_nothing: bool,
+    /// Objects that were told to go before and are still there, by resource.
+    resources: BTreeMap<String, usize>,
+    /// How many of them wait for each finalizer.
+    finalizers: BTreeMap<String, usize>,
+}
+
 /// Deletes what is in the namespace, pods first: they must not outlive what they rely on, such as
-/// the policies of their namespace. Returns whether nothing was left.
-async fn empty(context: &Context, namespace: &str) -> Result<bool, kube::Error> {
+/// the policies of their namespace. Returns what was found.
+async fn empty(context: &Context, namespace: &str) -> Result<Left, kube::Error> {
     let (pods, others): (Vec<_>, Vec<_>) = resources()
         .iter()
         .filter(|resource| resource.is_namespaced && resource.has_verb("delete"))
         .partition(|resource| resource.kind == "Pod");
+    let mut left = Left { is_nothing: true, ..Left::default() };
     for group in [pods, others] {
-        let mut left = 0;
         for resource in group {
-            left += delete_all(context, resource, namespace).await?;
+            delete_all(context, resource, namespace, &mut left).await?;
         }
-        if left > 0 {
-            debug!(k8s.namespace.name = namespace, left, "namespace not empty yet");
-            return Ok(false);
+        if !left.is_nothing {
+            debug!(k8s.namespace.name = namespace, ?left, "namespace not empty yet");
+            return Ok(left);
         }
     }
-    Ok(true)
+    Ok(left)
 }
 
-/// Deletes the objects of one kind; returns how many there were.
+/// Deletes the objects of one kind; notes those that are there.
 async fn delete_all(
     context: &Context,
     resource: &Resource,
     namespace: &str,
-) -> Result<usize, kube::Error> {
+    left: &mut Left,
+) -> Result<(), kube::Error> {
     let api = dynamic::api(&context.client, resource, namespace);
     let listed = api.list(&ListParams::default().limit(LIST_LEN_MAX)).await?;
-    let found = listed.items.len();
-    let doomed = listed.items.into_iter().filter(|object| !is_deleting(&object.metadata));
-    let deletes = doomed.map(|object| {
+    left.is_nothing &= listed.items.is_empty();
+    let (going, doomed): (Vec<_>, Vec<_>) =
+        listed.items.into_iter().partition(|object| is_deleting(&object.metadata));
+    if !going.is_empty() {
+        let name = format!("{}.{}", resource.plural, resource.group);
+        left.resources.insert(name, going.len());
+    }
+    for finalizer in going.into_iter().flat_map(|object| object.metadata.finalizers).flatten() {
+        *left.finalizers.entry(finalizer).or_insert(0) += 1;
+    }
+    let deletes = doomed.into_iter().map(|object| {
         let api = api.clone();
         async move {
             let params = DeleteParams {
@@ -162,8 +187,78 @@ async fn delete_all(
         }
     });
     let outcomes: Vec<_> = stream::iter(deletes).buffer_unordered(DELETES_MAX).collect().await;
-    outcomes.into_iter().collect::<Result<(), _>>()?;
-    Ok(found)
+    outcomes.into_iter().collect()
+}
+
+/// Says in the status what the namespace waits for, if anything has been told to go and stays.
+async fn tell(context: &Context, namespace: &Namespace, left: &Left) -> Result<(), kube::Error> {
+    let was = namespace.status.as_ref().and_then(|status| status.conditions.clone());
+    if left.resources.is_empty() && was.is_none() {
+        return Ok(());
+    }
+    let conditions = conditions(left, was.as_deref().unwrap_or_default(), context.clock.now());
+    if was.as_ref() == Some(&conditions) {
+        return Ok(());
+    }
+    let patch = json!({
+        "metadata": { "resourceVersion": namespace.resource_version() },
+        "status": { "conditions": conditions },
+    });
+    let api: Api<Namespace> = Api::all(context.client.clone());
+    let (name, params) = (namespace.name_any(), PatchParams::default());
+    match api.patch_status(&name, &params, &Patch::Merge(patch)).await {
+        Err(err) if !is_not_found(&err) => Err(err),
+        _ => Ok(()),
+    }
+}
+
+/// Kubernetes' conditions of a namespace on its way out. Kinds are found and objects deleted, or the
+/// run fails and is tried again: the conditions on that are never true.
+fn conditions(left: &Left, was: &[NamespaceCondition], now: Timestamp) -> Vec<NamespaceCondition> {
+    let listed = |counts: &BTreeMap<String, usize>, word: &str| {
+        let each =
+            counts.iter().map(|(name, count)| format!("{name} {word} {count} resource instances"));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let remaining = match listed(&left.resources, "has") {
+        none if none.is_empty() => {
+            (false, "ContentRemoved", "All content successfully removed".to_owned())
+        }
+        list => (true, "SomeResourcesRemain", format!("Some resources are remaining: {list}")),
+    };
+    let finalizers = match listed(&left.finalizers, "in") {
+        none if none.is_empty() => (
+            false,
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished".to_owned(),
+        ),
+        list => (
+            true,
+            "SomeFinalizersRemain",
+            format!("Some content in the namespace has finalizers remaining: {list}"),
+        ),
+    };
+    let discovered = "All resources successfully discovered".to_owned();
+    let deleted = "All content successfully deleted, may be waiting on finalization".to_owned();
+    [
+        ("NamespaceDeletionDiscoveryFailure", (false, "ResourcesDiscovered", discovered)),
+        ("NamespaceDeletionContentFailure", (false, "ContentDeleted", deleted)),
+        ("NamespaceContentRemaining", remaining),
+        ("NamespaceFinalizersRemaining", finalizers),
+    ]
+    .map(|(type_, (is_true, reason, message))| {
+        let status = if is_true { "True" } else { "False" };
+        let same = was.iter().find(|was| was.type_ == type_ && was.status == status);
+        let since = same.and_then(|was| was.last_transition_time.clone());
+        NamespaceCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_transition_time: since.or(Some(Time(now))),
+        }
+    })
+    .into()
 }
 
 async fn finalize(context: &Context, namespace: &Namespace) -> Result<(), kube::Error> {
@@ -176,5 +271,49 @@ async fn finalize(context: &Context, namespace: &Namespace) -> Result<(), kube::
     match api.replace_subresource("finalize", &namespace.name_any(), &params, &emptied).await {
         Err(err) if !is_not_found(&err) => Err(err),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_is_told_with_its_finalizers_and_since_when() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (first, later) = (at("2026-01-01T00:00:00Z"), at("2026-01-01T00:00:05Z"));
+        let left = Left {
+            is_nothing: false,
+            resources: [("configmaps.".to_owned(), 2), ("jobs.batch".to_owned(), 1)].into(),
+            finalizers: [("a/b".to_owned(), 3)].into(),
+        };
+        let was = conditions(&left, &[], first);
+        let told: Vec<_> = was
+            .iter()
+            .map(|one| (one.type_.as_str(), one.status.as_str(), one.message.as_deref().unwrap()))
+            .collect();
+        assert_eq!(
+            told[2..],
+            [
+                (
+                    "NamespaceContentRemaining",
+                    "True",
+                    "Some resources are remaining: configmaps. has 2 resource instances, \
+                     jobs.batch has 1 resource instances",
+                ),
+                (
+                    "NamespaceFinalizersRemaining",
+                    "True",
+                    "Some content in the namespace has finalizers remaining: \
+                     a/b in 3 resource instances",
+                ),
+            ]
+        );
+        assert!(told[..2].iter().all(|(_, status, _)| *status == "False"), "{told:?}");
+        assert_eq!(conditions(&left, &was, later), was, "the same again changes nothing");
+        let held = Left { finalizers: BTreeMap::new(), ..left };
+        let is = conditions(&held, &was, later);
+        let since = is.iter().map(|one| one.last_transition_time.as_ref().unwrap().0);
+        assert_eq!(since.collect::<Vec<_>>(), [first, first, first, later]);
     }
 }

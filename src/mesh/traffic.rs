@@ -96,7 +96,8 @@ impl Series {
         let Some((since, before)) = self.marks.front() else { return 0.0 };
         let seconds = now.saturating_duration_since(*since).as_secs_f64();
         let count = self.stats.totals().0.saturating_sub(*before);
-        if seconds > 0.0 { f64_of(count) / seconds } else { 0.0 }
+        // What came at once was not more in a second than it was.
+        f64_of(count) / seconds.max(1.0)
     }
 }
 
@@ -107,7 +108,8 @@ pub struct Traffic {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Requests per second, over the last 20 to 30 s, or since the first one if that is later.
+    /// Requests per second, over the last 20 to 30 s, or since the first one if that is later, but not
+    /// over less than a second.
     pub requests_per_second: f64,
     /// Requests so far.
     pub requests: u64,
@@ -339,6 +341,19 @@ mod tests {
         // `other` takes a place of its own once it is there.
         assert_eq!(names, ["b", "other"]);
         assert!(!text(set).contains("pod=\"a\""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_requests_are_not_taken_for_a_flood() {
+        let set = pods(8);
+        let rate = |set: &SeriesSet| set.traffic()[0].requests_per_second;
+        for _ in 0..3 {
+            set.of(&["default", "a"]).answered(StatusCode::OK, MS);
+        }
+        for (wait, wanted) in [(0, 3.0), (2, 3.0), (998, 3.0), (3000, 0.75)] {
+            tokio::time::advance(wait * MS).await;
+            assert!((rate(&set) - wanted).abs() < 1e-3, "{} after {wait} ms more", rate(&set));
+        }
     }
 
     #[tokio::test(start_paused = true)]

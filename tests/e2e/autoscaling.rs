@@ -148,3 +148,67 @@ fn a_workload_goes_to_zero_and_comes_back_with_the_first_request_and_none_is_los
         if marks.contains("scales-from-zero") { Err(marks) } else { Ok(()) }
     });
 }
+
+/// Goal: CPU that guests use, measured by their nodes, makes replicas and takes them away again.
+/// Method: requests that each compute for a while, from two clients that never rest, then none.
+#[test]
+fn a_guest_that_computes_gets_company_until_it_rests() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let run = |args: &[&str]| succeed(&mut node.kubectl(args));
+    succeed(&mut node.edgeorc(&["deploy", hello().to_str().unwrap(), "--replicas", "1", "--wait"]));
+    run(&["autoscale", "deployment", "hello", "--min=1", "--max=3", "--cpu-percent=50"]);
+    let now = r#"{"spec":{"behavior":{"scaleDown":{"stabilizationWindowSeconds":0}}}}"#;
+    run(&["patch", "hpa", "hello", "--type=merge", "-p", now]);
+    let state = || both(&node.kubectl(&["describe", "hpa", "hello"]).output().unwrap());
+    let condition = |name: &str, wanted: &str| {
+        let of = |field| format!("{{.status.conditions[?(@.type=='{name}')].{field}}}");
+        let path = format!("jsonpath={} {}", of("status"), of("reason"));
+        eventually(&format!("{name} is {wanted}"), PATIENCE, || {
+            let found = run(&["get", "hpa", "hello", "-o", &path]);
+            if found == wanted { Ok(()) } else { Err(format!("{found}\n{}", state())) }
+        });
+    };
+    let until = |wanted: &str| {
+        eventually(&format!("{wanted} replicas"), PATIENCE * 3, || {
+            let found = run(&["get", "deploy", "hello", "-o", "jsonpath={.spec.replicas}"]);
+            if found == wanted { Ok(()) } else { Err(format!("{found}\n{}", state())) }
+        });
+    };
+    // A share of requests that are not made is no number.
+    condition("ScalingActive", "False FailedGetResourceMetric");
+    eventually("it says what is missing", PATIENCE, || {
+        let said = state();
+        if said.contains("missing request") { Ok(()) } else { Err(said) }
+    });
+    run(&["set", "resources", "deploy/hello", "--requests=cpu=20m"]);
+    run(&["rollout", "status", "deploy/hello", "--timeout=60s"]);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..2)
+        .map(|_| {
+            let (stop, at) = (stop.clone(), node.ingress());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = get(at, "hello.default.localhost", "/burn?ms=100", PATIENCE);
+                }
+            })
+        })
+        .collect();
+    until("3");
+    condition("ScalingActive", "True ValidMetricFound");
+    condition("ScalingLimited", "True TooManyReplicas");
+    let events = run(&["get", "events", "--field-selector=reason=SuccessfulRescale"]);
+    let reason =
+        "New size: 3; reason: cpu resource utilization (percentage of request) above target";
+    assert!(events.contains(reason), "{events}");
+    let row = run(&["get", "hpa", "hello"]);
+    let (used, _) = row.split_once("%/50%").unwrap_or_else(|| panic!("{row}"));
+    let used: u32 = used.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(used > 55, "{row}");
+    stop.store(true, Ordering::Relaxed);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    until("1");
+    assert!(state().contains("All metrics below target"), "{}", state());
+}

@@ -1,16 +1,10 @@
 //! Budgets, quotas and limit ranges: the API server and the controllers together.
 
-use std::time::Duration;
-
-use edgeorc::client::Informers;
-use edgeorc::controllers::{self, Settings};
-use edgeorc::rt::{Rng, TaskGroup, WallClock};
 use futures_util::future::join_all;
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-use crate::support::{Answer, Api};
+use crate::support::{Answer, Api, Cluster};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
@@ -18,46 +12,7 @@ const QUOTAS: &str = "/api/v1/namespaces/default/resourcequotas";
 const LIMITS: &str = "/api/v1/namespaces/default/limitranges";
 const SETS: &str = "/apis/apps/v1/namespaces/default/replicasets";
 
-/// An API server whose controllers run.
-struct Cluster {
-    api: Api,
-    tasks: TaskGroup,
-}
-
 impl Cluster {
-    async fn start() -> Self {
-        let api = Api::start().await;
-        let tasks = TaskGroup::new(&CancellationToken::new());
-        let client = api.client();
-        let context = controllers::Context {
-            informers: Informers::start(&client, &tasks),
-            client,
-            clock: WallClock::system(),
-            rng: Rng::seeded(5),
-            node_name: "one".to_owned(),
-            settings: Settings::default(),
-        };
-        tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
-        Self { api, tasks }
-    }
-
-    /// Waits until the value at `pointer` of an object is `wanted`.
-    async fn until(&self, path: &str, pointer: &str, wanted: Value) {
-        let mut last = Value::Null;
-        for _ in 0..1000 {
-            last = self.api.get(path).await.at(pointer);
-            if last == wanted {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{path} {pointer}: {last} is not {wanted}: {:#}", self.api.get(path).await.json());
-    }
-
-    async fn end(self) {
-        self.tasks.shutdown(Duration::from_secs(5)).await;
-    }
-
     /// Makes a pod that serves, as its agent would say.
     async fn serving_pod(&self, name: &str) {
         let made = self.api.post(PODS, &pod(name, &json!({}))).await;

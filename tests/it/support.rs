@@ -8,7 +8,9 @@ use axum::body::Body;
 use bytes::Bytes;
 use edgeorc::api::user::UserInfo;
 use edgeorc::apiserver::{self, ApiServer, ApiServerConfig};
-use edgeorc::rt::{Rng, WallClock};
+use edgeorc::client::Informers;
+use edgeorc::controllers::{self, Settings};
+use edgeorc::rt::{Rng, TaskGroup, WallClock};
 use edgeorc::store::Store;
 use edgeorc::telemetry::Metrics;
 use edgeorc_raft::{Config, Member, Replica, Role, Transport, TransportError};
@@ -173,5 +175,69 @@ impl Api {
     /// A real Kubernetes client on this router.
     pub(crate) fn client(&self) -> kube::Client {
         edgeorc::client::in_process(self.router.clone(), "admin", &["system:masters"])
+    }
+}
+
+/// An API server whose controllers run. No node is there: pods stay as they are made.
+pub(crate) struct Cluster {
+    pub(crate) api: Api,
+    tasks: TaskGroup,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let api = Api::start().await;
+        let client = api.client();
+        Self::with(api, client, Settings::default())
+    }
+
+    /// Controllers that go to the API through `client`.
+    pub(crate) fn with(api: Api, client: kube::Client, settings: Settings) -> Self {
+        let tasks = TaskGroup::new(&CancellationToken::new());
+        let context = controllers::Context {
+            informers: Informers::start(&client, &tasks),
+            client,
+            clock: WallClock::system(),
+            rng: Rng::seeded(5),
+            node_name: "one".to_owned(),
+            settings,
+        };
+        tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
+        Self { api, tasks }
+    }
+
+    /// Waits until the value at `pointer` of an object is `wanted`.
+    pub(crate) async fn until(&self, path: &str, pointer: &str, wanted: Value) {
+        self.until_it(path, |object| object.pointer(pointer).unwrap_or(&Value::Null) == &wanted)
+            .await;
+    }
+
+    /// Waits until what is at `path` is as it should be; returns it.
+    pub(crate) async fn until_it(&self, path: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        for _ in 0..1000 {
+            last = self.api.get(path).await.json();
+            if is_it(&last) {
+                return last;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{path} is not as it should be: {last:#}");
+    }
+
+    /// Waits until there is nothing at `path`.
+    pub(crate) async fn until_gone(&self, path: &str) {
+        self.until_it(path, |answer| answer["reason"] == "NotFound").await;
+    }
+
+    /// Makes an object, which must be taken; returns it.
+    pub(crate) async fn make(&self, path: &str, object: &Value) -> Value {
+        let made = self.api.post(path, object).await;
+        assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+        made.json()
+    }
+
+    pub(crate) async fn end(self) {
+        self.tasks.shutdown(Duration::from_secs(5)).await;
     }
 }

@@ -214,6 +214,7 @@ fn floor(n: f64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -322,5 +323,37 @@ mod tests {
             "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]},
             "scaleDown": {"stabilizationWindowSeconds": 0, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]}}}));
         assert_eq!(run(&zero, 1, &[0, 0, 1, 0]), [0, 0, 1, 0]);
+    }
+
+    proptest! {
+        /// Goal: whatever is asked for, replicas stay within their bounds, move no faster than policies
+        /// let them, and end where a load that stays wants them. Method: a look every 10 s, policies
+        /// over 15 s: two looks share one.
+        #[test]
+        fn no_load_breaks_bounds_or_policies(
+            (min, max) in (0..4_u32, 4..20_u32),
+            (up, down, window) in (1..6_u32, 1..6_u32, 0..60_u32),
+            mut asked in prop::collection::vec(0..30_u32, 1..40),
+            last in 0..30_u32,
+        ) {
+            let pods = |value: u32| json!([{"type": "Pods", "value": value, "periodSeconds": 15}]);
+            let spec = spec(&json!({"minReplicas": min, "maxReplicas": max, "behavior": {
+                "scaleUp": {"stabilizationWindowSeconds": 0, "policies": pods(up)},
+                "scaleDown": {"stabilizationWindowSeconds": window, "policies": pods(down)}}}));
+            asked.extend([last; 60]);
+            let start = asked[0].clamp(min, max);
+            let mut replicas = vec![start, start];
+            replicas.extend(run(&spec, start, &asked));
+            for (at, is) in replicas.iter().copied().enumerate().skip(2) {
+                let (before, was) = (replicas[at - 2], replicas[at - 1]);
+                prop_assert!((min..=max).contains(&is), "{} of {}..{}", is, min, max);
+                prop_assert!(is <= was.max(before + up), "{} after {}, {}", is, before, was);
+                prop_assert!(is >= was.min(before.saturating_sub(down)), "{} after {}, {}", is, before, was);
+                let wanted = asked[at - 2].clamp(min, max);
+                prop_assert!(is <= was || is <= wanted, "up to {}, {} are wanted", is, wanted);
+                prop_assert!(is >= was || is >= wanted, "down to {}, {} are wanted", is, wanted);
+            }
+            prop_assert_eq!(replicas.last().copied(), Some(last.clamp(min, max)));
+        }
     }
 }

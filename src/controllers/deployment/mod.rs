@@ -8,6 +8,7 @@
 //! - Never more than `replicas + maxSurge` pods are asked for, never fewer than
 //!   `replicas - maxUnavailable` available ones are left by a step.
 //! - A template has one replica set; going back to a template goes back to its replica set.
+//! - No pod is taken away by a status that is older than its replica set's spec.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,17 +29,16 @@ use crate::client::{
 use crate::controllers::Context;
 use crate::controllers::deployment::plan::{Edit, Plan, Rollback, View, plan, wanted};
 use crate::controllers::deployment::template::is_same;
-use crate::controllers::object::{
-    Key, controller_of, controller_reference, is_controlled_by, is_deleting, key, owners_without,
-    selector_of,
-};
-use crate::controllers::owned::words_of;
+use crate::controllers::object::{Key, controller_of, is_controlled_by, key, selector_of};
+use crate::controllers::owned::{PLAIN_WORDS, PodsOf, words_of};
 use crate::controllers::owner_keys::{adopter_keys, owner_key};
 use crate::controllers::queue::{Next, Queue, Workers};
 
 mod plan;
 #[cfg(test)]
 mod plan_test;
+#[cfg(test)]
+mod random_test;
 mod rollout;
 #[cfg(test)]
 mod rollout_test;
@@ -138,7 +138,13 @@ struct Act<'a> {
 impl Act<'_> {
     async fn run(&self, plan: Plan) -> Result<Next, kube::Error> {
         let informers = &self.context.informers;
-        let mut revision = self.claim(&plan).await?;
+        let hand = PodsOf {
+            context: self.context,
+            events: self.events,
+            owner: self.deployment.as_ref(),
+            words: PLAIN_WORDS,
+        };
+        let mut revision = hand.claim(&plan.adopt, &plan.release).await?;
         if let Some(set) = &plan.create {
             revision = revision.max(self.create(set).await?);
         }
@@ -185,31 +191,6 @@ impl Act<'_> {
         let revision = self.patch_status(self.deployment.resource_version(), status).await?;
         self.context.informers.deployments.catch_up(revision, CATCH_UP_MAX).await;
         Ok(())
-    }
-
-    async fn claim(&self, plan: &Plan) -> Result<u64, kube::Error> {
-        let uid = self.deployment.uid().unwrap_or_default();
-        let mut revision = 0;
-        for set in &plan.release {
-            let owners = owners_without(&set.metadata, &uid);
-            let patch = json!({ "ownerReferences": owners });
-            revision = revision.max(self.patch_set(set, patch, Value::Null).await?);
-        }
-        if plan.adopt.is_empty() {
-            return Ok(revision);
-        }
-        // Asks the server, not the cache: a deleted owner must not adopt.
-        let fresh = self.deployments.get_opt(&self.deployment.name_any()).await?;
-        let is_alive = fresh.is_some_and(|fresh| {
-            fresh.uid() == self.deployment.uid() && !is_deleting(&fresh.metadata)
-        });
-        for set in plan.adopt.iter().filter(|_| is_alive) {
-            let mut owners = owners_without(&set.metadata, &uid);
-            owners.push(controller_reference(self.deployment.as_ref()));
-            let patch = json!({ "ownerReferences": owners });
-            revision = revision.max(self.patch_set(set, patch, Value::Null).await?);
-        }
-        Ok(revision)
     }
 
     async fn create(&self, set: &ReplicaSet) -> Result<u64, kube::Error> {

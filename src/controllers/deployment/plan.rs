@@ -9,17 +9,18 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, Repli
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
-use kube::core::{Selector, SelectorExt as _};
+use kube::core::Selector;
 
-use crate::controllers::deployment::rollout::{Scale, proportional, roll};
+use crate::controllers::deployment::rollout::{Scale, grow, proportional, roll};
 use crate::controllers::deployment::status::{Rollout, is_complete, status};
 use crate::controllers::deployment::template::{
     DESIRED, FAILED, HASH_LABEL, MAX, REVISION, REVISION_HISTORY, ROLLBACK, Wish, age_key,
     annotation, annotations_to_copy, find_new, revision, without_hash,
 };
 use crate::controllers::object::{
-    controller_of, controller_reference, is_controlled_by, is_deleting, is_terminal,
+    controller_reference, is_controlled_by, is_deleting, is_terminal,
 };
+use crate::controllers::owned::claim;
 use crate::controllers::template::hash;
 
 /// Old replica sets kept for undo when a deployment does not say.
@@ -89,16 +90,17 @@ struct Sets {
 }
 
 pub(super) fn plan(view: &View<'_>) -> Plan {
-    let mut plan = Plan::default();
-    let owned = claim(view, &mut plan);
-    let new = find_new(view.deployment, &owned);
-    let mut old: Vec<_> = owned
+    let claimed = claim(view.deployment, view.selector, view.replica_sets, |_| true);
+    let is_claimed = claimed.is_settled();
+    let mut plan = Plan { adopt: claimed.adopt, release: claimed.release, ..Plan::default() };
+    let new = find_new(view.deployment, &claimed.owned);
+    let mut old: Vec<_> = claimed
+        .owned
         .into_iter()
         .filter(|set| new.as_ref().is_none_or(|new| new.uid() != set.uid()))
         .collect();
     old.sort_by_key(|set| age_key(set));
     let sets = Sets { new, old };
-    let is_claimed = plan.adopt.is_empty() && plan.release.is_empty();
     if is_claimed && !is_deleting(&view.deployment.metadata) && view.selector.is_some() {
         let wish = Wish::of(view.deployment);
         if wish.is_paused {
@@ -164,29 +166,6 @@ fn mark_failed(sets: &Sets, is_failed: Option<bool>, plan: &mut Plan) {
     }
 }
 
-/// The deployment's replica sets as they are now; notes those to adopt and release.
-fn claim(view: &View<'_>, plan: &mut Plan) -> Vec<Arc<ReplicaSet>> {
-    let mut owned = Vec::new();
-    let is_alive = !is_deleting(&view.deployment.metadata);
-    for set in view.replica_sets {
-        let matches = view.selector.is_some_and(|selector| selector.matches(set.labels()));
-        if is_controlled_by(&set.metadata, view.deployment) {
-            if matches || view.selector.is_none() {
-                owned.push(Arc::clone(set));
-            } else if is_alive && !is_deleting(&set.metadata) {
-                plan.release.push(Arc::clone(set));
-            }
-        } else if matches
-            && is_alive
-            && controller_of(&set.metadata).is_none()
-            && !is_deleting(&set.metadata)
-        {
-            plan.adopt.push(Arc::clone(set));
-        }
-    }
-    owned
-}
-
 fn progress(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
     let was_scaled = sets.all().any(|set| {
         let desired = annotation(set, DESIRED).and_then(|text| text.parse::<i32>().ok());
@@ -202,7 +181,11 @@ fn progress(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
     }
     let mut new = sets.new.as_deref().map_or(Scale { wanted: 0, available: 0 }, scale);
     let mut old: Vec<_> = sets.old.iter().map(|set| scale(set)).collect();
-    roll(wish, &mut new, &mut old);
+    if sets.all().all(|set| is_seen(set)) {
+        roll(wish, &mut new, &mut old);
+    } else {
+        grow(wish, &mut new, &old);
+    }
     edit_new(view, wish, sets, new.wanted, plan);
     for (set, scale) in sets.old.iter().zip(&old) {
         edit_old(wish, set, scale.wanted, plan);
@@ -260,6 +243,13 @@ impl Sets {
 fn scale(set: &ReplicaSet) -> Scale {
     let available = set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
     Scale { wanted: wanted(set), available }
+}
+
+/// Whether the status is of the present spec. One from before may tell of pods that are on their way out:
+/// nothing is taken away for what it says.
+fn is_seen(set: &ReplicaSet) -> bool {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation);
+    observed >= set.metadata.generation
 }
 
 /// `spec.replicas` of a replica set.
@@ -387,6 +377,6 @@ fn is_empty(set: &ReplicaSet) -> bool {
     let status = set.status.as_ref();
     wanted(set) == 0
         && status.is_none_or(|status| status.replicas == 0)
-        && status.and_then(|status| status.observed_generation) >= set.metadata.generation
+        && is_seen(set)
         && !is_deleting(&set.metadata)
 }

@@ -10,14 +10,14 @@ use crate::controllers::deployment::template::{HASH_LABEL, REVISION, Wish};
 use crate::controllers::object::selector_of;
 use crate::controllers::template::hash;
 
-const START: &str = "2026-01-01T00:00:00Z";
+pub(super) const START: &str = "2026-01-01T00:00:00Z";
 
-fn at(time: &str) -> Timestamp {
+pub(super) fn at(time: &str) -> Timestamp {
     time.parse().unwrap()
 }
 
 /// A deployment of 3 replicas of `image`, with `changes` merged in.
-fn deployment(image: &str, changes: &Value) -> Deployment {
+pub(super) fn deployment(image: &str, changes: &Value) -> Deployment {
     let mut deployment = json!({
         "metadata": { "name": "web", "namespace": "default", "uid": "d", "generation": 2 },
         "spec": {
@@ -181,6 +181,21 @@ fn going_back_reuses_the_old_replica_set_with_a_higher_revision() {
     assert_eq!(plan.revision.as_deref(), Some("3"));
 }
 
+/// Goal: taken back at once, a rollout counts only pods that stay. Method: the first replica set was
+/// scaled down to one, and its status still tells of all three.
+#[test]
+fn a_status_from_before_the_spec_takes_nothing_away() {
+    let (v1, v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let mut first = set_of(&v1, 1, 1, 3);
+    Arc::make_mut(&mut first).metadata.generation = Some(2);
+    let second = set_of(&v2, 2, 2, 2);
+    let plan = plan_of(&v1, &[Arc::clone(&first), Arc::clone(&second)]);
+    assert_eq!(scalings(&plan), [("1".to_owned(), 2)]);
+    let first = set_of(&v1, 1, 2, 2);
+    let plan = plan_of(&v1, &[first, second]);
+    assert_eq!(scalings(&plan), [("2".to_owned(), 1)], "it is told: one may go");
+}
+
 #[test]
 fn a_template_changed_again_mid_rollout_demotes_the_half_done_one() {
     let images = ["v1", "v2", "v3"].map(|image| deployment(image, &json!({})));
@@ -213,6 +228,79 @@ fn recreate_waits_for_the_last_old_pod() {
     assert!(plan_at(&v2, &old, &[Arc::new(lingering)], START).create.is_none());
     let plan = plan_of(&v2, &old);
     assert_eq!(plan.create.unwrap().spec.unwrap().replicas, Some(3));
+}
+
+#[test]
+fn recreate_does_not_wait_for_pods_that_ended() {
+    let recreate = json!({ "spec": { "strategy": { "type": "Recreate", "rollingUpdate": null } } });
+    let (v1, v2) = (deployment("v1", &recreate), deployment("v2", &recreate));
+    let old = [set_of(&v1, 1, 0, 0)];
+    for (phase, is_made) in
+        [("Running", false), ("Pending", false), ("Failed", true), ("Succeeded", true)]
+    {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "default", "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": true,
+                "name": old[0].metadata.name, "uid": old[0].metadata.uid,
+            }]},
+            "status": {"phase": phase},
+        }))
+        .unwrap();
+        let plan = plan_at(&v2, &old, &[Arc::new(pod)], START);
+        assert_eq!(plan.create.is_some(), is_made, "{phase}");
+    }
+}
+
+#[test]
+fn of_several_replica_sets_of_the_template_the_oldest_is_the_new_one() {
+    let deployment = deployment("v1", &json!({}));
+    let (mut younger, elder) = (set_of(&deployment, 2, 0, 0), set_of(&deployment, 1, 3, 3));
+    let meta = &mut Arc::make_mut(&mut younger).metadata;
+    (meta.name, meta.uid) = (Some("younger".into()), Some("younger".into()));
+    for sets in [[Arc::clone(&younger), Arc::clone(&elder)], [elder, younger]] {
+        let plan = plan_of(&deployment, &sets);
+        assert!(plan.create.is_none());
+        assert_eq!(scalings(&plan), [], "the elder has all its pods");
+        assert_eq!(plan.status.updated_replicas, Some(3));
+        assert_eq!(plan.revision.as_deref(), Some("3"));
+    }
+}
+
+#[test]
+fn a_replica_set_remembers_all_revisions_it_had() {
+    let (v1, v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let mut old = set_of(&v1, 3, 0, 0);
+    let annotations = Arc::make_mut(&mut old).metadata.annotations.as_mut().unwrap();
+    annotations.insert("deployment.kubernetes.io/revision-history".into(), "1".into());
+    let plan = plan_of(&v1, &[old, set_of(&v2, 4, 3, 3)]);
+    let edit = plan.edits.iter().find(|edit| edit.annotations.contains_key(REVISION)).unwrap();
+    assert_eq!(edit.annotations[REVISION], "5");
+    assert_eq!(edit.annotations["deployment.kubernetes.io/revision-history"], "1,3");
+    let made = plan_of(&v1, &[]).create.unwrap().metadata.annotations.unwrap();
+    assert_eq!(made["deployment.kubernetes.io/desired-replicas"], "3");
+    assert_eq!(made["deployment.kubernetes.io/max-replicas"], "4");
+}
+
+#[test]
+fn a_replica_set_that_is_found_is_told() {
+    let v1 = deployment("v1", &json!({}));
+    let plan = plan_of(&v1, &[set_of(&v1, 1, 3, 1)]);
+    assert_eq!(reason(&plan.status, "Progressing").as_deref(), Some("FoundNewReplicaSet"));
+}
+
+#[test]
+fn trouble_of_a_replica_set_is_the_deployments_until_it_is_over() {
+    let mut v1 = deployment("v1", &json!({}));
+    let mut set = set_of(&v1, 1, 3, 1);
+    Arc::make_mut(&mut set).status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+        {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"},
+    ]))
+    .unwrap();
+    let status = plan_of(&v1, &[set]).status;
+    assert_eq!(reason(&status, "ReplicaFailure").as_deref(), Some("FailedCreate"));
+    v1.status = Some(status);
+    let status = plan_of(&v1, &[set_of(&v1, 1, 3, 3)]).status;
+    assert_eq!(reason(&status, "ReplicaFailure"), None);
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Scale {
 /// never more than [`Wish::total_max`] pods are asked for, and never an available pod is taken
 /// that [`Wish::available_min`] needs.
 pub(super) fn roll(wish: Wish, new: &mut Scale, old: &mut [Scale]) {
-    scale_new(wish, new, old);
+    grow(wish, new, old);
     let total = new.wanted + old.iter().map(|scale| scale.wanted).sum::<i32>();
     let new_unavailable = new.wanted - new.lasting();
     let surplus = total - wish.available_min() - new_unavailable;
@@ -34,7 +34,8 @@ pub(super) fn roll(wish: Wish, new: &mut Scale, old: &mut [Scale]) {
     drop_healthy(wish, *new, old, surplus - freed);
 }
 
-fn scale_new(wish: Wish, new: &mut Scale, old: &[Scale]) {
+/// The first half of a step: as many new pods as there is room for. Takes no old one away.
+pub(super) fn grow(wish: Wish, new: &mut Scale, old: &[Scale]) {
     if new.wanted >= wish.replicas {
         new.wanted = wish.replicas;
         return;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 
 use crate::controllers::template::{Rounding, share};
 
@@ -36,14 +37,69 @@ const NOT_COPIED: &[&str] = &[
     "deprecated.deployment.rollback.to",
 ];
 
+/// Fields whose keys are the user's: an empty text among their values says something.
+const MAPS: &[&str] =
+    &["annotations", "labels", "limits", "matchLabels", "nodeSelector", "requests"];
+/// Objects that say nothing when they are empty. Others do: a `labelSelector` without labels is all pods.
+const SILENT_WHEN_EMPTY: &[&str] =
+    &["annotations", "labels", "limits", "metadata", "nodeSelector", "requests", "resources"];
+/// Fields whose `false` or `0` is what they are without a word. Others are not: without
+/// `automountServiceAccountToken` the service account decides.
+const SILENT_WHEN_ZERO: &[&str] = &[
+    "hostIPC",
+    "hostNetwork",
+    "hostPID",
+    "hostPort",
+    "initialDelaySeconds",
+    "readOnly",
+    "stdin",
+    "stdinOnce",
+    "tty",
+];
+
 /// Whether two templates make the same pods; the hash label does not count.
+///
+/// What a client leaves out and what it sends as empty are the same, as in Kubernetes: `kubectl rollout
+/// undo` reads a template and sends it back without what was empty in it.
 pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     let meta = |template: &PodTemplateSpec| {
         let meta = template.metadata.clone().unwrap_or_default();
         (meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default())
     };
     let (a, b) = (without_hash(a), without_hash(b));
-    a.spec == b.spec && meta(&a) == meta(&b)
+    meta(&a) == meta(&b) && (a.spec == b.spec || said(&a) == said(&b))
+}
+
+/// The spec of a template without what says nothing.
+fn said(template: &PodTemplateSpec) -> Option<Value> {
+    let mut spec = serde_json::to_value(template.spec.as_ref()?).ok()?;
+    drop_silent(&mut spec, false);
+    Some(spec)
+}
+
+/// Drops what says nothing from all of `value`; `is_map` is whether its keys are the user's.
+fn drop_silent(value: &mut Value, is_map: bool) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| drop_silent(item, false)),
+        Value::Object(fields) => {
+            for (key, field) in fields.iter_mut() {
+                drop_silent(field, !is_map && MAPS.contains(&key.as_str()));
+            }
+            fields.retain(|key, field| is_map || !is_silent(key, field));
+        }
+        _ => {}
+    }
+}
+
+fn is_silent(key: &str, field: &Value) -> bool {
+    match field {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty() && SILENT_WHEN_EMPTY.contains(&key),
+        Value::Bool(is_set) => !is_set && SILENT_WHEN_ZERO.contains(&key),
+        Value::Number(number) => number.as_i64() == Some(0) && SILENT_WHEN_ZERO.contains(&key),
+    }
 }
 
 /// The template as the deployment had it.
@@ -139,5 +195,64 @@ impl Wish {
     /// The fewest pods that must be available.
     pub(super) fn available_min(self) -> i32 {
         (self.replicas - self.max_unavailable).max(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn template(container: Value, spec: &Value) -> PodTemplateSpec {
+        let mut container = container;
+        json_patch::merge(&mut container, &json!({"name": "a", "image": "x"}));
+        let mut all = json!({"containers": [container]});
+        json_patch::merge(&mut all, spec);
+        let metadata = json!({"labels": {"app": "web", HASH_LABEL: "h"}});
+        serde_json::from_value(json!({"metadata": metadata, "spec": all})).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_out_and_what_is_empty_are_the_same() {
+        let plain = template(json!({}), &json!({}));
+        for (container, spec) in [
+            (json!({"env": [], "command": [], "workingDir": ""}), json!({})),
+            (json!({"resources": {}}), json!({})),
+            (json!({"resources": {"limits": {}}, "stdin": false, "tty": false}), json!({})),
+            (json!({}), json!({"initContainers": [], "nodeSelector": {}, "hostNetwork": false})),
+            (json!({}), json!({"volumes": [], "tolerations": [], "hostname": ""})),
+        ] {
+            let empty = template(container, &spec);
+            assert!(is_same(&plain, &empty) && is_same(&empty, &plain), "{empty:?}");
+        }
+    }
+
+    #[test]
+    fn what_says_something_is_not_the_same() {
+        let plain = template(json!({}), &json!({}));
+        let term = |selector: Value| {
+            json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                [{"topologyKey": "zone", "labelSelector": selector}]}}})
+        };
+        for (container, spec) in [
+            (json!({"env": [{"name": "A"}]}), json!({})),
+            (json!({"securityContext": {"privileged": false}}), json!({})),
+            (json!({}), json!({"automountServiceAccountToken": false})),
+            (json!({}), json!({"nodeSelector": {"gpu": ""}})),
+            (json!({}), json!({"terminationGracePeriodSeconds": 0})),
+        ] {
+            let other = template(container, &spec);
+            assert!(!is_same(&plain, &other) && !is_same(&other, &plain), "{other:?}");
+        }
+        let all = template(json!({}), &term(json!({})));
+        assert!(!is_same(&all, &template(json!({}), &term(Value::Null))));
+        let labeled = |value: &str| {
+            let mut one = plain.clone();
+            let labels = one.metadata.as_mut().unwrap().labels.as_mut().unwrap();
+            labels.insert("tier".into(), value.into());
+            one
+        };
+        assert!(!is_same(&plain, &labeled("")) && !is_same(&labeled("a"), &labeled("b")));
     }
 }

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::Selector;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::controllers::object::selector_of;
@@ -187,6 +188,126 @@ fn the_pod_that_became_ready_last_goes_before_its_elders() {
     let pods =
         [ready_at("elder", "2026-01-01T00:00:10Z"), ready_at("newcomer", "2026-01-01T00:59:50Z")];
     assert_eq!(names(&plan_for(&replica_set(1), &pods).delete), ["newcomer"]);
+}
+
+#[test]
+fn of_pods_that_are_else_alike_the_younger_goes_by_powers_of_two() {
+    let created = |name: &str, seconds: i64| {
+        let at = now() - jiff::SignedDuration::from_secs(seconds);
+        pod(name, &json!({ "metadata": { "creationTimestamp": at.to_string() } }))
+    };
+    // 40 s and 60 s are of one class: the uid decides, so that not all of a node's pods go at once.
+    let pods = [created("z", 40), created("a", 60), created("old", 3600), created("new", 5)];
+    assert_eq!(names(&plan_for(&replica_set(1), &pods).delete), ["new", "a", "z"]);
+}
+
+#[test]
+fn a_pod_without_a_label_of_the_template_is_not_fully_labeled() {
+    let mut replica_set = replica_set(2);
+    let template = replica_set.spec.as_mut().unwrap().template.as_mut().unwrap();
+    let labels = template.metadata.as_mut().unwrap().labels.as_mut().unwrap();
+    labels.insert("tier".into(), "front".into());
+    let pods = [
+        pod("old", &json!({})),
+        pod("new", &json!({ "metadata": { "labels": { "tier": "front" } } })),
+    ];
+    let plan = plan_for(&replica_set, &pods);
+    let status = status(&replica_set, &plan.active, None, now());
+    assert_eq!((status.replicas, status.fully_labeled_replicas), (2, Some(1)));
+}
+
+/// A pod as it may be found: whose it is, and how it does.
+#[derive(Debug, Clone)]
+struct Found {
+    /// The replica set's, another's, or nobody's.
+    owner: Option<&'static str>,
+    matches: bool,
+    is_leaving: bool,
+    phase: &'static str,
+    is_ready: bool,
+    is_bound: bool,
+}
+
+fn found() -> impl Strategy<Value = Found> {
+    (
+        prop_oneof![4 => Just(Some("rs-uid")), 1 => Just(Some("x")), 1 => Just(None)],
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.2),
+        prop_oneof![4 => Just("Running"), 1 => Just("Pending"), 1 => Just("Failed"), 1 => Just("Succeeded")],
+        any::<bool>(),
+        prop::bool::weighted(0.9),
+    )
+        .prop_map(|(owner, matches, is_leaving, phase, is_ready, is_bound)| Found {
+            owner,
+            matches,
+            is_leaving,
+            phase,
+            is_ready,
+            is_bound,
+        })
+}
+
+impl Found {
+    fn pod(&self, name: &str) -> Arc<Pod> {
+        let owners = self.owner.map(|uid| {
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "n", "uid": uid,
+                "controller": true}])
+        });
+        let ready = if self.is_ready { "True" } else { "False" };
+        let mut changes = json!({
+            "metadata": {"ownerReferences": owners,
+                "labels": {"app": if self.matches { "web" } else { "other" }}},
+            "spec": {"nodeName": self.is_bound.then_some("n")},
+            "status": {"phase": self.phase, "conditions": [{"type": "Ready", "status": ready,
+                "lastTransitionTime": "2026-01-01T00:00:10Z"}]},
+        });
+        if self.is_leaving {
+            changes["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:59:00Z");
+        }
+        pod(name, &changes)
+    }
+
+    fn counts(&self) -> bool {
+        !self.is_leaving && !matches!(self.phase, "Failed" | "Succeeded")
+    }
+}
+
+proptest! {
+    /// Goal: whatever is found, one run makes it as many as wanted, of its own pods only, and keeps those
+    /// that serve.
+    #[test]
+    fn no_order_of_pods_breaks_a_replica_set(
+        wanted in 0..8_usize,
+        found in prop::collection::vec(found(), 0..12),
+    ) {
+        let pods: Vec<_> =
+            found.iter().enumerate().map(|(at, one)| one.pod(&format!("p{at}"))).collect();
+        let of = |name: &str| &found[name[1..].parse::<usize>().unwrap()];
+        let plan = plan_for(&replica_set(i32::try_from(wanted).unwrap()), &pods);
+        prop_assert!(plan.create == 0 || plan.delete.is_empty(), "it makes and deletes at once");
+        prop_assert_eq!(plan.active.len() + plan.create - plan.delete.len(), wanted);
+        for name in names(&plan.active) {
+            let one = of(name);
+            prop_assert!(one.counts() && one.matches && one.owner != Some("x"), "{:?}", one);
+        }
+        let ours = found.iter().filter(|one| one.counts() && one.matches && one.owner != Some("x"));
+        prop_assert_eq!(plan.active.len(), ours.count());
+        for name in names(&plan.adopt) {
+            prop_assert!(of(name).owner.is_none() && of(name).matches, "{:?}", of(name));
+        }
+        for name in names(&plan.release) {
+            prop_assert!(of(name).owner == Some("rs-uid") && !of(name).matches, "{:?}", of(name));
+        }
+        let doomed = names(&plan.delete);
+        let serves = |name: &&str| {
+            let one = of(name);
+            one.is_bound && one.phase == "Running" && one.is_ready
+        };
+        let kept = names(&plan.active).into_iter().filter(|name| !doomed.contains(name));
+        let keeps_one_that_does_not = kept.clone().any(|name| !serves(&name));
+        let takes_one_that_does = doomed.iter().any(serves);
+        prop_assert!(!(keeps_one_that_does_not && takes_one_that_does), "{:?} of {:?}", doomed, found);
+    }
 }
 
 #[test]
