@@ -45,7 +45,10 @@ impl Worker {
         let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
         let tasks = self.tasks.clone();
         self.fetches.spawn_until_cancelled("container-prepare", async move {
-            tokio::time::sleep(wait).await;
+            // A timer that is due already still rings a millisecond or two later.
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             let prepared = shared.prepare(&plan, at, &pod, &dir, &tasks).await;
             let _ = arrivals.send(Box::new(Arrival { at, image, asked, prepared })).await;
         });
