@@ -58,6 +58,7 @@ impl Worker {
         if let Some(Err(err)) = self.tasks.block("pod-remove", move || dir.remove()).await {
             warn!(%err, "cannot remove the pod's files");
         }
+        info!("the pod is gone");
     }
 
     /// The node stops, the pod does not: it runs again when the node is back. Until then it must
