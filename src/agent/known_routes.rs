@@ -160,9 +160,7 @@ impl Keeper {
         let content = read_own(&self.file)?;
         let deflated = self.key.unseal(ABOUT, &content);
         let plain = match deflated {
-            Some(deflated) => {
-                decompress_to_vec_zlib_with_limit(&deflated, INFLATED_BYTES_MAX).ok()
-            }
+            Some(deflated) => decompress_to_vec_zlib_with_limit(&deflated, INFLATED_BYTES_MAX).ok(),
             None => self.key.unseal(ABOUT_1, &content),
         };
         let found = plain.and_then(|plain| {

@@ -76,7 +76,12 @@ impl Worker {
             return;
         }
         let started = match prepared {
-            Ok(prepared) => self.launch(at, prepared).await,
+            Ok(mut prepared) => {
+                let backlog = std::mem::take(&mut prepared.backlog);
+                let started = self.launch(at, prepared).await;
+                self.write_down(backlog);
+                started
+            }
             Err(failure) => Err(failure),
         };
         match started {

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::backlog::Backlog;
 use crate::agent::dirs::PodDir;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError};
@@ -54,7 +55,7 @@ pub(crate) fn wanted(pod: &Pod) -> BTreeSet<TokenKey> {
 pub(crate) async fn collect(
     api: &dyn PodApi,
     pod: &Pod,
-    dir: &PodDir,
+    (dir, backlog): (&PodDir, &Backlog),
     now: Timestamp,
 ) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
     let mut tokens = BTreeMap::new();
@@ -68,7 +69,7 @@ pub(crate) async fn collect(
             Ok(token) => {
                 let name = name_of(&key);
                 if !is_on_disk || dir.keep_in_memory(KIND, &name, &token).await.is_err() {
-                    dir.keep_aside(KIND, &name, &token).await?;
+                    dir.keep_later((KIND, &name), &token, backlog)?;
                 }
                 tokens.insert(key, token.token);
             }
@@ -189,6 +190,19 @@ mod tests {
         }
     }
 
+    /// As a start: what is for later is written after it.
+    async fn take(
+        api: &Api,
+        pod: &Pod,
+        dir: &PodDir,
+        now: Timestamp,
+    ) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
+        let backlog = Backlog::default();
+        let tokens = collect(api, pod, (dir, &backlog), now).await;
+        dir.write_down(backlog).unwrap();
+        tokens
+    }
+
     #[tokio::test]
     async fn a_renewed_token_does_not_come_to_the_disk() {
         let (root, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -203,7 +217,7 @@ mod tests {
         let key = wanted(&pod).pop_first().unwrap();
         let on_disk = || -> Token { dir.kept(KIND, &name_of(&key)).unwrap() };
         for (second, token) in [(0, "1"), (2880, "2"), (2881, "2"), (5760, "3")] {
-            let tokens = collect(&api, &pod, &dir, at(second)).await.unwrap();
+            let tokens = take(&api, &pod, &dir, at(second)).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
             assert_eq!(on_disk().token, "1", "{second}");
         }
@@ -211,7 +225,7 @@ mod tests {
         // After a power cut the first one is there, and the API is asked.
         std::fs::remove_dir_all(memory.path().join("pods")).unwrap();
         dir.create().unwrap();
-        let tokens = collect(&api, &pod, &dir, at(6000)).await.unwrap();
+        let tokens = take(&api, &pod, &dir, at(6000)).await.unwrap();
         assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["4"]);
     }
 
@@ -226,14 +240,14 @@ mod tests {
         let api = |is_up| Api { is_up, asked: 0.into() };
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let down = api(false);
-        assert!(collect(&down, &pod, &dir, at(0)).await.is_err());
+        assert!(take(&down, &pod, &dir, at(0)).await.is_err());
         let up = api(true);
         for (second, token) in [(0, "1"), (2879, "1"), (2880, "2"), (2881, "2")] {
-            let tokens = collect(&up, &pod, &dir, at(second)).await.unwrap();
+            let tokens = take(&up, &pod, &dir, at(second)).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
         }
         assert_eq!(next_renewal(&pod, &dir), Some(at(2880 + 2880)));
-        let tokens = collect(&down, &pod, &dir, at(100_000)).await.unwrap();
+        let tokens = take(&down, &pod, &dir, at(100_000)).await.unwrap();
         assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["2"], "an old one starts the pod");
     }
 }
