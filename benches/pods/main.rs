@@ -29,6 +29,9 @@ mod neighbours;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -46,6 +49,10 @@ const SMALL_BITS: u32 = 39;
 const PODS_PATIENCE: Duration = Duration::from_secs(600);
 /// How long what was just done may echo before memory is read.
 const SETTLE: Duration = Duration::from_secs(10);
+/// Pause between two looks at the node's log.
+const LOOK: Duration = Duration::from_millis(5);
+/// What the end of a pod sets off is over by then: the next one starts on an idle node.
+const CALM: Duration = Duration::from_millis(300);
 /// Most that an idle pod may take beyond its guest's memory, in KiB.
 const POD_KIB_MAX: f64 = 100.0;
 
@@ -77,12 +84,45 @@ impl Size {
     }
 }
 
+/// What the node's log has told so far.
+#[derive(Debug)]
+struct Log {
+    file: BufReader<File>,
+    /// The line that is not whole yet.
+    line: String,
+    /// How long each start took, in milliseconds.
+    starts: Vec<f64>,
+    /// Pods that are gone.
+    gone: usize,
+}
+
+impl Log {
+    fn open(path: &Path) -> Self {
+        let file = BufReader::new(File::open(path).unwrap());
+        Self { file, line: String::new(), starts: Vec::new(), gone: 0 }
+    }
+
+    /// Takes note of what is new.
+    fn read(&mut self) -> &Self {
+        while self.file.read_line(&mut self.line).unwrap() > 0 && self.line.ends_with('\n') {
+            if self.line.contains(r#""container started""#) {
+                let told: serde_json::Value = serde_json::from_str(&self.line).unwrap();
+                self.starts.push(told["elapsed_us"].as_f64().unwrap() / 1e3);
+            }
+            self.gone += usize::from(self.line.contains(r#""the pod is gone""#));
+            self.line.clear();
+        }
+        self
+    }
+}
+
 /// A node under test, and its log.
 pub(crate) struct Bench {
     binary: PathBuf,
     root: PathBuf,
     dir: PathBuf,
     node: Child,
+    log: RefCell<Log>,
     /// `None`: all that the machine has.
     bits: Option<u32>,
 }
@@ -100,7 +140,8 @@ impl Bench {
         }
         program.env("EDGEORC_LOG_FORMAT", "json");
         let (node, _) = start(&mut program, &dir, &flags);
-        Self { binary, root: PathBuf::from(env!("CARGO_MANIFEST_DIR")), dir, node, bits }
+        let log = Log::open(&dir.join("log"));
+        Self { binary, root: PathBuf::from(env!("CARGO_MANIFEST_DIR")), dir, node, log, bits }
     }
 
     fn kubeconfig(&self) -> PathBuf {
@@ -153,35 +194,26 @@ impl Bench {
 
     /// How long each start took by the node's log, in milliseconds, oldest first.
     fn starts(&self) -> Vec<f64> {
-        let log = std::fs::read_to_string(self.dir.join("log")).unwrap();
-        // The last line may not be whole yet.
-        let lines = log.lines().filter(|line| line.contains(r#""container started""#));
-        let parsed = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        parsed.filter_map(|line| Some(line["elapsed_us"].as_f64()? / 1e3)).collect()
+        self.log.borrow_mut().read().starts.clone()
     }
 
-    /// How many pods were told to end, by the node's log.
-    fn endings(&self) -> usize {
-        let log = std::fs::read_to_string(self.dir.join("log")).unwrap();
-        log.matches(r#""ending the pod""#).count()
-    }
-
-    /// Takes the pods of an app away, and waits until they know.
+    /// Takes the pods of an app away, and waits until they are gone.
     fn scale_down(&self, name: &str, pods: usize) {
-        let wanted = self.endings() + pods;
+        let wanted = self.log.borrow_mut().read().gone + pods;
         self.scale(name, 0);
-        let began = Instant::now();
-        while self.endings() < wanted {
-            assert!(began.elapsed() < PODS_PATIENCE, "{name}: its pods do not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.until(|log| log.gone >= wanted);
     }
 
     fn until_started(&self, count: usize) {
+        self.until(|log| log.starts.len() >= count);
+    }
+
+    /// Waits for what the log will say. Reads what is new only: the node has the machine to itself.
+    fn until(&self, is_done: impl Fn(&Log) -> bool) {
         let began = Instant::now();
-        while self.starts().len() < count {
-            assert!(began.elapsed() < PODS_PATIENCE, "{} of {count} starts", self.starts().len());
-            std::thread::sleep(Duration::from_millis(5));
+        while !is_done(self.log.borrow_mut().read()) {
+            assert!(began.elapsed() < PODS_PATIENCE, "still waiting: {:?}", self.log.borrow());
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -260,6 +292,7 @@ fn cold_starts(bench: &Bench, folder: &Path, count: usize) -> Vec<Row> {
             bench.scale(&name, 1);
             bench.until_started(before + turn + 1);
             bench.scale_down(&name, 1);
+            std::thread::sleep(CALM);
         }
         bench.starts()[before..].to_vec()
     };

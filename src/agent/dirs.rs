@@ -9,7 +9,8 @@
 //! pods/<uid>/address                     its address
 //! pods/<uid>/objects/<kind>-<name>.json  ConfigMaps and Secrets it used, for a start without the API;
 //!                                        Secrets and tokens are sealed
-//! pods/<uid>/etc/                        its `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`
+//! pods/<uid>/etc/                        its `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`, if there is
+//!                                        no room in memory
 //! pods/<uid>/volumes/<volume>/           its volumes
 //! pods/<uid>/files/<container>/          files that the container mounts alone
 //! pods/<uid>/logs/<container>/<run>.log  its logs; their numbers tell how often it was restarted
@@ -26,6 +27,7 @@
 //! the disk out:
 //!
 //! ```text
+//! pods/<uid>/etc/                        its `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`
 //! pods/<uid>/volumes/<volume>/           its volumes with tokens
 //! pods/<uid>/objects/token-<name>.json   tokens that were renewed
 //! ```
@@ -38,21 +40,22 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::Write as _;
 
+use crate::agent::backlog::Backlog;
+use crate::agent::files::{aside, overwrite, replace};
+pub(crate) use crate::agent::files::{
+    make_one, make_private, read_json, read_own, remove_folder, temporary_name, write_atomic,
+    write_json, write_json_aside, write_scratch,
+};
 use crate::agent::sealed::{self, NodeKey};
 
 /// Start of the name of a pod's folder that is being removed.
 const GONE: &str = ".gone-";
-/// Longest file of our own that is read back, in bytes.
-const OWN_FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Kinds of copies that are sealed.
 const SEALED_KINDS: [&str; 2] = ["secret", "token"];
@@ -254,7 +257,8 @@ impl PodDir {
         Ok(())
     }
 
-    /// Keeps a copy of something that the pod needs for a start without the API, see [`write_copy`].
+    /// Keeps a copy of something that the pod needs for a start without the API: what a power
+    /// cut leaves of it is left to chance until [`Self::sync`].
     pub(crate) fn keep(&self, kind: &str, name: &str, value: &impl Serialize) -> io::Result<()> {
         replace(&self.object_file(kind, name), &self.copy_of(kind, name, value)?, false)
     }
@@ -317,6 +321,26 @@ impl PodDir {
         aside(move || replace(&path, &content, false)).await
     }
 
+    /// As [`Self::keep`], by [`Self::write_down`].
+    pub(crate) fn keep_later(
+        &self,
+        (kind, name): (&str, &str),
+        value: &impl Serialize,
+        backlog: &Backlog,
+    ) -> io::Result<()> {
+        backlog.put(self.object_file(kind, name), self.copy_of(kind, name, value)?);
+        Ok(())
+    }
+
+    /// Writes what was kept for later. Blocks on the disk.
+    pub(crate) fn write_down(&self, backlog: Backlog) -> io::Result<()> {
+        for (file, content) in backlog.into_files() {
+            self.make(file.parent().unwrap_or(&self.path))?;
+            overwrite(&file, &content, false)?;
+        }
+        Ok(())
+    }
+
     /// As [`Self::keep_aside`], in memory. An error is no loss where the disk can serve.
     pub(crate) async fn keep_in_memory(
         &self,
@@ -335,9 +359,15 @@ impl PodDir {
         self.memory.as_ref().map(|memory| memory.join("objects").join(file))
     }
 
-    /// Where the files are that every container finds in `/etc`.
+    /// Where the files are that every container finds in `/etc`: in memory if they were written there.
     pub(crate) fn etc(&self) -> PathBuf {
-        self.path.join("etc")
+        let in_memory = self.etc_in_memory().filter(|folder| folder.is_dir());
+        in_memory.unwrap_or_else(|| self.path.join("etc"))
+    }
+
+    /// Where these files can be in memory.
+    pub(crate) fn etc_in_memory(&self) -> Option<PathBuf> {
+        self.memory.as_ref().map(|memory| memory.join("etc"))
     }
 
     pub(crate) fn read_pod(&self) -> Option<Pod> {
@@ -348,9 +378,10 @@ impl PodDir {
         write_json(&self.path.join("pod.json"), pod)
     }
 
-    /// As [`PodDir::write_pod`] for a pod that was not here before; see [`write_copy`].
+    /// As [`PodDir::write_pod`] for a pod that was not here before: what a power cut leaves of it is left
+    /// to chance until [`Self::sync`]. A pod's start does not wait for the disk.
     pub(crate) fn write_new_pod(&self, pod: &Pod) -> io::Result<()> {
-        write_copy(&self.path.join("pod.json"), pod)
+        overwrite(&self.path.join("pod.json"), &serde_json::to_vec(pod)?, false)
     }
 
     /// One on each line.
@@ -359,19 +390,10 @@ impl PodDir {
         text.lines().filter_map(|line| line.trim().parse().ok()).collect()
     }
 
-    /// Keeps the pod's addresses for the next agent; see [`write_copy`].
-    ///
-    /// # Cancel safety
-    ///
-    /// They are written all the same.
-    pub(crate) async fn write_addresses(&self, ips: &[IpAddr]) -> io::Result<()> {
-        let dir = self.clone();
+    /// Keeps the pod's addresses for the next agent, by [`Self::write_down`].
+    pub(crate) fn keep_addresses_later(&self, ips: &[IpAddr], backlog: &Backlog) {
         let lines: Vec<String> = ips.iter().map(ToString::to_string).collect();
-        let write = move || {
-            dir.create()?;
-            write_scratch(&dir.path.join("address"), lines.join("\n").as_bytes())
-        };
-        aside(write).await
+        backlog.put(self.path.join("address"), lines.join("\n").into_bytes());
     }
 
     pub(crate) fn object_file(&self, kind: &str, name: &str) -> PathBuf {
@@ -442,104 +464,6 @@ fn file_name(name: &str) -> String {
     let clean: String =
         name.chars().map(|c| if matches!(c, '/' | '\\' | '\0') { '_' } else { c }).collect();
     if clean.is_empty() || clean.chars().all(|c| c == '.') { format!("_{clean}") } else { clean }
-}
-
-/// Makes a folder, and those above it, that only this user can enter.
-pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// As [`make_private`], but the folder above must be there.
-pub(crate) fn make_one(dir: &Path) -> io::Result<()> {
-    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
-    }
-}
-
-/// Removes a folder with all that is in it, if it is there. Follows no link.
-pub(crate) fn remove_folder(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-        _ => Ok(()),
-    }
-}
-
-/// A name beside `path` that no other write of this process has: two may write one file at a time.
-pub(crate) fn temporary_name(path: &Path) -> OsString {
-    static WRITES: AtomicU64 = AtomicU64::new(0);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", WRITES.fetch_add(1, Ordering::Relaxed)));
-    name
-}
-
-/// Replaces a file whole: after a power cut it is the old one or this one. Makes its folder, but
-/// none above that.
-pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace(path, content, true)
-}
-
-/// As [`write_json`], but what a power cut leaves of it is left to chance until
-/// [`PodDir::sync`]: a pod's start does not wait for the disk.
-fn write_copy(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    replace(path, &serde_json::to_vec(value)?, false)
-}
-
-/// As [`write_atomic`], for what is made anew if a power cut takes it.
-pub(crate) fn write_scratch(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace(path, content, false)
-}
-
-fn replace(path: &Path, content: &[u8], is_synced: bool) -> io::Result<()> {
-    let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
-    make_one(dir)?;
-    let temporary = dir.join(temporary_name(path));
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(content)?;
-    if is_synced {
-        file.sync_all()?;
-    }
-    std::fs::rename(&temporary, path)?;
-    if is_synced { std::fs::File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-/// As [`write_atomic`], for a value.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    write_atomic(path, &serde_json::to_vec(value)?)
-}
-
-/// As [`write_json`], for those who must not wait for the disk on a thread that others need.
-///
-/// # Cancel safety
-///
-/// The file is written all the same.
-pub(crate) async fn write_json_aside(path: PathBuf, value: &impl Serialize) -> io::Result<()> {
-    let content = serde_json::to_vec(value)?;
-    aside(move || write_atomic(&path, &content)).await
-}
-
-async fn aside(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|cause| Err(io::Error::other(cause)))
-}
-
-/// Reads what [`write_json`] wrote; `None` if it is not there or not whole.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&read_own(path)?).ok()
-}
-
-/// Reads a file of our own; `None` if it is not there, or too long to be one.
-pub(crate) fn read_own(path: &Path) -> Option<Vec<u8>> {
-    let length = std::fs::metadata(path).ok()?.len();
-    if length > OWN_FILE_BYTES_MAX {
-        return None;
-    }
-    std::fs::read(path).ok()
 }
 
 #[cfg(test)]

@@ -51,7 +51,10 @@ async fn what_is_written_is_read_and_a_torn_file_is_nothing() {
     let dirs = Dirs::create(root.path().join("agent")).unwrap();
     let pod = dirs.pod("u1");
     let ips = [IpAddr::from([10, 42, 0, 7]), "fd00:42::7".parse().unwrap()];
-    pod.write_addresses(&ips).await.unwrap();
+    let backlog = Backlog::default();
+    pod.keep_addresses_later(&ips, &backlog);
+    pod.create().unwrap();
+    pod.write_down(backlog).unwrap();
     assert_eq!(pod.read_addresses(), ips);
     pod.write_pod(&Pod::default()).unwrap();
     assert_eq!(pod.read_pod(), Some(Pod::default()));
@@ -75,6 +78,10 @@ fn nothing_of_a_pod_comes_back_after_its_removal() {
     assert!(pod.make(root.path()).is_err());
     pod.remove().unwrap();
     assert!(pod.keep("secret", "s", &"x").is_err());
+    assert!(pod.write_new_pod(&Pod::default()).is_err());
+    let backlog = Backlog::default();
+    pod.keep_addresses_later(&[], &backlog);
+    assert!(pod.write_down(backlog).is_err());
     assert!(pod.make(&pod.volume("v")).is_err());
     assert_eq!(std::fs::read_dir(root.path().join("agent/pods")).unwrap().count(), 0);
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::agent::backlog::Backlog;
 use crate::agent::dirs::PodDir;
 
 /// First host number given to a pod; the ones below are the network and the node.
@@ -104,12 +105,17 @@ impl Ipam {
         Self { ranges, taken: Mutex::default() }
     }
 
-    /// The pod's addresses. Waits until the node has a range.
+    /// The pod's addresses. Waits until the node has a range. New ones are put into `backlog`.
     ///
     /// # Errors
     ///
-    /// When a range is used up or the addresses cannot be written down.
-    pub(crate) async fn addresses(&self, uid: &str, dir: &PodDir) -> Result<Vec<IpAddr>, String> {
+    /// When a range is used up.
+    pub(crate) async fn addresses(
+        &self,
+        uid: &str,
+        dir: &PodDir,
+        backlog: &Backlog,
+    ) -> Result<Vec<IpAddr>, String> {
         let ranges = {
             let mut ranges = self.ranges.clone();
             let found = ranges.wait_for(Option::is_some).await;
@@ -119,9 +125,7 @@ impl Ipam {
         let before = dir.read_addresses();
         let ips = self.choose(&ranges, uid, &before)?;
         if before != ips {
-            dir.write_addresses(&ips)
-                .await
-                .map_err(|cause| format!("cannot keep the pod's addresses: {cause}"))?;
+            dir.keep_addresses_later(&ips, backlog);
         }
         Ok(ips)
     }

@@ -2,6 +2,7 @@
 //! Services, endpoints, Ingresses and Gateways that it knew last, with their certificates.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use miniz_oxide::deflate::compress_to_vec_zlib;
+use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -21,10 +24,19 @@ use crate::api::gateway::{Gateway, GatewayClass, GatewayObjects, HTTPRoute, Refe
 use crate::mesh::{CertificatePem, HttpObjects, HttpRoutes, Mesh, Routes, SecretName};
 use crate::rt::TaskGroup;
 
-/// Pause between two writes of the copy: endpoints change with every pod, and flash wears out.
-const KEEP_PAUSE: Duration = Duration::from_secs(10);
-/// What the sealed copy is about.
-const ABOUT: &str = "routes";
+/// Shortest and longest pause between two writes of the copy: endpoints change with every pod, and flash
+/// wears out. In between the pause is as long as [`WEAR_BYTES_PER_SECOND`] asks for.
+const KEEP_PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
+/// Bytes that the copy may write in the long run, each second.
+const WEAR_BYTES_PER_SECOND: usize = 1024;
+/// Largest copy that is read back, inflated, in bytes.
+const INFLATED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How much is tried to make the copy small: of objects that are much alike, the least is enough.
+const DEFLATE_LEVEL: u8 = 1;
+/// What the sealed copy is about; the number is that of its form: deflated (RFC 1950) JSON.
+const ABOUT: &str = "routes/2";
+/// The form before: plain JSON.
+const ABOUT_1: &str = "routes";
 
 /// Everything that routes are made of.
 #[derive(Debug, Default)]
@@ -146,7 +158,12 @@ impl Keeper {
     /// What the last run kept. Blocks on the disk.
     pub(crate) fn restore(&mut self) -> Option<KnownRoutes> {
         let content = read_own(&self.file)?;
-        let found = self.key.unseal(ABOUT, &content).and_then(|plain| {
+        let deflated = self.key.unseal(ABOUT, &content);
+        let plain = match deflated {
+            Some(deflated) => decompress_to_vec_zlib_with_limit(&deflated, INFLATED_BYTES_MAX).ok(),
+            None => self.key.unseal(ABOUT_1, &content),
+        };
+        let found = plain.and_then(|plain| {
             self.on_disk = Some(Sha256::digest(&plain).into());
             parse::<Copied>(&plain)
         });
@@ -183,7 +200,7 @@ impl Keeper {
     /// Writes it, if it differs from what is there.
     pub(crate) async fn write(&mut self, known: &KnownRoutes, tasks: &TaskGroup) {
         self.is_stale = false;
-        self.next = Instant::now() + KEEP_PAUSE;
+        self.next = Instant::now() + KEEP_PAUSE.0;
         let plain = match serde_json::to_vec(&known.copied()) {
             Ok(plain) => plain,
             Err(err) => return debug!(%err, "routes that cannot be kept"),
@@ -195,14 +212,28 @@ impl Keeper {
         let (file, key) = (self.file.clone(), self.key.clone());
         let written = tasks
             .block("keep-routes", move || {
-                key.seal(ABOUT, &plain).and_then(|sealed| write_atomic(&file, &sealed))
+                if plain.len() > INFLATED_BYTES_MAX {
+                    return Err(io::ErrorKind::FileTooLarge.into());
+                }
+                let sealed = key.seal(ABOUT, &compress_to_vec_zlib(&plain, DEFLATE_LEVEL))?;
+                write_atomic(&file, &sealed).map(|()| sealed.len())
             })
             .await;
-        if let Some(Err(err)) = written {
-            self.on_disk = None;
-            warn!(%err, "cannot keep a copy of the routes");
+        match written {
+            Some(Ok(bytes)) => self.next = Instant::now() + pause_after(bytes),
+            Some(Err(err)) => {
+                self.on_disk = None;
+                warn!(%err, "cannot keep a copy of the routes");
+            }
+            None => {}
         }
     }
+}
+
+/// When the next copy may follow one of so many bytes.
+fn pause_after(bytes: usize) -> Duration {
+    let seconds = u64::try_from(bytes / WEAR_BYTES_PER_SECOND).unwrap_or(u64::MAX);
+    Duration::from_secs(seconds).clamp(KEEP_PAUSE.0, KEEP_PAUSE.1)
 }
 
 fn parse<T: DeserializeOwned>(plain: &[u8]) -> Option<T> {
@@ -256,6 +287,19 @@ mod tests {
         let pause = Duration::from_secs(60);
         assert!(tokio::time::timeout(pause, keeper.is_due()).await.is_ok());
         assert!(tokio::time::timeout(pause, next.is_due()).await.is_err());
+        // A copy of the version before is read, and is no other one.
+        let plain = serde_json::to_vec(&known("web").copied()).unwrap();
+        let old = dirs.key().seal(ABOUT_1, &plain).unwrap();
+        std::fs::write(dirs.routes_file(), &old).unwrap();
+        let mut after = Keeper::new(&dirs);
+        assert_eq!(after.restore().unwrap().services, known("web").services);
         tasks.shutdown(Duration::from_secs(1)).await;
+    }
+
+    #[test]
+    fn a_large_copy_is_written_seldom() {
+        assert_eq!(pause_after(8 * 1024), KEEP_PAUSE.0);
+        assert_eq!(pause_after(60 * WEAR_BYTES_PER_SECOND), Duration::from_secs(60));
+        assert_eq!(pause_after(usize::MAX), KEEP_PAUSE.1);
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::resource::Resource;
 use crate::api::versions;
-use crate::api::{custom_metrics, metrics};
+use crate::api::{custom_metrics, metrics, reviews};
 
 /// Verbs of `/status` and `/scale`.
 const PART_VERBS: [&str; 3] = ["get", "patch", "update"];
@@ -69,9 +69,12 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     found
 }
 
-/// What is stored, and what is measured: the core's pods and nodes come first.
+/// What is stored, what is measured, and what is asked: the core's pods and nodes come first.
 fn served() -> impl Iterator<Item = &'static Resource> {
-    versions::served().chain(&metrics::RESOURCES).chain(&custom_metrics::RESOURCES)
+    versions::served()
+        .chain(&metrics::RESOURCES)
+        .chain(&custom_metrics::RESOURCES)
+        .chain(&reviews::RESOURCES)
 }
 
 fn of_version(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {

@@ -5,42 +5,16 @@ use axum::body::Body;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::api::reviews;
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{access, body, response};
 
-/// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Review {
-    Access,
-    Rules,
-    Identity,
-}
-
-impl Review {
-    fn of(path: &str) -> Option<Self> {
-        match path.trim_end_matches('/') {
-            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => Some(Self::Access),
-            "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews" => Some(Self::Rules),
-            "/apis/authentication.k8s.io/v1/selfsubjectreviews" => Some(Self::Identity),
-            _ => None,
-        }
-    }
-
-    fn kind(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Access => ("authorization.k8s.io/v1", "SelfSubjectAccessReview"),
-            Self::Rules => ("authorization.k8s.io/v1", "SelfSubjectRulesReview"),
-            Self::Identity => ("authentication.k8s.io/v1", "SelfSubjectReview"),
-        }
-    }
-}
-
 /// Whether `request` is a review.
 pub(super) fn is_review(request: &Request<Body>) -> bool {
-    Review::of(request.uri().path()).is_some()
+    reviews::at(request.uri().path()).is_some()
 }
 
 /// Answers a review.
@@ -49,32 +23,31 @@ pub(super) async fn respond(
     request: Request<Body>,
 ) -> Result<Response<Body>, ApiError> {
     let (mut parts, sent) = request.into_parts();
-    let review = Review::of(parts.uri.path()).ok_or_else(Status::no_such_path)?;
+    let review = reviews::at(parts.uri.path()).ok_or_else(Status::no_such_path)?;
     if parts.method != Method::POST {
         return Err(Status::no_such_path().into());
     }
     let sent = body::enter(&mut parts.headers, sent).await?;
     let bytes = body::read(sent).await?;
     let object = body::parse(body::media_type(&parts.headers), &bytes)?.value;
-    let spec = object.get("spec").cloned().unwrap_or_else(|| json!({}));
-    let (api_version, kind) = review.kind();
+    let spec = object.get("spec").cloned().unwrap_or_default();
     let mut answer = json!({
-        "kind": kind,
-        "apiVersion": api_version,
+        "kind": review.kind,
+        "apiVersion": review.api_version(),
         "metadata": {"creationTimestamp": null},
     });
     if let Some(fields) = answer.as_object_mut() {
-        if review != Review::Identity {
+        if !spec.is_null() {
             fields.insert("spec".to_owned(), spec.clone());
         }
-        fields.insert("status".to_owned(), status(review, user, &spec)?);
+        fields.insert("status".to_owned(), status(review.kind, user, &spec)?);
     }
     Ok(response::json(StatusCode::CREATED, &answer))
 }
 
-fn status(review: Review, user: &UserInfo, spec: &Value) -> Result<Value, ApiError> {
-    Ok(match review {
-        Review::Access => {
+fn status(kind: &str, user: &UserInfo, spec: &Value) -> Result<Value, ApiError> {
+    Ok(match kind {
+        "SelfSubjectAccessReview" => {
             let (is_allowed, reason) = may(user, spec)?;
             if is_allowed {
                 json!({"allowed": true, "reason": reason})
@@ -82,19 +55,19 @@ fn status(review: Review, user: &UserInfo, spec: &Value) -> Result<Value, ApiErr
                 json!({"allowed": false, "reason": reason})
             }
         }
-        Review::Rules if access::may_do_everything(user) => json!({
+        "SelfSubjectRulesReview" if access::may_do_everything(user) => json!({
             "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
             "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
             "incomplete": false,
         }),
         // What others may do is not written down as rules.
-        Review::Rules => json!({
+        "SelfSubjectRulesReview" => json!({
             "resourceRules": [],
             "nonResourceRules": [],
             "incomplete": true,
             "evaluationError": "rules are not listed for this user",
         }),
-        Review::Identity => json!({"userInfo": {"username": user.name, "groups": user.groups}}),
+        _ => json!({"userInfo": {"username": user.name, "groups": user.groups}}),
     })
 }
 

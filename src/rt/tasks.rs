@@ -64,8 +64,7 @@ impl TaskGroup {
         F: FnOnce(CancellationToken) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let task = task(self.cancel.child_token());
-        self.tracker.spawn(task.instrument(debug_span!("task", task.name = name)));
+        self.tracker.spawn(self.hot(name, task));
     }
 
     /// As [`Self::spawn_hot`], on the threads of another runtime.
@@ -74,9 +73,15 @@ impl TaskGroup {
         F: FnOnce(CancellationToken) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let task = task(self.cancel.child_token());
-        let task = task.instrument(debug_span!("task", task.name = name));
-        self.tracker.spawn_on(task, threads);
+        self.tracker.spawn_on(self.hot(name, task), threads);
+    }
+
+    fn hot<F, Fut>(&self, name: &'static str, task: F) -> Instrumented<Fut>
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        task(self.cancel.child_token()).instrument(debug_span!("task", task.name = name))
     }
 
     fn named<F, Fut>(&self, name: &'static str, task: F) -> Instrumented<Fut>

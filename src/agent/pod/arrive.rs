@@ -45,7 +45,10 @@ impl Worker {
         let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
         let tasks = self.tasks.clone();
         self.fetches.spawn_until_cancelled("container-prepare", async move {
-            tokio::time::sleep(wait).await;
+            // A timer that is due already still rings a millisecond or two later.
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             let prepared = shared.prepare(&plan, at, &pod, &dir, &tasks).await;
             let _ = arrivals.send(Box::new(Arrival { at, image, asked, prepared })).await;
         });
@@ -73,7 +76,12 @@ impl Worker {
             return;
         }
         let started = match prepared {
-            Ok(prepared) => self.launch(at, prepared).await,
+            Ok(mut prepared) => {
+                let backlog = std::mem::take(&mut prepared.backlog);
+                let started = self.launch(at, prepared).await;
+                self.write_down(backlog);
+                started
+            }
             Err(failure) => Err(failure),
         };
         match started {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
+use crate::agent::backlog::Backlog;
 use crate::agent::dirs::{Dirs, PodDir, read_json};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::{ConfigError, Sources};
@@ -94,12 +95,13 @@ fn named(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     (maps, secrets)
 }
 
-/// Reads everything `pod` names into `sources`, and keeps a copy in `dir`.
+/// Reads everything `pod` names into `sources`, and puts copies for `dir` into `backlog`.
 pub(crate) async fn collect(
     api: &dyn PodApi,
     node: &NodeSources,
     pod: &Pod,
     dir: &PodDir,
+    backlog: &Backlog,
     sources: &mut Sources,
 ) -> Result<(), ConfigError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
@@ -107,11 +109,11 @@ pub(crate) async fn collect(
     let read_map = |name: String| async move { api.config_map(namespace, &name).await };
     let read_secret = |name: String| async move { api.secret(namespace, &name).await };
     (sources.config_maps, sources.secrets, sources.tokens, sources.claims, sources.service_env) = tokio::try_join!(
-        read_all(maps, "configmap", dir, read_map),
-        read_all(secrets, "secret", dir, read_secret),
-        token::collect(api, pod, dir, node.clock.now(), false),
+        read_all(maps, "configmap", (dir, backlog), read_map),
+        read_all(secrets, "secret", (dir, backlog), read_secret),
+        token::collect(api, pod, (dir, backlog), node.clock.now(), false),
         claim::collect(api, node, pod, dir),
-        services(node, pod, dir),
+        services(node, pod, (dir, backlog)),
     )?;
     sources.host_paths = Arc::clone(&node.host_paths);
     sources.ephemeral_bytes = node.ephemeral_bytes;
@@ -122,7 +124,7 @@ pub(crate) async fn collect(
 async fn services(
     node: &NodeSources,
     pod: &Pod,
-    dir: &PodDir,
+    (dir, backlog): (&PodDir, &Backlog),
 ) -> Result<Vec<(String, String)>, ConfigError> {
     let file = dir.object_file("services", "env");
     let copy: Option<Vec<(String, String)>> = read_json(&file);
@@ -142,7 +144,7 @@ async fn services(
     let services = node.services.store.state();
     let env = service_env(pod, services.iter().map(AsRef::as_ref));
     if copy.as_ref() != Some(&env) {
-        dir.keep_aside("services", "env", &env).await?;
+        dir.keep_later(("services", "env"), &env, backlog)?;
     }
     Ok(env)
 }
@@ -150,7 +152,7 @@ async fn services(
 async fn read_all<T, F>(
     names: BTreeSet<String>,
     kind: &'static str,
-    dir: &PodDir,
+    (dir, backlog): (&PodDir, &Backlog),
     read: impl Fn(String) -> F,
 ) -> Result<BTreeMap<String, Option<T>>, ConfigError>
 where
@@ -164,7 +166,7 @@ where
         let object = match (answer, copy) {
             (Ok(Some(object)), copy) => {
                 if copy.as_ref() != Some(&object) {
-                    dir.keep_aside(kind, &name, &object).await?;
+                    dir.keep_later((kind, &name), &object, backlog)?;
                 }
                 Some(object)
             }

@@ -11,6 +11,7 @@ use edgeorc_runtime::{
 };
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::agent::backlog::Backlog;
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
 use crate::agent::fence::Fence;
@@ -185,6 +186,8 @@ pub(super) struct Prepared {
     image_id: String,
     sources: Arc<Sources>,
     ips: Vec<IpAddr>,
+    /// Copies that the next agent may need.
+    pub(super) backlog: Backlog,
 }
 
 impl Shared {
@@ -218,9 +221,10 @@ impl Shared {
         };
         let image = self.images.ready(&wanted).await?;
         let images = volumes::image::collect(&*self.images, &self.node.dirs, pod, dir).await?;
+        let backlog = Backlog::default();
         let ips = self
             .ipam
-            .addresses(&plan.uid, dir)
+            .addresses(&plan.uid, dir, &backlog)
             .await
             .map_err(|cause| StartFailure::later(RUN_CONTAINER_ERROR, cause))?;
         let mut sources = Sources {
@@ -230,15 +234,14 @@ impl Shared {
             images,
             ..Sources::default()
         };
-        objects::collect(&*self.api, &self.node, pod, dir, &mut sources).await?;
+        objects::collect(&*self.api, &self.node, pod, dir, &backlog, &mut sources).await?;
         let sources = Arc::new(sources);
         let (of, pod, dir) = (Arc::clone(&sources), Arc::clone(pod), dir.clone());
         tasks
             .block("volumes-write", move || volumes::write_volumes(&pod, &dir, &of))
             .await
             .ok_or_else(stopping)??;
-        self.node.written.tell(&plan.uid);
-        Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ips })
+        Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ips, backlog })
     }
 }
 

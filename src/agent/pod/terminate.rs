@@ -1,5 +1,6 @@
 //! The end of a pod: out of the endpoints, hooks, mains, sidecars, then out of the API.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -54,10 +55,16 @@ impl Worker {
             self.remove(&pod).await;
         }
         self.shared.ipam.release(&self.plan.uid);
+        let turn = Arc::clone(&self.writing).lock_owned().await;
         let dir = self.dir.clone();
-        if let Some(Err(err)) = self.tasks.block("pod-remove", move || dir.remove()).await {
+        let remove = move || {
+            let _turn = turn;
+            dir.remove()
+        };
+        if let Some(Err(err)) = self.tasks.block("pod-remove", remove).await {
             warn!(%err, "cannot remove the pod's files");
         }
+        info!("the pod is gone");
     }
 
     /// The node stops, the pod does not: it runs again when the node is back. Until then it must

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::agent::backlog::Backlog;
 use crate::agent::command::Commands;
 use crate::agent::dirs::PodDir;
 use crate::agent::fence::Stretch;
@@ -41,6 +42,8 @@ pub(crate) struct Worker {
     pub(super) seen: watch::Receiver<Arc<Pod>>,
     pub(super) plan: PodPlan,
     pub(super) dir: PodDir,
+    /// Held by who writes the pod itself, or what its start has left, to its folder.
+    pub(super) writing: Arc<Mutex<()>>,
     pub(super) state: PodState,
     pub(super) states: watch::Sender<Numbered>,
     pub(super) written: watch::Receiver<u64>,
@@ -133,6 +136,7 @@ impl Worker {
             seen,
             plan,
             dir,
+            writing: Arc::default(),
             state,
             states,
             written,
@@ -161,6 +165,7 @@ impl Worker {
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let (sender, written) = watch::channel(0);
         self.written = written;
+        let is_back = self.dir.has_pod();
         let writer = StatusWriter {
             api: Arc::clone(&self.shared.api),
             clock: self.shared.clock.clone(),
@@ -168,7 +173,7 @@ impl Worker {
             states: self.states.subscribe(),
             seen: self.seen.clone(),
             written: sender,
-            is_back: self.dir.has_pod(),
+            is_back,
         };
         let over = if is_terminal(&self.pod()) {
             // Nobody must wait for what it would write.
@@ -176,7 +181,11 @@ impl Worker {
             self.until_deleted(&cancel).await
         } else {
             self.tasks.spawn("pod-status", |cancel| writer.run(cancel));
-            Box::pin(self.save()).await;
+            if is_back {
+                Box::pin(self.save()).await;
+            } else {
+                self.arrive_on_disk().await;
+            }
             self.drive(&cancel).await
         };
         match over {
@@ -341,26 +350,75 @@ impl Worker {
             tokio::time::timeout(limit, self.written.wait_for(|written| *written >= number)).await;
     }
 
+    /// Makes the folder of a pod that was not here before. The containers wait for that, and not for
+    /// what is written there.
+    async fn arrive_on_disk(&self) {
+        let Ok(turn) = Arc::clone(&self.writing).try_lock_owned() else { return };
+        let dir = self.dir.clone();
+        if let Some(Err(err)) = self.tasks.block("pod-folder", move || dir.create()).await {
+            warn!(%err, "cannot make the pod's folder");
+        }
+        let (tasks, dir, pod) = (self.tasks.clone(), self.dir.clone(), self.as_it_is());
+        self.tasks.spawn("pod-save", |_| async move {
+            let write = move || {
+                let _turn = turn;
+                dir.write_new_pod(&pod())
+            };
+            told(tasks.block("pod-save", write).await);
+        });
+    }
+
+    /// Writes what a start has left for later, and tells those who keep volumes up to date.
+    pub(super) fn write_down(&self, backlog: Backlog) {
+        if backlog.is_empty() {
+            return self.shared.node.written.tell(&self.plan.uid);
+        }
+        let (tasks, dir, writing) =
+            (self.tasks.clone(), self.dir.clone(), Arc::clone(&self.writing));
+        let (shared, uid) = (Arc::clone(&self.shared), self.plan.uid.clone());
+        self.tasks.spawn("copies-write", |_| async move {
+            let turn = writing.lock_owned().await;
+            let write = move || {
+                let _turn = turn;
+                dir.write_down(backlog)
+            };
+            told(tasks.block("copies-write", write).await);
+            shared.node.written.tell(&uid);
+        });
+    }
+
     /// Keeps the pod and where it is on disk, for an agent that starts without the API. Called when
     /// something ended for good, not at every restart: that the logs tell.
     pub(super) async fn save(&self) {
-        let (pod, state, now) = (self.pod(), self.state.clone(), self.shared.clock.now());
-        let dir = self.dir.clone();
+        let turn = Arc::clone(&self.writing).lock_owned().await;
+        let (dir, pod) = (self.dir.clone(), self.as_it_is());
         let write = move || {
+            let _turn = turn;
+            dir.create()?;
+            dir.write_pod(&pod())
+        };
+        told(self.tasks.block("pod-save", write).await);
+    }
+
+    /// Makes the pod with its status as it is now.
+    fn as_it_is(&self) -> impl FnOnce() -> Pod + Send + use<> {
+        let (pod, state, now) = (self.pod(), self.state.clone(), self.shared.clock.now());
+        move || {
             let mut pod = pod.as_ref().clone();
             pod.status = Some(pod_status(&pod, &state, now));
-            dir.create()?;
-            // A first start does not wait for the disk; `Live` does, once the pod runs.
-            if dir.has_pod() { dir.write_pod(&pod) } else { dir.write_new_pod(&pod) }
-        };
-        if let Some(Err(err)) = self.tasks.block("pod-save", write).await {
-            warn!(%err, "cannot keep the pod on disk");
+            pod
         }
     }
 
     /// Tells people what happened to the pod.
     pub(super) fn event(&self, kind: EventType, reason: &'static str, message: String) {
         self.shared.api.event(&self.pod(), None, (kind, reason, message));
+    }
+}
+
+fn told(written: Option<std::io::Result<()>>) {
+    if let Some(Err(err)) = written {
+        warn!(%err, "cannot keep the pod on disk");
     }
 }
 

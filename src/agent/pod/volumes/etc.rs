@@ -8,8 +8,9 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use tracing::debug;
 
-use crate::agent::dirs::{PodDir, write_scratch};
+use crate::agent::dirs::{PodDir, remove_folder, write_scratch};
 use crate::agent::pod::env::Sources;
 
 /// Where guests find the files.
@@ -26,10 +27,23 @@ const NAMESERVERS_MAX: usize = 3;
 /// Dots that matter at most, as in resolvers.
 const NDOTS_MAX: usize = 15;
 
-/// Writes the files of `pod`, unless they are there. Blocks on the disk.
+/// Writes the files of `pod`, unless they are there: in memory if that is possible. Blocks on the disk.
 pub(super) fn write(pod: &Pod, dir: &PodDir, sources: &Sources) -> io::Result<()> {
+    if let Some(folder) = dir.etc_in_memory() {
+        match dir.make(&folder).and_then(|()| write_to(&folder, pod, sources)) {
+            Ok(()) => return Ok(()),
+            Err(err) => {
+                debug!(%err, "no room in memory for the files of /etc, the pod's disk serves");
+                let _ = remove_folder(&folder);
+            }
+        }
+    }
     let folder = dir.etc();
     dir.make(&folder)?;
+    write_to(&folder, pod, sources)
+}
+
+fn write_to(folder: &Path, pod: &Pod, sources: &Sources) -> io::Result<()> {
     let hostname = hostname(pod);
     let files = [
         ("hosts", hosts(pod, &sources.ips)),

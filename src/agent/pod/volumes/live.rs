@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::agent::backlog::Backlog;
 use crate::agent::dirs::PodDir;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::Sources;
@@ -292,7 +293,7 @@ impl Live {
         let (known, unknown): (Vec<_>, Vec<_>) =
             std::mem::take(&mut *written).into_iter().partition(|uid| pods.contains_key(uid));
         // Started from disk, and not yet in the cache: later.
-        written.extend(unknown.into_iter().filter(|uid| self.node.dirs.pod(uid).has_pod()));
+        written.extend(unknown.into_iter().filter(|uid| self.node.dirs.pod(uid).path().is_dir()));
         drop(written);
         for uid in &known {
             if let Some(seen) = seen.get_mut(uid) {
@@ -342,7 +343,8 @@ impl Live {
             return;
         }
         let dir = self.node.dirs.pod(uid);
-        let tokens = match token::collect(&*self.api, pod, &dir, now, is_over).await {
+        let backlog = Backlog::default();
+        let tokens = match token::collect(&*self.api, pod, (&dir, &backlog), now, is_over).await {
             Ok(tokens) => tokens,
             Err(err) => {
                 debug!(%err, k8s.pod.name = pod.metadata.name, "a token was not renewed");
@@ -363,6 +365,7 @@ impl Live {
             sources.config_maps = newest(maps, &at);
             sources.secrets = newest(secrets, &at);
             sources.ips = at.read_addresses();
+            at.write_down(backlog)?;
             update_volumes(&of, &at, &sources)
         };
         match self.tasks.block("volumes-update", write).await {

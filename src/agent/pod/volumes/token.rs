@@ -10,6 +10,7 @@ use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::backlog::Backlog;
 use crate::agent::dirs::PodDir;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError};
@@ -75,7 +76,7 @@ pub(crate) fn wanted(pod: &Pod) -> BTreeSet<TokenKey> {
 pub(crate) async fn collect(
     api: &dyn PodApi,
     pod: &Pod,
-    dir: &PodDir,
+    (dir, backlog): (&PodDir, &Backlog),
     now: Timestamp,
     is_due: bool,
 ) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
@@ -90,7 +91,7 @@ pub(crate) async fn collect(
             Ok(token) => {
                 let name = name_of(&key);
                 if !is_on_disk || dir.keep_in_memory(KIND, &name, &token).await.is_err() {
-                    dir.keep_aside(KIND, &name, &token).await?;
+                    dir.keep_later((KIND, &name), &token, backlog)?;
                 }
                 tokens.insert(key, token.token);
             }
@@ -230,6 +231,20 @@ mod tests {
         }
     }
 
+    /// As a start: what is for later is written after it.
+    async fn take(
+        api: &Api,
+        pod: &Pod,
+        dir: &PodDir,
+        now: Timestamp,
+        is_due: bool,
+    ) -> Result<BTreeMap<TokenKey, String>, ConfigError> {
+        let backlog = Backlog::default();
+        let tokens = collect(api, pod, (dir, &backlog), now, is_due).await;
+        dir.write_down(backlog).unwrap();
+        tokens
+    }
+
     #[tokio::test]
     async fn a_renewed_token_does_not_come_to_the_disk() {
         let (root, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -244,21 +259,21 @@ mod tests {
         let key = wanted(&pod).pop_first().unwrap();
         let on_disk = || -> Token { dir.kept(KIND, &name_of(&key)).unwrap() };
         for (second, token) in [(0, "1"), (2880, "2"), (2881, "2"), (5760, "3")] {
-            let tokens = collect(&api, &pod, &dir, at(second), false).await.unwrap();
+            let tokens = take(&api, &pod, &dir, at(second), false).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
             assert_eq!(on_disk().token, "1", "{second}");
         }
         assert_eq!(next_renewal(&pod, &dir, at(5760)), Some(at(5760 + 2880)));
         for (second, token) in [(-9000, "4"), (-8999, "4")] {
-            let tokens = collect(&api, &pod, &dir, at(second), false).await.unwrap();
+            let tokens = take(&api, &pod, &dir, at(second), false).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "the clock went back");
         }
-        let tokens = collect(&api, &pod, &dir, at(-8998), true).await.unwrap();
+        let tokens = take(&api, &pod, &dir, at(-8998), true).await.unwrap();
         assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["5"], "its time has gone by");
         // After a power cut the first one is there, and the API is asked.
         std::fs::remove_dir_all(memory.path().join("pods")).unwrap();
         dir.create().unwrap();
-        let tokens = collect(&api, &pod, &dir, at(6000), false).await.unwrap();
+        let tokens = take(&api, &pod, &dir, at(6000), false).await.unwrap();
         assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["6"]);
     }
 
@@ -273,16 +288,16 @@ mod tests {
         let api = |is_up| Api { is_up, asked: 0.into() };
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let down = api(false);
-        assert!(collect(&down, &pod, &dir, at(0), false).await.is_err());
+        assert!(take(&down, &pod, &dir, at(0), false).await.is_err());
         let up = api(true);
         for (second, token) in [(0, "1"), (2879, "1"), (2880, "2"), (2881, "2")] {
-            let tokens = collect(&up, &pod, &dir, at(second), false).await.unwrap();
+            let tokens = take(&up, &pod, &dir, at(second), false).await.unwrap();
             assert_eq!(tokens.into_values().collect::<Vec<_>>(), [token], "{second}");
         }
         assert_eq!(next_renewal(&pod, &dir, at(2881)), Some(at(2880 + 2880)));
-        let tokens = collect(&up, &pod, &dir, at(2880 - 10_000), false).await.unwrap();
+        let tokens = take(&up, &pod, &dir, at(2880 - 10_000), false).await.unwrap();
         assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["3"], "the clock went back");
-        let tokens = collect(&down, &pod, &dir, at(100_000), false).await.unwrap();
+        let tokens = take(&down, &pod, &dir, at(100_000), false).await.unwrap();
         assert_eq!(tokens.into_values().collect::<Vec<_>>(), ["3"], "an old one starts the pod");
     }
 }

@@ -1,6 +1,7 @@
 //! How pods end: by themselves, by their deadline, by deletion.
 
 use super::*;
+use crate::agent::backlog::Backlog;
 
 #[tokio::test(start_paused = true)]
 async fn policy_and_exit_codes_give_the_phase() {
@@ -192,7 +193,7 @@ async fn a_pod_that_has_ended_gives_its_address_back() {
     world.phase("Succeeded").await;
     world.shared.ipam.reserve("other", &[had.parse().unwrap()]);
     let dir = Dirs::create(root.path().to_owned()).unwrap().pod("other");
-    let ips = world.shared.ipam.addresses("other", &dir).await.unwrap();
+    let ips = world.shared.ipam.addresses("other", &dir, &Backlog::default()).await.unwrap();
     assert_eq!(ips, [had.parse::<std::net::IpAddr>().unwrap()]);
 }
 
