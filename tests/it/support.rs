@@ -201,6 +201,7 @@ impl Cluster {
             rng: Rng::seeded(5),
             node_name: "one".to_owned(),
             settings,
+            predecessor: None,
         };
         tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
         Self { api, tasks }

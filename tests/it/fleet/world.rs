@@ -138,9 +138,11 @@ impl World {
             rng: rng.clone(),
             node_name: "n0".to_owned(),
             settings: controllers::Settings::default(),
+            predecessor: None,
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
-        let context = scheduler::Context { client, informers, clock, rng };
+        let context =
+            scheduler::Context { client, informers, clock, rng, profiles: scheduler::no_plugins() };
         self.tasks.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     }
 
@@ -205,6 +207,7 @@ impl World {
             host_paths: Vec::new(),
             peers: None,
             machine: Arc::new(CalmMachine),
+            machine_root: PathBuf::from("/"),
             eviction: EvictionSettings::default(),
         }
     }
