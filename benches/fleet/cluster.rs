@@ -77,12 +77,10 @@ impl Cluster {
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut cluster = Self { servers: Vec::new(), agents: Vec::new(), folder, memory };
         for (name, address) in SERVERS {
-            let token = match cluster.servers.first() {
-                None => None,
-                Some(first) => Some(run(Command::new(binary())
-                    .args(["node", "token", "create", "--kubeconfig"])
-                    .arg(&first.kubeconfig))),
-            };
+            let token = cluster.servers.first().map(|first| {
+                let create = ["node", "token", "create", "--kubeconfig"];
+                run(Command::new(binary()).args(create).arg(&first.kubeconfig))
+            });
             let server = start_server(cluster.folder.path(), name, address, token).await?;
             cluster.servers.push(server);
         }
@@ -233,15 +231,22 @@ async fn start_server(
     if let Some(token) = token {
         command.args(["--join", &format!("{}:6443", SERVERS[0].1), "--token", token.trim()]);
     }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let kubeconfig = dir.join("admin.kubeconfig");
     let client = until(name, PATIENCE, async || {
         let connected = client::from_kubeconfig(Some(&kubeconfig), None).await;
         let client = connected.map_err(|err| err.to_string())?.client;
         metrics(&client).await.map(|_| client)
     })
-    .await?;
-    Ok(Server { name, child, kubeconfig, client })
+    .await;
+    match client {
+        Ok(client) => Ok(Server { name, child, kubeconfig, client }),
+        Err(why) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(why)
+        }
+    }
 }
 
 async fn metrics(client: &kube::Client) -> Result<String, String> {

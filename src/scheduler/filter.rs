@@ -286,7 +286,7 @@ impl<'a> Round<'a> {
         let has_label = |term: &u32| self.near(*term, node, gone).is_some();
         let comes = |term: &u32| self.awaited(info).any(|class| class.matches.contains(term));
         let is_apart =
-            |term: &u32| !has(term, |count| count.matched) && !(has_label(term) && comes(term));
+            |term: &u32| !(has(term, |count| count.matched) || has_label(term) && comes(term));
         if !self.class.anti_affinity.iter().all(is_apart) {
             return Some(Reason::AntiAffinity);
         }

@@ -193,6 +193,8 @@ async fn only_old_kinds_leave_their_pods_behind_when_nobody_says_what_becomes_of
     let cluster = Cluster::start().await;
     let mut job = json!({"metadata": {"name": "j"}, "spec": {"template": template("x:1")}});
     job["spec"]["template"]["spec"]["restartPolicy"] = json!("Never");
+    // The pod that it leaves is nobody's: the ReplicaSet must not take it in.
+    job["spec"]["template"]["metadata"]["labels"] = json!({"app": "j"});
     let jobs = "/apis/batch/v1/namespaces/default/jobs";
     let controllers = "/api/v1/namespaces/default/replicationcontrollers";
     let controller = json!({"metadata": {"name": "rc"}, "spec": {"replicas": 1,

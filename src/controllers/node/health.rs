@@ -34,6 +34,10 @@ struct Heard {
     beat: Beat,
     word: Option<Word>,
     at: Instant,
+    /// It was heard itself since this leader listens, and not only given the same start as all.
+    is_proved: bool,
+    /// Of the node of the leader before: when that was last heard.
+    before: Option<Instant>,
 }
 
 /// When each node was last heard of. Time stamps of other machines are compared for being
@@ -101,27 +105,33 @@ impl Hearing {
                 let has_spoken = word.is_some() && known.word != word;
                 known.beat = beat;
                 if has_beaten || has_spoken {
-                    known.at = now;
+                    (known.at, known.is_proved, known.before) = (now, true, None);
                 }
                 known.word = word.or(known.word.take());
             }
             // A node that appears later has just been registered by its agent.
             None => {
-                let mut at = if was_listening { now } else { self.started };
+                let at = if was_listening { now } else { self.started };
                 let before = self.predecessor.take_if(|(name, _)| name == node);
                 // A Lease was renewed since this leader began: it begins with none.
-                if let Some((_, last)) = before.filter(|_| lease.is_none()) {
-                    at = at.min(last);
-                }
-                self.heard.insert(node.to_owned(), Heard { beat, word, at });
+                let is_proved = lease.is_some();
+                let before = before.map(|(_, last)| last).filter(|_| !is_proved);
+                self.heard.insert(node.to_owned(), Heard { beat, word, at, is_proved, before });
             }
         }
     }
 
-    /// How long `node` has been silent.
+    /// How long `node` has been silent. That of the leader before is told in full once most nodes are
+    /// heard: until then all may have been lost with it, and it is no worse off than they.
     pub(super) fn silent_for(&self, node: &str, now: Instant) -> Duration {
-        let at = self.heard.get(node).map_or(self.started, |heard| heard.at);
-        now.duration_since(at)
+        let known = self.heard.get(node);
+        let before = known.and_then(|heard| heard.before).filter(|_| self.hears_most());
+        now.duration_since(before.or(known.map(|heard| heard.at)).unwrap_or(self.started))
+    }
+
+    fn hears_most(&self) -> bool {
+        let proved = self.heard.values().filter(|heard| heard.is_proved).count();
+        proved * 2 > self.heard.len()
     }
 
     /// Forgets nodes that are gone.
@@ -177,17 +187,25 @@ mod tests {
     async fn the_silence_of_the_leader_before_began_before_this_one() {
         let last = Instant::now();
         tokio::time::advance(Duration::from_secs(2)).await;
-        let silent = |lease: Option<&Lease>| {
+        let beaten = lease("2026-01-01T00:00:10.000000Z");
+        let silent = |lease: Option<&Lease>, others: [Option<&Lease>; 2]| {
             let before = Some(("old".to_owned(), last));
             let mut hearing = Hearing::after(before, Instant::now());
             hearing.listen("old", lease, None, Instant::now());
-            hearing.listen("other", None, None, Instant::now());
-            assert_eq!(hearing.silent_for("other", Instant::now()), Duration::ZERO);
+            for (name, _) in ["a", "b"].iter().zip(others) {
+                hearing.listen(name, None, None, Instant::now());
+                assert_eq!(hearing.silent_for(name, Instant::now()), Duration::ZERO);
+            }
+            for (name, lease) in ["a", "b"].iter().zip(others) {
+                hearing.listen(name, lease, None, Instant::now());
+            }
             hearing.silent_for("old", Instant::now())
         };
-        assert_eq!(silent(None), Duration::from_secs(2));
-        let beaten = lease("2026-01-01T00:00:10.000000Z");
-        assert_eq!(silent(Some(&beaten)), Duration::ZERO, "it is there, and leads no more");
+        let both = [Some(&beaten), Some(&beaten)];
+        assert_eq!(silent(None, both), Duration::from_secs(2));
+        assert_eq!(silent(Some(&beaten), both), Duration::ZERO, "it is there, and leads no more");
+        let one = [Some(&beaten), None];
+        assert_eq!(silent(None, one), Duration::ZERO, "most may be cut off, and it with them");
         let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now() + RECENT);
         hearing.listen("old", None, None, Instant::now() + RECENT);
         assert_eq!(hearing.silent_for("old", Instant::now() + RECENT), Duration::ZERO);
