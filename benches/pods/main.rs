@@ -141,7 +141,14 @@ impl Bench {
         program.env("EDGEORC_LOG_FORMAT", "json");
         let (node, _) = start(&mut program, &dir, &flags);
         let log = Log::open(&dir.join("log"));
-        Self { binary, root: PathBuf::from(env!("CARGO_MANIFEST_DIR")), dir, node, log, bits }
+        Self {
+            binary,
+            root: PathBuf::from(env!("CARGO_MANIFEST_DIR")),
+            dir,
+            node,
+            log: RefCell::new(log),
+            bits,
+        }
     }
 
     fn kubeconfig(&self) -> PathBuf {
