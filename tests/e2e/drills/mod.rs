@@ -82,12 +82,7 @@ fn drills_of_clocks() {
         unique: 1,
         environment: clocks::environment,
     };
-    run(
-        &plan,
-        &[
-            (clocks::LEADER, clocks::leader),
-            (clocks::FOLLOWER, clocks::follower),
-            (clocks::BOOT, clocks::boot),
-        ],
-    );
+    run(&plan, &[(clocks::LEADER, clocks::leader), (clocks::FOLLOWER, clocks::follower)]);
+    // Whoever has booted in the past keeps to the last time it saw: its clock jumps back no more.
+    run(&plan, &[(clocks::BOOT, clocks::boot)]);
 }

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::links::{AFTERWARDS, assert_kept};
 use super::losses::{TRAFFIC_MS, WORKERS};
-use super::world::{CALM, Pod, Pods, World};
+use super::world::{CALM, Pods, World};
 use crate::support::{PATIENCE, eventually};
 
 pub(super) const ALONE: &str = "all off and on without network";
@@ -18,9 +20,9 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 
 /// All nodes are off; each starts with its link down, and serves what it ran. When the links are back,
 /// nothing is restarted.
-pub(super) fn alone(world: &mut World, _: usize) {
+pub(super) fn alone(world: &mut World, turn: usize) {
     let before = world.settle();
-    until_routes_are_kept(world, &before);
+    until_routes_are_kept(world, turn);
     for host in &mut world.hosts {
         host.process().kill();
         host.space.set_link(false);
@@ -53,15 +55,19 @@ pub(super) fn alone(world: &mut World, _: usize) {
     assert_eq!(replaced, 0, "{before:#?} {after:#?}");
 }
 
-/// Waits until each node's copy of the routes knows all pods that serve, and no others.
-fn until_routes_are_kept(world: &World, pods: &Pods) {
-    let serving: Vec<&Pod> = pods.values().filter(|pod| pod.name.starts_with("hello-")).collect();
+/// Waits until every node has written down what it routes by. The copy is sealed, so what tells is its
+/// time: something new is routed, and what is written after that has all that was there before.
+fn until_routes_are_kept(world: &World, turn: usize) {
+    let name = format!("marker-{turn}");
+    let before = std::time::SystemTime::now();
+    world.apply(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"ports": [{"port": 80}]}}));
     for host in &world.hosts {
         let copy = host.data_dir.join("agent/routes.json");
         eventually("the routes are kept", PATIENCE, || {
-            let text = std::fs::read_to_string(&copy).unwrap_or_default();
-            let missing = serving.iter().find(|pod| !text.contains(&pod.uid));
-            missing.map_or(Ok(()), |pod| Err(format!("{}: {pod:?}", copy.display())))
+            let written = std::fs::metadata(&copy).and_then(|file| file.modified());
+            let written = written.map_err(|err| err.to_string())?;
+            if written > before { Ok(()) } else { Err(format!("{}: {written:?}", copy.display())) }
         });
     }
 }
