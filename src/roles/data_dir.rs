@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -112,6 +113,27 @@ impl DataDir {
         self.path.join(name)
     }
 
+    /// The address that this node tells others: `found`, or, when the machine has no network yet, the one of an
+    /// earlier start. A loopback address would lead everybody who is told it to themselves. `bind` is what the
+    /// node listens on: an address that was chosen is told as it is.
+    pub(super) fn advertised(&self, found: IpAddr, bind: IpAddr) -> IpAddr {
+        const FILE: &str = "address";
+        if !bind.is_unspecified() {
+            return found;
+        }
+        let text = fs::read_to_string(self.join(FILE)).unwrap_or_default();
+        let before = text.trim().parse::<IpAddr>().ok();
+        if found.is_loopback() {
+            return before.unwrap_or(found);
+        }
+        if before != Some(found)
+            && let Err(err) = self.write(FILE, found.to_string().as_bytes())
+        {
+            tracing::warn!(%err, "cannot remember this node's address");
+        }
+        found
+    }
+
     /// What this node remembers; `None` at its first start.
     pub(super) fn state(&self) -> Result<Option<NodeState>, NodeError> {
         let path = self.join("node.json");
@@ -208,6 +230,20 @@ mod tests {
         assert!(second.contains("another edgeorc process"), "{second}");
         drop(first);
         DataDir::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn without_a_network_the_address_of_before_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(folder.path()).unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (none, any) = (ip("127.0.0.1"), ip("0.0.0.0"));
+        assert_eq!(dir.advertised(none, any), none, "nothing better is known");
+        assert_eq!(dir.advertised(ip("10.0.0.7"), any), ip("10.0.0.7"));
+        assert_eq!(dir.advertised(none, any), ip("10.0.0.7"));
+        assert_eq!(dir.advertised(ip("10.0.0.8"), ip("::")), ip("10.0.0.8"));
+        assert_eq!(dir.advertised(none, any), ip("10.0.0.8"), "the newest");
+        assert_eq!(dir.advertised(none, none), none, "as it was chosen");
     }
 
     #[test]

@@ -79,11 +79,12 @@ async fn begin(settings: NodeSettings, hollow: Option<Hollow>) -> Result<Running
 }
 
 async fn assemble(
-    settings: NodeSettings,
+    mut settings: NodeSettings,
     hollow: Option<Hollow>,
     cancel: &CancellationToken,
 ) -> Result<RunningNode, NodeError> {
     let dir = Arc::new(DataDir::open(&settings.data_dir)?);
+    settings.advertise_address = dir.advertised(settings.advertise_address, settings.bind_address);
     let api_at = SocketAddr::new(settings.bind_address, settings.api_port);
     let api_listener = listen("API", "--api-port", api_at).await?;
     let listeners = match hollow {
