@@ -21,6 +21,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
+use crate::drills::figures::percentile;
 use crate::kubectl::push;
 use crate::support::{Block, Node, PATIENCE, Process, both, eventually, get, hello, succeed};
 
@@ -276,22 +277,6 @@ fn offences(samples: &[Sample]) -> Vec<String> {
     found
 }
 
-/// The value that a part of the sorted values does not exceed; of none, no number.
-fn percentile(values: &mut [f64], part: f64) -> f64 {
-    if values.is_empty() {
-        return f64::NAN;
-    }
-    values.sort_by(f64::total_cmp);
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "a place in a list"
-    )]
-    let at = ((values.len() as f64 * part).ceil() as usize).clamp(1, values.len()) - 1;
-    values[at]
-}
-
 /// A row of the report; with a budget it is met up to that.
 fn row(name: &str, value: f64, unit: &str, budget: Option<f64>) -> Value {
     let is_met = budget.is_none_or(|budget| value <= budget);
@@ -348,7 +333,7 @@ fn replicas_follow_the_load_up_and_down_and_no_request_is_lost() {
         assert!(sample.at < RISE + HOLD + FALL + 240.0, "it never ends: {}", state());
         std::thread::sleep(SAMPLE);
     }
-    let mut outcome = load.join().unwrap();
+    let outcome = load.join().unwrap();
     until_none();
     let began = Instant::now();
     let first = get(node.ingress(), "web.local", "/", REQUEST_LIMIT);
@@ -374,9 +359,9 @@ fn replicas_follow_the_load_up_and_down_and_no_request_is_lost() {
         ),
         row("samples", count(samples.len()), "samples", None),
         row("a request from zero", from_zero, "ms", None),
-        row("answer p50", percentile(&mut outcome.took, 0.5), "ms", None),
-        row("answer p99", percentile(&mut outcome.took, 0.99), "ms", None),
-        row("sent later than due p99", percentile(&mut outcome.late, 0.99), "ms", None),
+        row("answer p50", percentile(&outcome.took, 0.5), "ms", None),
+        row("answer p99", percentile(&outcome.took, 0.99), "ms", None),
+        row("sent later than due p99", percentile(&outcome.late, 0.99), "ms", None),
     ];
     rows.push(json!({"name": "replicas at the top", "value": top, "unit": "replicas",
         "peer": format!("formula {by_formula}"), "ratio": top_ratio, "budget": 1.0 + TOLERANCE,

@@ -353,7 +353,7 @@ impl Worker {
     /// Makes the folder of a pod that was not here before. The containers wait for that, and not for
     /// what is written there.
     async fn arrive_on_disk(&self) {
-        let Ok(turn) = Arc::clone(&self.writing).try_lock_owned() else { return };
+        let turn = Arc::clone(&self.writing).lock_owned().await;
         let dir = self.dir.clone();
         if let Some(Err(err)) = self.tasks.block("pod-folder", move || dir.create()).await {
             warn!(%err, "cannot make the pod's folder");

@@ -89,8 +89,11 @@ impl Figures {
     }
 }
 
-/// The smallest value that at least this part of all is not above.
-fn percentile(values: &[f64], part: f64) -> f64 {
+/// The smallest value that at least this part of all is not above; of none, no number.
+pub(crate) fn percentile(values: &[f64], part: f64) -> f64 {
+    if values.is_empty() {
+        return f64::NAN;
+    }
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     #[expect(

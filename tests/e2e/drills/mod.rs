@@ -6,7 +6,7 @@
 
 mod clocks;
 mod doubles;
-mod figures;
+pub(crate) mod figures;
 mod links;
 mod losses;
 mod power;
