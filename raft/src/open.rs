@@ -149,6 +149,8 @@ pub(crate) async fn open(
     let raft = Raft::new(config.me.id, raft_config, network, log.clone(), machine)
         .await
         .map_err(|e| OpenError::Raft(e.to_string()))?;
+    // Its metrics are empty until it has started; an answer comes after that.
+    raft.with_raft_state(|_| ()).await.map_err(|e| OpenError::Raft(e.to_string()))?;
 
     gate.follow(raft.metrics());
 
@@ -165,6 +167,8 @@ pub(crate) async fn open(
         quorum_age_max: config.election_timeout.1,
         ended: ended.clone(),
     };
+    // Whoever has opened the replica knows its group at once.
+    reporter.tell(&raft.metrics().borrow_watched().clone());
     tasks.spawn("status", reporter.run(tasks.token()));
 
     // A single voter needs nobody's consent: do not wait for its election timeout.

@@ -35,17 +35,10 @@ impl Reporter {
             let now = metrics.borrow_watched().clone();
             let is_over = now.running_state.is_err();
             let leads = now.state == ServerState::Leader;
-            let status = self.status_of(&now);
             // A leader without others has no heartbeat to send: an idle node sleeps.
-            let is_lonely = leads && status.members.len() == 1;
+            let is_lonely = leads && now.membership_config.membership().nodes().count() == 1;
             self.raft.runtime_config().tick(!is_lonely);
-            self.status.send_if_modified(|known| {
-                let is_new = *known != status;
-                if is_new {
-                    *known = status;
-                }
-                is_new
-            });
+            self.tell(&now);
             if is_over {
                 break;
             }
@@ -63,6 +56,18 @@ impl Reporter {
             status.has_quorum = false;
         });
         self.ended.cancel();
+    }
+
+    /// Says how things are, if that is news.
+    pub(crate) fn tell(&self, metrics: &RaftMetrics<TypeConfig>) {
+        let status = self.status_of(metrics);
+        self.status.send_if_modified(|known| {
+            let is_new = *known != status;
+            if is_new {
+                *known = status;
+            }
+            is_new
+        });
     }
 
     fn status_of(&self, metrics: &RaftMetrics<TypeConfig>) -> Status {

@@ -181,20 +181,25 @@ impl Mesh {
         timeouts: Timeouts,
     ) -> Result<Response<Tracked>, CallError> {
         let service = backend.service.as_deref();
-        let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
-        let response = self.try_endpoints(backend, origin, request, timeouts).await?;
-        counting.answered(response.status());
+        let started = Instant::now();
+        let stats = service.map(|one| one.stats(&self.0.metrics.services));
+        let counting = Counting::since(started, stats);
+        let trying = self.try_endpoints(backend, origin, request, timeouts, started);
+        let (response, answered_at) = trying.await?;
+        counting.answered_at(answered_at, response.status());
         Ok(response)
     }
 
+    /// The response, and when it came. The clock is read twice if all goes well.
     async fn try_endpoints(
         &self,
         backend: &Backend,
         origin: Origin<'_>,
         request: Request<Body>,
         timeouts: Timeouts,
-    ) -> Result<Response<Tracked>, CallError> {
-        let mut ends_at = Instant::now() + timeouts.total;
+        started: Instant,
+    ) -> Result<(Response<Tracked>, Instant), CallError> {
+        let mut ends_at = started + timeouts.total;
         self.0.retries.earn();
         let may_be_sent_again = backend.endpoints.len() > 1 || backend.awaited.is_some();
         let (mut request, replay) = if may_be_sent_again {
@@ -208,9 +213,12 @@ impl Mesh {
         let mut last = None;
         // The one that came while the request waited.
         let mut newer: Option<Arc<Backend>> = None;
+        // Nothing was waited for yet: the first try begins with the call.
+        let mut unwaited = replay.is_none().then_some(started);
         loop {
             let backend = newer.as_deref().unwrap_or(backend);
-            let endpoint = match backend.choose(&tried, &self.0.dice, self.now_ms()) {
+            let started = unwaited.take().unwrap_or_else(Instant::now);
+            let endpoint = match backend.choose(&tried, &self.0.dice, self.ms_of(started)) {
                 Ok((endpoint, choice)) => {
                     self.0.metrics.decisions.chose(choice);
                     endpoint
@@ -230,18 +238,18 @@ impl Mesh {
             };
             let in_flight = InFlight::request(&endpoint);
             let mut span = self.client_span(&endpoint, tried.len(), &mut request);
-            let started = Instant::now();
             let attempt_ends = (started + timeouts.per_try).min(ends_at);
             let attempt = self.attempt(&endpoint, origin, request);
             let attempt = tokio::time::timeout_at(attempt_ends, attempt);
             let failure = match attempt.await.unwrap_or(Err(Failure::Timeout)) {
                 Ok(response) => {
-                    self.answered(backend, &endpoint, response.status(), started.elapsed());
+                    let now = Instant::now();
+                    self.answered(backend, &endpoint, response.status(), (started, now));
                     if let Some(span) = &mut span {
                         span.answered(response.status());
                     }
                     let tracked = |body| Tracked::new(body, (in_flight, span));
-                    return Ok(response.map(tracked));
+                    return Ok((response.map(tracked), now));
                 }
                 Err(failure) => failure,
             };
@@ -283,10 +291,10 @@ impl Mesh {
         backend: &Backend,
         endpoint: &EndpointState,
         status: http::StatusCode,
-        took: Duration,
+        (started, ended): (Instant, Instant),
     ) {
-        let now = self.now_ms();
-        endpoint.succeeded(took, now);
+        let now = self.ms_of(ended);
+        endpoint.succeeded(ended.duration_since(started), now);
         if status.is_server_error() {
             let verdict = backend.failed(endpoint, Fault::Status, now);
             self.0.metrics.decisions.judged(Fault::Status, verdict);

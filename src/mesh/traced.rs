@@ -25,12 +25,20 @@ pub(super) struct Counting<'a> {
 
 impl<'a> Counting<'a> {
     pub(super) fn new(stats: Option<&'a RequestStats>) -> Self {
-        Self { stats, started: Instant::now() }
+        Self::since(Instant::now(), stats)
     }
 
-    pub(super) fn answered(mut self, status: StatusCode) {
+    pub(super) fn since(started: Instant, stats: Option<&'a RequestStats>) -> Self {
+        Self { stats, started }
+    }
+
+    pub(super) fn answered(self, status: StatusCode) {
+        self.answered_at(Instant::now(), status);
+    }
+
+    pub(super) fn answered_at(mut self, at: Instant, status: StatusCode) {
         if let Some(stats) = self.stats.take() {
-            stats.answered(status, self.started.elapsed());
+            stats.answered(status, at.duration_since(self.started));
         }
     }
 

@@ -65,7 +65,8 @@ async fn a_group_comes_back_from_disk() {
     }
     cluster.stop_all().await;
     for id in 1..=3 {
-        cluster.start(id).await;
+        let status = cluster.start(id).await.status();
+        assert_eq!(status.borrow().members.len(), 3, "it knows its group before anybody answers");
     }
     assert_eq!(cluster[2].read_barrier().await.unwrap(), revision);
     cluster.converge(revision).await;
