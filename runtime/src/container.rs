@@ -15,14 +15,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use tokio::sync::{oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::code::{Entry, Loaded};
 use crate::command;
 use crate::guest::{Template, exit_of_code, exit_of_error, is_out_of_slots, killed};
-use crate::lanes::{Lane, Ride};
+use crate::lanes::Ride;
 use crate::limits::Gauge;
 use crate::meter::Meter;
 use crate::network::Binding;
@@ -55,6 +55,20 @@ pub(crate) struct WasmContainer {
     exit: watch::Receiver<Option<Exit>>,
 }
 
+/// A guest that has begun. It ends with this, unless it is waited for.
+pub(crate) struct Begun {
+    template: Arc<Template>,
+    exit: watch::Receiver<Option<Exit>>,
+    sign: Sign,
+    guard: DropGuard,
+}
+
+/// How a guest says that it is there, or why it is not.
+enum Sign {
+    Serves(oneshot::Receiver<Result<Arc<HttpService>, StartError>>),
+    Runs { is_started: oneshot::Receiver<Result<(), StartError>>, is_reactor: bool },
+}
+
 impl std::fmt::Debug for WasmContainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WasmContainer").field("exit", &*self.exit.borrow()).finish_non_exhaustive()
@@ -62,66 +76,56 @@ impl std::fmt::Debug for WasmContainer {
 }
 
 impl WasmContainer {
-    /// Starts `loaded` on the guests' threads.
+    /// Makes the guest of `loaded`. Its first moments are on this thread, which has to be one of the guests'
+    /// that may block.
     ///
     /// # Errors
     ///
     /// See [`StartError`]; nothing is left behind.
-    pub(crate) async fn start(
-        template: Arc<Template>,
-        loaded: Arc<Loaded>,
-    ) -> Result<Arc<Self>, StartError> {
-        // A start that is given up half way must not leave a guest.
+    pub(crate) fn begin(template: &Arc<Template>, loaded: &Loaded) -> Result<Begun, StartError> {
         let guard = template.kill.clone().drop_guard();
-        let started = match loaded.entry {
-            Entry::HttpP2 | Entry::HttpP3 => Self::start_http(&template, &loaded).await,
-            Entry::CommandP2 | Entry::CommandP3 => {
-                Self::start_command(&template, &loaded, Work::Command(template.taken.clone())).await
+        let (exit, sign) = match loaded.entry {
+            Entry::HttpP2 | Entry::HttpP3 => begin_http(template, loaded)?,
+            Entry::CommandP2 | Entry::CommandP3 | Entry::Reactor => {
+                let (started, is_started) = oneshot::channel();
+                let run =
+                    command::run(Arc::clone(template), loaded.pre.clone(), loaded.entry, started);
+                let is_reactor = loaded.entry == Entry::Reactor;
+                (supervise(template, run), Sign::Runs { is_started, is_reactor })
             }
-            Entry::Reactor => Self::start_command(&template, &loaded, Work::Reactor).await,
-        }?;
-        guard.disarm();
-        Ok(Arc::new(started))
+        };
+        Ok(Begun { template: Arc::clone(template), exit, sign, guard })
     }
 
-    fn new(template: &Template, work: Work, exit: watch::Receiver<Option<Exit>>) -> Self {
-        Self {
+    /// Waits until a guest that has begun is there.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`]; nothing is left behind.
+    pub(crate) async fn started(begun: Begun) -> Result<Arc<Self>, StartError> {
+        let Begun { template, exit, sign, guard } = begun;
+        let work = match sign {
+            Sign::Serves(is_seeded) => match is_seeded.await {
+                Ok(service) => Work::Http(service?),
+                // It failed by itself; its exit says how.
+                Err(_) => Work::Reactor,
+            },
+            Sign::Runs { is_started, is_reactor } => {
+                // A host panic drops the sender; the exit then tells.
+                tokio::time::timeout(STARTED_AFTER, is_started)
+                    .await
+                    .map_or(Ok(()), |started| started.unwrap_or(Ok(())))?;
+                if is_reactor { Work::Reactor } else { Work::Command(template.taken.clone()) }
+            }
+        };
+        guard.disarm();
+        Ok(Arc::new(Self {
             work,
             meter: Arc::clone(&template.meter),
             memory: Arc::clone(&template.memory),
             kill: template.kill.clone(),
             exit,
-        }
-    }
-
-    async fn start_command(
-        template: &Arc<Template>,
-        loaded: &Loaded,
-        work: Work,
-    ) -> Result<Self, StartError> {
-        let (started, is_started) = oneshot::channel();
-        let run = command::run(Arc::clone(template), loaded.pre.clone(), loaded.entry, started);
-        let exit = supervise(template, run);
-        // A host panic drops the sender; the exit then tells.
-        tokio::time::timeout(STARTED_AFTER, is_started)
-            .await
-            .map_or(Ok(()), |started| started.unwrap_or(Ok(())))?;
-        Ok(Self::new(template, work, exit))
-    }
-
-    async fn start_http(template: &Arc<Template>, loaded: &Loaded) -> Result<Self, StartError> {
-        let port = template.config.http_port;
-        let bindings = template.net.bind_all(port).map_err(|_| StartError::PortInUse { port })?;
-        let pre = proxy_pre(loaded)?;
-        let (seeded, is_seeded) = oneshot::channel();
-        let exit = supervise(template, serve(Arc::clone(template), pre, bindings, seeded));
-        let work = match is_seeded.await {
-            Ok(Ok(service)) => Work::Http(service),
-            Ok(Err(error)) => return Err(error),
-            // It failed by itself; its exit says how.
-            Err(_) => Work::Reactor,
-        };
-        Ok(Self::new(template, work, exit))
+        }))
     }
 
     async fn ended(&self) -> Exit {
@@ -177,6 +181,19 @@ impl Container for WasmContainer {
     }
 }
 
+/// Has the port served. The guest says when it does.
+fn begin_http(
+    template: &Arc<Template>,
+    loaded: &Loaded,
+) -> Result<(watch::Receiver<Option<Exit>>, Sign), StartError> {
+    let port = template.config.http_port;
+    let bindings = template.net.bind_all(port).map_err(|_| StartError::PortInUse { port })?;
+    let pre = proxy_pre(loaded)?;
+    let (seeded, is_seeded) = oneshot::channel();
+    let exit = supervise(template, serve(Arc::clone(template), pre, bindings, seeded));
+    Ok((exit, Sign::Serves(is_seeded)))
+}
+
 /// Runs a container's main task; its exit is told even if the host panics in it.
 fn supervise(
     template: &Arc<Template>,
@@ -195,7 +212,7 @@ fn supervise(
         template.kill.cancel();
         let _ = tell.send(Some(exit));
     };
-    Ride::start(guests, Lane::Interactive, Box::pin(run));
+    Ride::start_here(guests, Box::pin(run));
     exit
 }
 
@@ -219,7 +236,8 @@ async fn serve(
     seeded: oneshot::Sender<Result<Arc<HttpService>, StartError>>,
 ) -> Exit {
     let first = match template.store() {
-        Ok(store) => instantiate(store, &pre, template.start_wait_max).await,
+        // Boxed: a container keeps the room that its task needs at most.
+        Ok(store) => Box::pin(instantiate(store, &pre, template.start_wait_max)).await,
         Err(error) => {
             let text = format!("cannot set up the guest: {error:#}");
             let _ = seeded.send(Err(StartError::Host(text)));

@@ -15,7 +15,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::meter::TICK;
@@ -130,6 +130,18 @@ impl<F: Future<Output = ()> + Unpin + Send + 'static> Ride<F> {
         let ride = Self { future: Some(future), guests: Arc::clone(&guests), place };
         drop(guests.spawn_in(lane, ride));
     }
+
+    /// As [`Ride::start`] in the interactive lane, with the first poll on this thread, which has to be one of
+    /// the guests': a sleeping one takes a while to wake, now and then a tick of the kernel.
+    pub(crate) fn start_here(guests: Arc<Guests>, future: F) {
+        debug_assert!(crate::tasks::lane_of_this_thread().is_some(), "a thread of somebody else");
+        let (lane, spawner) = (Lane::Interactive, Arc::clone(&guests));
+        let mut ride = Self { future: Some(future), guests, place: Place::new(lane) };
+        // A task polls at once: nothing is lost without a waker until then.
+        if Pin::new(&mut ride).poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            drop(spawner.spawn_in(lane, ride));
+        }
+    }
 }
 
 impl<F: Future<Output = ()> + Unpin + Send + 'static> Future for Ride<F> {
@@ -198,6 +210,32 @@ mod tests {
         });
         assert!(outer);
         assert!(!poll(|| Poll::Ready(())).1);
+    }
+
+    #[tokio::test]
+    async fn a_ride_that_starts_here_goes_on_with_the_others() {
+        let guests = Arc::new(Guests::start(1).unwrap());
+        let (tell, told) = oneshot::channel();
+        let mut tell = Some(tell);
+        let mut seen = Vec::new();
+        let future = std::future::poll_fn(move |cx| {
+            seen.push(std::thread::current().id());
+            cx.waker().wake_by_ref();
+            if seen.len() < 3 {
+                return Poll::Pending;
+            }
+            let _ = tell.take().map(|tell| tell.send(std::mem::take(&mut seen)));
+            Poll::Ready(())
+        });
+        let ours = Arc::clone(&guests);
+        let start = move || {
+            Ride::start_here(ours, future);
+            std::thread::current().id()
+        };
+        let here = guests.spawn_blocking(start).await.unwrap();
+        let seen = told.await.unwrap();
+        assert_eq!(seen[0], here);
+        assert!(seen[1] != here && seen[2] == seen[1], "{here:?} {seen:?}");
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::code::{Entry, Loaded};
-use crate::container::WasmContainer;
+use crate::container::{Begun, WasmContainer};
 use crate::guest::Template;
 use crate::imports::{Capability, MissingImports};
 use crate::limits::Gauge;
@@ -26,17 +26,32 @@ use crate::wasm::Core;
 
 /// A pod's network, limits and containers.
 pub(crate) struct WasmPod {
-    core: Arc<Core>,
-    net: Arc<PodNet>,
+    ground: Ground,
     network: Arc<VirtualNetwork>,
-    memory: Arc<Gauge>,
-    /// Ends all containers and connections.
-    over: CancellationToken,
     containers: Mutex<Vec<Arc<WasmContainer>>>,
     /// CPU time of containers that are in the list no more, in nanoseconds.
     past_nanos: AtomicU64,
+}
+
+/// What all containers of a pod stand on. Cheap to clone.
+#[derive(Clone)]
+struct Ground {
+    core: Arc<Core>,
+    net: Arc<PodNet>,
+    memory: Arc<Gauge>,
+    /// Ends all containers and connections.
+    over: CancellationToken,
     /// Limits of the pod's volumes; at most as many as its containers have mounts.
     quotas: Arc<Mutex<Vec<Arc<Quota>>>>,
+}
+
+/// What a container is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// One of the pod's own: it has a log.
+    Own,
+    /// A command of somebody's, who has its streams.
+    Exec,
 }
 
 impl WasmPod {
@@ -47,10 +62,59 @@ impl WasmPod {
         memory_bytes_max: Option<u64>,
         over: CancellationToken,
     ) -> Self {
-        let containers = Mutex::new(Vec::new());
         let memory = Gauge::new(memory_bytes_max);
-        let past_nanos = AtomicU64::new(0);
-        Self { core, net, network, memory, over, containers, past_nanos, quotas: Arc::default() }
+        let ground = Ground { core, net, memory, over, quotas: Arc::default() };
+        let (containers, past_nanos) = (Mutex::new(Vec::new()), AtomicU64::new(0));
+        Self { ground, network, containers, past_nanos }
+    }
+
+    /// Starts a container on the guests' threads.
+    async fn launch(
+        &self,
+        config: ContainerConfig,
+        purpose: Purpose,
+        pipes: Pipes,
+    ) -> Result<Arc<dyn Container>, StartError> {
+        if self.ground.over.is_cancelled() {
+            return Err(StartError::Host("the pod is destroyed".to_owned()));
+        }
+        let ground = self.ground.clone();
+        let begin = move || ground.begin(config, purpose, pipes);
+        let begun = self.ground.core.guests.spawn_blocking(begin).await;
+        let begun = begun.map_err(|error| StartError::Host(format!("start failed: {error}")))??;
+        let container = WasmContainer::started(begun).await?;
+        let mut containers = self.containers.lock();
+        // Restarts go through here: the ended ones need no further care.
+        containers.retain(|container| {
+            let has_ended = container.has_ended();
+            if has_ended {
+                self.past_nanos.fetch_add(nanos(container.usage().cpu), Ordering::Relaxed);
+            }
+            !has_ended
+        });
+        containers.push(Arc::clone(&container));
+        Ok(container)
+    }
+}
+
+impl Ground {
+    /// Loads the component, makes its log if it is to have one, and its first instance: all on one thread,
+    /// since each that has to wake another one waits for that. Blocks on the disk.
+    fn begin(
+        &self,
+        config: ContainerConfig,
+        purpose: Purpose,
+        pipes: Pipes,
+    ) -> Result<Begun, StartError> {
+        let prepared = self.prepare(&config, purpose == Purpose::Own)?;
+        let loaded = Arc::clone(&prepared.loaded);
+        check_grants(&loaded, &config)?;
+        let is_command = matches!(loaded.entry, Entry::CommandP2 | Entry::CommandP3);
+        if purpose == Purpose::Exec && !is_command {
+            return Err(StartError::Unsupported { reason: "it is not a command".to_owned() });
+        }
+        let template = Arc::new(self.template(config, prepared, pipes));
+        WasmContainer::begin(&template, &loaded)
     }
 
     fn template(&self, config: ContainerConfig, prepared: Prepared, pipes: Pipes) -> Template {
@@ -93,79 +157,36 @@ impl WasmPod {
         }
     }
 
-    /// Loads the component, and makes its log if it is to have one.
-    async fn prepare(
-        &self,
-        config: &ContainerConfig,
-        has_log: bool,
-    ) -> Result<Prepared, StartError> {
-        if self.over.is_cancelled() {
-            return Err(StartError::Host("the pod is destroyed".to_owned()));
-        }
-        let core = Arc::clone(&self.core);
-        let (path, log_path) = (config.compiled.clone(), config.log_path.clone());
-        let log_size = LogSize {
-            file_bytes_max: config.log_bytes_max,
-            bytes_per_second_max: config.log_bytes_per_second_max,
-        };
-        let limits: Vec<_> = config
-            .mounts
-            .iter()
-            .filter(|mount| !mount.is_read_only)
-            .filter_map(|mount| Some((mount.limit.clone()?, mount.host_path.clone())))
-            .collect();
-        let (known, own) = (Arc::clone(&self.core.quotas), Arc::clone(&self.quotas));
-        let prepare = self.core.guests.spawn_blocking(move || {
-            let loaded = core.code.load(&path)?;
-            let (clock, guests) = (Arc::clone(&core.clock), Arc::clone(&core.guests));
-            let log = if has_log {
-                Log::create(log_path, log_size, clock, guests)
-                    .map_err(|error| StartError::Host(format!("cannot make the log: {error}")))?
-            } else {
-                Log::none(clock, guests)
+    fn prepare(&self, config: &ContainerConfig, has_log: bool) -> Result<Prepared, StartError> {
+        let core = &self.core;
+        let loaded = core.code.load(&config.compiled)?;
+        let (clock, guests) = (Arc::clone(&core.clock), Arc::clone(&core.guests));
+        let log = if has_log {
+            let size = LogSize {
+                file_bytes_max: config.log_bytes_max,
+                bytes_per_second_max: config.log_bytes_per_second_max,
             };
-            let limits = limits.into_iter().map(|(limit, folder)| {
-                let quota = quota(&known, limit);
-                quota.include(&folder);
-                quota
-            });
-            let quotas = Quotas(limits.collect());
-            // Kept over restarts: a volume is measured once.
-            let mut own = own.lock();
-            for quota in &quotas.0 {
-                if !own.iter().any(|had| Arc::ptr_eq(had, quota)) {
-                    own.push(Arc::clone(quota));
-                }
-            }
-            drop(own);
-            Ok::<_, StartError>(Prepared { loaded, log, quotas })
+            Log::create(config.log_path.clone(), size, clock, guests)
+                .map_err(|error| StartError::Host(format!("cannot make the log: {error}")))?
+        } else {
+            Log::none(clock, guests)
+        };
+        let writable = config.mounts.iter().filter(|mount| !mount.is_read_only);
+        let limits = writable.filter_map(|mount| {
+            let quota = quota(&core.quotas, mount.limit.clone()?);
+            quota.include(&mount.host_path);
+            Some(quota)
         });
-        let prepared =
-            prepare.await.map_err(|error| StartError::Host(format!("start failed: {error}")))??;
-        check_grants(&prepared.loaded, config)?;
-        Ok(prepared)
-    }
-
-    async fn launch(
-        &self,
-        config: ContainerConfig,
-        prepared: Prepared,
-        pipes: Pipes,
-    ) -> Result<Arc<dyn Container>, StartError> {
-        let loaded = Arc::clone(&prepared.loaded);
-        let template = Arc::new(self.template(config, prepared, pipes));
-        let container = WasmContainer::start(template, loaded).await?;
-        let mut containers = self.containers.lock();
-        // Restarts go through here: the ended ones need no further care.
-        containers.retain(|container| {
-            let has_ended = container.has_ended();
-            if has_ended {
-                self.past_nanos.fetch_add(nanos(container.usage().cpu), Ordering::Relaxed);
+        let quotas = Quotas(limits.collect());
+        // Kept over restarts: a volume is measured once.
+        let mut own = self.quotas.lock();
+        for quota in &quotas.0 {
+            if !own.iter().any(|had| Arc::ptr_eq(had, quota)) {
+                own.push(Arc::clone(quota));
             }
-            !has_ended
-        });
-        containers.push(Arc::clone(&container));
-        Ok(container)
+        }
+        drop(own);
+        Ok(Prepared { loaded, log, quotas })
     }
 }
 
@@ -214,8 +235,7 @@ fn check_grants(loaded: &Loaded, config: &ContainerConfig) -> Result<(), StartEr
 #[async_trait]
 impl Pod for WasmPod {
     async fn start(&self, config: ContainerConfig) -> Result<Arc<dyn Container>, StartError> {
-        let prepared = self.prepare(&config, true).await?;
-        self.launch(config, prepared, Pipes::default()).await
+        self.launch(config, Purpose::Own, Pipes::default()).await
     }
 
     async fn start_with_stdin(
@@ -224,8 +244,7 @@ impl Pod for WasmPod {
         stdin: Input,
         is_terminal: bool,
     ) -> Result<Arc<dyn Container>, StartError> {
-        let prepared = self.prepare(&config, true).await?;
-        self.launch(config, prepared, Pipes::input(stdin, is_terminal)).await
+        self.launch(config, Purpose::Own, Pipes::input(stdin, is_terminal)).await
     }
 
     async fn exec(
@@ -233,18 +252,14 @@ impl Pod for WasmPod {
         config: ContainerConfig,
         stdio: Stdio,
     ) -> Result<Arc<dyn Container>, StartError> {
-        let prepared = self.prepare(&config, false).await?;
-        if !matches!(prepared.loaded.entry, Entry::CommandP2 | Entry::CommandP3) {
-            return Err(StartError::Unsupported { reason: "it is not a command".to_owned() });
-        }
-        self.launch(config, prepared, Pipes::new(stdio)).await
+        self.launch(config, Purpose::Exec, Pipes::new(stdio)).await
     }
 
     async fn connect(&self, port: u16) -> std::io::Result<BoxIo> {
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let mut last = std::io::ErrorKind::ConnectionRefused.into();
-        for ip in loopback.iter().chain(self.net.ips()) {
-            match self.net.dial(UNKNOWN_PEER, SocketAddr::new(*ip, port)).await {
+        for ip in loopback.iter().chain(self.ground.net.ips()) {
+            match self.ground.net.dial(UNKNOWN_PEER, SocketAddr::new(*ip, port)).await {
                 Ok(io) => return Ok(io),
                 Err(error) => last = error,
             }
@@ -256,12 +271,12 @@ impl Pod for WasmPod {
         let containers = self.containers.lock();
         let present: Duration = containers.iter().map(|container| container.usage().cpu).sum();
         let past = Duration::from_nanos(self.past_nanos.load(Ordering::Relaxed));
-        Usage { cpu: past.saturating_add(present), memory_bytes: self.memory.used() }
+        Usage { cpu: past.saturating_add(present), memory_bytes: self.ground.memory.used() }
     }
 
     async fn destroy(&self) {
-        self.network.detach(&self.net);
-        self.over.cancel();
+        self.network.detach(&self.ground.net);
+        self.ground.over.cancel();
         let containers = std::mem::take(&mut *self.containers.lock());
         for container in containers {
             container.kill().await;
@@ -271,7 +286,7 @@ impl Pod for WasmPod {
 
 impl Drop for WasmPod {
     fn drop(&mut self) {
-        self.network.detach(&self.net);
-        self.over.cancel();
+        self.network.detach(&self.ground.net);
+        self.ground.over.cancel();
     }
 }

@@ -94,7 +94,7 @@ pub struct ContainerConfig {
     /// `argv`, including `argv[0]`.
     pub args: Vec<String>,
     /// Environment, in order.
-    pub env: Vec<(String, String)>,
+    pub env: Arc<Vec<(String, String)>>,
     /// Preopened folders.
     pub mounts: Vec<Mount>,
     /// Linear memory of this container over all its instances, in bytes; `None` is the engine's slot size.

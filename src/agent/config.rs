@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc_runtime::{PodRuntime, VirtualNetwork};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, Machine, NodeApi, PeerDialler};
-use crate::client::Informer;
+use crate::client::{Informer, Interned};
 use crate::config::{EvictionSettings, HostPath};
 use crate::rt::{Rng, WallClock};
 
@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub client: kube::Client,
     /// All nodes, as `client` sees them.
     pub nodes: Informer<Node>,
+    /// Pods that other parts of this process hold as well.
+    pub pods: Interned<Pod>,
     /// Runs the sandboxes.
     pub runtime: Arc<dyn PodRuntime>,
     /// The switch the runtime puts its pods on; probes reach pods through it.

@@ -169,6 +169,7 @@ impl Manager {
         let (sender, seen) = watch::channel(pod);
         let dir = self.dirs.pod(uid);
         let worker = Worker::new(Arc::clone(&self.shared), &self.tasks, seen.clone(), dir.clone());
+        let worker = Box::new(worker);
         let states = worker.states();
         let live = worker.live();
         let resident = Resident {

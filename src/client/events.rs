@@ -23,6 +23,8 @@ const SERIES_MAX: usize = 1024;
 const EVENTS_PER_SECOND: u32 = 50;
 /// Events that may go at once after a quiet time.
 const BURST_MAX: u32 = 500;
+/// How long an event waits before it is sent: what it tells of has the machine for itself meanwhile.
+const DELAY: Duration = Duration::from_millis(20);
 /// Where events of cluster-scoped objects go.
 const NAMESPACE_OF_CLUSTER_EVENTS: &str = "default";
 /// What the API server accepts as the message of an event.
@@ -77,6 +79,7 @@ struct Note {
     event_type: EventType,
     reason: &'static str,
     message: String,
+    at: Instant,
 }
 
 impl EventRecorder {
@@ -103,7 +106,8 @@ impl EventRecorder {
         reason: &'static str,
         message: impl Into<String>,
     ) {
-        let note = Note { regarding, event_type, reason, message: message.into() };
+        let (message, at) = (message.into(), Instant::now());
+        let note = Note { regarding, event_type, reason, message, at };
         if self.0.try_send(note).is_err() {
             debug!(reason, "event dropped, too many are waiting");
         }
@@ -152,6 +156,7 @@ impl Writer {
     async fn run(mut self, mut notes: mpsc::Receiver<Note>) {
         let mut bucket = Bucket::full();
         while let Some(note) = notes.recv().await {
+            tokio::time::sleep_until(note.at + DELAY).await;
             bucket.take().await;
             let reason = note.reason;
             match tokio::time::timeout(WRITE_TIMEOUT, self.write(note)).await {

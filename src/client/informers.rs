@@ -20,7 +20,8 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
 use crate::api::node_load::LEASE_NAMESPACE;
-use crate::client::informer::{Informer, informer};
+use crate::client::informer::{Informer, informer, informer_among};
+use crate::client::interned::Interned;
 use crate::rt::TaskGroup;
 
 /// One informer per kind the controllers and the scheduler read. Cheap to clone.
@@ -78,8 +79,14 @@ impl Informers {
     /// Starts them all.
     #[must_use]
     pub fn start(client: &kube::Client, tasks: &TaskGroup) -> Self {
+        Self::start_among(client, Interned::default(), tasks)
+    }
+
+    /// As [`Informers::start`], with pods that the agent of this process holds as well.
+    #[must_use]
+    pub fn start_among(client: &kube::Client, pods: Interned<Pod>, tasks: &TaskGroup) -> Self {
         Self {
-            pods: everywhere(client, tasks),
+            pods: informer_among(Api::all(client.clone()), watcher::Config::default(), pods, tasks),
             nodes: everywhere(client, tasks),
             leases: informer(
                 Api::namespaced(client.clone(), LEASE_NAMESPACE),

@@ -32,6 +32,7 @@ pub(super) fn agent_config(base: &Base, is_server: bool, doors: AgentDoors) -> A
         static_pods: base.dir.join("pod-manifests"),
         client: doors.client,
         nodes: doors.nodes,
+        pods: base.pods.clone(),
         runtime: doors.runtime,
         network: doors.network,
         compiler: base.compiler.clone(),

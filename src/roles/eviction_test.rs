@@ -32,7 +32,7 @@ use crate::agent::{
 };
 use crate::api::user::UserInfo;
 use crate::apiserver::{self, ApiServer, ApiServerConfig};
-use crate::client::{self, Informers, informer};
+use crate::client::{self, Informers, Interned, informer};
 use crate::config::EvictionSettings;
 use crate::mesh::{Mesh, MeshConfig};
 use crate::rt::{Rng, TaskGroup, WallClock};
@@ -207,6 +207,7 @@ impl Cluster {
             machine_root: "/".into(),
             node_name: name.to_owned(),
             nodes: informer(nodes, watcher::Config::default(), &self.tasks),
+            pods: Interned::default(),
             static_pods: self.folder.path().join("pod-manifests"),
             images: ImageSettings::default(),
             node_ips: vec![Ipv4Addr::LOCALHOST.into()],

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use edgeorc_raft::{NodeId, Replica, Role, Status};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::apiserver;
-use crate::client::Informers;
+use crate::client::{Informers, Interned};
 use crate::config::{PodCidrs, ServiceCidrs};
 use crate::roles::plugins::{self, Keeper};
 use crate::roles::roll::Roll;
@@ -34,6 +35,8 @@ pub(super) struct Leader {
     pub(super) store: Store,
     /// As the controllers and the scheduler.
     pub(super) clients: (kube::Client, kube::Client),
+    /// What the agent of this process holds as well.
+    pub(super) pods: Interned<Pod>,
     pub(super) clock: WallClock,
     pub(super) rng: Rng,
     pub(super) node_name: String,
@@ -85,7 +88,7 @@ impl Leader {
         let api_service =
             api_service::keep(self.clients.0.clone(), self.replica.clone(), self.service_cidrs);
         group.spawn_until_cancelled("api-service", api_service);
-        let informers = Informers::start(&self.clients.0, group);
+        let informers = Informers::start_among(&self.clients.0, self.pods.clone(), group);
         let roll = Roll::new(self.clients.0.clone(), self.clock.clone());
         let nodes = informers.nodes.clone();
         group.spawn("node-roll", |cancel| roll.follow(nodes, cancel));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use edgeorc_runtime::VirtualNetwork;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::watcher;
 use tokio::runtime::Handle;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, CodeCompiler, LocalPods, NodeApi};
-use crate::client::{self, Informer, informer};
+use crate::client::{self, Informer, Interned, informer};
 use crate::config::NodeSettings;
 use crate::mesh::{Mesh, MeshConfig};
 use crate::net::{Endpoint, NetConfig, Peers};
@@ -44,6 +44,8 @@ pub(super) struct Base {
     pub(super) endpoint: Endpoint,
     pub(super) peers: Peers,
     pub(super) node_api: NodeApi,
+    /// What the controllers of a server and its agent hold of pods.
+    pub(super) pods: Interned<Pod>,
     /// Of the agent, and on a server of the API for all nodes: one child at a time for both.
     pub(super) compiler: CodeCompiler,
 }
@@ -122,6 +124,7 @@ async fn assemble(
         endpoint,
         peers,
         node_api,
+        pods: Interned::default(),
         compiler,
     };
     let server = match base.membership.state.raft_id {

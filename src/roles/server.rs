@@ -44,6 +44,7 @@ fn leader_of(
         replica,
         store,
         clients,
+        pods: base.pods.clone(),
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         node_name: base.settings.node_name.clone(),

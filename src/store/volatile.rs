@@ -47,9 +47,9 @@ struct Inner {
     revision: u64,
     /// The history begins after this revision.
     oldest: u64,
-    objects: BTreeMap<Vec<u8>, (Entry, Instant)>,
+    objects: BTreeMap<Bytes, (Entry, Instant)>,
     /// Revision of the last write to key, for evicting the oldest.
-    by_revision: BTreeMap<u64, Vec<u8>>,
+    by_revision: BTreeMap<u64, Bytes>,
     history: VecDeque<Event>,
 }
 
@@ -83,7 +83,7 @@ impl Volatile {
 
     pub(super) fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
         let inner = self.leading()?;
-        inner.objects.get(&key.bytes()).map(|(entry, _)| Stored::read(entry)).transpose()
+        inner.objects.get(key.bytes().as_slice()).map(|(entry, _)| Stored::read(entry)).transpose()
     }
 
     pub(super) fn list(&self, scope: &Scope, page: &Page) -> Result<Listed, StoreError> {
@@ -122,10 +122,10 @@ impl Volatile {
     pub(super) fn create(&self, key: &Key, object: &Value) -> Result<Stored, StoreError> {
         let key = key.bytes();
         let mut inner = self.leading()?;
-        if inner.objects.contains_key(&key) {
+        if inner.objects.contains_key(key.as_slice()) {
             return Err(StoreError::Exists);
         }
-        let revision = inner.put(key, Stored::bytes(object)?.into());
+        let revision = inner.put(key, Stored::bytes(object)?);
         self.announce(inner);
         Ok(Stored::new(object.clone(), revision))
     }
@@ -139,7 +139,7 @@ impl Volatile {
         let key = key.bytes();
         let mut inner = self.leading()?;
         inner.expect(&key, revision)?;
-        let revision = inner.put(key, Stored::bytes(object)?.into());
+        let revision = inner.put(key, Stored::bytes(object)?);
         self.announce(inner);
         Ok(Stored::new(object.clone(), revision))
     }
@@ -220,8 +220,8 @@ impl Inner {
         if start >= end {
             return Ok(BTreeMap::new());
         }
-        let range = (Bound::Included(&start), Bound::Excluded(&end));
-        let now = self.objects.range::<Vec<u8>, _>(range);
+        let range = (Bound::Included(start.as_slice()), Bound::Excluded(end.as_slice()));
+        let now = self.objects.range::<[u8], _>(range);
         let mut objects: BTreeMap<Bytes, Entry> =
             now.map(|(_, (entry, _))| (entry.key.clone(), entry.clone())).collect();
         // What happened since is undone, the newest first.
@@ -247,13 +247,16 @@ impl Inner {
         }
     }
 
-    fn put(&mut self, key: Vec<u8>, value: Bytes) -> u64 {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> u64 {
         self.evict();
         self.revision += 1;
         let revision = self.revision;
+        // Once for all that hold them, and as large as they are.
+        let key = Bytes::from(key.into_boxed_slice());
+        let value = Bytes::from(value.into_boxed_slice());
         let previous = self.objects.get(&key).map(|(entry, _)| entry.clone());
         let entry = Entry {
-            key: Bytes::copy_from_slice(&key),
+            key: key.clone(),
             value,
             create_revision: previous.as_ref().map_or(revision, |entry| entry.create_revision),
             mod_revision: revision,

@@ -249,7 +249,7 @@ impl Template {
         let mut builder = WasiCtx::builder();
         builder
             .args(&self.config.args)
-            .envs(&self.config.env)
+            .envs(self.config.env.as_slice())
             .max_random_size(RANDOM_BYTES_MAX)
             .wall_clock(WallClockOfHost(Arc::clone(&self.clock)))
             // The host's own sockets: nothing that is linked uses them.

@@ -16,7 +16,7 @@ async fn an_instance_is_kept_from_request_to_request() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
     let mut config = node.container("hello", app("hello"));
-    config.env.push(("NODE_NAME".to_owned(), "n".to_owned()));
+    Arc::make_mut(&mut config.env).push(("NODE_NAME".to_owned(), "n".to_owned()));
     pod.start(config).await.unwrap();
     // An instance that has answered may still be busy with its return when the next request
     // comes, so that there may be several; but not one for each request.

@@ -139,7 +139,7 @@ impl Node {
             name: name.to_owned(),
             compiled,
             args: vec![name.to_owned()],
-            env: vec![("POD_NAME".to_owned(), "p".to_owned())],
+            env: Arc::new(vec![("POD_NAME".to_owned(), "p".to_owned())]),
             mounts: Vec::new(),
             memory_bytes_max: None,
             cpu_millis_max: None,

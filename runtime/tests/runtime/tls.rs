@@ -69,7 +69,8 @@ async fn a_guest_talks_to_a_server_that_its_pod_trusts() {
         let mut config = node.container(name, app("probe"));
         config.args.extend(["tls", OUTSIDE, &port, server_name].map(str::to_owned));
         config.mounts.push(mount.clone());
-        config.env.extend(cert_file.map(|path| ("SSL_CERT_FILE".to_owned(), path.to_owned())));
+        Arc::make_mut(&mut config.env)
+            .extend(cert_file.map(|path| ("SSL_CERT_FILE".to_owned(), path.to_owned())));
         let container = pod.start(config).await.unwrap();
         let (io, _) = listener.accept().await.unwrap();
         let (served, exit) = tokio::join!(server.serve(io), exit(&container));
@@ -111,7 +112,7 @@ async fn a_session_of_wasi_0_3_runs_over_any_streams() {
         let mut config = node.container("p3", app("probe-p3"));
         config.args.extend(["tls", "server.test"].map(str::to_owned));
         config.mounts.push(mount.clone());
-        config.env.push(("SSL_CERT_FILE".to_owned(), path.to_owned()));
+        Arc::make_mut(&mut config.env).push(("SSL_CERT_FILE".to_owned(), path.to_owned()));
         let command = pod.exec(config, stdio).await.unwrap();
         let pumping = async {
             while let Some(bytes) = sent.recv().await {

@@ -43,12 +43,16 @@ impl Policies {
         Self { client, dir, known: Mutex::default() }
     }
 
-    /// What a namespace wants; without an API what it wanted last.
+    /// What a namespace wants, or wanted at `version` or later; without an API what it wanted last.
     ///
     /// # Errors
     ///
     /// The API cannot be asked, and never could be about this namespace.
-    pub(super) async fn of(&self, namespace: &str) -> Result<Option<Rules>, String> {
+    pub(super) async fn of(
+        &self,
+        namespace: &str,
+        version: Option<&str>,
+    ) -> Result<Option<Rules>, String> {
         names::check_dns1123_label(namespace).map_err(str::to_owned)?;
         let known = self.known.lock().get(namespace).cloned();
         if let Some((_, rules)) = known.filter(|(at, _)| at.elapsed() < FRESH) {
@@ -57,7 +61,7 @@ impl Policies {
         let file = self.dir.join(format!("{namespace}.json"));
         let kept: Option<Kept> = read_json(&file);
         let limit = if kept.is_some() { REFRESH_TIMEOUT } else { READ_TIMEOUT };
-        let asked = tokio::time::timeout(limit, self.ask(namespace)).await;
+        let asked = tokio::time::timeout(limit, self.ask(namespace, version)).await;
         match asked.unwrap_or_else(|_| Err("the API does not answer".to_owned())) {
             Ok(rules) => {
                 if kept.as_ref().map(|kept| &kept.rules) != Some(&rules)
@@ -90,8 +94,19 @@ impl Policies {
         known.insert(namespace.to_owned(), (Instant::now(), rules.clone()));
     }
 
-    async fn ask(&self, namespace: &str) -> Result<Option<Rules>, String> {
-        let found = self.get(&format!("/api/v1/namespaces/{namespace}")).await?;
+    async fn ask(&self, namespace: &str, version: Option<&str>) -> Result<Option<Rules>, String> {
+        let path = format!("/api/v1/namespaces/{namespace}");
+        let found = match version {
+            // A server that has told of a pod knows its namespace, and need not ask the others.
+            Some(version) => self.get(&format!("{path}?resourceVersion={version}")).await,
+            None => self.get(&path).await,
+        };
+        let found = match found {
+            Ok(Some(found)) => Some(found),
+            // The cluster was restored and has not come so far again.
+            _ if version.is_some() => self.get(&path).await?,
+            found => found?,
+        };
         let Some(demand) = found.as_ref().and_then(Demand::of) else { return Ok(None) };
         let (keys_namespace, keys_name) = demand.keys();
         let are_names = names::check_dns1123_label(keys_namespace).is_ok()

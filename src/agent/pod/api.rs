@@ -1,5 +1,6 @@
 //! What a worker asks of the API: its own pod's status and end, and the objects its pod names.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,7 +10,8 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::agent::pod::mirror;
@@ -56,10 +58,10 @@ pub(crate) trait PodApi: Send + Sync + 'static {
     async fn delete(&self, base: &Pod) -> Result<(), PodApiError>;
     /// Tells people what happened to the pod, or to one of its containers. Never waits or fails.
     fn event(&self, pod: &Pod, container: Option<&str>, what: Happening);
-    /// Reads a ConfigMap; `None` is "there is none".
-    async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError>;
-    /// Reads a Secret; `None` is "there is none".
-    async fn secret(&self, ns: &str, name: &str) -> Result<Option<Secret>, PodApiError>;
+    /// Reads a ConfigMap beside the pod, not older than `pod` is; `None` is "there is none".
+    async fn config_map(&self, pod: &Pod, name: &str) -> Result<Option<ConfigMap>, PodApiError>;
+    /// Reads a Secret beside the pod, not older than `pod` is; `None` is "there is none".
+    async fn secret(&self, pod: &Pod, name: &str) -> Result<Option<Secret>, PodApiError>;
     /// Asks for a token of the pod's service account, bound to the pod.
     async fn token(
         &self,
@@ -95,8 +97,7 @@ impl KubePodApi {
     }
 
     fn pods(&self, base: &Pod) -> Api<Pod> {
-        let namespace = base.metadata.namespace.as_deref().unwrap_or("default");
-        Api::namespaced(self.client.clone(), namespace)
+        Api::namespaced(self.client.clone(), namespace(base))
     }
 }
 
@@ -161,19 +162,16 @@ impl PodApi for KubePodApi {
         self.events.record(regarding, kind, reason, message);
     }
 
-    async fn config_map(&self, ns: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), ns);
-        call(api.get_opt(name)).await
+    async fn config_map(&self, pod: &Pod, name: &str) -> Result<Option<ConfigMap>, PodApiError> {
+        read_beside(Api::namespaced(self.client.clone(), namespace(pod)), pod, name).await
     }
 
-    async fn secret(&self, ns: &str, name: &str) -> Result<Option<Secret>, PodApiError> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), ns);
-        call(api.get_opt(name)).await
+    async fn secret(&self, pod: &Pod, name: &str) -> Result<Option<Secret>, PodApiError> {
+        read_beside(Api::namespaced(self.client.clone(), namespace(pod)), pod, name).await
     }
 
     async fn token(&self, pod: &Pod, key: &TokenKey, now: Timestamp) -> Result<Token, PodApiError> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace(pod));
         let audience = Some(&key.audience).filter(|audience| !audience.is_empty());
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
@@ -209,6 +207,27 @@ impl PodApi for KubePodApi {
     }
 }
 
+/// Reads what is at least as new as the pod: the server that has told of the pod has that, and need not ask
+/// the others what is newest.
+async fn read_beside<K>(api: Api<K>, pod: &Pod, name: &str) -> Result<Option<K>, PodApiError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let version = pod.metadata.resource_version.as_deref();
+    if let Some(version) = version.filter(|_| !mirror::is_static(pod)) {
+        let found = call(api.get_with(name, &GetParams::at(version))).await;
+        if let Ok(found) = found {
+            return Ok(Some(found));
+        }
+    }
+    // It came later, or the cluster was restored and has not come so far again.
+    call(api.get_opt(name)).await
+}
+
+fn namespace(pod: &Pod) -> &str {
+    pod.metadata.namespace.as_deref().unwrap_or("default")
+}
+
 fn name(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap_or_default()
 }
@@ -235,5 +254,49 @@ pub(super) async fn call<T>(
         }),
         Ok(Err(err)) => Err(PodApiError::Unavailable(err.to_string())),
         Err(_) => Err(PodApiError::Unavailable("no answer in time".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// An API that answers `code` where a version is asked for, and gives the object otherwise.
+    fn client(code: u16, asked: Arc<Mutex<Vec<String>>>) -> kube::Client {
+        let router = axum::Router::new().fallback(move |uri: http::Uri| {
+            let is_old_enough = uri.query().unwrap_or_default().contains("resourceVersion=");
+            asked.lock().push(uri.to_string());
+            let code = if is_old_enough { code } else { 200 };
+            let answer = if code == 200 {
+                json!({"metadata": {"name": "c"}})
+            } else {
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                    "message": "no", "reason": "NotFound", "code": code})
+            };
+            async move { (http::StatusCode::from_u16(code).unwrap(), answer.to_string()) }
+        });
+        crate::client::in_process(router, "system:kube-test", &[])
+    }
+
+    #[tokio::test]
+    async fn what_is_beside_a_pod_is_asked_for_at_its_version_and_then_at_the_newest() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"},
+        }))
+        .unwrap();
+        let path = "/api/v1/namespaces/n/configmaps/c?";
+        // It is there; it is not there yet; the cluster was restored and is far behind.
+        for (code, asks) in [(200, 1), (404, 2), (504, 2)] {
+            let asked = Arc::new(Mutex::new(Vec::new()));
+            let api = Api::<ConfigMap>::namespaced(client(code, Arc::clone(&asked)), "n");
+            assert!(read_beside(api, &pod, "c").await.unwrap().is_some());
+            let asked = asked.lock().clone();
+            assert!(asked[0].starts_with(path) && asked[0].contains("resourceVersion=7"));
+            assert_eq!(asked.len(), asks, "{code}: {asked:?}");
+        }
     }
 }

@@ -12,16 +12,18 @@ use crate::agent::pod::plan::Role;
 use crate::agent::pod::run::{Event, What};
 use crate::agent::pod::start::{Prepared, StartFailure};
 use crate::agent::pod::state::RunState;
-use crate::agent::pod::worker::Worker;
+use crate::agent::pod::worker::{News, Worker};
 use crate::client::EventType;
 
 /// A container whose image and configuration are here, or cannot be had now.
-pub(super) struct Arrival {
+pub(crate) struct Arrival {
     at: usize,
     /// What was asked for; the pod may name another image by now.
     image: String,
     /// Since when it is waited for.
     asked: Instant,
+    /// How long that took.
+    took: Duration,
     prepared: Result<Prepared, StartFailure>,
 }
 
@@ -42,21 +44,23 @@ impl Worker {
         }
         let asked = self.asked.take().unwrap_or_else(Instant::now);
         let (shared, plan, pod) = (Arc::clone(&self.shared), self.plan.clone(), self.pod());
-        let (dir, arrivals) = (self.dir.clone(), self.arrivals.0.clone());
-        let tasks = self.tasks.clone();
+        let (dir, made) = (self.dir.clone(), Arc::clone(&self.made));
+        let (tasks, news) = (self.tasks.clone(), self.news.0.clone());
         self.fetches.spawn_until_cancelled("container-prepare", async move {
             // A timer that is due already still rings a millisecond or two later.
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            let prepared = shared.prepare(&plan, at, &pod, &dir, &tasks).await;
-            let _ = arrivals.send(Box::new(Arrival { at, image, asked, prepared })).await;
+            let prepared = shared.prepare(&plan, at, &pod, (&dir, &made), &tasks).await;
+            let took = asked.elapsed();
+            let arrival = Arrival { at, image, asked, took, prepared };
+            let _ = news.send(Box::new(News::Arrival(arrival))).await;
         });
     }
 
     /// Starts a container that has what it needs, or has it tried again.
     pub(super) async fn arrived(&mut self, arrival: Arrival) {
-        let Arrival { at, image, asked, prepared } = arrival;
+        let Arrival { at, image, asked, took, prepared } = arrival;
         let plan = self.plan.containers.get(at);
         let is_same = plan.is_some_and(|plan| plan.image == image);
         let is_awaited = self.due.get(at) == Some(&Due::Coming) && self.is_waiting(at);
@@ -87,7 +91,7 @@ impl Worker {
         match started {
             Ok(()) if is_ephemeral => {}
             Ok(()) => {
-                self.tell_started(at, asked);
+                self.tell_started(at, asked, took);
                 self.post_start(at);
             }
             Err(failure) => self.not_started(at, failure),
@@ -101,12 +105,13 @@ impl Worker {
     }
 
     /// Logs a start, with the time since the pod was seen or the container was due again: pulling,
-    /// compiling, the waits for its configuration and for its address are all in it.
-    fn tell_started(&self, at: usize, asked: Instant) {
+    /// compiling, the waits for its configuration and for its address are all in it, and `took` of it.
+    fn tell_started(&self, at: usize, asked: Instant, took: Duration) {
         let Some(record) = self.state.containers.get(at) else { return };
         info!(
             k8s.container.name = record.name,
             k8s.container.restart_count = record.restart_count,
+            prepared_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             elapsed_us = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX),
             "container started"
         );
@@ -121,7 +126,7 @@ impl Worker {
             record.is_in_post_start = true;
         }
         let (run, container) = (running.run, Arc::clone(&running.container));
-        let (stopped, events) = (running.probes.clone(), self.events.0.clone());
+        let (stopped, news) = (running.probes.clone(), self.news.0.clone());
         self.tasks.spawn_until_cancelled("post-start-hook", async move {
             let done = tokio::select! {
                 done = hook.run() => done,
@@ -130,7 +135,7 @@ impl Worker {
                 () = stopped.cancelled() => return,
             };
             let done = Event { container: at, run, what: What::PostStart(done) };
-            let _ = events.send(Box::new(done)).await;
+            let _ = news.send(Box::new(News::Run(done))).await;
         });
     }
 

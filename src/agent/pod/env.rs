@@ -117,6 +117,8 @@ pub(crate) fn environment(
             env.set(&var.name, value);
         }
     }
+    // It is kept as long as its container.
+    env.0.shrink_to_fit();
     Ok(env.0)
 }
 

@@ -104,10 +104,9 @@ pub(crate) async fn collect(
     backlog: &Backlog,
     sources: &mut Sources,
 ) -> Result<(), ConfigError> {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let (maps, secrets) = named(pod);
-    let read_map = |name: String| async move { api.config_map(namespace, &name).await };
-    let read_secret = |name: String| async move { api.secret(namespace, &name).await };
+    let read_map = |name: String| async move { api.config_map(pod, &name).await };
+    let read_secret = |name: String| async move { api.secret(pod, &name).await };
     (sources.config_maps, sources.secrets, sources.tokens, sources.claims, sources.service_env) = tokio::try_join!(
         read_all(maps, "configmap", (dir, backlog), read_map),
         read_all(secrets, "secret", (dir, backlog), read_secret),

@@ -16,6 +16,7 @@ use crate::agent::pod::env::expand;
 use crate::agent::pod::grpc;
 use crate::agent::pod::http_get::http_get;
 use crate::agent::pod::plan::seconds;
+use crate::agent::pod::worker::News;
 use crate::rt::{Rng, TaskGroup};
 
 /// Kubernetes' defaults of the fields of a probe.
@@ -89,7 +90,7 @@ pub(crate) struct Prober {
     pub(crate) commands: Commands,
     pub(crate) tasks: TaskGroup,
     pub(crate) rng: Rng,
-    pub(crate) events: mpsc::Sender<Box<ProbeEvent>>,
+    pub(crate) news: mpsc::Sender<Box<News>>,
 }
 
 /// Why a try is no success.
@@ -150,7 +151,7 @@ impl Prober {
                 ip,
                 network: Arc::clone(&self.network),
                 commands: self.commands.clone(),
-                events: self.events.clone(),
+                news: self.news.clone(),
                 container,
                 run,
                 rng: self.rng.clone(),
@@ -190,7 +191,7 @@ struct Check {
     ip: IpAddr,
     network: Arc<dyn PodNetwork>,
     commands: Commands,
-    events: mpsc::Sender<Box<ProbeEvent>>,
+    news: mpsc::Sender<Box<News>>,
     container: usize,
     run: u64,
     rng: Rng,
@@ -257,7 +258,7 @@ impl Check {
 
     async fn tell(&self, verdict: Verdict) -> bool {
         let event = ProbeEvent { container: self.container, run: self.run, verdict };
-        self.events.send(Box::new(event)).await.is_ok()
+        self.news.send(Box::new(News::Probe(event))).await.is_ok()
     }
 
     /// One try. The text is a warning.

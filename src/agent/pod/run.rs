@@ -19,7 +19,7 @@ use crate::agent::pod::start::StartFailure;
 use crate::agent::pod::state::{CONTAINER_CREATING, CRASH_LOOP_BACK_OFF};
 use crate::agent::pod::terminate::GONE_GRACE;
 use crate::agent::pod::termination_message;
-use crate::agent::pod::worker::Worker;
+use crate::agent::pod::worker::{News, Worker};
 use crate::client::EventType;
 
 /// Time a container gets to end when another one took the pod down with it.
@@ -39,14 +39,14 @@ pub(super) struct Running {
 }
 
 /// What became of a run.
-pub(super) struct Event {
+pub(crate) struct Event {
     pub(super) container: usize,
     pub(super) run: u64,
     pub(super) what: What,
 }
 
 /// See [`Event`].
-pub(super) enum What {
+pub(crate) enum What {
     /// The postStart hook is over.
     PostStart(Result<(), String>),
     /// The run is over.
@@ -111,7 +111,7 @@ impl Worker {
         let run = self.runs;
         let cancel = self.tasks.token().child_token();
         let probes = cancel.child_token();
-        let (waiter, sender) = (Arc::clone(&container), self.events.0.clone());
+        let (waiter, sender) = (Arc::clone(&container), self.news.0.clone());
         let ended = cancel.clone();
         self.tasks.spawn("container-wait", |group| async move {
             let exit = tokio::select! {
@@ -120,7 +120,7 @@ impl Worker {
                 () = group.cancelled() => return,
             };
             let ended = Event { container: at, run, what: What::Ended(exit) };
-            let _ = sender.send(Box::new(ended)).await;
+            let _ = sender.send(Box::new(News::Run(ended))).await;
         });
         if let Some(slot) = self.running.get_mut(at) {
             *slot = Some(Running { container, run, since: Instant::now(), cancel, probes });

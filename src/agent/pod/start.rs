@@ -10,6 +10,7 @@ use edgeorc_runtime::{
     Capability, ContainerConfig, Mount, PodConfig, PodId, PodRuntime, StartError, is_bucket_name,
 };
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce};
 
 use crate::agent::backlog::Backlog;
 use crate::agent::config::RestartBackoff;
@@ -42,6 +43,26 @@ const PULL_ERROR_SHOWN: Duration = Duration::from_secs(1);
 /// Pause between looks for an image that somebody has to bring or to mend.
 const IMAGE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Starts that are at the disk at a time. More are no faster, and each takes a thread with its stack.
+const AT_DISK_MAX: usize = 16;
+
+/// Turns at the disk, of which pods that start together wait for one. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskTurns(Arc<Semaphore>);
+
+impl Default for DiskTurns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_DISK_MAX)))
+    }
+}
+
+impl DiskTurns {
+    /// Waits for a turn, which is over when it is dropped.
+    pub(super) async fn next(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).acquire_owned().await.ok()
+    }
+}
+
 /// What all workers of the node share.
 pub(crate) struct Shared {
     /// Whether pods that must be unique may run.
@@ -59,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) node: Arc<NodeSources>,
     pub(crate) restart: RestartBackoff,
     pub(crate) shutdown_grace: Duration,
+    pub(crate) disk: DiskTurns,
 }
 
 /// Why a container is not running.
@@ -192,7 +214,7 @@ pub(super) struct Prepared {
 
 impl Shared {
     /// Fetches and compiles the image, finds the pod's address and what its configuration names.
-    /// What blocks is done in `tasks`.
+    /// What blocks is done in `tasks`. Nothing is written before the pod's folder is `made`.
     ///
     /// # Cancel safety
     ///
@@ -203,7 +225,7 @@ impl Shared {
         plan: &PodPlan,
         at: usize,
         pod: &Arc<Pod>,
-        dir: &PodDir,
+        (dir, made): (&PodDir, &SetOnce<()>),
         tasks: &TaskGroup,
     ) -> Result<Prepared, StartFailure> {
         let missing = || StartFailure::never(RUN_CONTAINER_ERROR, "no such container");
@@ -237,6 +259,8 @@ impl Shared {
         objects::collect(&*self.api, &self.node, pod, dir, &backlog, &mut sources).await?;
         let sources = Arc::new(sources);
         let (of, pod, dir) = (Arc::clone(&sources), Arc::clone(pod), dir.clone());
+        made.wait().await;
+        let _turn = self.disk.next().await;
         tasks
             .block("volumes-write", move || volumes::write_volumes(&pod, &dir, &of))
             .await
@@ -263,19 +287,21 @@ impl Worker {
         let plan = self.plan.containers.get(at).ok_or_else(missing)?.clone();
         let run = self.state.containers.get(at).map_or(0, |record| record.restart_count);
         let log_path = self.dir.log_file(&plan.name, run);
-        let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
+        let env = Arc::new(env::environment(&pod, &plan.spec, &prepared.sources)?);
         for what in env::skipped(&pod, &plan.spec, &prepared.sources) {
             self.event_of(at, EventType::Warning, "InvalidEnvironmentVariableNames", what);
         }
         let (spec, dir, of) = (plan.spec.clone(), self.dir.clone(), Arc::clone(&prepared.sources));
-        let own_env = env.clone();
+        let own_env = Arc::clone(&env);
         let lay_out = move || -> Result<Vec<Mount>, ConfigError> {
             forget_old_logs(&dir, &spec.name, run)?;
             let mut mounts = volumes::mounts(&pod, &spec, &dir, &of, &own_env)?;
             mounts.extend(termination_message::mount(&dir, &spec)?);
             Ok(mounts)
         };
+        let turn = self.shared.disk.clone().next().await;
         let mut mounts = self.tasks.block("mounts", lay_out).await.ok_or_else(stopping)??;
+        drop(turn);
         if plan.role == Role::Ephemeral {
             mounts.extend(self.surroundings(&plan, &mounts)?);
         }

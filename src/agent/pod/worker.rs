@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, SetOnce, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -22,14 +22,14 @@ use crate::agent::pod::run::{Event, Running};
 use crate::agent::pod::start::Shared;
 use crate::agent::pod::state::{EVICTED, Outcome, PodState, RunState};
 use crate::agent::pod::status::pod_status;
-use crate::agent::pod::writer::{Numbered, StatusWriter};
+use crate::agent::pod::writer::{Numbered, StatusWriter, until_begun};
 use crate::agent::residents::Verdict;
 use crate::agent::sessions::Live;
 use crate::client::EventType;
 use crate::rt::TaskGroup;
 
-/// Ends and verdicts of containers waiting for the worker.
-const EVENTS_MAX: usize = 64;
+/// News waiting for the worker.
+const NEWS_MAX: usize = 64;
 /// Time an evicted pod gets to end: the node needs back what it has.
 const EVICTION_GRACE: Duration = Duration::from_secs(2);
 /// Time the worker's own tasks get to end.
@@ -42,6 +42,8 @@ pub(crate) struct Worker {
     pub(super) seen: watch::Receiver<Arc<Pod>>,
     pub(super) plan: PodPlan,
     pub(super) dir: PodDir,
+    /// Set once the pod's folder is there, or cannot be made.
+    pub(super) made: Arc<SetOnce<()>>,
     /// Held by who writes the pod itself, or what its start has left, to its folder.
     pub(super) writing: Arc<Mutex<()>>,
     pub(super) state: PodState,
@@ -57,12 +59,11 @@ pub(crate) struct Worker {
     pub(super) replaced: Vec<bool>,
     /// Newest generation of the pod's spec that was taken over.
     pub(super) generation: i64,
-    pub(super) arrivals: (mpsc::Sender<Box<Arrival>>, mpsc::Receiver<Box<Arrival>>),
     /// What brings images and configuration here.
     pub(super) fetches: TaskGroup,
     pub(super) runs: u64,
-    /// Boxed, as all that is queued here: a channel sets room for 32 of what it carries aside.
-    pub(super) events: (mpsc::Sender<Box<Event>>, mpsc::Receiver<Box<Event>>),
+    /// One queue for all, and boxed: each takes half a KiB, and room for 32 of what it carries.
+    pub(super) news: (mpsc::Sender<Box<News>>, mpsc::Receiver<Box<News>>),
     pub(super) prober: Prober,
     /// Why the pod is evicted, once it is.
     pub(super) verdict: (watch::Sender<Verdict>, watch::Receiver<Verdict>),
@@ -70,12 +71,21 @@ pub(crate) struct Worker {
     pub(super) confirmed: Option<Stretch>,
     /// For a pod that must be unique: whether it may run.
     pub(super) fence: Option<watch::Receiver<Option<Stretch>>>,
-    verdicts: mpsc::Receiver<Box<ProbeEvent>>,
     number: u64,
     /// When the pod's start time was, on the clock that waits.
     started: Instant,
     /// When the pod was first seen, until its first container is started.
     pub(super) asked: Option<Instant>,
+}
+
+/// What the worker's tasks tell it.
+pub(crate) enum News {
+    /// A run has come to its end, or to that of its postStart hook.
+    Run(Event),
+    /// A probe has come to a verdict.
+    Probe(ProbeEvent),
+    /// A container has what it needs, or cannot have it now.
+    Arrival(Arrival),
 }
 
 /// Why the main loop ended.
@@ -103,14 +113,14 @@ impl Worker {
         let age = now.duration_since(state.start_time);
         let age = Duration::try_from(age).unwrap_or_default();
         let (states, _) = watch::channel((0, Arc::new(state.clone())));
-        let (sender, verdicts) = mpsc::channel(EVENTS_MAX);
+        let news = mpsc::channel(NEWS_MAX);
         let live = Live::default();
         let prober = Prober {
             network: Arc::clone(&shared.network),
             commands: Commands::new(&shared, &dir, &live, &tasks),
             tasks: tasks.clone(),
             rng: shared.rng.clone(),
-            events: sender,
+            news: news.0.clone(),
         };
         let (_, written) = watch::channel(0);
         let count = plan.containers.len();
@@ -124,9 +134,8 @@ impl Worker {
             generation: 0,
             confirmed: None,
             fence: plan.is_fenced.then(|| shared.fence.changed()),
-            arrivals: mpsc::channel(EVENTS_MAX),
             fetches: tasks.child(),
-            events: mpsc::channel(EVENTS_MAX),
+            news,
             sandbox: None,
             live,
             runs: 0,
@@ -136,11 +145,11 @@ impl Worker {
             seen,
             plan,
             dir,
+            made: Arc::default(),
             writing: Arc::default(),
             state,
             states,
             written,
-            verdicts,
             prober,
             verdict: watch::channel(None),
         }
@@ -161,8 +170,8 @@ impl Worker {
         self.live.clone()
     }
 
-    /// Runs the pod until it is gone or `cancel` fires.
-    pub(crate) async fn run(mut self, cancel: CancellationToken) {
+    /// Runs the pod until it is gone or `cancel` fires. Boxed: a future holds what it was given twice.
+    pub(crate) async fn run(mut self: Box<Self>, cancel: CancellationToken) {
         let (sender, written) = watch::channel(0);
         self.written = written;
         let is_back = self.dir.has_pod();
@@ -183,6 +192,7 @@ impl Worker {
             self.tasks.spawn("pod-status", |cancel| writer.run(cancel));
             if is_back {
                 Box::pin(self.save()).await;
+                let _ = self.made.set(());
             } else {
                 self.arrive_on_disk().await;
             }
@@ -331,9 +341,11 @@ impl Worker {
             () = timer => {}
             () = fence => {}
             Ok(()) = self.verdict.1.changed() => {}
-            Some(event) = self.events.1.recv() => Box::pin(self.happened(*event)).await,
-            Some(event) = self.verdicts.recv() => self.judged(*event),
-            Some(arrival) = self.arrivals.1.recv() => Box::pin(self.arrived(*arrival)).await,
+            Some(news) = self.news.1.recv() => match *news {
+                News::Run(event) => Box::pin(self.happened(event)).await,
+                News::Probe(event) => self.judged(event),
+                News::Arrival(arrival) => Box::pin(self.arrived(arrival)).await,
+            },
         }
     }
 
@@ -350,16 +362,24 @@ impl Worker {
             tokio::time::timeout(limit, self.written.wait_for(|written| *written >= number)).await;
     }
 
-    /// Makes the folder of a pod that was not here before. The containers wait for that, and not for
-    /// what is written there.
+    /// Has the folder of a pod made that was not here before. The containers wait for that once they have
+    /// what they need from elsewhere, and not for what is written there.
     async fn arrive_on_disk(&self) {
+        // Nobody may remove the folder before it is made.
         let turn = Arc::clone(&self.writing).lock_owned().await;
-        let dir = self.dir.clone();
-        if let Some(Err(err)) = self.tasks.block("pod-folder", move || dir.create()).await {
-            warn!(%err, "cannot make the pod's folder");
-        }
         let (tasks, dir, pod) = (self.tasks.clone(), self.dir.clone(), self.as_it_is());
+        let (made, mut states) = (Arc::clone(&self.made), self.states.subscribe());
+        let disk = self.shared.disk.clone();
         self.tasks.spawn("pod-save", |_| async move {
+            let own = dir.clone();
+            let at_disk = disk.next().await;
+            if let Some(Err(err)) = tasks.block("pod-folder", move || own.create()).await {
+                warn!(%err, "cannot make the pod's folder");
+            }
+            drop(at_disk);
+            let _ = made.set(());
+            until_begun(&mut states).await;
+            let _at_disk = disk.next().await;
             let write = move || {
                 let _turn = turn;
                 dir.write_new_pod(&pod())
@@ -378,6 +398,7 @@ impl Worker {
         let (shared, uid) = (Arc::clone(&self.shared), self.plan.uid.clone());
         self.tasks.spawn("copies-write", |_| async move {
             let turn = writing.lock_owned().await;
+            let _at_disk = shared.disk.next().await;
             let write = move || {
                 let _turn = turn;
                 dir.write_down(backlog)

@@ -31,6 +31,10 @@ const CONFLICTS_MAX: u32 = 5;
 /// of it: what is back so soon never leaves the endpoints.
 const SETTLE_MAX: Duration = Duration::from_secs(2);
 
+/// Most starts are over sooner: until then a new pod's machine does nothing else for it, and the API hears
+/// of its arrival and of its start at once.
+const START_MAX: Duration = Duration::from_millis(100);
+
 /// A state and its number; higher is newer.
 pub(crate) type Numbered = (u64, Arc<PodState>);
 
@@ -64,6 +68,8 @@ impl StatusWriter {
             let ready = self.states.wait_for(|(_, state)| state.is_ready() || state.is_over());
             // Not ready in time is what the API is then told.
             let _ = tokio::time::timeout(SETTLE_MAX, ready).await;
+        } else {
+            until_begun(&mut self.states).await;
         }
         let mut tokens = WRITE_BURST;
         let mut refilled = Instant::now();
@@ -134,6 +140,12 @@ impl StatusWriter {
             }
         }
     }
+}
+
+/// Waits until there is more to tell of a new pod than that it is here, at most [`START_MAX`].
+pub(super) async fn until_begun(states: &mut watch::Receiver<Numbered>) {
+    let begun = states.wait_for(|(number, _)| *number > 0);
+    let _ = tokio::time::timeout(START_MAX, begun).await;
 }
 
 /// Takes the informer's version unless it is older: that one is in memory anyway.
@@ -220,17 +232,21 @@ mod tests {
 
         fn event(&self, _: &Pod, _: Option<&str>, _: Happening) {}
 
-        async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
+        async fn config_map(&self, _: &Pod, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
             Ok(None)
         }
 
-        async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
+        async fn secret(&self, _: &Pod, _: &str) -> Result<Option<Secret>, PodApiError> {
             Ok(None)
         }
     }
 
     /// What the API hears of a pod that ran before the agent's restart and is ready again `after`.
     async fn told_of_a_restart(after: Duration) -> Vec<String> {
+        told(after, true).await
+    }
+
+    async fn told(after: Duration, is_back: bool) -> Vec<String> {
         let (clock, cancel) = (WallClock::system(), CancellationToken::new());
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "a", "uid": "u", "resourceVersion": "5"},
@@ -238,6 +254,7 @@ mod tests {
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
         }))
         .unwrap();
+        let pod = if is_back { pod } else { Pod { status: None, ..pod } };
         let mut state = PodState::new(&PodPlan::read(&pod), &pod, &[], clock.now());
         let (sender, states) = watch::channel((0, Arc::new(state.clone())));
         let (_seen, seen) = watch::channel(Arc::new(pod));
@@ -245,7 +262,7 @@ mod tests {
         let told = Arc::new(Told::default());
         let api: Arc<dyn PodApi> = told.clone();
         let rng = Rng::seeded(1);
-        let (clock_of_writer, is_back) = (clock.clone(), true);
+        let clock_of_writer = clock.clone();
         let writer =
             StatusWriter { api, clock: clock_of_writer, rng, states, seen, written, is_back };
         let worker = async {
@@ -266,6 +283,17 @@ mod tests {
     async fn a_pod_that_is_ready_again_soon_never_leaves_the_endpoints() {
         assert_eq!(told_of_a_restart(Duration::from_millis(1500)).await, ["True"]);
         assert_eq!(told_of_a_restart(Duration::from_secs(5)).await, ["False", "True"]);
+    }
+
+    /// What the API hears of a new pod that is ready `after` its arrival.
+    async fn told_of_a_start(after: Duration) -> Vec<String> {
+        told(after, false).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_api_hears_of_a_new_pod_and_of_its_start_at_once_unless_that_takes_long() {
+        assert_eq!(told_of_a_start(START_MAX / 2).await, ["True"]);
+        assert_eq!(told_of_a_start(START_MAX * 2).await, ["False", "True"]);
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub(crate) struct Live(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     sandbox: Option<Arc<dyn Pod>>,
-    containers: BTreeMap<String, LiveContainer>,
+    /// Boxed: a map sets room for eleven of what it holds aside.
+    containers: BTreeMap<String, Box<LiveContainer>>,
 }
 
 /// One running container.
@@ -41,7 +42,7 @@ impl Live {
     pub(crate) fn started(&self, sandbox: &Arc<dyn Pod>, container: LiveContainer) {
         let mut state = self.0.lock();
         state.sandbox = Some(Arc::clone(sandbox));
-        state.containers.insert(container.config.name.clone(), container);
+        state.containers.insert(container.config.name.clone(), Box::new(container));
     }
 
     pub(crate) fn ended(&self, container: &str) {
@@ -69,7 +70,7 @@ impl Live {
     }
 
     pub(crate) fn container(&self, name: &str) -> Option<LiveContainer> {
-        self.0.lock().containers.get(name).cloned()
+        self.0.lock().containers.get(name).map(|found| found.as_ref().clone())
     }
 }
 

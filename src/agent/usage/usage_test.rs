@@ -112,7 +112,7 @@ fn config(name: &str) -> ContainerConfig {
         name: name.to_owned(),
         compiled: "x".into(),
         args: Vec::new(),
-        env: Vec::new(),
+        env: Arc::default(),
         mounts: Vec::new(),
         memory_bytes_max: None,
         cpu_millis_max: None,

@@ -14,7 +14,7 @@ use edgeorc::agent::{
     Agent, AgentConfig, Capacity, CodeCompiler, CodeMetrics, Compiler, ImageSettings, LocalPods,
     NodeApi, RestartBackoff,
 };
-use edgeorc::client::{Informers, in_process, informer};
+use edgeorc::client::{Informers, Interned, in_process, informer};
 use edgeorc::config::EvictionSettings;
 use edgeorc::mesh::{Mesh, MeshConfig};
 use edgeorc::rt::{Rng, TaskGroup, WallClock};
@@ -184,6 +184,7 @@ impl World {
             extended_resources: BTreeMap::new(),
             node_name: name.to_owned(),
             nodes: informer(kube::Api::all(client.clone()), watcher::Config::default(), tasks),
+            pods: Interned::default(),
             static_pods: self.folder.path().join("pod-manifests"),
             images: ImageSettings::default(),
             node_ips: vec![Ipv4Addr::LOCALHOST.into()],

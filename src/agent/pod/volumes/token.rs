@@ -204,11 +204,11 @@ mod tests {
 
         fn event(&self, _: &Pod, _: Option<&str>, _: Happening) {}
 
-        async fn config_map(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
+        async fn config_map(&self, _: &Pod, _: &str) -> Result<Option<ConfigMap>, PodApiError> {
             Ok(None)
         }
 
-        async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
+        async fn secret(&self, _: &Pod, _: &str) -> Result<Option<Secret>, PodApiError> {
             Ok(None)
         }
 

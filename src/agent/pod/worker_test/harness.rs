@@ -31,7 +31,7 @@ use crate::agent::ipam::{Ipam, Ranges};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
 use crate::agent::pod::objects::{NodeSources, Written};
 use crate::agent::pod::probe::PodNetwork;
-use crate::agent::pod::start::Shared;
+use crate::agent::pod::start::{DiskTurns, Shared};
 use crate::agent::pod::worker::Worker;
 use crate::agent::residents::Verdict;
 use crate::agent::sessions::Live;
@@ -130,11 +130,11 @@ impl PodApi for OnePod {
         self.journal.note(format!("event {reason} {}: {message}", container.unwrap_or("pod")));
     }
 
-    async fn config_map(&self, _: &str, name: &str) -> Result<Option<ConfigMap>, PodApiError> {
+    async fn config_map(&self, _: &Pod, name: &str) -> Result<Option<ConfigMap>, PodApiError> {
         Ok(self.config_maps.lock().get(name).cloned())
     }
 
-    async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, PodApiError> {
+    async fn secret(&self, _: &Pod, _: &str) -> Result<Option<Secret>, PodApiError> {
         Ok(None)
     }
 }
@@ -392,11 +392,12 @@ impl World {
             node: node(root),
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(10),
+            disk: DiskTurns::default(),
         });
         let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
         let cancel = CancellationToken::new();
         let tasks = TaskGroup::new(&CancellationToken::new());
-        let worker = Worker::new(Arc::clone(&shared), &tasks, seen, dir.clone());
+        let worker = Box::new(Worker::new(Arc::clone(&shared), &tasks, seen, dir.clone()));
         let (live, verdict) = (worker.live(), worker.verdict());
         let (told, end) = (journal.clone(), cancel.clone());
         tasks.spawn("pod", |_| async move {
