@@ -238,8 +238,7 @@ async fn a_node_is_told_of_others_what_their_routes_are_made_of_and_nothing_else
     let query = format!("resourceVersion={}", start.as_str().unwrap());
     let mut watch = Watch::open_as(&api, node_user("a"), NODES, &query).await;
     let change = async |path: &str, patch: Value| {
-        let media = "application/merge-patch+json";
-        let answer = api.patch(&format!("{NODES}/{path}"), media, &patch).await;
+        let answer = api.patch(&format!("{NODES}/{path}"), "merge", &patch).await;
         assert_eq!(answer.code, StatusCode::OK, "{answer:?}");
     };
     for name in ["a", "b"] {
