@@ -292,7 +292,7 @@ mod tests {
 
     async fn delete_node(cluster: &Cluster, name: &str) {
         let nodes: Api<Node> = Api::all(cluster.client.clone());
-        nodes.delete(name, &kube::api::DeleteParams::default()).await.unwrap();
+        nodes.delete(name, &DeleteParams::default()).await.unwrap();
     }
 
     #[tokio::test]
