@@ -95,12 +95,13 @@ impl Directory {
         loop {
             nodes_changed.borrow_and_update();
             let status = self.group.as_mut().map(|group| group.borrow_and_update().clone());
+            // First: who is met after a look at all nodes is not missing from it.
+            before.append(&mut met.lock());
             let seen = Seen::of(status.as_ref(), &self.nodes.store.state());
             self.tell(&seen);
             let mut present = seen.present;
             // The way to the API stays open while nobody can say which servers there are.
             present.extend(self.servers.borrow().iter().cloned());
-            before.append(&mut met.lock());
             if self.nodes.store.is_ready() {
                 for gone in before.difference(&present) {
                     tracing::info!(peer = gone, "node left the cluster");
