@@ -162,8 +162,13 @@ impl Directory {
     }
 
     fn tell(&self, seen: &Seen) {
-        for (name, address) in seen.addresses.iter().filter(|(name, _)| **name != self.me) {
-            self.peers.set_address(name, *address);
+        // Where agents are was told as soon as it was known; what is seen here may be older.
+        let is_agent =
+            |name: &str| !seen.servers.contains(name) && self.nodes.store.named("", name).is_some();
+        for (name, address) in &seen.addresses {
+            if *name != self.me && !is_agent(name) {
+                self.peers.set_address(name, *address);
+            }
         }
         if seen.servers.is_empty() {
             return;
