@@ -9,7 +9,7 @@ use http::{Method, Request};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::gauge::Reading;
+use crate::gauge::{Changes, Reading, count_changes};
 use crate::support::{binary, run};
 
 /// Why the bench did not get to its end.
@@ -204,6 +204,15 @@ impl Cluster {
         lost.child.kill().unwrap();
         lost.child.wait().unwrap();
         lost.name
+    }
+
+    /// What all servers were asked to change so far.
+    pub(crate) async fn changes(&self) -> Changes {
+        let mut changes = Changes::default();
+        for server in &self.servers {
+            count_changes(&metrics(&server.client).await.unwrap_or_default(), &mut changes);
+        }
+        changes
     }
 
     pub(crate) fn reading(&self) -> Reading {

@@ -1,5 +1,6 @@
 //! What processes have used so far, as the system counts it.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Ticks of the kernel's CPU accounting per second, as user space sees them.
@@ -95,6 +96,30 @@ impl Reading {
                 peak: sum(|used| used.peak),
             },
             carried: later.carried - self.carried,
+        }
+    }
+}
+
+/// Requests that change something, by verb and kind, as servers count them.
+pub(crate) type Changes = BTreeMap<(String, String), f64>;
+
+/// What only the leader's memory keeps.
+const VOLATILE: [&str; 2] = ["leases", "events"];
+
+/// Adds what a server's metrics say of requests that it has granted.
+pub(crate) fn count_changes(metrics: &str, changes: &mut Changes) {
+    for line in metrics.lines() {
+        let Some(rest) = line.strip_prefix("edgeorc_apiserver_requests_total{") else { continue };
+        let Some((labels, count)) = rest.split_once("} ") else { continue };
+        let label = |name: &str| {
+            let (_, rest) = labels.split_once(&format!("{name}=\""))?;
+            rest.split_once('"').map(|(value, _)| value.to_owned())
+        };
+        let (verb, resource) = (label("verb").unwrap(), label("resource").unwrap());
+        let is_change = ["create", "update", "patch", "delete"].contains(&verb.as_str());
+        let is_granted = label("code").unwrap().starts_with('2');
+        if is_change && is_granted && !VOLATILE.contains(&resource.as_str()) {
+            *changes.entry((verb, resource)).or_default() += count.trim().parse::<f64>().unwrap();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Failed, IMAGE, until};
-use crate::gauge::Spent;
+use crate::gauge::{Changes, Reading, Spent};
 use crate::support::{Row, row};
 
 /// How long any part may take.
@@ -57,22 +57,49 @@ impl Told<'_> {
         self.0.push(row);
     }
 
-    /// What a part cost: time, and the use of the leader, of all servers, of the agents.
-    fn part(&mut self, name: &str, time: Duration, spent: &Spent, leader: usize) {
+    /// What a part cost since `mark`: time, and the use of the leader, of all servers, of the agents.
+    async fn part(&mut self, name: &str, mark: &Mark, cluster: &Cluster) {
+        let spent = mark.reading.until(&cluster.reading());
         let all =
             |part: fn(&crate::gauge::Used) -> f64| -> f64 { spent.servers.iter().map(part).sum() };
-        self.plain(name, time.as_secs_f64(), "s");
+        self.plain(name, spent.time, "s");
         let mut more = |what: &str, value: f64, unit| {
             self.plain(&format!("{name}: {what}"), value, unit);
         };
-        if let Some(leader) = spent.servers.get(leader) {
+        if let Some(leader) = spent.servers.get(mark.leader) {
             more("CPU of the leader", leader.cpu, "s");
             more("memory of the leader at most", leader.peak, "MiB");
             more("written by the leader", leader.written / 1048576.0, "MiB");
         }
         more("CPU of all servers", all(|used| used.cpu), "s");
         more("CPU of all agents", spent.agents.cpu, "s");
+        more("memory of all agents", spent.agents.resident, "MiB");
         more("on the wire", spent.carried / 1048576.0, "MiB");
+        let mut writes = 0.0;
+        for ((verb, resource), count) in cluster.changes().await {
+            let before = mark.changes.get(&(verb.clone(), resource.clone()));
+            let count = count - before.copied().unwrap_or(0.0);
+            if count > 0.0 {
+                eprintln!("    {verb} {resource}: {count}");
+            }
+            writes += count;
+        }
+        more("writes", writes, "");
+    }
+}
+
+/// When a part began.
+struct Mark {
+    reading: Reading,
+    changes: Changes,
+    /// Which server leads.
+    leader: usize,
+}
+
+impl Mark {
+    async fn take(cluster: &Cluster) -> Result<Self, Failed> {
+        let (leader, changes) = (cluster.leader().await?, cluster.changes().await);
+        Ok(Self { reading: cluster.reading(), changes, leader })
     }
 }
 
@@ -131,19 +158,18 @@ fn tell_idle(name: &str, told: &mut Told<'_>, size: &Size, alone: &Spent, spent:
 
 async fn join(cluster: &mut Cluster, size: &Size, told: &mut Told<'_>) -> Result<(), Failed> {
     cluster.make_tokens(size.nodes).await?;
+    let changes = cluster.changes().await;
     let leader = cluster.leader().await?;
     cluster.start_agents(0, size.nodes - size.lost);
     cluster.start_agents(size.nodes - size.lost, size.lost);
-    let (before, began) = (cluster.reading(), Instant::now());
+    let mark = Mark { reading: cluster.reading(), changes, leader };
     let wanted = size.nodes + cluster.servers.len();
     until("all nodes are ready", PATIENCE, async || {
         let ready = ready_nodes(cluster).await?;
         if ready >= wanted { Ok(()) } else { Err(format!("{ready} of {wanted}")) }
     })
     .await?;
-    let took = began.elapsed();
-    let spent = before.until(&cluster.reading());
-    told.part("start of the fleet", took, &spent, leader);
+    told.part("start of the fleet", &mark, cluster).await;
     Ok(())
 }
 
@@ -206,32 +232,32 @@ async fn until_settled(cluster: &Cluster, what: &str, replicas: usize) -> Result
 }
 
 async fn deploy(cluster: &Cluster, size: &Size, told: &mut Told<'_>) -> Result<(), Failed> {
-    let (leader, before, began) = (cluster.leader().await?, cluster.reading(), Instant::now());
+    let (mark, began) = (Mark::take(cluster).await?, Instant::now());
     let deployments = "/apis/apps/v1/namespaces/default/deployments";
     cluster.post(deployments, &deployment(size.replicas, "1")).await?;
     until_settled(cluster, "the Deployment is ready", size.replicas).await?;
-    let (took, spent) = (began.elapsed(), before.until(&cluster.reading()));
-    told.part("Deployment to ready", took, &spent, leader);
+    let took = began.elapsed();
+    told.part("Deployment to ready", &mark, cluster).await;
     told.plain("Deployment to ready: rate", size.replicas as f64 / took.as_secs_f64(), "1/s");
     Ok(())
 }
 
 async fn roll(cluster: &Cluster, size: &Size, told: &mut Told<'_>) -> Result<(), Failed> {
-    let (leader, before, began) = (cluster.leader().await?, cluster.reading(), Instant::now());
+    let (mark, began) = (Mark::take(cluster).await?, Instant::now());
     let spec = deployment(size.replicas, "2");
     cluster.patch(DEPLOYMENT, &json!({"spec": spec["spec"]})).await?;
     until_settled(cluster, "the Deployment is updated", size.replicas).await?;
-    let (took, spent) = (began.elapsed(), before.until(&cluster.reading()));
-    told.part("rolling update", took, &spent, leader);
+    let took = began.elapsed();
+    told.part("rolling update", &mark, cluster).await;
     told.plain("rolling update: rate", size.replicas as f64 / took.as_secs_f64(), "1/s");
     Ok(())
 }
 
 async fn lose_nodes(cluster: &mut Cluster, size: &Size, told: &mut Told<'_>) -> Result<(), Failed> {
-    let leader = cluster.leader().await?;
     let wanted = u64::try_from(size.replicas).unwrap();
+    let Mark { changes, leader, .. } = Mark::take(cluster).await?;
     cluster.lose_agents();
-    let (before, began) = (cluster.reading(), Instant::now());
+    let (mark, began) = (Mark { reading: cluster.reading(), changes, leader }, Instant::now());
     until("the loss is noticed", PATIENCE, async || {
         let (_, _, ready) = settled(cluster).await?;
         if ready < wanted { Ok(()) } else { Err("not noticed".to_owned()) }
@@ -239,8 +265,7 @@ async fn lose_nodes(cluster: &mut Cluster, size: &Size, told: &mut Told<'_>) -> 
     .await?;
     told.plain("loss of nodes: noticed", began.elapsed().as_secs_f64(), "s");
     until_settled(cluster, "the lost pods are replaced", size.replicas).await?;
-    let (took, spent) = (began.elapsed(), before.until(&cluster.reading()));
-    told.part("loss of nodes: replaced", took, &spent, leader);
+    told.part("loss of nodes: replaced", &mark, cluster).await;
     Ok(())
 }
 
@@ -263,13 +288,12 @@ async fn lose_leader(
     .await?;
     told.plain("scale-up: half of it", began.elapsed().as_secs_f64(), "s");
     let lost = cluster.lose_server(leader);
-    let (before, killed) = (cluster.reading(), Instant::now());
-    let next = cluster.leader().await?;
+    let (reading, changes, killed) = (cluster.reading(), cluster.changes().await, Instant::now());
+    let mark = Mark { reading, changes, leader: cluster.leader().await? };
     told.plain("loss of the leader: another leads", killed.elapsed().as_secs_f64(), "s");
     eprintln!("{lost} was killed");
     until_settled(cluster, "the scale-up ends", replicas).await?;
-    let (took, spent) = (killed.elapsed(), before.until(&cluster.reading()));
-    told.part("loss of the leader: scale-up done", took, &spent, next);
+    told.part("loss of the leader: scale-up done", &mark, cluster).await;
     // Nodes must not have been called lost for it.
     let ready = ready_nodes(cluster).await?;
     let wanted = size.nodes - size.lost + cluster.servers.len();

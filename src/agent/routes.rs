@@ -19,8 +19,12 @@ use crate::rt::TaskGroup;
 /// Changes within this time become one table.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 /// The same for changes of nodes alone: a slice says by itself on which node its endpoints are, and a
-/// fleet that starts would have all its nodes make a table for each of them.
+/// fleet that starts would have all its nodes make a table for each of them. So long for each
+/// [`DEBOUNCE_NODES_STEP`] nodes that there are, as a table takes the longer to make, but no longer than
+/// for [`DEBOUNCE_STEPS_MAX`] times as many.
 const DEBOUNCE_NODES: Duration = Duration::from_secs(1);
+const DEBOUNCE_NODES_STEP: usize = 200;
+const DEBOUNCE_STEPS_MAX: usize = 5;
 
 /// What routes are made of, besides HTTP.
 pub(crate) struct Sources {
@@ -93,7 +97,7 @@ pub(crate) async fn run(
             more = a.changed() => more,
             more = b.changed() => more,
             more = c.changed() => {
-                nodes_due.get_or_insert_with(|| Instant::now() + DEBOUNCE_NODES);
+                nodes_due.get_or_insert_with(|| Instant::now() + debounce(nodes.store.len()));
                 has_news = false;
                 more
             }
@@ -114,10 +118,27 @@ pub(crate) async fn run(
     }
 }
 
+/// How long changes of nodes wait for more of them, where there are `count`.
+fn debounce(count: usize) -> Duration {
+    let steps = count.div_ceil(DEBOUNCE_NODES_STEP).clamp(1, DEBOUNCE_STEPS_MAX);
+    DEBOUNCE_NODES.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+}
+
 /// Waits until then; for ever if that is never.
 async fn due(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_larger_the_fleet_the_more_nodes_share_a_table() {
+        let seconds = [0, 1, 200, 201, 1000, 100_000].map(|count| debounce(count).as_secs());
+        assert_eq!(seconds, [1, 1, 1, 2, 5, 5]);
     }
 }

@@ -17,6 +17,8 @@ use crate::apiserver::request_info::RequestInfo;
 const MASTERS: &str = "system:masters";
 /// Every node.
 const NODES: &str = "system:nodes";
+/// Prefix of a node's user.
+const NODE_USER: &str = "system:node:";
 /// Nodes that are servers: they forward requests of others.
 const SERVERS: &str = "edgeorc:servers";
 /// Prefix of the system's own users: controllers, scheduler.
@@ -146,6 +148,11 @@ pub(super) fn is_system(user: &UserInfo) -> bool {
 /// Whether it is a node that asks.
 pub(super) fn is_node(user: &UserInfo) -> bool {
     has_group(user, NODES)
+}
+
+/// Name of the node that asks.
+pub(super) fn node_name(user: &UserInfo) -> Option<&str> {
+    user.name.strip_prefix(NODE_USER).filter(|_| is_node(user))
 }
 
 fn has_group(user: &UserInfo, group: &str) -> bool {

@@ -1,5 +1,6 @@
 //! get and list.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,8 +15,9 @@ use crate::api::selector::{FieldSelector, LabelSelector};
 use crate::api::status::Status;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
+use crate::apiserver::neighbours::Neighbours;
 use crate::apiserver::router::Call;
-use crate::store::{Freshness, Key, Page, Scope, StoreError};
+use crate::store::{Freshness, Key, Page, Scope, Shown, StoreError};
 
 /// How long a read waits for a revision that this server has not yet; Kubernetes' figure.
 pub(super) const FUTURE_WAIT: Duration = Duration::from_secs(3);
@@ -46,12 +48,13 @@ async fn freshness(call: &Call, scope: &Scope) -> Result<Freshness, ApiError> {
     }
 }
 
-/// What a selector or a name in the path lets through.
+/// What a selector or a name in the path lets through, and what of it.
 #[derive(Debug, Clone)]
 pub(super) struct Filter {
     labels: LabelSelector,
     fields: FieldSelector,
     name: Option<String>,
+    neighbours: Option<Neighbours>,
 }
 
 impl Filter {
@@ -60,6 +63,7 @@ impl Filter {
             labels: call.query.labels()?,
             fields: call.query.fields(call.info.resource)?,
             name: call.info.name.clone(),
+            neighbours: Neighbours::of(call),
         })
     }
 
@@ -74,7 +78,30 @@ impl Filter {
 
     pub(super) fn matches(&self, object: &Value) -> bool {
         let is_named = self.name.as_deref().is_none_or(|name| meta::name(object) == name);
-        is_named && self.labels.matches(object) && self.fields.matches(object)
+        let is_told = self.neighbours.as_ref().is_none_or(|neighbours| neighbours.has(object));
+        is_named && is_told && self.labels.matches(object) && self.fields.matches(object)
+    }
+
+    /// What is told of an object that [`Self::matches`].
+    pub(super) fn told(&self, object: Value) -> Value {
+        match &self.neighbours {
+            Some(neighbours) => neighbours.told(object),
+            None => object,
+        }
+    }
+
+    /// What is told of an object that others watch as well; `None` if it is not let through.
+    pub(super) fn told_of<'a>(&self, shown: Option<&'a Arc<Shown>>) -> Option<&'a Shown> {
+        let shown = shown.filter(|shown| self.matches(shown.object()))?;
+        Some(match &self.neighbours {
+            Some(neighbours) => neighbours.told_of(shown),
+            None => shown,
+        })
+    }
+
+    /// Whether what is told is a part only.
+    pub(super) fn cuts(&self) -> bool {
+        self.neighbours.is_some()
     }
 }
 
@@ -132,7 +159,8 @@ pub(super) async fn list(call: Call) -> Result<Response<Body>, ApiError> {
         }
     }
     let now = call.context.clock.now();
-    let document = shape.list(call.info.resource, found.items, list_meta, now);
+    let items = found.items.into_iter().map(|object| filter.told(object)).collect();
+    let document = shape.list(call.info.resource, items, list_meta, now);
     Ok(super::response::json(StatusCode::OK, &document))
 }
 

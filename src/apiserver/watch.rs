@@ -32,7 +32,7 @@ struct Feed {
     context: Context,
     resource: &'static Resource,
     shape: Shape,
-    filter: Filter,
+    filter: Arc<Filter>,
     follow: Follow,
     /// Lines to send before anything else is waited for.
     pending: VecDeque<Bytes>,
@@ -80,7 +80,7 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     let mut feed = Feed {
         resource: call.info.resource,
         shape,
-        filter,
+        filter: Arc::new(filter),
         follow,
         pending: VecDeque::new(),
         revision,
@@ -92,6 +92,7 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
         context: call.context,
     };
     for object in initial.into_iter().flat_map(|found| found.items) {
+        let object = feed.filter.told(object);
         feed.push("ADDED", &object);
     }
     if sends_initial {
@@ -161,12 +162,13 @@ impl Feed {
 
     /// What a change means to this watcher: leaving the selector is DELETED, entering is ADDED.
     fn change(&mut self, change: &Change) {
-        let filter = &self.filter;
-        let visible = |shown: &&Arc<Shown>| filter.matches(shown.object());
-        let before = change.previous.as_ref().filter(visible);
-        match (before, change.current.as_ref().filter(visible)) {
+        let filter = Arc::clone(&self.filter);
+        let before = filter.told_of(change.previous.as_ref());
+        match (before, filter.told_of(change.current.as_ref())) {
             (None, None) => {}
             (None, Some(now)) => self.push_shared("ADDED", now),
+            // Both carry the revision of the change: what was cut out of them may be all of it.
+            (Some(before), Some(now)) if filter.cuts() && before.object() == now.object() => {}
             (Some(_), Some(now)) => self.push_shared("MODIFIED", now),
             (Some(before), None) => self.push_shared("DELETED", before),
         }

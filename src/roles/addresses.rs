@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use edgeorc_raft::Status;
 use k8s_openapi::api::core::v1::Node;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Informer;
+use crate::client::{Change, Informer};
 use crate::net::{Alpn, Peers};
 use crate::roles::data_dir::{DataDir, NodeState};
 
@@ -85,7 +86,8 @@ impl Seen {
 impl Directory {
     /// Follows both sources until `cancel`.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
-        let mut nodes_changed = self.nodes.changed_in(facts);
+        let met = Arc::new(Mutex::new(BTreeSet::new()));
+        let mut nodes_changed = self.follow_nodes(&met);
         let nodes = self.nodes.clone();
         let mut listed = std::pin::pin!(nodes.ready());
         let mut is_listed = false;
@@ -93,6 +95,8 @@ impl Directory {
         loop {
             nodes_changed.borrow_and_update();
             let status = self.group.as_mut().map(|group| group.borrow_and_update().clone());
+            // First: who is met after a look at all nodes is not missing from it.
+            before.append(&mut met.lock());
             let seen = Seen::of(status.as_ref(), &self.nodes.store.state());
             self.tell(&seen);
             let mut present = seen.present;
@@ -128,9 +132,43 @@ impl Directory {
         }
     }
 
+    /// Tells the pool where each node is as soon as that is known, and notes in `met` whom. Counts what
+    /// needs a pass over all of them: nodes that go, servers that come or change. In a fleet that starts
+    /// a pass for each node would be most of what its nodes do.
+    fn follow_nodes(&self, met: &Arc<Mutex<BTreeSet<String>>>) -> watch::Receiver<u64> {
+        let (news, changed) = watch::channel(0_u64);
+        let (me, peers, met) = (self.me.clone(), self.peers.clone(), Arc::clone(met));
+        self.nodes.subscribe(Box::new(move |change| {
+            let is_news = match change {
+                Change::Applied { old, new } => {
+                    let (had, has) = (old.map(|old| facts(old)), facts(new));
+                    let name = new.metadata.name.as_ref().filter(|name| **name != me);
+                    let at = has.0.as_ref().and_then(|at| at.parse().ok());
+                    if let (Some(name), Some(at)) = (name, at) {
+                        peers.set_address(name, at);
+                        met.lock().insert(name.clone());
+                    }
+                    let was_server = had.as_ref().is_some_and(|(_, is_server)| *is_server);
+                    (was_server || has.1) && had.as_ref() != Some(&has)
+                }
+                Change::Removed(_) => true,
+            };
+            if is_news {
+                news.send_modify(|count| *count = count.wrapping_add(1));
+            }
+            news.receiver_count() > 0
+        }));
+        changed
+    }
+
     fn tell(&self, seen: &Seen) {
-        for (name, address) in seen.addresses.iter().filter(|(name, _)| **name != self.me) {
-            self.peers.set_address(name, *address);
+        // Where agents are was told as soon as it was known; what is seen here may be older.
+        let is_agent =
+            |name: &str| !seen.servers.contains(name) && self.nodes.store.named("", name).is_some();
+        for (name, address) in &seen.addresses {
+            if *name != self.me && !is_agent(name) {
+                self.peers.set_address(name, *address);
+            }
         }
         if seen.servers.is_empty() {
             return;

@@ -44,8 +44,6 @@ pub(super) struct Admission {
     pub(super) clock: WallClock,
     /// When expired tokens were looked for last.
     pub(super) swept: Mutex<Option<Instant>>,
-    /// Who writes to the roll now: nodes that join at the same time would only overtake each other.
-    pub(super) entering: tokio::sync::Mutex<()>,
 }
 
 /// A request whose every part was checked.
@@ -234,10 +232,7 @@ impl Enroller for Admission {
         let class = if raft_id.is_some() { NodeClass::Server } else { NodeClass::Agent };
         let cert_pem = issue(class)?;
         let roll = Roll::new(self.client.clone(), self.clock.clone());
-        {
-            let _turn = self.entering.lock().await;
-            roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
-        }
+        roll.enter(&node.name, &node.key_hash).await.map_err(unavailable)?;
         if let Some((id, store_uuid)) = raft_id {
             self.add_member(&node, id, store_uuid).await?;
         }
@@ -277,7 +272,6 @@ mod tests {
             authority: Arc::clone(&cluster.authority),
             clock: cluster.clock.clone(),
             swept: Mutex::default(),
-            entering: tokio::sync::Mutex::default(),
         };
         Door { cluster, admission }
     }

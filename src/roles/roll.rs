@@ -1,8 +1,11 @@
 //! The roll of nodes: with which key each was let in, and which Node object it became.
 //!
 //! A certificate outlives the node it was made for. What decides whether it is renewed is this
-//! roll, a Secret that no node can read: it is renewed while the Node exists that the holder of
+//! roll, Secrets that no node can read: it is renewed while the Node exists that the holder of
 //! this very key became. A Node that was deleted and made anew by its old machine is another one.
+//!
+//! Each node has a Secret of its own: nodes that join at the same time write nothing together, and what
+//! a join costs does not grow with the cluster.
 //!
 //! An entry goes once it vouches for nobody: its Node was deleted, or there never was one and the
 //! certificate has ended.
@@ -14,7 +17,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Informer, is_already_exists, is_conflict, is_not_found};
@@ -23,8 +26,15 @@ use crate::rt::WallClock;
 
 /// Where the roll is.
 const NAMESPACE: &str = "kube-system";
-const NAME: &str = "edgeorc-node-keys";
-/// Tries of a write that somebody else's comes before.
+/// What the Secrets' names begin with; the node's name follows.
+const NAME_PREFIX: &str = "edgeorc-node-key.";
+/// By which they are found.
+const SECRET_TYPE: &str = "edgeorc.io/node-key";
+/// Their fields: [`Entry`].
+const KEY_HASH: &str = "key-hash";
+const NODE_UID: &str = "node-uid";
+const UNTIL: &str = "until";
+/// Tries of a write that somebody else's comes before: two requests of one node may meet.
 const TRIES_MAX: u32 = 8;
 /// Nodes that come within this time are noted together.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -53,33 +63,31 @@ struct Entry {
     /// Uid of its Node, once that is there.
     uid: Option<String>,
     /// Until then: when its first certificate ends, in seconds of Unix time.
-    until: Option<i64>,
+    until: i64,
 }
 
 impl Entry {
-    /// `KEY`, `KEY UID`, or `KEY - UNTIL`.
-    fn parse(text: &ByteString) -> Option<Self> {
-        let mut words = std::str::from_utf8(&text.0).ok()?.split(' ');
-        let key_hash = words.next()?.to_owned();
-        let uid = words.next().filter(|uid| *uid != "-").map(str::to_owned);
-        let until = words.next().and_then(|until| until.parse().ok());
-        Some(Self { key_hash, uid, until })
+    /// `None` if it does not say whose it is.
+    fn read(secret: &Secret) -> Option<(String, Self)> {
+        let node = secret.metadata.name.as_deref()?.strip_prefix(NAME_PREFIX)?.to_owned();
+        let text =
+            |field: &str| String::from_utf8(secret.data.as_ref()?.get(field)?.0.clone()).ok();
+        let until = text(UNTIL).and_then(|until| until.parse().ok()).unwrap_or(i64::MAX);
+        Some((node, Self { key_hash: text(KEY_HASH)?, uid: text(NODE_UID), until }))
     }
 
-    fn to_text(&self) -> ByteString {
-        let text = match (&self.uid, self.until) {
-            (Some(uid), _) => format!("{} {uid}", self.key_hash),
-            (None, Some(until)) => format!("{} - {until}", self.key_hash),
-            (None, None) => self.key_hash.clone(),
-        };
-        ByteString(text.into_bytes())
+    fn data(&self) -> BTreeMap<String, ByteString> {
+        let uid = self.uid.iter().map(|uid| (NODE_UID, uid.clone()));
+        let all = [(KEY_HASH, self.key_hash.clone()), (UNTIL, self.until.to_string())];
+        let all = all.into_iter().chain(uid);
+        all.map(|(field, text)| (field.to_owned(), ByteString(text.into_bytes()))).collect()
     }
 
     /// Whether it vouches for nobody any more, if `uid` is that of the Node of its name.
     fn is_over(&self, uid: Option<&String>, now: i64) -> bool {
         match &self.uid {
             Some(own) => Some(own) != uid,
-            None => uid.is_none() && self.until.is_some_and(|until| until <= now),
+            None => uid.is_none() && self.until <= now,
         }
     }
 }
@@ -107,25 +115,31 @@ impl Roll {
 
     /// Enters a node that is let in, in place of any that had its name before.
     pub(super) async fn enter(&self, node: &str, key_hash: &str) -> Result<(), RollError> {
-        let until = Some(self.life_from_now());
+        let until = self.life_from_now();
         let entry = Entry { key_hash: key_hash.to_owned(), uid: None, until };
-        self.change(|entries| {
-            let is_same = entries.get(node).is_some_and(|had| had.key_hash == entry.key_hash);
-            (!is_same).then(|| entries.insert(node.to_owned(), entry.clone())).is_some()
-        })
-        .await
+        let mut tries = 0;
+        loop {
+            let written = self.secrets.get_opt(&name(node)).await?;
+            let had = written.as_ref().and_then(Entry::read);
+            if had.is_some_and(|(_, had)| had.key_hash == key_hash) {
+                return Ok(());
+            }
+            tries += 1;
+            match self.write(node, written, &entry).await {
+                Err(err) if tries < TRIES_MAX && is_overtaken(&err) => {}
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Whether the holder of the key is `node`, and still part of the cluster.
     pub(super) async fn check(&self, node: &str, key_hash: &str) -> Result<(), RollError> {
-        let entry = self.read().await?.1.remove(node);
-        let entry = entry.ok_or(RollError::Struck("the cluster does not know this node"))?;
+        let entry = self.secrets.get_opt(&name(node)).await?.as_ref().and_then(Entry::read);
+        let (_, entry) = entry.ok_or(RollError::Struck("the cluster does not know this node"))?;
         if entry.key_hash != key_hash {
             return Err(RollError::Struck("another node has its name by now"));
         }
-        let node = self.nodes.get_opt(node).await?;
-        let uid = node.and_then(|node| node.metadata.uid);
-        let uid = uid.ok_or(RollError::Struck("its Node was deleted"))?;
+        let uid = self.uid_of(node).await?.ok_or(RollError::Struck("its Node was deleted"))?;
         if entry.uid.is_some_and(|known| known != uid) {
             return Err(RollError::Struck("its Node was deleted, and made anew without a join"));
         }
@@ -169,112 +183,95 @@ impl Roll {
         }
     }
 
+    /// Brings the entries up to date. One that cannot be does not keep the others from it.
     async fn note(&self, present: &BTreeMap<String, String>) -> Result<(), RollError> {
-        let entries = self.note_uids(present).await?;
         let now = self.clock.now().as_second();
-        let is_over = |(name, entry): &(&String, &Entry)| entry.is_over(present.get(*name), now);
-        let mut over = BTreeMap::new();
-        for (name, entry) in entries.iter().filter(is_over) {
-            // The informer may be behind.
-            let node = self.nodes.get_opt(name).await?;
-            if entry.is_over(node.and_then(|node| node.metadata.uid).as_ref(), now) {
-                over.insert(name.clone(), entry.clone());
-            }
+        let mut failed = None;
+        for secret in self.all().await? {
+            let Some((node, entry)) = Entry::read(&secret) else { continue };
+            let is_open = entry.uid.is_none() && present.contains_key(&node);
+            let outcome = if is_open {
+                self.note_uid(&node, secret, entry).await
+            } else if entry.is_over(present.get(&node), now) {
+                self.drop_if_over(&node, secret, &entry, now).await
+            } else {
+                Ok(())
+            };
+            failed = failed.or(outcome.err());
         }
-        let until = self.life_from_now();
-        self.change(|entries| {
-            let before = entries.clone();
-            // Whoever was entered again meanwhile has another entry.
-            entries.retain(|name, entry| over.get(name) != Some(entry));
-            for entry in entries.values_mut().filter(|entry| entry.uid.is_none()) {
-                entry.until.get_or_insert(until);
-            }
-            *entries != before
-        })
-        .await
+        failed.map_or(Ok(()), |err| Err(err.into()))
     }
 
-    /// Notes the Nodes that entered nodes became, all in one write: the roll is as long as the cluster
-    /// has nodes. Gives the entries as they are then.
+    /// Notes the Node that an entered node became.
     ///
-    /// Each Node is read after its entry and before that is changed: a node is entered only while
-    /// there is none of its name, so an older one is not mistaken for it.
-    async fn note_uids(
-        &self,
-        present: &BTreeMap<String, String>,
-    ) -> Result<BTreeMap<String, Entry>, RollError> {
-        let (written, mut entries) = self.read().await?;
-        let open = entries
-            .iter_mut()
-            .filter(|(name, entry)| entry.uid.is_none() && present.contains_key(name.as_str()));
-        let mut is_changed = false;
-        for (name, entry) in open {
-            let node = self.nodes.get_opt(name).await?;
-            entry.uid = node.and_then(|node| node.metadata.uid);
-            is_changed |= entry.uid.is_some();
-        }
-        if is_changed {
-            self.write(written, &entries).await?;
-        }
-        Ok(entries)
-    }
-
-    /// Changes the entries; `change` says whether there is anything to write.
-    async fn change(
-        &self,
-        mut change: impl FnMut(&mut BTreeMap<String, Entry>) -> bool,
-    ) -> Result<(), RollError> {
-        let mut tries = 0;
-        loop {
-            let (written, mut entries) = self.read().await?;
-            if !change(&mut entries) {
-                return Ok(());
-            }
-            tries += 1;
-            match self.write(written, &entries).await {
-                Ok(()) => return Ok(()),
-                Err(err) if tries < TRIES_MAX && is_overtaken(&err) => {}
-                Err(err) => return Err(err.into()),
-            }
+    /// It is read after the entry and before that is changed: a node is entered only while there is none
+    /// of its name, so an older one is not mistaken for it.
+    async fn note_uid(&self, node: &str, secret: Secret, mut entry: Entry) -> kube::Result<()> {
+        entry.uid = self.uid_of(node).await?;
+        match entry.uid {
+            Some(_) => self.write(node, Some(secret), &entry).await,
+            None => Ok(()),
         }
     }
 
-    async fn read(&self) -> kube::Result<(Option<Secret>, BTreeMap<String, Entry>)> {
-        let written = match self.secrets.get_opt(NAME).await {
-            Err(err) if is_not_found(&err) => None,
-            other => other?,
+    async fn drop_if_over(
+        &self,
+        node: &str,
+        secret: Secret,
+        entry: &Entry,
+        now: i64,
+    ) -> kube::Result<()> {
+        // The informer may be behind.
+        if !entry.is_over(self.uid_of(node).await?.as_ref(), now) {
+            return Ok(());
+        }
+        // Whoever was entered again meanwhile has another entry.
+        let preconditions = Preconditions {
+            uid: secret.metadata.uid,
+            resource_version: secret.metadata.resource_version,
         };
-        let data = written.iter().flat_map(|secret| secret.data.iter().flatten());
-        let entries = data.filter_map(|(node, text)| Some((node.clone(), Entry::parse(text)?)));
-        let entries = entries.collect();
-        Ok((written, entries))
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match self.secrets.delete(&name(node), &params).await {
+            Err(err) if !is_not_found(&err) => Err(err),
+            _ => Ok(()),
+        }
+    }
+
+    async fn uid_of(&self, node: &str) -> kube::Result<Option<String>> {
+        Ok(self.nodes.get_opt(node).await?.and_then(|node| node.metadata.uid))
+    }
+
+    async fn all(&self) -> kube::Result<Vec<Secret>> {
+        let params = ListParams::default().fields(&format!("type={SECRET_TYPE}"));
+        Ok(self.secrets.list(&params).await?.items)
     }
 
     /// Replaces what was read, if nobody else has since.
-    async fn write(
-        &self,
-        written: Option<Secret>,
-        entries: &BTreeMap<String, Entry>,
-    ) -> kube::Result<()> {
-        let data = entries.iter().map(|(node, entry)| (node.clone(), entry.to_text())).collect();
-        let params = PostParams::default();
+    async fn write(&self, node: &str, written: Option<Secret>, entry: &Entry) -> kube::Result<()> {
+        let (params, data) = (PostParams::default(), Some(entry.data()));
         match written {
             Some(mut secret) => {
-                secret.data = Some(data);
-                self.secrets.replace(NAME, &params, &secret).await?;
+                secret.data = data;
+                self.secrets.replace(&name(node), &params, &secret).await?;
             }
             None => {
                 let metadata = ObjectMeta {
-                    name: Some(NAME.to_owned()),
+                    name: Some(name(node)),
                     namespace: Some(NAMESPACE.to_owned()),
                     ..ObjectMeta::default()
                 };
-                let secret = Secret { metadata, data: Some(data), ..Secret::default() };
+                let type_ = Some(SECRET_TYPE.to_owned());
+                let secret = Secret { metadata, data, type_, ..Secret::default() };
                 self.secrets.create(&params, &secret).await?;
             }
         }
         Ok(())
     }
+}
+
+/// Name of the Secret of a node.
+fn name(node: &str) -> String {
+    format!("{NAME_PREFIX}{node}")
 }
 
 fn is_overtaken(err: &kube::Error) -> bool {
@@ -295,7 +292,7 @@ mod tests {
 
     async fn delete_node(cluster: &Cluster, name: &str) {
         let nodes: Api<Node> = Api::all(cluster.client.clone());
-        nodes.delete(name, &kube::api::DeleteParams::default()).await.unwrap();
+        nodes.delete(name, &DeleteParams::default()).await.unwrap();
     }
 
     #[tokio::test]
@@ -335,7 +332,10 @@ mod tests {
         let stays = make_node(&cluster, "stays").await;
         let mut present = BTreeMap::from([("gone".into(), gone), ("stays".into(), stays)]);
         roll.note(&present).await.unwrap();
-        let names = async || roll.read().await.unwrap().1.into_keys().collect::<Vec<_>>();
+        let names = async || {
+            let all = roll.all().await.unwrap();
+            all.iter().map(|secret| Entry::read(secret).unwrap().0).collect::<Vec<_>>()
+        };
         assert_eq!(names().await, ["gone", "never", "other", "stays"]);
         delete_node(&cluster, "gone").await;
         // What the API says counts, not what is remembered of it.
@@ -356,13 +356,26 @@ mod tests {
         assert_eq!(names().await, ["other", "stays"]);
     }
 
+    /// As many servers may let nodes in as there are.
+    #[tokio::test]
+    async fn nodes_that_are_entered_at_the_same_time_do_not_overtake_each_other() {
+        let cluster = Cluster::start().await;
+        let roll = Roll::new(cluster.client.clone(), WallClock::system());
+        let nodes: Vec<String> = (0..64).map(|at| format!("node-{at}")).collect();
+        let entering = nodes.iter().map(|node| roll.enter(node, "key"));
+        for entered in futures_util::future::join_all(entering).await {
+            entered.unwrap();
+        }
+        assert_eq!(roll.all().await.unwrap().len(), nodes.len());
+    }
+
     #[test]
-    fn an_entry_is_read_in_all_forms_it_was_written_in() {
-        for text in ["key", "key uid", "key - 12"] {
-            let entry = Entry::parse(&ByteString(text.as_bytes().to_vec())).unwrap();
-            assert_eq!(entry.to_text().0, text.as_bytes());
-            assert_eq!(entry.key_hash, "key");
-            assert_eq!(entry.uid.is_some(), text == "key uid");
+    fn an_entry_is_read_as_it_was_written() {
+        for uid in [None, Some("uid".to_owned())] {
+            let entry = Entry { key_hash: "key".to_owned(), uid, until: 12 };
+            let metadata = ObjectMeta { name: Some(name("a.b")), ..ObjectMeta::default() };
+            let secret = Secret { metadata, data: Some(entry.data()), ..Secret::default() };
+            assert_eq!(Entry::read(&secret), Some(("a.b".to_owned(), entry)));
         }
     }
 }

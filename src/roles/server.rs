@@ -168,7 +168,6 @@ pub(super) fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> 
         authority: base.membership.authority.clone()?,
         clock: base.clock.clone(),
         swept: parking_lot::Mutex::default(),
-        entering: tokio::sync::Mutex::default(),
     };
     let renewals = renewal::router(Renewals {
         authority: base.membership.authority.clone()?,

@@ -9,8 +9,8 @@ use edgeorc_raft::{Entry, Event};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::store::StoreError;
 use crate::store::object::{Change, Shown, Stored};
+use crate::store::{StoreError, packed};
 
 /// Most changes kept; the oldest goes first. A watcher that is further behind parses for itself.
 const CHANGES_MAX: usize = 512;
@@ -75,7 +75,7 @@ impl Changes {
 }
 
 fn bytes(entry: Option<&Entry>) -> usize {
-    entry.map_or(0, |entry| entry.value.len())
+    entry.map_or(0, |entry| packed::json_bytes(&entry.value))
 }
 
 fn parse(event: &Event) -> Result<Change, StoreError> {

@@ -76,7 +76,7 @@ impl Durable {
     ) -> Result<Stored, StoreError> {
         let key = key.bytes();
         let first = Precondition::Absent(key.clone());
-        let put = Some((key, Stored::bytes(object)?));
+        let put = Some((key, Stored::packed(object)?));
         match self.commit(first, put, None, sides).await? {
             Ok(revision) => Ok(Stored::new(object.clone(), revision)),
             Err(_) => Err(StoreError::Exists),
@@ -92,7 +92,7 @@ impl Durable {
     ) -> Result<Stored, StoreError> {
         let key = key.bytes();
         let first = Precondition::ModRevision(key.clone(), revision);
-        let put = Some((key, Stored::bytes(object)?));
+        let put = Some((key, Stored::packed(object)?));
         match self.commit(first, put, None, sides).await? {
             Ok(revision) => Ok(Stored::new(object.clone(), revision)),
             Err(current) => Err(changed(current)),
@@ -137,7 +137,7 @@ impl Durable {
                 }
                 Side::Change { name, key, revision, object } => {
                     txn.preconditions.push(Precondition::ModRevision(key.clone(), *revision));
-                    txn.puts.push((key.clone(), Stored::bytes(object)?));
+                    txn.puts.push((key.clone(), Stored::packed(object)?));
                     claims.push(name.clone());
                 }
                 Side::Release(name) => txn.deletes.push(format!("{SIDES}{name}").into_bytes()),

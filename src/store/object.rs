@@ -8,7 +8,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value};
 
 use crate::api::meta;
-use crate::store::StoreError;
+use crate::store::{StoreError, packed};
 
 /// Largest object, in bytes of JSON: what fits a transaction with room to spare.
 pub const OBJECT_BYTES_MAX: usize = 1_572_864;
@@ -32,7 +32,7 @@ impl Stored {
 
     /// Reads an entry of the log's state.
     pub(super) fn read(entry: &Entry) -> Result<Self, StoreError> {
-        let object = serde_json::from_slice(&entry.value)
+        let object = serde_json::from_slice(&packed::unpack(&entry.value)?)
             .map_err(|cause| StoreError::Damaged(cause.to_string()))?;
         Ok(Self::new(object, entry.mod_revision))
     }
@@ -47,6 +47,15 @@ impl Stored {
             .map_err(|cause| StoreError::Damaged(cause.to_string()))?;
         check_size(bytes.len())?;
         Ok(bytes)
+    }
+
+    /// The same for the log, where it rests.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooLarge`].
+    pub(super) fn packed(object: &Value) -> Result<Vec<u8>, StoreError> {
+        Self::bytes(object).map(packed::pack)
     }
 }
 
@@ -127,13 +136,14 @@ pub struct Listed {
 pub struct Shown {
     object: Value,
     json: OnceLock<Bytes>,
+    part: OnceLock<Box<Self>>,
 }
 
 impl Shown {
     /// For an object with its `resourceVersion`.
     #[must_use]
     pub fn new(object: Value) -> Self {
-        Self { object, json: OnceLock::new() }
+        Self { object, json: OnceLock::new(), part: OnceLock::new() }
     }
 
     /// The object.
@@ -146,6 +156,13 @@ impl Shown {
     #[must_use]
     pub fn json(&self) -> Bytes {
         self.json.get_or_init(|| self.object.to_string().into()).clone()
+    }
+
+    /// What `cut` leaves of it, for watchers that are told a part only. Made once: it must be the same
+    /// function for all of an object's watchers.
+    #[must_use]
+    pub fn part(&self, cut: fn(&Value) -> Value) -> &Self {
+        self.part.get_or_init(|| Box::new(Self::new(cut(&self.object))))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::body::Body;
 use edgeorc::api::user::UserInfo;
 use futures_util::StreamExt as _;
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -25,9 +25,13 @@ impl Watch {
     }
 
     async fn open_at(api: &Api, path: &str, query: &str) -> Self {
+        Self::open_as(api, UserInfo::new("admin", &["system:masters"]), path, query).await
+    }
+
+    async fn open_as(api: &Api, user: UserInfo, path: &str, query: &str) -> Self {
         let mut request =
             Request::get(format!("{path}?watch=true&{query}")).body(Body::empty()).unwrap();
-        request.extensions_mut().insert(UserInfo::new("admin", &["system:masters"]));
+        request.extensions_mut().insert(user);
         let response = api.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         Self { body: response.into_body().into_data_stream(), rest: Vec::new() }
@@ -219,4 +223,67 @@ async fn the_watch_of_a_nodes_pods_has_each_change_once_however_late_it_is_read(
             assert_eq!(watch.change().await, pair("MODIFIED", "p0"));
         }
     }
+}
+
+fn node_user(name: &str) -> UserInfo {
+    UserInfo::new(&format!("system:node:{name}"), &["system:nodes"])
+}
+
+/// A fleet's nodes all follow all Nodes: what is told of one is told as often as there are others.
+#[tokio::test]
+async fn a_node_is_told_of_others_what_their_routes_are_made_of_and_nothing_else() {
+    const NODES: &str = "/api/v1/nodes";
+    let api = Api::start().await;
+    let start = api.get(NODES).await.at("/metadata/resourceVersion");
+    let query = format!("resourceVersion={}", start.as_str().unwrap());
+    let mut watch = Watch::open_as(&api, node_user("a"), NODES, &query).await;
+    let change = async |path: &str, patch: Value| {
+        let answer = api.patch(&format!("{NODES}/{path}"), "merge", &patch).await;
+        assert_eq!(answer.code, StatusCode::OK, "{answer:?}");
+    };
+    for name in ["a", "b"] {
+        let labels = json!({"topology.kubernetes.io/zone": "z", "kubernetes.io/os": "linux"});
+        let node = json!({"metadata": {"name": name, "labels": labels}});
+        assert_eq!(api.post(NODES, &node).await.code, StatusCode::CREATED);
+    }
+    let own = watch.next().await.unwrap();
+    assert_eq!(
+        own["object"]["metadata"]["labels"]["kubernetes.io/os"], "linux",
+        "its own is whole"
+    );
+    // Nobody knows yet where b is.
+    change("b", json!({"spec": {"podCIDR": "10.42.1.0/24"}})).await;
+    let ready = |since: &str| {
+        json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": since,
+            "lastTransitionTime": since}])
+    };
+    let addresses = json!([{"type": "InternalIP", "address": "10.0.0.1"}]);
+    let status = json!({"addresses": addresses, "conditions": ready("2026-01-01T00:00:00Z")});
+    change("b/status", json!({"status": status})).await;
+    let added = watch.next().await.unwrap();
+    let object = &added["object"];
+    assert_eq!((&added["type"], &object["metadata"]["name"]), (&json!("ADDED"), &json!("b")));
+    assert_eq!(object["spec"], json!({"podCIDR": "10.42.1.0/24"}));
+    assert_eq!(object["status"]["conditions"], json!([{"type": "Ready", "status": "True"}]));
+    assert_eq!(object["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
+    assert_eq!(object["metadata"]["managedFields"], Value::Null);
+    // Nothing of this is for a; that b is not ready any more is.
+    change("b", json!({"metadata": {"labels": {"x": "y"}}})).await;
+    let images = json!([{"names": ["i"], "sizeBytes": 1}]);
+    let conditions = ready("2026-01-01T00:00:10Z");
+    change("b/status", json!({"status": {"images": images, "conditions": conditions}})).await;
+    let gone = json!([{"type": "Ready", "status": "Unknown"}]);
+    change("b/status", json!({"status": {"conditions": gone}})).await;
+    let lost = watch.next().await.unwrap();
+    assert_eq!(lost["object"]["status"]["conditions"], gone);
+    assert_eq!(lost["object"]["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
+    // A list says the same, a single Node is whole, and others see all of it.
+    let read = async |path: &str, user| api.send_as(Some(user), Method::GET, path, "", "").await;
+    let listed = read(NODES, node_user("a")).await;
+    assert_eq!(listed.at("/items/1/metadata"), lost["object"]["metadata"]);
+    let (one, admin) = (format!("{NODES}/b"), UserInfo::new("admin", &["system:masters"]));
+    assert_eq!(read(&one, node_user("a")).await.at("/metadata/labels/x"), "y");
+    assert_eq!(read(NODES, admin).await.at("/items/1/metadata/labels/x"), "y");
+    assert_eq!(api.delete(&one).await.code, StatusCode::OK);
+    assert_eq!(watch.change().await, pair("DELETED", "b"));
 }
