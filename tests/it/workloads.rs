@@ -96,14 +96,11 @@ async fn pods_are_made_in_batches_that_double_and_stop_at_the_first_refusal() {
         let is_safe = suffix.bytes().all(|c| b"bcdfghjklmnpqrstvwxz2456789".contains(&c));
         assert!(suffix.len() == 5 && is_safe, "{name}");
     }
-    let events = cluster.api.get("/api/v1/namespaces/default/events").await.json();
-    let failed: Vec<_> = events["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|event| event["reason"] == "FailedCreate" && event["type"] == "Warning")
-        .collect();
-    assert!(!failed.is_empty(), "{events:#}");
+    let is_told = |events: &Value| {
+        let items = events["items"].as_array().unwrap();
+        items.iter().any(|it| it["reason"] == "FailedCreate" && it["type"] == "Warning")
+    };
+    cluster.until_it("/api/v1/namespaces/default/events", is_told).await;
     cluster.end().await;
 }
 

@@ -78,6 +78,12 @@ impl World {
         self.serving.values().sum()
     }
 
+    /// Pods that the controller knows to serve: those that the status of their set tells of.
+    fn known_to_serve(&self) -> i32 {
+        let told = |set: &ReplicaSet| set.status.as_ref()?.available_replicas;
+        self.sets.iter().map(|set| self.serving[&uid(set)].min(told(set).unwrap_or(0))).sum()
+    }
+
     /// One run of the controller, and what the server and the other controller make of it.
     fn run(&mut self) {
         let selector = selector_of(&self.deployment.spec.as_ref().unwrap().selector);
@@ -165,7 +171,7 @@ proptest! {
         let end = [Happening::Pause(false), Happening::Scale(3)];
         let settle = (0..60).flat_map(|_| [Happening::Serve(9), Happening::StatusCatchesUp]);
         for happening in happenings.into_iter().chain(end).chain(settle) {
-            let (total, serves) = (world.total(), world.serves());
+            let (total, serves) = (world.total(), world.known_to_serve());
             let wish = Wish::of(&world.deployment);
             let is_scaled = wish.is_paused || world.is_scaled();
             world.run();
