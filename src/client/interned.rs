@@ -1,6 +1,6 @@
 //! Objects that several informers of one process keep, each version once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 /// A server's controllers and its own agent follow the same pods, each by a watch of its own: with one of
 /// these between them, a version is in memory once. Holds nothing itself, and as many names as there are
 /// objects.
-pub struct Interned<K>(Arc<Mutex<HashMap<String, Weak<K>>>>);
+pub struct Interned<K>(Arc<Mutex<BTreeMap<String, Weak<K>>>>);
 
 impl<K> Clone for Interned<K> {
     fn clone(&self) -> Self {

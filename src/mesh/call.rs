@@ -209,8 +209,7 @@ impl Mesh {
         } else {
             (request, None)
         };
-        let mut tried: Vec<Arc<EndpointState>> = Vec::new();
-        let mut last = None;
+        let (mut tried, mut last): (Vec<Arc<EndpointState>>, _) = (Vec::new(), None);
         // The one that came while the request waited.
         let mut newer: Option<Arc<Backend>> = None;
         // Nothing was waited for yet: the first try begins with the call.
