@@ -12,13 +12,12 @@ use crate::api::status::Status;
 use crate::api::user::UserInfo;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::request_info::RequestInfo;
+use crate::net::pki::NODE_USER_PREFIX;
 
 /// Administrators.
 const MASTERS: &str = "system:masters";
 /// Every node.
 const NODES: &str = "system:nodes";
-/// Prefix of a node's user.
-const NODE_USER: &str = "system:node:";
 /// Nodes that are servers: they forward requests of others.
 const SERVERS: &str = "edgeorc:servers";
 /// Prefix of the system's own users: controllers, scheduler.
@@ -152,7 +151,7 @@ pub(super) fn is_node(user: &UserInfo) -> bool {
 
 /// Name of the node that asks.
 pub(super) fn node_name(user: &UserInfo) -> Option<&str> {
-    user.name.strip_prefix(NODE_USER).filter(|_| is_node(user))
+    user.name.strip_prefix(NODE_USER_PREFIX).filter(|_| is_node(user))
 }
 
 fn has_group(user: &UserInfo, group: &str) -> bool {

@@ -10,15 +10,15 @@
 
 use serde_json::{Map, Value};
 
-use crate::api::meta;
+use crate::api::{meta, node_place};
 use crate::apiserver::access;
 use crate::apiserver::router::Call;
 use crate::store::Shown;
 
 /// Labels that others look at.
-const LABELS: [&str; 2] = ["node-role.kubernetes.io/control-plane", "topology.kubernetes.io/zone"];
+const LABELS: [&str; 2] = [node_place::SERVER, node_place::ZONE];
 /// Annotations that others look at.
-const ANNOTATIONS: [&str; 2] = ["edgeorc.io/quic-address", "edgeorc.io/ingress-address"];
+const ANNOTATIONS: [&str; 2] = [node_place::QUIC_ADDRESS, node_place::INGRESS_ADDRESS];
 
 /// The view of the node that asks.
 #[derive(Debug, Clone)]

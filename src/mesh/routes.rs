@@ -12,11 +12,10 @@ use super::balancer::Tier;
 use super::cidr::Cidr;
 use super::ingress::{HttpObjects, HttpRoutes};
 pub(super) use super::service_routes::{PortRoute, Protocol, ServiceRoute};
+use crate::api::node_place::ZONE;
 
 /// Label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-/// Label of a Node with its zone.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Namespace and name of a Service.
 pub(super) type ServiceKey = (String, String);
@@ -173,7 +172,7 @@ fn node_route(node: &Node) -> Option<NodeRoute> {
     let spec = node.spec.as_ref()?;
     let ranges = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr);
     let pod_cidrs = ranges.filter_map(|range| Cidr::parse(range)).collect();
-    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned();
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
     let addresses = addresses.into_iter().flatten();
     let addresses = addresses.filter_map(|one| one.address.parse().ok()).collect();

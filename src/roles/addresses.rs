@@ -11,14 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::node_place::{QUIC_ADDRESS, SERVER};
 use crate::client::{Change, Informer};
 use crate::net::{Alpn, Peers};
 use crate::roles::data_dir::{DataDir, NodeState};
 
-/// Annotation with a node's QUIC address, written by its agent.
-const QUIC_ADDRESS: &str = "edgeorc.io/quic-address";
-/// Label of servers.
-const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
 /// Pause between two passes over all nodes: what comes in it is one pass.
 const REST: Duration = Duration::from_millis(200);
 /// Changes of the servers within this time are one write: the disk may be an SD card.
@@ -55,7 +52,7 @@ fn facts(node: &Node) -> (Option<String>, bool) {
     let annotations = node.metadata.annotations.as_ref();
     let labels = node.metadata.labels.as_ref();
     let at = annotations.and_then(|annotations| annotations.get(QUIC_ADDRESS)).cloned();
-    (at, labels.is_some_and(|labels| labels.contains_key(SERVER_LABEL)))
+    (at, labels.is_some_and(|labels| labels.contains_key(SERVER)))
 }
 
 impl Seen {
@@ -260,7 +257,7 @@ mod tests {
 
     fn node(name: &str, at: Option<SocketAddr>, is_server: bool) -> Node {
         let annotations = at.map(|at| json!({QUIC_ADDRESS: at.to_string()}));
-        let labels = is_server.then(|| json!({SERVER_LABEL: ""}));
+        let labels = is_server.then(|| json!({SERVER: ""}));
         let node = json!({
             "metadata": {"name": name, "annotations": annotations, "labels": labels},
         });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::node_place::ZONE;
 use crate::scheduler::demand::{Demand, HARD_AFFINITY_WEIGHT, Matcher, PodTerm};
 use crate::scheduler::slab::Slab;
 use crate::scheduler::terms::Count;
@@ -10,8 +11,6 @@ use crate::scheduler::view::ClusterView;
 
 /// Classes without pods that are kept, for pods that come again.
 const IDLE_MAX: usize = 1024;
-/// The label that says in which zone a node is.
-pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A constraint of the pods of a class: its count by domain, and by node.
 #[derive(Debug, Clone, Copy)]

@@ -55,9 +55,7 @@ impl Images {
     ) -> Result<(), ImageError> {
         let namespace = wanted.pod.metadata.namespace.as_deref().unwrap_or("default");
         let name = format!("{}/signature", wanted.backoff_name());
-        let version = wanted.pod.metadata.resource_version.as_deref();
-        let version = version.filter(|_| !mirror::is_static(wanted.pod));
-        let rules = match self.policies.of(namespace, version).await {
+        let rules = match self.policies.of(namespace, mirror::version(wanted.pod)).await {
             Ok(None) => return Ok(()),
             Ok(Some(rules)) => rules,
             // It is there to run before any API; nobody ever told this node of a policy.

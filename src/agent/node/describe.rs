@@ -8,6 +8,7 @@ use crate::agent::config::AgentConfig;
 use crate::agent::eviction::Pressure;
 use crate::agent::node::hardware::Hardware;
 use crate::api::local_volume::VOLUMES_PATH;
+use crate::api::node_place;
 use crate::config::{Signal, Threshold};
 
 /// Version of the kubelet's part, as clients read it.
@@ -75,7 +76,7 @@ pub(super) fn labels(
     .map(|(key, value)| (key.to_owned(), value.to_owned()));
     labels.extend(own);
     if config.is_server {
-        labels.insert("node-role.kubernetes.io/control-plane".to_owned(), String::new());
+        labels.insert(node_place::SERVER.to_owned(), String::new());
     }
     labels.extend(config.labels.clone());
     labels
@@ -96,8 +97,8 @@ pub(super) fn annotations(
     facts: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let addresses = [
-        ("edgeorc.io/quic-address", config.quic_address),
-        ("edgeorc.io/ingress-address", config.ingress_address),
+        (node_place::QUIC_ADDRESS, config.quic_address),
+        (node_place::INGRESS_ADDRESS, config.ingress_address),
     ];
     let set = addresses.into_iter().filter_map(|(key, at)| Some((key.to_owned(), at?.to_string())));
     let volumes = config.data_dir.join("volumes").display().to_string();

@@ -213,8 +213,7 @@ async fn read_beside<K>(api: Api<K>, pod: &Pod, name: &str) -> Result<Option<K>,
 where
     K: Clone + DeserializeOwned + Debug,
 {
-    let version = pod.metadata.resource_version.as_deref();
-    if let Some(version) = version.filter(|_| !mirror::is_static(pod)) {
+    if let Some(version) = mirror::version(pod) {
         let found = call(api.get_with(name, &GetParams::at(version))).await;
         if let Ok(found) = found {
             return Ok(Some(found));

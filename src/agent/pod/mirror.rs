@@ -33,6 +33,11 @@ pub(crate) fn is_static(pod: &Pod) -> bool {
     annotation(pod, SOURCE_ANNOTATION) == Some(SOURCE_FILE) && mirrored(pod).is_none()
 }
 
+/// The version that the API has told of the pod; none of a static one, which is not from there.
+pub(crate) fn version(pod: &Pod) -> Option<&str> {
+    pod.metadata.resource_version.as_deref().filter(|_| !is_static(pod))
+}
+
 /// The pod as the API gave it. Only the folder makes a pod static, whatever it says of itself.
 pub(crate) fn from_api(pod: Arc<Pod>) -> Arc<Pod> {
     if !is_static(&pod) {

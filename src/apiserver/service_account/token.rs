@@ -11,6 +11,7 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::router::Call;
 use crate::apiserver::service_account::{CLAIMS, ISSUER, USER_PREFIX, find};
 use crate::apiserver::{body, response};
+use crate::net::pki::NODE_USER_PREFIX;
 
 /// Life of a token whose request names none, in seconds.
 const LIFE_DEFAULT: i64 = 3600;
@@ -20,8 +21,6 @@ const LIFE_MIN: i64 = 600;
 const LIFE_MAX: i64 = 365 * 24 * 3600;
 /// Most audiences of one token.
 const AUDIENCES_MAX: usize = 16;
-/// User names of nodes.
-const NODE_USER: &str = "system:node:";
 
 /// The object that a token ends with.
 struct Bound {
@@ -157,7 +156,7 @@ async fn bound(
 
 /// A node asks only for the pods that run on it.
 fn check_node(call: &Call, bound: Option<&Bound>, account: &str) -> Result<(), ApiError> {
-    let Some(node) = call.user.name.strip_prefix(NODE_USER) else { return Ok(()) };
+    let Some(node) = call.user.name.strip_prefix(NODE_USER_PREFIX) else { return Ok(()) };
     let is_own =
         bound.is_some_and(|bound| bound.kind == "pod" && node_name(&bound.object) == Some(node));
     if is_own {

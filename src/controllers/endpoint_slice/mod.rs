@@ -15,6 +15,7 @@ use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::node_place::ZONE;
 use crate::client::{Change, Store, revision_of};
 use crate::controllers::Context;
 use crate::controllers::endpoint_slice::plan::{
@@ -27,8 +28,6 @@ mod plan;
 #[cfg(test)]
 mod plan_test;
 
-/// Label of a node that says where it stands.
-const ZONE: &str = "topology.kubernetes.io/zone";
 /// Services reconciled at once.
 const RUNS_MAX: usize = 16;
 /// How long a run waits for the cache to show its writes.
