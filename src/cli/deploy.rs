@@ -59,7 +59,7 @@ pub(super) async fn run(
     };
     let objects = apply(&session, &app).await?;
     if deploy.wait {
-        let patience = wait::Patience { limit: deploy.timeout, settle: wait::SETTLE };
+        let patience = wait::Patience { limit: deploy.timeout, settle: wait::SETTLE, since: None };
         wait::until_ready(&session, &app.name, patience, &mut progress).await?;
     }
     progress.finish();

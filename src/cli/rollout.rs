@@ -181,7 +181,7 @@ async fn status(flags: &Status, subject: &Subject) -> Result<(), Failure> {
     subject.deployment().await?;
     let limit = if flags.timeout.is_zero() { DAY } else { flags.timeout };
     let mut progress = Progress::start(&format!("waiting for deployment {name:?}"));
-    let patience = wait::Patience { limit, settle: Duration::ZERO };
+    let patience = wait::Patience { limit, settle: Duration::ZERO, since: None };
     wait::until_ready(&subject.session, name, patience, &mut progress).await?;
     progress.finish();
     done(name)

@@ -17,6 +17,7 @@ use super::wait::{self, Patience};
 use super::{deploy, node, output, push};
 use crate::config::{Environment, NodeFlags, NodeSettings};
 use crate::roles;
+use crate::rt::WallClock;
 
 /// The app that runs when none is named.
 const HELLO: &[u8] = include_bytes!("../../wasm-apps/hello.wasm");
@@ -36,6 +37,9 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
     let serves_http = roles::serves_http(&wasm);
     let env = deploy::parse_env(&up.env)?;
     let scratch = Scratch::open(up.data_dir.as_deref())?;
+    // What a folder that has been in use tells of pods is of before, until they are back.
+    let since =
+        scratch.dir.join(roles::ADMIN_KUBECONFIG).exists().then(|| WallClock::system().now());
     let flags = NodeFlags {
         bind_address: Some(up.bind_address),
         data_dir: Some(scratch.dir.clone()),
@@ -65,7 +69,8 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
             sidecars: Vec::new(),
         };
         deploy::apply(&session, &app).await?;
-        let patience = Patience { limit: ANSWER_DEADLINE, settle: Duration::ZERO };
+        let settle = if since.is_some() { wait::SETTLE } else { Duration::ZERO };
+        let patience = Patience { limit: ANSWER_DEADLINE, settle, since };
         let ready = wait::until_ready(&session, &name, patience, &mut progress).await;
         ready.map_err(|failure| if serves_http { failure } else { of_command(&failure) })?;
         progress.step(&format!("waiting for {url}"));

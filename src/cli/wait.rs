@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -92,13 +93,16 @@ pub(super) struct Patience {
     pub(super) limit: Duration,
     /// How long it has to stay so.
     pub(super) settle: Duration,
+    /// When the only node started: what is told of containers that started before was told by a life of
+    /// the node that has ended.
+    pub(super) since: Option<Timestamp>,
 }
 
 /// Waits until every replica of the newest template is available, and stays so.
 pub(super) async fn until_ready(
     session: &Session,
     name: &str,
-    Patience { limit, settle }: Patience,
+    Patience { limit, settle, since }: Patience,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + limit;
@@ -108,9 +112,12 @@ pub(super) async fn until_ready(
     loop {
         let trouble = match session.get(&path, ACCEPT_JSON).await {
             Ok(deployment) => match Rollout::of(&deployment) {
-                Rollout::Done if settle.is_zero() => return Ok(()),
+                Rollout::Done if settle.is_zero() && since.is_none() => return Ok(()),
                 Rollout::Done => {
                     let pods = newest_pods(session, &deployment).await;
+                    if since.is_some_and(|since| !are_back(pods.as_deref(), since)) {
+                        settling.begin_again();
+                    }
                     match pods.as_deref().map_or(Trouble::None, trouble_of) {
                         Trouble::Hopeless(why) => {
                             return Err(Failure::failed(format!(
@@ -276,6 +283,22 @@ fn restarts(pods: &[Value]) -> u64 {
     statuses.filter_map(|status| status.get("restartCount")?.as_u64()).sum()
 }
 
+/// Whether what is told of the pods was told after `since`; `None`: they cannot be read.
+fn are_back(pods: Option<&[Value]>, since: Timestamp) -> bool {
+    // Kubernetes' times have whole seconds.
+    let is_of_now = |status: &Value| {
+        let started = status.pointer("/state/running/startedAt").and_then(Value::as_str);
+        let started = started.and_then(|text| text.parse::<Timestamp>().ok());
+        started.is_some_and(|started| started.as_second() >= since.as_second())
+    };
+    pods.is_some_and(|pods| {
+        pods.iter().all(|pod| {
+            let statuses = pod.pointer("/status/containerStatuses").and_then(Value::as_array);
+            statuses.is_some_and(|all| all.iter().all(is_of_now))
+        })
+    })
+}
+
 /// The `items` of a list.
 pub(super) fn items(list: &Value) -> &[Value] {
     list.get("items").and_then(Value::as_array).map_or(&[], Vec::as_slice)
@@ -438,6 +461,18 @@ mod tests {
         assert!(ask(Some(1)));
         settling.begin_again();
         assert!(!settling.is_over(Some(1), Instant::now()));
+    }
+
+    #[test]
+    fn what_a_life_of_the_node_told_that_has_ended_does_not_count() {
+        let since: Timestamp = "2026-01-01T00:00:10.7Z".parse().unwrap();
+        let pod = |state: Value| json!({"status": {"containerStatuses": [{"state": state}]}});
+        let running = |at: &str| pod(json!({"running": {"startedAt": at}}));
+        let (before, after) = (running("2026-01-01T00:00:09Z"), running("2026-01-01T00:00:10Z"));
+        assert!(are_back(Some(std::slice::from_ref(&after)), since));
+        assert!(!are_back(Some(&[after, before]), since));
+        assert!(!are_back(Some(&[pod(json!({"waiting": {}}))]), since));
+        assert!(!are_back(None, since));
     }
 
     #[test]

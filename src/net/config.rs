@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+#[cfg(doc)]
+use crate::net::Alpn;
+
 /// Limits and timers of every connection of one endpoint.
 ///
 /// The defaults suit a LAN of small machines: a killed node is noticed in less than a second, and
@@ -13,12 +16,9 @@ pub struct NetConfig {
     pub keep_alive: Duration,
     /// Silence after which a connection on an ideal link is given up and everything on it fails.
     /// Default 700 ms, so that a dead node is noticed within 900 ms and no request waits a second
-    /// for it. A link that is slow or lossy is given longer by itself, up to `silence_max`: four
+    /// for it. Both are longer where nobody waits to be told: see [`Alpn::patience`]. A link that is slow or lossy is given longer by itself, up to `silence_max`: four
     /// round trips more, and four times as long where packets get lost or go through a tunnel.
     pub idle_timeout: Duration,
-    /// How many times as long both are on connections at whose end nobody waits to be told of it:
-    /// those on which servers ask agents, of which each agent keeps one to every server. Default 5.
-    pub calm_factor: u32,
     /// Silence after which any connection is given up. Default 10 s.
     pub silence_max: Duration,
     /// Time for a handshake, TLS included. Default 2 s: a node that was away answers the first
@@ -62,7 +62,6 @@ impl Default for NetConfig {
         Self {
             keep_alive: Duration::from_millis(200),
             idle_timeout: Duration::from_millis(700),
-            calm_factor: 5,
             silence_max: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(2),
             stream_window_bytes: 512 * 1024,

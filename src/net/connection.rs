@@ -18,6 +18,13 @@ use crate::net::driver::Home;
 use crate::net::fabric;
 use crate::net::identity::Peer;
 
+/// An agent hears by its heartbeats, too, that its server is gone; that and one more heartbeat have to
+/// fit into the time after which a silent node counts as lost.
+const AGENT_API_PATIENCE: u32 = 2;
+/// Nobody waits to hear that an agent is gone which a server could ask for logs, and each agent keeps a
+/// connection to every server for that.
+const NODE_PATIENCE: u32 = 10;
+
 /// What a connection is for; negotiated in its TLS handshake. See the table in [`crate::net`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alpn {
@@ -64,9 +71,15 @@ impl Alpn {
         Self::ALL.into_iter().find(|alpn| alpn.as_bytes() == name)
     }
 
-    /// Nobody waits to hear at once that the other end is gone: it may be silent for longer.
-    pub(super) fn is_calm(self) -> bool {
-        self == Self::Node
+    /// How many times as long as other connections this one may be silent when `dialler` opened it, and
+    /// how much less often it is pinged: an idle fleet costs what its pings cost.
+    #[must_use]
+    pub fn patience(self, dialler: &Peer) -> u32 {
+        match self {
+            Self::Api if !dialler.is_server() => AGENT_API_PATIENCE,
+            Self::Node => NODE_PATIENCE,
+            _ => 1,
+        }
     }
 
     pub(super) fn listener_must_be_server(self) -> bool {
@@ -126,6 +139,8 @@ pub(super) struct Held {
     pub(super) quic: quinn::Connection,
     pub(super) peer: Arc<Peer>,
     pub(super) alpn: Alpn,
+    /// See [`Alpn::patience`].
+    pub(super) patience: u32,
     is_dialled: bool,
     home: Home,
     stall_max: Duration,
@@ -144,18 +159,20 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// A connection that this side dialled (`is_dialled`) or accepted.
+    /// A connection that this side dialled as `dialler`, or that `peer` did.
     pub(super) fn new(
         quic: quinn::Connection,
         peer: Peer,
         alpn: Alpn,
-        is_dialled: bool,
+        dialler: Option<&Peer>,
         config: &NetConfig,
         home: Home,
     ) -> Self {
+        let is_dialled = dialler.is_some();
+        let patience = alpn.patience(dialler.unwrap_or(&peer));
         let (peer, streams) = (Arc::new(peer), AtomicUsize::new(0));
         let stall_max = config.stall_max;
-        Self(Arc::new(Held { quic, peer, alpn, is_dialled, home, stall_max, streams }))
+        Self(Arc::new(Held { quic, peer, alpn, patience, is_dialled, home, stall_max, streams }))
     }
 
     pub(super) fn held(&self) -> Weak<Held> {

@@ -98,9 +98,6 @@ struct Inner {
     identity: Identity,
     config: NetConfig,
     tasks: TaskGroup,
-    transport: Arc<quinn::TransportConfig>,
-    /// Of connections that may be silent for longer.
-    calm_transport: Arc<quinn::TransportConfig>,
     watchdog: Arc<Watchdog>,
     tunnels: Tunnels,
     arrived: mpsc::Sender<Connection>,
@@ -119,15 +116,11 @@ impl Endpoint {
         config: NetConfig,
         tasks: &TaskGroup,
     ) -> Result<Self, BindError> {
-        let made =
-            |keep_alive| transport(&config, keep_alive).map(Arc::new).map_err(BindError::Setup);
-        let transport = made(Some(config.keep_alive))?;
-        let calm_transport = made(Some(config.keep_alive.saturating_mul(config.calm_factor)))?;
         let tls = identity.quic_server_config().map_err(setup)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(setup)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         // The answers to the dialler's pings tell both ends that the other one lives.
-        server.transport_config(made(None)?);
+        server.transport_config(transport(&config, None).map(Arc::new).map_err(BindError::Setup)?);
         server.max_incoming(config.handshakes_max);
         let drivers = Arc::new(Drivers::default());
         let socket = std::net::UdpSocket::bind(address)
@@ -146,25 +139,11 @@ impl Endpoint {
         let arrivals = tokio::sync::Mutex::new(arrivals);
         let tunnels = Tunnels::new(fabric, identity.clone(), &tasks);
         let watchdog = Arc::new(Watchdog::default());
-        let looking = Arc::clone(&watchdog).run(Silence {
-            base: config.idle_timeout,
-            calm_factor: config.calm_factor,
-            most: config.silence_max,
-        });
+        let looking = Arc::clone(&watchdog)
+            .run(Silence { base: config.idle_timeout, most: config.silence_max });
         tasks.spawn_until_cancelled("quic-watchdog", looking);
-        let inner = Inner {
-            quic,
-            drivers,
-            identity,
-            config,
-            tasks,
-            transport,
-            calm_transport,
-            watchdog,
-            tunnels,
-            arrived,
-            arrivals,
-        };
+        let inner =
+            Inner { quic, drivers, identity, config, tasks, watchdog, tunnels, arrived, arrivals };
         let endpoint = Self(Arc::new(inner));
         endpoint.spawn_acceptor();
         Ok(endpoint)
@@ -233,8 +212,10 @@ impl Endpoint {
             return Err(ConnectError::Closed);
         }
         let tls = verify::client_config(&self.0.identity, expected_node, alpn);
-        let transport = if alpn.is_calm() { &self.0.calm_transport } else { &self.0.transport };
-        let config = match client(tls, transport) {
+        let dialler = self.0.identity.peer();
+        let keep_alive = self.0.config.keep_alive.saturating_mul(alpn.patience(&dialler));
+        let config = transport(&self.0.config, Some(keep_alive));
+        let config = match config.and_then(|transport| client(tls, transport)) {
             Ok(config) => config,
             Err(reason) => return Err(failed(reason)),
         };
@@ -249,7 +230,8 @@ impl Endpoint {
             Ok(Err(err)) => Err(failed(err.to_string())),
             Ok(Ok(quic)) => match peer_of(&quic) {
                 Some(peer) => {
-                    let conn = Connection::new(quic, peer, alpn, true, &self.0.config, home);
+                    let conn =
+                        Connection::new(quic, peer, alpn, Some(&dialler), &self.0.config, home);
                     self.0.watchdog.watch(conn.held());
                     Ok(conn)
                 }
@@ -374,7 +356,7 @@ async fn admit(
         quic.close(CODE_FORBIDDEN.into(), b"forbidden");
         return None;
     }
-    Some(Connection::new(quic, peer, alpn, false, config, home))
+    Some(Connection::new(quic, peer, alpn, None, config, home))
 }
 
 /// Who the verified certificate of a connection names; `None` without one.
@@ -385,12 +367,12 @@ fn peer_of(quic: &quinn::Connection) -> Option<Peer> {
 
 pub(super) fn client(
     tls: Result<rustls::ClientConfig, IdentityError>,
-    transport: &Arc<quinn::TransportConfig>,
+    transport: quinn::TransportConfig,
 ) -> Result<quinn::ClientConfig, String> {
     let crypto = QuicClientConfig::try_from(tls.map_err(|err| err.to_string())?)
         .map_err(|err| err.to_string())?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::clone(transport));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 

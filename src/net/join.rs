@@ -285,11 +285,10 @@ async fn connect(
     )
     .map_err(|err| failed(err.to_string()))?;
     let config = NetConfig::default();
-    let transport =
-        Arc::new(endpoint::transport(&config, Some(config.keep_alive)).map_err(failed)?);
     let handshake = async |at: SocketAddr| {
         let tls = verify::join_config(&token.ca_hash, clock);
-        let client = endpoint::client(tls, &transport)?;
+        let transport = endpoint::transport(&config, Some(config.keep_alive))?;
+        let client = endpoint::client(tls, transport)?;
         let connecting =
             quic.connect_with(client, at, "edgeorc.invalid").map_err(|err| err.to_string())?;
         tokio::time::timeout(config.handshake_timeout, connecting)
@@ -307,7 +306,8 @@ async fn connect(
             handshake(way).await.map_err(failed)?
         }
     };
-    Ok((quic, Connection::new(conn, Peer::default(), Alpn::Join, true, &config, Home::default())))
+    let (nobody, home) = (Peer::default(), Home::default());
+    Ok((quic, Connection::new(conn, nobody.clone(), Alpn::Join, Some(&nobody), &config, home)))
 }
 
 async fn exchange(

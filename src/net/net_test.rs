@@ -208,12 +208,12 @@ async fn connections_on_which_nobody_waits_are_pinged_less_and_stay_as_well() {
     let (server, _s) = endpoint(&ca, "one", NodeClass::Server);
     let (agent, _a) = endpoint(&ca, "two", NodeClass::Agent);
     let mut held = Vec::new();
-    for alpn in [Alpn::Api, Alpn::Node] {
+    for alpn in [Alpn::Mesh, Alpn::Node] {
         let dialled = soon(agent.connect(address(&server), Some("one"), alpn)).await.unwrap();
         held.push((dialled, soon(server.accept()).await.unwrap()));
     }
-    let calm_silence = NetConfig::default().idle_timeout * NetConfig::default().calm_factor;
-    tokio::time::sleep(calm_silence + Duration::from_secs(1)).await;
+    let silence = NetConfig::default().idle_timeout * Alpn::Node.patience(&Peer::default());
+    tokio::time::sleep(silence + Duration::from_secs(1)).await;
     let sent = |at: usize| {
         let (dialled, accepted) = &held[at];
         assert!(!dialled.is_closed() && !accepted.is_closed());
@@ -221,8 +221,8 @@ async fn connections_on_which_nobody_waits_are_pinged_less_and_stay_as_well() {
         of(dialled) + of(accepted)
     };
     // Handshakes and probes of the path are the same for both: what differs are the pings.
-    let (api, node) = (sent(0), sent(1));
-    assert!(node + 20 <= api, "{node} packets beside {api}");
+    let (mesh, node) = (sent(0), sent(1));
+    assert!(node + 40 <= mesh, "{node} packets beside {mesh}");
 }
 
 #[tokio::test]

@@ -14,8 +14,9 @@ use crate::net::connection::{Alpn, Held};
 use crate::net::fabric;
 use crate::net::identity::Peer;
 
-/// Pause between two looks.
+/// Pause between two looks at connections that have to be given up soon, and at others.
 const LOOK: Duration = Duration::from_millis(100);
+const LOOK_PATIENT: Duration = Duration::from_millis(200);
 /// Round trips that are added to the silence allowed on an ideal link.
 const ROUND_TRIPS: u32 = 4;
 /// Packets sent before their losses say something of the link.
@@ -48,8 +49,6 @@ fn silence_max(base: Duration, most: Duration, link: Quality) -> Duration {
 pub(super) struct Silence {
     /// On an ideal link.
     pub(super) base: Duration,
-    /// So many times as long where nobody waits to be told.
-    pub(super) calm_factor: u32,
     /// On any link.
     pub(super) most: Duration,
 }
@@ -89,17 +88,19 @@ impl Watchdog {
 
     /// Looks at all of them again and again.
     pub(super) async fn run(self: Arc<Self>, limits: Silence) {
-        let mut looked = Instant::now();
+        let (mut looked, mut pause) = (Instant::now(), LOOK);
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(pause).await;
             // When this process itself was stopped, the peers' packets wait in the socket.
-            let late = looked.elapsed().saturating_sub(2 * LOOK);
+            let late = looked.elapsed().saturating_sub(2 * pause);
             looked = Instant::now();
-            self.look(looked, late, limits);
+            pause = self.look(looked, late, limits);
         }
     }
 
-    fn look(&self, now: Instant, late: Duration, limits: Silence) {
+    /// Returns when to look again.
+    fn look(&self, now: Instant, late: Duration, limits: Silence) -> Duration {
+        let mut pause = LOOK_PATIENT;
         // Nothing is dropped under the lock: the last handle of a connection closes it.
         let mut kept = Vec::new();
         let mut watched = self.watched.lock();
@@ -108,11 +109,15 @@ impl Watchdog {
             let is_alive = held.quic.close_reason().is_none();
             if is_alive {
                 watched.look(&held, now, late, limits);
+                if held.patience == 1 {
+                    pause = LOOK;
+                }
             }
             kept.push(held);
             is_alive
         });
         drop(watched);
+        pause
     }
 }
 
@@ -132,8 +137,8 @@ impl Watched {
             is_tunnelled: fabric::is_way(held.quic.remote_address()),
         };
         let silence = now.saturating_duration_since(self.heard);
-        let factor = if held.alpn.is_calm() { limits.calm_factor } else { 1 };
-        if silence > silence_max(limits.base.saturating_mul(factor), limits.most, link) {
+        let base = limits.base.saturating_mul(held.patience);
+        if silence > silence_max(base, limits.most, link) {
             debug!(peer = %held.peer.user, alpn = %held.alpn, ?silence, ?link, "peer is silent");
             held.quic.close(CODE_SILENT.into(), b"silent");
         }
