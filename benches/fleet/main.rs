@@ -34,7 +34,12 @@ mod support;
 
 use std::path::Path;
 
+use mimalloc::MiMalloc;
 use scenario::Size;
+
+/// The agents' memory is that of `edgeorc` itself.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -16,8 +16,9 @@ pub struct NetConfig {
     pub keep_alive: Duration,
     /// Silence after which a connection on an ideal link is given up and everything on it fails.
     /// Default 700 ms, so that a dead node is noticed within 900 ms and no request waits a second
-    /// for it. Both are longer where nobody waits to be told: see [`Alpn::patience`]. A link that is slow or lossy is given longer by itself, up to `silence_max`: four
-    /// round trips more, and four times as long where packets get lost or go through a tunnel.
+    /// for it. A link that is slow or lossy is given longer by itself, up to `silence_max`: four
+    /// round trips more, and four times as long where packets get lost or go through a tunnel. This and
+    /// `keep_alive` are longer where nobody waits to be told: see [`Alpn::patience`].
     pub idle_timeout: Duration,
     /// Silence after which any connection is given up. Default 10 s.
     pub silence_max: Duration,

@@ -72,7 +72,7 @@ impl Alpn {
     }
 
     /// How many times as long as other connections this one may be silent when `dialler` opened it, and
-    /// how much less often it is pinged: an idle fleet costs what its pings cost.
+    /// how much less often it is pinged, on a good link: an idle fleet costs what its pings cost.
     #[must_use]
     pub fn patience(self, dialler: &Peer) -> u32 {
         match self {

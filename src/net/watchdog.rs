@@ -37,10 +37,11 @@ struct Quality {
     is_tunnelled: bool,
 }
 
-/// Silence after which a connection is dead, given `base` on an ideal link and `most` on any.
-fn silence_max(base: Duration, most: Duration, link: Quality) -> Duration {
+/// Silence after which a connection is dead, given `base` on an ideal link and `most` on any. Where nobody
+/// waits, `patience` times as long is as good as what a lossy link is given.
+fn silence_max(base: Duration, most: Duration, patience: u32, link: Quality) -> Duration {
     let is_lossy = link.sent >= SAMPLE_MIN && link.lost.saturating_mul(LOSS_ONE_IN) > link.sent;
-    let factor = if is_lossy || link.is_tunnelled { LOSSY_FACTOR } else { 1 };
+    let factor = if is_lossy || link.is_tunnelled { LOSSY_FACTOR } else { 1 }.max(patience);
     base.saturating_mul(factor).saturating_add(link.rtt.saturating_mul(ROUND_TRIPS)).min(most)
 }
 
@@ -137,8 +138,7 @@ impl Watched {
             is_tunnelled: fabric::is_way(held.quic.remote_address()),
         };
         let silence = now.saturating_duration_since(self.heard);
-        let base = limits.base.saturating_mul(held.patience);
-        if silence > silence_max(base, limits.most, link) {
+        if silence > silence_max(limits.base, limits.most, held.patience, link) {
             debug!(peer = %held.peer.user, alpn = %held.alpn, ?silence, ?link, "peer is silent");
             held.quic.close(CODE_SILENT.into(), b"silent");
         }
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_link_may_be_silent_for_as_long_as_it_is_slow_and_lossy() {
         let (base, most) = (Duration::from_millis(700), Duration::from_secs(10));
-        let ms = |link| silence_max(base, most, link).as_millis();
+        let ms = |link| silence_max(base, most, 1, link).as_millis();
         let lan = Quality { rtt: Duration::from_micros(300), sent: 1000, ..Quality::default() };
         assert!((700..720).contains(&ms(lan)));
         let far = Quality { rtt: Duration::from_millis(100), ..lan };
@@ -164,5 +164,7 @@ mod tests {
         let satellite = Quality { rtt: Duration::from_secs(2), ..lossy };
         assert_eq!(ms(satellite), 10_000);
         assert!(ms(Quality { is_tunnelled: true, ..lan }) > 2_800);
+        let patient = |patience, link| silence_max(base, most, patience, link).as_millis();
+        assert_eq!((patient(2, far), patient(2, lossy), patient(10, lossy)), (1800, 3200, 7400));
     }
 }
