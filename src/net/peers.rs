@@ -193,7 +193,7 @@ impl Peers {
     }
 
     /// A connection to `node` that nobody keeps, for work that is rare: it ends when it is dropped, and
-    /// is not dialled again.
+    /// is not dialled again. Only directly: what is rare has other ways than through somebody else.
     ///
     /// # Errors
     ///
@@ -203,7 +203,9 @@ impl Peers {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn dial(&self, node: &str, alpn: Alpn) -> Result<Connection, ConnectError> {
-        self.reach(node, alpn, None).await
+        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
+        let address = self.address(node).ok_or_else(no_address)?;
+        self.0.endpoint.connect(address, Some(node), alpn).await
     }
 
     /// A handle for repeated use.
@@ -355,7 +357,7 @@ impl Peers {
                 slot.is_down.store(false, Ordering::Release);
                 return;
             };
-            match self.reach(&slot.node, slot.alpn, Some(slot)).await {
+            match self.reach(slot).await {
                 Ok(conn) => {
                     let is_tunnelled = conn.is_tunnelled();
                     info!(peer = %slot.node, alpn = %slot.alpn, is_tunnelled, "peer connected");

@@ -16,14 +16,9 @@ const RETIRE_LOOK: Duration = Duration::from_secs(10);
 
 impl Peers {
     /// Dials directly, and a little later through a tunnel as well; takes what is there first.
-    /// `slot`, if given, is told at once when the direct way fails: who waits need not wait for the
-    /// other.
-    pub(super) async fn reach(
-        &self,
-        node: &str,
-        alpn: Alpn,
-        slot: Option<&Slot>,
-    ) -> Result<Connection, ConnectError> {
+    /// The slot is told at once when the direct way fails: who waits need not wait for the other.
+    pub(super) async fn reach(&self, slot: &Slot) -> Result<Connection, ConnectError> {
+        let (node, alpn) = (slot.node.as_str(), slot.alpn);
         let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
         let address = self.address(node).ok_or_else(no_address)?;
         let endpoint = &self.0.endpoint;
@@ -37,9 +32,7 @@ impl Peers {
             conn = &mut direct => match conn {
                 Ok(conn) => Ok(conn),
                 Err(err) => {
-                    if let Some(slot) = slot {
-                        slot.failed(err.clone());
-                    }
+                    slot.failed(err.clone());
                     relayed.await.ok_or(err)
                 }
             },

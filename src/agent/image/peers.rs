@@ -30,6 +30,9 @@ use crate::client::Informer;
 /// Other nodes that are asked for one blob. In a larger cluster a blob may come from the registry
 /// more than once, but no pull costs more questions than this.
 const PEERS_MAX: usize = 16;
+/// How many of them are asked in the first round, twice as many in the next one, and so on: when a fleet
+/// wants a blob at once, the first few know of each other, and each question costs a handshake.
+pub(super) const PEERS_FIRST: usize = 3;
 /// Time to reach a node, and time for its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lost connections after which a node is asked no more during one pull.
@@ -154,10 +157,12 @@ impl Images {
     ) -> Result<bool, Fault> {
         let mut peers = candidates(peering, &blob.hex);
         let deadline = Instant::now() + WAIT_MAX;
-        let mut pause = ROUND_MIN;
+        let (mut pause, mut width) = (ROUND_MIN, PEERS_FIRST);
         loop {
             claim.begin_round();
-            let round = ask_all(&mut peers, peering, &blob.hex, claim.repository()).await;
+            width = width.min(peers.len());
+            let asked = peers.get_mut(..width).unwrap_or_default();
+            let round = ask_all(asked, peering, &blob.hex, claim.repository()).await;
             if let Some(peer) = round.here.and_then(|at| peers.get_mut(at)) {
                 claim.has(part.size());
                 match self.take(peer, blob, part, claim).await? {
@@ -179,9 +184,13 @@ impl Images {
                         return Ok(false);
                     }
                 }
+            } else if !round.is_waited_for && width < peers.len() {
+                width = peers.len();
+                continue;
             } else if !round.is_waited_for && claim.try_go() {
                 return Ok(false);
             }
+            width = width.saturating_mul(2);
             if Instant::now() > deadline {
                 tracing::debug!(image.digest = blob.hex, "other nodes were waited for long enough");
                 claim.has(part.size());

@@ -1,7 +1,7 @@
 //! Goal: blobs between nodes. Method: the images of several nodes in one process, whose requests to
 //! each other are calls, and a registry that counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::image_test::{COPY, CUT, Node, WASM, digest_of, failure, manifest_of};
+use super::peers::PEERS_FIRST;
 use super::pull_test::listen;
 use super::*;
 use crate::rt::TaskGroup;
@@ -312,4 +313,31 @@ async fn nodes_that_cannot_be_reached_cost_a_moment_and_no_more() {
     pull(&node).await;
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert_eq!(given.load(Ordering::Relaxed), 1);
+}
+
+/// Each question costs a handshake: in a fleet that wants an image at once, they are what costs most.
+#[tokio::test(start_paused = true)]
+async fn a_few_nodes_are_asked_and_more_only_if_none_of_them_knows_the_blob() {
+    for (has_it, questions, from_registry) in [(true, PEERS_FIRST, 0), (false, 12, 1)] {
+        let given: Arc<AtomicUsize> = Arc::default();
+        let asked: Arc<Mutex<BTreeSet<usize>>> = Arc::default();
+        let net = Net::default();
+        for at in 0..12 {
+            let asked = Arc::clone(&asked);
+            let answer = move || {
+                asked.lock().insert(at);
+                let answer = if has_it {
+                    WASM.into_response()
+                } else {
+                    StatusCode::NOT_FOUND.into_response()
+                };
+                std::future::ready(answer)
+            };
+            net.pose(&at.to_string(), Router::new().route(&path(), get(answer)));
+        }
+        pull(&net.join("wants", registry(StatusCode::OK, &given))).await;
+        let asked = asked.lock().len();
+        assert!(if has_it { asked <= questions } else { asked == questions }, "{asked} were asked");
+        assert_eq!(given.load(Ordering::Relaxed), from_registry);
+    }
 }
