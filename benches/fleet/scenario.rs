@@ -10,8 +10,9 @@ use crate::support::{Row, row};
 
 /// How long any part may take.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// Rest before an idle fleet is measured: what the part before left in flight is not idleness.
-const REST: Duration = Duration::from_secs(15);
+/// Rest before an idle fleet is measured: what the part before left in flight is not idleness, nor are the
+/// connections that it made and nobody uses any more.
+const REST: Duration = Duration::from_secs(75);
 /// Part of the replicas that are added while the leader is killed.
 const SCALE_UP_SHARE: usize = 10;
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/default/deployments/web";

@@ -56,6 +56,9 @@ pub struct NetConfig {
     /// Pause before the first and before any later attempt to dial a lost peer again.
     /// Default 100 ms doubling to 5 s, each shortened at random by up to a half.
     pub redial: (Duration, Duration),
+    /// How long a connection stays that nobody uses and on which only this side opens streams: each costs
+    /// pings, and an agent that goes from server to server has one to all of them before long. Default 30 s.
+    pub unused_after: Duration,
 }
 
 impl Default for NetConfig {
@@ -78,6 +81,7 @@ impl Default for NetConfig {
             tunnel_head_start: Duration::from_millis(400),
             retry_direct: (Duration::from_secs(5), Duration::from_secs(300)),
             redial: (Duration::from_millis(100), Duration::from_secs(5)),
+            unused_after: Duration::from_secs(30),
         }
     }
 }

@@ -226,6 +226,11 @@ impl Connection {
         self.0.streams.load(Ordering::Relaxed)
     }
 
+    /// Frames of streams that were sent so far: whether any was used.
+    pub(super) fn stream_frames_sent(&self) -> u64 {
+        self.0.quic.stats().frame_tx.stream
+    }
+
     fn stream(&self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Stream {
         self.0.streams.fetch_add(1, Ordering::Relaxed);
         Stream {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::pki::{CertificateAuthority, NodeClass, NodeKey, PkiError};
-use super::testing::{LOOPBACK, authority, endpoint, identity};
+use super::testing::{LOOPBACK, authority, endpoint, endpoint_with, identity};
 use super::*;
 use crate::rt::{Rng, TaskGroup, WallClock};
 
@@ -381,6 +381,31 @@ async fn peers_are_dialled_once_shared_and_dialled_again_when_lost() {
     })
     .await;
     assert!(!handle.is_down() && pool.is_connected("b", Alpn::Mesh));
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_uses_ends_and_is_made_again_when_it_is_wanted() {
+    let ca = authority();
+    let config = NetConfig { unused_after: Duration::from_millis(50), ..NetConfig::default() };
+    let (agent, ta) = endpoint_with(&ca, "agent", NodeClass::Agent, config);
+    let (server, _ts) = endpoint(&ca, "server", NodeClass::Server);
+    let pool = peers(&agent, &ta);
+    pool.set_address("server", address(&server));
+    let used = soon(pool.get("server", Alpn::Api)).await.unwrap();
+    let watch = used.open_bi().await.unwrap();
+    pool.keep("server", Alpn::Node);
+    // Several times as long as what is unused may stay.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(soon(pool.get("server", Alpn::Api)).await.unwrap().id(), used.id(), "in use");
+    drop(watch);
+    soon(async {
+        while pool.is_connected("server", Alpn::Api) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_ne!(soon(pool.get("server", Alpn::Api)).await.unwrap().id(), used.id());
+    assert!(pool.is_connected("server", Alpn::Node), "the server may want to use it");
 }
 
 #[tokio::test]

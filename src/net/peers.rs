@@ -22,7 +22,8 @@ use crate::rt::{Rng, TaskGroup};
 /// Connections to other nodes, one per node and ALPN. Cheap to clone; all clones are one pool.
 ///
 /// A connection is dialled when it is first asked for, and again, with back-off, whenever it is
-/// lost, for as long as the node's address is known. Inbound connections handed to
+/// lost, for as long as the node's address is known; where only this side opens streams, it ends when it
+/// has not been used for a while. Inbound connections handed to
 /// [`Self::adopt`] serve as well as dialled ones.
 #[derive(Debug, Clone)]
 pub struct Peers(pub(super) Arc<Inner>);
@@ -88,6 +89,14 @@ impl Slot {
         }
     }
 
+    /// Nobody uses the connection: the next one who asks dials anew.
+    fn forget(&self) {
+        let mut keeper = self.keeper.lock();
+        self.connection.store(None);
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        keeper.is_running = false;
+    }
+
     pub(super) fn failed(&self, err: ConnectError) {
         self.keeper.lock().last_error = Some(err);
         self.is_down.store(true, Ordering::Release);
@@ -122,6 +131,22 @@ impl PeerHandle {
     /// See [`Peers::get`].
     pub async fn get(&self) -> Result<Connection, ConnectError> {
         self.peers.get_slot(&self.slot).await
+    }
+}
+
+/// Resolves once this side, if it alone opens streams, has none open and sent nothing on any for `time`.
+async fn unused(slot: &Slot, conn: &Connection, time: Duration) {
+    if slot.alpn.listener_opens_streams() {
+        return std::future::pending().await;
+    }
+    let mut had = None;
+    loop {
+        let sent = conn.stream_frames_sent();
+        if had == Some(sent) && conn.streams() == 0 {
+            return;
+        }
+        had = Some(sent);
+        tokio::time::sleep(time).await;
     }
 }
 
@@ -323,9 +348,11 @@ impl Peers {
             .spawn_until_cancelled("peer-keep", async move { peers.keep_slot(&slot).await });
     }
 
-    /// Dials, waits for the loss, dials again; ends when the node's address is gone.
+    /// Dials, waits for the loss, dials again; ends when the node's address is gone, or nobody needs the
+    /// connection.
     async fn keep_slot(&self, slot: &Arc<Slot>) {
         let (first, longest) = self.0.endpoint.config().redial;
+        let unused_after = self.0.endpoint.config().unused_after;
         let mut pause = first;
         loop {
             if let Some(conn) = slot.live() {
@@ -335,6 +362,10 @@ impl Peers {
                     () = self.find_direct(slot, &conn) => {
                         self.retire(conn);
                         continue;
+                    }
+                    () = unused(slot, &conn, unused_after) => {
+                        slot.forget();
+                        return self.retire(conn);
                     }
                 };
                 slot.lost(&conn);

@@ -26,8 +26,17 @@ pub(crate) fn endpoint(
     name: &str,
     class: NodeClass,
 ) -> (Endpoint, TaskGroup) {
+    endpoint_with(ca, name, class, NetConfig::default())
+}
+
+pub(crate) fn endpoint_with(
+    ca: &CertificateAuthority,
+    name: &str,
+    class: NodeClass,
+    config: NetConfig,
+) -> (Endpoint, TaskGroup) {
     let tasks = TaskGroup::new(&CancellationToken::new());
     let identity = identity(ca, name, class);
-    let endpoint = Endpoint::bind(LOOPBACK, identity, NetConfig::default(), &tasks).unwrap();
+    let endpoint = Endpoint::bind(LOOPBACK, identity, config, &tasks).unwrap();
     (endpoint, tasks)
 }
