@@ -121,6 +121,9 @@ pub struct Compiler {
     pub program: PathBuf,
     /// Arguments before the two file names; in production `["compile"]`.
     pub args: Vec<String>,
+    /// Its environment, besides this process's; in production what keeps the allocator from taking a
+    /// gigabyte of address space as its private memory before it is told that it may have no more.
+    pub env: Vec<(String, String)>,
     /// The child is killed after this long. Default 120 s.
     pub time_max: Duration,
     /// The child's private memory, in bytes; `None` is no limit. Default 1 GiB.
@@ -135,6 +138,7 @@ impl Compiler {
             is_here: true,
             program,
             args: vec!["compile".to_owned()],
+            env: vec![("MIMALLOC_ARENA_EAGER_COMMIT".to_owned(), "0".to_owned())],
             time_max: Duration::from_secs(120),
             memory_bytes_max: Some(1024 * 1024 * 1024),
         }

@@ -70,7 +70,7 @@ pub(super) enum FailoverError {
 pub(super) struct Failover<T> {
     transport: T,
     servers: watch::Receiver<Vec<String>>,
-    /// The server that answered last.
+    /// The server that answered last, or that is to: what begins at the same time goes to the same one.
     current: Mutex<Option<String>>,
     rng: Rng,
 }
@@ -146,10 +146,13 @@ impl<T: Transport> Failover<T> {
         let mut servers = self.servers.borrow().clone();
         let start = self.rng.below(servers.len() as u64);
         servers.rotate_left(usize::try_from(start).unwrap_or(0));
-        let current = self.current.lock().clone();
-        if let Some(at) = servers.iter().position(|server| Some(server) == current.as_ref()) {
-            let current = servers.remove(at);
-            servers.insert(0, current);
+        let mut current = self.current.lock();
+        match servers.iter().position(|server| Some(server) == current.as_ref()) {
+            Some(at) => {
+                let first = servers.remove(at);
+                servers.insert(0, first);
+            }
+            None => *current = servers.first().cloned(),
         }
         servers
     }
@@ -189,6 +192,7 @@ mod tests {
 
         async fn send(&self, server: &str, _: Request<Bytes>) -> Result<Response<()>, SendFailure> {
             self.asked.lock().push(server.to_owned());
+            tokio::task::yield_now().await;
             let mood = self.moods.lock().get(server).copied();
             match mood {
                 Some(Mood::Well) => Ok(Response::new(())),
@@ -223,6 +227,17 @@ mod tests {
         for _ in 0..5 {
             failover.call(request(Method::GET)).await.unwrap();
         }
+        let asked = script.asked.lock().clone();
+        assert!(asked.iter().all(|server| *server == asked[0]), "{asked:?}");
+    }
+
+    /// Each server that has one of a node's watches is one more connection, with its pings.
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_begin_together_go_to_one_server() {
+        let moods = [("a", Mood::Well), ("b", Mood::Well), ("c", Mood::Well)];
+        let (script, failover) = cluster(&moods);
+        let all = (0..9).map(|_| failover.call(request(Method::GET)));
+        futures_util::future::try_join_all(all).await.unwrap();
         let asked = script.asked.lock().clone();
         assert!(asked.iter().all(|server| *server == asked[0]), "{asked:?}");
     }

@@ -130,6 +130,7 @@ impl Inner {
             |cause| CompileFailure::Unfinished(format!("cannot run the compiler: {cause}"));
         let mut child = Command::new(&self.compiler.program)
             .args(&self.compiler.args)
+            .envs(self.compiler.env.iter().map(|(name, value)| (name, value)))
             .arg(input)
             .arg(output)
             .stdin(Stdio::null())
