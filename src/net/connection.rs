@@ -82,6 +82,15 @@ impl Alpn {
         }
     }
 
+    /// The same for the side that was dialled. A server does not wait to hear that a client has gone, and
+    /// a client that is late for once must not have to come again: in a large fleet all would, at once.
+    pub(super) fn patience_of_listener(self, dialler: &Peer) -> u32 {
+        match self {
+            Self::Api => NODE_PATIENCE,
+            _ => self.patience(dialler),
+        }
+    }
+
     pub(super) fn listener_must_be_server(self) -> bool {
         !matches!(self, Self::Mesh | Self::Blobs)
     }
@@ -159,17 +168,15 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// A connection that this side dialled as `dialler`, or that `peer` did.
+    /// A connection that this side dialled (`is_dialled`) or accepted; see [`Alpn::patience`].
     pub(super) fn new(
         quic: quinn::Connection,
         peer: Peer,
         alpn: Alpn,
-        dialler: Option<&Peer>,
+        (is_dialled, patience): (bool, u32),
         config: &NetConfig,
         home: Home,
     ) -> Self {
-        let is_dialled = dialler.is_some();
-        let patience = alpn.patience(dialler.unwrap_or(&peer));
         let (peer, streams) = (Arc::new(peer), AtomicUsize::new(0));
         let stall_max = config.stall_max;
         Self(Arc::new(Held { quic, peer, alpn, patience, is_dialled, home, stall_max, streams }))

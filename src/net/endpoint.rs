@@ -104,6 +104,15 @@ struct Inner {
     arrivals: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
 }
 
+/// How much is done for a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Effort {
+    /// Time for the handshake.
+    pub(super) timeout: Duration,
+    /// How many times as long as others of its kind it may be silent.
+    pub(super) strain: u32,
+}
+
 impl Endpoint {
     /// Listens on `address` (port 0: the system chooses). Must be called within a tokio runtime.
     ///
@@ -206,6 +215,22 @@ impl Endpoint {
         expected_node: Option<&str>,
         alpn: Alpn,
     ) -> Result<Connection, ConnectError> {
+        self.connect_within(address, expected_node, alpn, &self.effort()).await
+    }
+
+    /// What a connection is worth by default.
+    pub(super) fn effort(&self) -> Effort {
+        Effort { timeout: self.0.config.handshake_timeout, strain: 1 }
+    }
+
+    /// As [`Self::connect`].
+    pub(super) async fn connect_within(
+        &self,
+        address: SocketAddr,
+        expected_node: Option<&str>,
+        alpn: Alpn,
+        effort: &Effort,
+    ) -> Result<Connection, ConnectError> {
         let peer = expected_node.unwrap_or("?").to_owned();
         let failed = |reason: String| ConnectError::Failed { peer, address, reason };
         if self.0.tasks.token().is_cancelled() {
@@ -213,7 +238,8 @@ impl Endpoint {
         }
         let tls = verify::client_config(&self.0.identity, expected_node, alpn);
         let dialler = self.0.identity.peer();
-        let keep_alive = self.0.config.keep_alive.saturating_mul(alpn.patience(&dialler));
+        let patience = alpn.patience(&dialler).saturating_mul(effort.strain);
+        let keep_alive = self.0.config.keep_alive.saturating_mul(patience);
         let config = transport(&self.0.config, Some(keep_alive));
         let config = match config.and_then(|transport| client(tls, transport)) {
             Ok(config) => config,
@@ -225,13 +251,13 @@ impl Endpoint {
             Ok(connecting) => connecting,
             Err(err) => return Err(failed(err.to_string())),
         };
-        match tokio::time::timeout(self.0.config.handshake_timeout, connecting).await {
+        match tokio::time::timeout(effort.timeout, connecting).await {
             Err(_) => Err(failed("no answer in time".to_owned())),
             Ok(Err(err)) => Err(failed(err.to_string())),
             Ok(Ok(quic)) => match peer_of(&quic) {
                 Some(peer) => {
                     let conn =
-                        Connection::new(quic, peer, alpn, Some(&dialler), &self.0.config, home);
+                        Connection::new(quic, peer, alpn, (true, patience), &self.0.config, home);
                     self.0.watchdog.watch(conn.held());
                     Ok(conn)
                 }
@@ -356,7 +382,8 @@ async fn admit(
         quic.close(CODE_FORBIDDEN.into(), b"forbidden");
         return None;
     }
-    Some(Connection::new(quic, peer, alpn, None, config, home))
+    let opened = (false, alpn.patience_of_listener(&peer));
+    Some(Connection::new(quic, peer, alpn, opened, config, home))
 }
 
 /// Who the verified certificate of a connection names; `None` without one.

@@ -307,7 +307,8 @@ async fn connect(
         }
     };
     let (nobody, home) = (Peer::default(), Home::default());
-    Ok((quic, Connection::new(conn, nobody.clone(), Alpn::Join, Some(&nobody), &config, home)))
+    let opened = (true, Alpn::Join.patience(&nobody));
+    Ok((quic, Connection::new(conn, nobody, Alpn::Join, opened, &config, home)))
 }
 
 async fn exchange(

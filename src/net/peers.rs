@@ -19,6 +19,11 @@ use crate::net::connection::{Alpn, Connection};
 use crate::net::endpoint::{ConnectError, Endpoint};
 use crate::rt::{Rng, TaskGroup};
 
+/// A connection to the API that lasted no longer was lost to strain, perhaps.
+const STRAINED_FOR: Duration = Duration::from_secs(60);
+/// How many times as long as others a connection may be silent at most, after such losses.
+const STRAIN_MAX: u32 = 4;
+
 /// Connections to other nodes, one per node and ALPN. Cheap to clone; all clones are one pool.
 ///
 /// A connection is dialled when it is first asked for, and again, with back-off, whenever it is
@@ -54,6 +59,8 @@ pub(super) struct Slot {
     connection: ArcSwapOption<Connection>,
     /// The last attempt failed, or the connection was lost, and none has been made since.
     is_down: AtomicBool,
+    /// The last one that this side made was direct.
+    pub(super) was_direct: AtomicBool,
     /// Counts changes of the above, to wait for.
     changed: watch::Sender<u64>,
     keeper: Mutex<Keeper>,
@@ -148,6 +155,15 @@ async fn unused(slot: &Slot, conn: &Connection, time: Duration) {
         had = Some(sent);
         tokio::time::sleep(time).await;
     }
+}
+
+/// How much longer than others the next connection may be silent, when one was lost after `lasted`: a server
+/// that is too busy to answer in time gets no less so when its clients come anew.
+fn strained(alpn: Alpn, strain: u32, lasted: Duration) -> u32 {
+    if alpn != Alpn::Api || lasted > STRAINED_FOR {
+        return 1;
+    }
+    strain.saturating_mul(2).min(STRAIN_MAX)
 }
 
 impl Peers {
@@ -296,6 +312,7 @@ impl Peers {
                 alpn,
                 connection: ArcSwapOption::empty(),
                 is_down: AtomicBool::new(false),
+                was_direct: AtomicBool::new(false),
                 changed: watch::Sender::new(0),
                 keeper: Mutex::default(),
             })
@@ -353,7 +370,7 @@ impl Peers {
     async fn keep_slot(&self, slot: &Arc<Slot>) {
         let (first, longest) = self.0.endpoint.config().redial;
         let unused_after = self.0.endpoint.config().unused_after;
-        let mut pause = first;
+        let (mut pause, mut strain) = (first, 1);
         loop {
             if let Some(conn) = slot.live() {
                 let since = tokio::time::Instant::now();
@@ -370,6 +387,7 @@ impl Peers {
                 };
                 slot.lost(&conn);
                 debug!(peer = %slot.node, alpn = %slot.alpn, reason = %lost.reason, "peer lost");
+                strain = strained(slot.alpn, strain, since.elapsed());
                 if since.elapsed() > longest {
                     pause = first;
                 } else {
@@ -388,7 +406,7 @@ impl Peers {
                 slot.is_down.store(false, Ordering::Release);
                 return;
             };
-            match self.reach(slot).await {
+            match self.reach(slot, strain).await {
                 Ok(conn) => {
                     let is_tunnelled = conn.is_tunnelled();
                     info!(peer = %slot.node, alpn = %slot.alpn, is_tunnelled, "peer connected");
@@ -419,6 +437,7 @@ impl Peers {
     pub(super) async fn use_dialled(&self, slot: &Slot, conn: Connection) {
         let way = if conn.is_tunnelled() { "tunnel" } else { "direct" };
         self.0.dialled.get_or_create(&Way { way }).inc();
+        slot.was_direct.store(!conn.is_tunnelled(), Ordering::Release);
         slot.set(conn.clone());
         if slot.alpn.listener_opens_streams() {
             self.0.endpoint.offer(conn).await;

@@ -1,30 +1,36 @@
 //! How another node is reached: directly, or through a tunnel, and directly again.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tracing::{debug, info};
 
 use crate::net::connection::{Alpn, Connection};
-use crate::net::endpoint::ConnectError;
+use crate::net::endpoint::{ConnectError, Effort};
 use crate::net::peers::{Peers, Slot};
 
 /// Servers that are tried as relays for one connection.
 const RELAYS_MAX: usize = 3;
+/// How many times as long as its waiters an attempt itself waits: given up sooner, all that a busy peer has
+/// done for it would be for nothing.
+const ATTEMPT_LENGTH: u32 = 3;
 /// Pause between two looks at a connection that is to be closed when it is unused.
 const RETIRE_LOOK: Duration = Duration::from_secs(10);
 
 impl Peers {
     /// Dials directly, and a little later through a tunnel as well; takes what is there first.
     /// The slot is told at once when the direct way fails: who waits need not wait for the other.
-    pub(super) async fn reach(&self, slot: &Slot) -> Result<Connection, ConnectError> {
+    pub(super) async fn reach(&self, slot: &Slot, strain: u32) -> Result<Connection, ConnectError> {
         let (node, alpn) = (slot.node.as_str(), slot.alpn);
-        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
-        let address = self.address(node).ok_or_else(no_address)?;
-        let endpoint = &self.0.endpoint;
-        let mut direct = std::pin::pin!(endpoint.connect(address, Some(node), alpn));
+        let config = self.0.endpoint.config();
+        let mut direct = std::pin::pin!(self.directly(slot, strain));
+        // Where packets got through before, the other end is rather slow than out of reach.
+        let was_direct = slot.was_direct.load(Ordering::Acquire);
+        let head_start =
+            if was_direct { config.handshake_timeout } else { config.tunnel_head_start };
         let mut relayed = std::pin::pin!(async {
-            tokio::time::sleep(endpoint.config().tunnel_head_start).await;
+            tokio::time::sleep(head_start).await;
             self.through_tunnel(node, alpn).await
         });
         tokio::select! {
@@ -39,6 +45,35 @@ impl Peers {
             conn = &mut relayed => match conn {
                 Some(conn) => Ok(conn),
                 None => direct.await,
+            },
+        }
+    }
+
+    /// One attempt, and a second one beside it when the first got no answer: a node that is back hears the
+    /// second soon, and one that is too busy is asked no more than twice for what it has begun.
+    async fn directly(&self, slot: &Slot, strain: u32) -> Result<Connection, ConnectError> {
+        let node = slot.node.as_str();
+        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
+        let address = self.address(node).ok_or_else(no_address)?;
+        let patience = self.0.endpoint.config().handshake_timeout;
+        let effort = Effort { timeout: patience.saturating_mul(ATTEMPT_LENGTH), strain };
+        let attempt = || self.0.endpoint.connect_within(address, Some(node), slot.alpn, &effort);
+        let mut first = std::pin::pin!(attempt());
+        if let Ok(ended) = tokio::time::timeout(patience, &mut first).await {
+            return ended;
+        }
+        let reason = "no answer in time".to_owned();
+        slot.failed(ConnectError::Failed { peer: node.to_owned(), address, reason });
+        let mut second = std::pin::pin!(attempt());
+        tokio::select! {
+            biased;
+            ended = &mut first => match ended {
+                Ok(conn) => Ok(conn),
+                Err(_) => second.await,
+            },
+            ended = &mut second => match ended {
+                Ok(conn) => Ok(conn),
+                Err(_) => first.await,
             },
         }
     }
