@@ -48,7 +48,8 @@ impl Testbed {
     }
 
     fn set(&mut self, delay_ms: u32, loss: f64) {
-        writeln!(self.input, "{delay_ms} {loss}").unwrap();
+        // In one piece: half a line is none.
+        self.input.write_all(format!("{delay_ms} {loss}\n").as_bytes()).unwrap();
         self.expect("set");
     }
 }
