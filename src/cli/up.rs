@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
@@ -69,9 +70,7 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
             sidecars: Vec::new(),
         };
         deploy::apply(&session, &app).await?;
-        let settle = if since.is_some() { wait::SETTLE } else { Duration::ZERO };
-        let patience = Patience { limit: ANSWER_DEADLINE, settle, since };
-        let ready = wait::until_ready(&session, &name, patience, &mut progress).await;
+        let ready = wait::until_ready(&session, &name, patience(since), &mut progress).await;
         ready.map_err(|failure| if serves_http { failure } else { of_command(&failure) })?;
         progress.step(&format!("waiting for {url}"));
         let limit = if serves_http { ANSWER_DEADLINE } else { COMMAND_DEADLINE };
@@ -101,6 +100,12 @@ pub(super) async fn run(up: Up, environment: &Environment) -> Result<(), Failure
         return Err(failure);
     }
     node::run_until(running, stop).await
+}
+
+/// How long the app's pods have; `since` is when the node started that had run before.
+fn patience(since: Option<Timestamp>) -> Patience {
+    let settle = if since.is_some() { wait::SETTLE } else { Duration::ZERO };
+    Patience { limit: ANSWER_DEADLINE, settle, since }
 }
 
 /// Waits until the ingress answers for the app with something other than a server error.

@@ -45,6 +45,11 @@ const VERSION: u16 = 1;
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-edgeorc-join-v1";
 /// Time for the whole exchange.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for one handshake; after [`NetConfig::handshake_timeout`] of it TCP is tried as well. A server that
+/// many join at once is slow, and gets no faster when they all begin anew.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(6);
+/// Said of a server that did not answer.
+const LATE: &str = "no answer in time";
 /// Pause before a wrong proof is answered, so that guessing is slow.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -258,9 +263,9 @@ pub async fn request(
         quic.wait_idle().await;
         Ok(answer??)
     };
-    tokio::time::timeout(JOIN_TIMEOUT, exchange).await.unwrap_or_else(|_| {
-        Err(JoinError::Exchange { address, reason: "no answer in time".to_owned() })
-    })
+    tokio::time::timeout(JOIN_TIMEOUT, exchange)
+        .await
+        .unwrap_or_else(|_| Err(JoinError::Exchange { address, reason: LATE.to_owned() }))
 }
 
 /// Over UDP, or through a tunnel where UDP does not get through.
@@ -291,21 +296,40 @@ async fn connect(
         let client = endpoint::client(tls, transport)?;
         let connecting =
             quic.connect_with(client, at, "edgeorc.invalid").map_err(|err| err.to_string())?;
-        tokio::time::timeout(config.handshake_timeout, connecting)
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
             .await
-            .map_err(|_| "no answer in time".to_owned())?
+            .map_err(|_| LATE.to_owned())?
             .map_err(|err| err.to_string())
     };
-    let conn = match handshake(address).await {
-        Ok(conn) => conn,
-        Err(direct) => {
-            tracing::debug!(%address, err = direct, "no answer over UDP, trying TCP");
-            let tls = verify::join_tunnel_config(&token.ca_hash, clock);
-            let tls = tls.map_err(|err| failed(err.to_string()))?;
-            let way = tunnel::join(&fabric, address, tls).await.map_err(|_| failed(direct))?;
-            handshake(way).await.map_err(failed)?
+    let through_tcp = async |direct: String| {
+        tracing::debug!(%address, err = direct, "no answer over UDP, trying TCP");
+        let tls =
+            verify::join_tunnel_config(&token.ca_hash, clock).map_err(|err| err.to_string())?;
+        let way = tunnel::join(&fabric, address, tls).await.map_err(|_| direct)?;
+        handshake(way).await
+    };
+    let conn = {
+        let mut direct = std::pin::pin!(handshake(address));
+        match tokio::time::timeout(config.handshake_timeout, &mut direct).await {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(err)) => through_tcp(err).await,
+            Err(_) => {
+                let mut relayed = std::pin::pin!(through_tcp(LATE.to_owned()));
+                tokio::select! {
+                    biased;
+                    conn = &mut direct => match conn {
+                        Ok(conn) => Ok(conn),
+                        Err(_) => relayed.await,
+                    },
+                    conn = &mut relayed => match conn {
+                        Ok(conn) => Ok(conn),
+                        Err(_) => direct.await,
+                    },
+                }
+            }
         }
     };
+    let conn = conn.map_err(failed)?;
     let (nobody, home) = (Peer::default(), Home::default());
     let opened = (true, Alpn::Join.patience(&nobody));
     Ok((quic, Connection::new(conn, nobody, Alpn::Join, opened, &config, home)))

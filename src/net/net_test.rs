@@ -383,6 +383,50 @@ async fn peers_are_dialled_once_shared_and_dialled_again_when_lost() {
     assert!(!handle.is_down() && pool.is_connected("b", Alpn::Mesh));
 }
 
+/// Destination connection ID of a packet with a long header (RFC 9000, 17.2).
+fn connection_id(packet: &[u8]) -> Option<Vec<u8>> {
+    let length = usize::from(*packet.get(5)?);
+    packet.get(6..6 + length).map(<[u8]>::to_vec)
+}
+
+/// Given up when its waiters are told, an attempt at a busy peer would come to nothing, time and again.
+#[tokio::test]
+async fn an_attempt_goes_on_after_its_waiters_were_told_that_it_takes_too_long() {
+    let ca = authority();
+    let (a, ta) = endpoint(&ca, "a", NodeClass::Agent);
+    let mute = tokio::net::UdpSocket::bind(LOOPBACK).await.unwrap();
+    let pool = peers(&a, &ta);
+    pool.set_address("b", mute.local_addr().unwrap());
+    let began = tokio::time::Instant::now();
+    let told = async {
+        assert!(soon(pool.get("b", Alpn::Api)).await.is_err());
+        began.elapsed()
+    };
+    let patience = NetConfig::default().handshake_timeout;
+    let heard = soon(async {
+        let (mut packet, mut first) = ([0; 2048], None);
+        loop {
+            let (length, _) = mute.recv_from(&mut packet).await.unwrap();
+            let id = connection_id(&packet[..length]);
+            let is_first = *first.get_or_insert(id.clone()) == id;
+            // A farewell would come at once when it is given up.
+            if is_first && began.elapsed() > patience + Duration::from_millis(150) {
+                return;
+            }
+        }
+    });
+    let (told, ()) = tokio::join!(told, heard);
+    assert!(told < patience + Duration::from_secs(1), "{told:?}");
+}
+
+#[test]
+fn only_a_connection_to_the_api_that_was_soon_lost_gives_the_next_one_more_time() {
+    let (soon, late) = (Duration::from_secs(3), Duration::from_secs(300));
+    let after = |strain, lasted| peers::strained(Alpn::Api, strain, lasted);
+    assert_eq!([after(1, soon), after(2, soon), after(4, soon), after(4, late)], [2, 4, 4, 1]);
+    assert_eq!(peers::strained(Alpn::Mesh, 1, soon), 1);
+}
+
 #[tokio::test]
 async fn a_connection_that_nobody_uses_ends_and_is_made_again_when_it_is_wanted() {
     let ca = authority();

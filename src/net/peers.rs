@@ -159,7 +159,7 @@ async fn unused(slot: &Slot, conn: &Connection, time: Duration) {
 
 /// How much longer than others the next connection may be silent, when one was lost after `lasted`: a server
 /// that is too busy to answer in time gets no less so when its clients come anew.
-fn strained(alpn: Alpn, strain: u32, lasted: Duration) -> u32 {
+pub(super) fn strained(alpn: Alpn, strain: u32, lasted: Duration) -> u32 {
     if alpn != Alpn::Api || lasted > STRAINED_FOR {
         return 1;
     }
