@@ -215,12 +215,8 @@ impl Endpoint {
         expected_node: Option<&str>,
         alpn: Alpn,
     ) -> Result<Connection, ConnectError> {
-        self.connect_within(address, expected_node, alpn, &self.effort()).await
-    }
-
-    /// What a connection is worth by default.
-    pub(super) fn effort(&self) -> Effort {
-        Effort { timeout: self.0.config.handshake_timeout, strain: 1 }
+        let effort = Effort { timeout: self.0.config.handshake_timeout, strain: 1 };
+        self.connect_within(address, expected_node, alpn, &effort).await
     }
 
     /// As [`Self::connect`].

@@ -31,6 +31,7 @@ use crate::net::fabric::Fabric;
 use crate::net::frame::{self, FrameError, Kind};
 use crate::net::identity::Peer;
 use crate::net::pki::NodeClass;
+use crate::net::reach::first_ok;
 use crate::net::tunnel;
 use crate::net::verify;
 use crate::rt::{Rng, WallClock};
@@ -313,20 +314,7 @@ async fn connect(
         match tokio::time::timeout(config.handshake_timeout, &mut direct).await {
             Ok(Ok(conn)) => Ok(conn),
             Ok(Err(err)) => through_tcp(err).await,
-            Err(_) => {
-                let mut relayed = std::pin::pin!(through_tcp(LATE.to_owned()));
-                tokio::select! {
-                    biased;
-                    conn = &mut direct => match conn {
-                        Ok(conn) => Ok(conn),
-                        Err(_) => relayed.await,
-                    },
-                    conn = &mut relayed => match conn {
-                        Ok(conn) => Ok(conn),
-                        Err(_) => direct.await,
-                    },
-                }
-            }
+            Err(_) => first_ok(direct, std::pin::pin!(through_tcp(LATE.to_owned()))).await,
         }
     };
     let conn = conn.map_err(failed)?;

@@ -244,9 +244,7 @@ impl Peers {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn dial(&self, node: &str, alpn: Alpn) -> Result<Connection, ConnectError> {
-        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
-        let address = self.address(node).ok_or_else(no_address)?;
-        self.0.endpoint.connect(address, Some(node), alpn).await
+        self.0.endpoint.connect(self.known_address(node)?, Some(node), alpn).await
     }
 
     /// A handle for repeated use.
@@ -324,6 +322,11 @@ impl Peers {
         self.0.addresses.read().get(node).copied()
     }
 
+    /// As [`Self::address`], for who cannot do without.
+    pub(super) fn known_address(&self, node: &str) -> Result<SocketAddr, ConnectError> {
+        self.address(node).ok_or_else(|| ConnectError::NoAddress { peer: node.to_owned() })
+    }
+
     async fn get_slot(&self, slot: &Arc<Slot>) -> Result<Connection, ConnectError> {
         if let Some(conn) = slot.live() {
             return Ok(conn);
@@ -331,9 +334,7 @@ impl Peers {
         if self.0.tasks.token().is_cancelled() {
             return Err(ConnectError::Closed);
         }
-        if self.address(&slot.node).is_none() {
-            return Err(ConnectError::NoAddress { peer: slot.node.clone() });
-        }
+        self.known_address(&slot.node)?;
         let mut changed = slot.changed.subscribe();
         changed.mark_unchanged();
         self.start_keeper(slot);

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tracing::{debug, info};
 
 use crate::net::connection::{Alpn, Connection};
@@ -17,6 +18,18 @@ const RELAYS_MAX: usize = 3;
 const ATTEMPT_LENGTH: u32 = 3;
 /// Pause between two looks at a connection that is to be closed when it is unused.
 const RETIRE_LOOK: Duration = Duration::from_secs(10);
+
+/// The first of two that succeeds, or the failure of the last.
+pub(super) async fn first_ok<T, E>(
+    first: impl Future<Output = Result<T, E>> + Unpin,
+    second: impl Future<Output = Result<T, E>> + Unpin,
+) -> Result<T, E> {
+    match select(first, second).await {
+        Either::Left((Err(_), other)) => other.await,
+        Either::Right((Err(_), other)) => other.await,
+        Either::Left((done, _)) | Either::Right((done, _)) => done,
+    }
+}
 
 impl Peers {
     /// Dials directly, and a little later through a tunnel as well; takes what is there first.
@@ -53,8 +66,7 @@ impl Peers {
     /// second soon, and one that is too busy is asked no more than twice for what it has begun.
     async fn directly(&self, slot: &Slot, strain: u32) -> Result<Connection, ConnectError> {
         let node = slot.node.as_str();
-        let no_address = || ConnectError::NoAddress { peer: node.to_owned() };
-        let address = self.address(node).ok_or_else(no_address)?;
+        let address = self.known_address(node)?;
         let patience = self.0.endpoint.config().handshake_timeout;
         let effort = Effort { timeout: patience.saturating_mul(ATTEMPT_LENGTH), strain };
         let attempt = || self.0.endpoint.connect_within(address, Some(node), slot.alpn, &effort);
@@ -64,18 +76,7 @@ impl Peers {
         }
         let reason = "no answer in time".to_owned();
         slot.failed(ConnectError::Failed { peer: node.to_owned(), address, reason });
-        let mut second = std::pin::pin!(attempt());
-        tokio::select! {
-            biased;
-            ended = &mut first => match ended {
-                Ok(conn) => Ok(conn),
-                Err(_) => second.await,
-            },
-            ended = &mut second => match ended {
-                Ok(conn) => Ok(conn),
-                Err(_) => first.await,
-            },
-        }
+        first_ok(first, std::pin::pin!(attempt())).await
     }
 
     /// A connection whose packets a server carries: the node itself if it is one, else one that
