@@ -7,7 +7,8 @@
 //! those that the node logs, from the moment its agent sees the pod. Requests are sent by wrk, in turns
 //! with `wasmtime serve` on the same component in the same reuse mode. Prints a table and writes
 //! `target/bench/pods.json`. Run it with `just bench-pods`; smaller by
-//! `--starts N --pods N --turns N --seconds N --modules N`.
+//! `--starts N --pods N --turns N --seconds N --modules N`, and in part by
+//! `--only starts,deploys,requests,idle,neighbours,modules` and `--bits 64` or `--bits 39`.
 
 #![allow(
     clippy::unwrap_used,
@@ -63,11 +64,17 @@ struct Size {
     turns: usize,
     seconds: u64,
     modules: usize,
+    /// The parts that are run; `None`: all.
+    only: Option<String>,
+    /// The one width of addresses that is measured; `None`: both.
+    bits: Option<String>,
 }
 
 impl Size {
     fn from_args() -> Self {
-        let mut size = Self { starts: 200, pods: 1000, turns: 5, seconds: 10, modules: 10_000 };
+        let (only, bits) = (None, None);
+        let mut size =
+            Self { starts: 200, pods: 1000, turns: 5, seconds: 10, modules: 10_000, only, bits };
         let args: Vec<_> = std::env::args().collect();
         for pair in args.windows(2) {
             let number = || pair[1].parse::<usize>().expect("a number");
@@ -77,10 +84,21 @@ impl Size {
                 "--turns" => size.turns = number(),
                 "--seconds" => size.seconds = number() as u64,
                 "--modules" => size.modules = number(),
+                "--only" => size.only = Some(pair[1].clone()),
+                "--bits" => size.bits = Some(pair[1].clone()),
                 _ => {}
             }
         }
         size
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.split(',').any(|one| one == part))
+    }
+
+    fn has_bits(&self, bits: Option<u32>) -> bool {
+        let wanted = bits.unwrap_or(u64::BITS).to_string();
+        self.bits.as_ref().is_none_or(|only| *only == wanted)
     }
 }
 
@@ -118,7 +136,7 @@ impl Log {
 
 /// A node under test, and its log.
 pub(crate) struct Bench {
-    binary: PathBuf,
+    pub(crate) binary: PathBuf,
     root: PathBuf,
     dir: PathBuf,
     node: Child,
@@ -168,6 +186,13 @@ impl Bench {
 
     pub(crate) fn pid(&self) -> u32 {
         self.node.id()
+    }
+
+    /// A client as if on another machine: it takes only what nobody else wants of this one.
+    pub(crate) fn from_elsewhere(&self, program: &Path, args: &[&str]) -> String {
+        let mut client = Command::new("chrt");
+        client.args(["--idle", "0"]).arg(program).args(args);
+        run(client.arg("--kubeconfig").arg(self.kubeconfig()))
     }
 
     /// What a verb prints.
@@ -252,18 +277,30 @@ fn main() {
         more.iter().for_each(|row| eprintln!("{row}"));
         rows.extend(more);
     };
-    for bits in [None, Some(SMALL_BITS)] {
+    for bits in [None, Some(SMALL_BITS)].into_iter().filter(|bits| size.has_bits(*bits)) {
         let mut bench = Bench::start(folder.path(), bits, size.pods);
         // Whatever comes first pays for what all share: threads, caches of the allocator.
         deploy(&bench.binary, &bench.kubeconfig(), &bench.hello(), "hello");
-        add(cold_starts(&bench, folder.path(), size.starts));
-        add(deploys(&bench, size.starts.div_ceil(10)));
-        add(requests(&bench, size.turns));
-        add(idle_pods(&bench, size.pods));
+        if size.has("starts") {
+            add(cold_starts(&bench, folder.path(), size.starts));
+        }
+        if size.has("deploys") {
+            add(deploys(&bench, size.starts.div_ceil(10)));
+        }
+        if size.has("requests") {
+            add(requests(&bench, size.turns));
+        }
+        if size.has("idle") {
+            add(idle_pods(&bench, size.pods));
+        }
         if bits.is_none() {
             let (length, since) = (Duration::from_secs(size.seconds), bench.ready());
-            add(neighbours::rows(&bench, folder.path(), size.turns, length));
-            add(neighbours::generated_modules(&bench, folder.path(), size.modules, length));
+            if size.has("neighbours") {
+                add(neighbours::rows(&bench, folder.path(), size.turns, length));
+            }
+            if size.has("modules") {
+                add(neighbours::generated_modules(&bench, folder.path(), size.modules, length));
+            }
             assert_eq!(bench.ready(), since, "the node was not Ready all the time");
         }
         stop(&mut bench.node);

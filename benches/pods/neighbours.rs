@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -93,8 +94,36 @@ pub(crate) fn rows(bench: &Bench, folder: &Path, turns: usize, length: Duration)
         bench.edgeorc(&["delete", "app", "culprit"]);
         rows.push(rise(culprit.name, median(alone), median(beside)));
     }
+    rows.push(beside_native_spinners(turns, length));
     until_no_compiler(bench.pid());
     rows
+}
+
+/// What is left to the kernel: p99 beside four processes that compute at the same policy as guests do
+/// (`SCHED_IDLE`), and that the node knows nothing of.
+fn beside_native_spinners(turns: usize, length: Duration) -> Row {
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..turns {
+        std::thread::sleep(WARM_UP);
+        alone.push(p99_ms(length));
+        let spin = || {
+            let mut chrt = Command::new("chrt");
+            chrt.args(["--idle", "0", "sh", "-c", "while :; do :; done"]).spawn().unwrap()
+        };
+        let spinners: [_; 4] = std::array::from_fn(|_| spin());
+        std::thread::sleep(WARM_UP);
+        beside.push(p99_ms(length));
+        for mut spinner in spinners {
+            spinner.kill().unwrap();
+            spinner.wait().unwrap();
+        }
+    }
+    let (alone, beside) = (median(alone), median(beside));
+    Row {
+        budget: f64::INFINITY,
+        met: true,
+        ..rise("four native processes of SCHED_IDLE", alone, beside)
+    }
 }
 
 fn rise(name: &str, alone: f64, beside: f64) -> Row {
@@ -132,7 +161,7 @@ fn has_children(pid: u32) -> bool {
 }
 
 /// p99 of `hello` while so many generated modules run, each in a pod of its own; in turns of one
-/// tenth with its p99 alone.
+/// tenth with its p99 alone. Those who push and apply them give way, as if on another machine.
 pub(crate) fn generated_modules(
     bench: &Bench,
     folder: &Path,
@@ -144,58 +173,70 @@ pub(crate) fn generated_modules(
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     let (mut ran, mut took) = (0, Duration::ZERO);
     for turn in 0..TURNS {
+        let batches = batches(folder, turn * count / TURNS..(turn + 1) * count / TURNS);
         alone.push(p99_ms(length));
-        let (seeds, is_over) =
-            (turn * count / TURNS..(turn + 1) * count / TURNS, AtomicBool::new(false));
+        let is_over = AtomicBool::new(false);
         let began = Instant::now();
         std::thread::scope(|scope| {
             let measure = scope.spawn(|| p99_while(|| !is_over.load(Ordering::Relaxed)));
-            for first in seeds.clone().step_by(BATCH) {
-                ran += run_batch(bench, folder, first..(first + BATCH).min(seeds.end));
-            }
+            batches.iter().for_each(|files| run_batch(bench, folder, files));
             is_over.store(true, Ordering::Relaxed);
             beside.push(measure.join().unwrap());
         });
         took += began.elapsed();
+        ran += batches.iter().map(Vec::len).sum::<usize>();
     }
     let rate = ran as f64 / took.as_secs_f64();
     let rate = row(&format!("generated modules run, of {ran}"), rate, "1/s", "", f64::INFINITY);
     vec![rise(&format!("{ran} generated modules"), median(alone), median(beside)), rate]
 }
 
-/// Pushes and runs modules, waits until each is started or refused, and deletes them; how many.
-fn run_batch(bench: &Bench, folder: &Path, seeds: std::ops::Range<usize>) -> usize {
-    let (mut pods, mut count) = (String::new(), 0);
-    for seed in seeds {
-        let Some(wasm) = generated(seed as u64) else { continue };
-        let (file, name) = (folder.join("generated.wasm"), format!("generated-{seed}"));
-        std::fs::write(&file, wasm).unwrap();
-        let image = bench.edgeorc(&["push", file.to_str().unwrap(), &name, "-o", "name"]);
+/// Files of generated modules, in batches that run at once; not every seed gives one.
+fn batches(folder: &Path, seeds: std::ops::Range<usize>) -> Vec<Vec<PathBuf>> {
+    let file = |seed: usize| {
+        let path = folder.join(format!("generated-{seed}.wasm"));
+        std::fs::write(&path, generated(seed as u64)?).unwrap();
+        Some(path)
+    };
+    let files: Vec<_> = seeds.filter_map(file).collect();
+    files.chunks(BATCH).map(<[_]>::to_vec).collect()
+}
+
+/// Pushes and runs modules, waits until each is started or refused, and deletes them.
+fn run_batch(bench: &Bench, folder: &Path, files: &[PathBuf]) {
+    let mut pods = String::new();
+    for file in files {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let push = ["push", file.to_str().unwrap(), name, "-o", "name"];
+        let image = bench.from_elsewhere(&bench.binary, &push);
         pods.push_str(&format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: generated}}}}\n\
              spec: {{terminationGracePeriodSeconds: 0, restartPolicy: Never, \
              containers: [{{name: app, image: {}}}]}}\n",
             image.trim()
         ));
-        count += 1;
     }
     let file = folder.join("generated.yaml");
     std::fs::write(&file, pods).unwrap();
-    bench.kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    let cache = folder.join("kube-cache");
+    let kubectl = |args: &[&str]| {
+        let args = [&["--cache-dir", cache.to_str().unwrap()], args].concat();
+        bench.from_elsewhere(Path::new("kubectl"), &args)
+    };
+    kubectl(&["apply", "-f", file.to_str().unwrap()]);
     let path = r#"jsonpath={range .items[*]}{.status.containerStatuses[0].state}{"\n"}{end}"#;
     let began = Instant::now();
     loop {
-        let states = bench.kubectl(&["get", "pods", "-l", "app=generated", "-o", path]);
+        let states = kubectl(&["get", "pods", "-l", "app=generated", "-o", path]);
         let words = ["running", "terminated", "CreateContainerError", "RunContainerError"];
         let is_judged = |state: &&str| words.iter().any(|word| state.contains(word));
-        if states.lines().filter(is_judged).count() == count {
+        if states.lines().filter(is_judged).count() == files.len() {
             break;
         }
         assert!(began.elapsed() < PODS_PATIENCE, "not all are judged: {states}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    bench.kubectl(&["delete", "pods", "-l", "app=generated", "--timeout=60s"]);
-    count
+    kubectl(&["delete", "pods", "-l", "app=generated", "--timeout=60s"]);
 }
 
 /// p99 of requests at a steady rate, each timed from when it was due: a stall counts for all that it
