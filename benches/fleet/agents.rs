@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use edgeorc::config::{Environment, NodeFlags, NodeSettings};
 use edgeorc::roles::{Hollow, start_hollow};
+use edgeorc::rt::Threads;
 use futures_util::StreamExt as _;
+use tokio::runtime::Handle;
 
 use crate::hollow::{CalmMachine, Script};
 
@@ -32,11 +34,12 @@ pub(crate) fn run(args: &[String]) {
         edgeorc::telemetry::init_logs(&log.unwrap()).unwrap();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let packets = Threads::start("packets", 1, 1).unwrap();
     runtime.block_on(async {
         let began = std::time::Instant::now();
         let joins = tokens.iter().enumerate().map(|(at, token)| {
             let settings = settings(&folder, servers[at % servers.len()], first + at, token);
-            async move { join(settings).await }
+            join(settings, packets.handle().clone())
         });
         let nodes: Vec<_> =
             futures_util::stream::iter(joins).buffer_unordered(JOINS_AT_ONCE).collect().await;
@@ -68,11 +71,12 @@ fn settings(folder: &Path, server: &str, at: usize, token: &str) -> NodeSettings
     NodeSettings::build(flags, &Environment::default()).unwrap()
 }
 
-async fn join(settings: NodeSettings) -> edgeorc::roles::RunningNode {
+async fn join(settings: NodeSettings, packets: Handle) -> edgeorc::roles::RunningNode {
     for attempt in 1.. {
         let node = settings.node_name.clone();
         let script = Script { node: node.clone(), board: None, has_logs: false };
-        let hollow = Hollow { runtime: Arc::new(script), machine: Arc::new(CalmMachine) };
+        let (runtime, machine) = (Arc::new(script), Arc::new(CalmMachine));
+        let hollow = Hollow { runtime, machine, packets: packets.clone() };
         match Box::pin(start_hollow(settings.clone(), hollow)).await {
             Ok(running) => return running,
             Err(why) => {

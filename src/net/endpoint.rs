@@ -7,6 +7,7 @@ use std::time::Duration;
 use quinn::Runtime as _;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::CertificateDer;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -95,6 +96,7 @@ pub struct Endpoint(Arc<Inner>);
 struct Inner {
     quic: quinn::Endpoint,
     drivers: Arc<Drivers>,
+    threads: Handle,
     identity: Identity,
     config: NetConfig,
     tasks: TaskGroup,
@@ -125,6 +127,22 @@ impl Endpoint {
         config: NetConfig,
         tasks: &TaskGroup,
     ) -> Result<Self, BindError> {
+        Self::bind_on(&Handle::current(), address, identity, config, tasks)
+    }
+
+    /// As [`Self::bind`]; packets are worked on by `threads`, all else happens on those of the caller.
+    /// Who waits for a peer's packets then does not wait for the caller's other tasks.
+    ///
+    /// # Errors
+    ///
+    /// See [`BindError`].
+    pub fn bind_on(
+        threads: &Handle,
+        address: SocketAddr,
+        identity: Identity,
+        config: NetConfig,
+        tasks: &TaskGroup,
+    ) -> Result<Self, BindError> {
         let tls = identity.quic_server_config().map_err(setup)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(setup)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -132,17 +150,11 @@ impl Endpoint {
         server.transport_config(transport(&config, None).map(Arc::new).map_err(BindError::Setup)?);
         server.max_incoming(config.handshakes_max);
         let drivers = Arc::new(Drivers::default());
-        let socket = std::net::UdpSocket::bind(address)
-            .and_then(|socket| drivers.wrap_udp_socket(socket))
-            .map_err(|source| cannot_bind(address, source))?;
-        let fabric = Fabric::new(socket, identity.node_name());
-        let quic = quinn::Endpoint::new_with_abstract_socket(
-            quinn::EndpointConfig::default(),
-            Some(server),
-            Arc::new(fabric.clone()),
-            Arc::clone(&drivers) as Arc<dyn quinn::Runtime>,
-        )
-        .map_err(|source| cannot_bind(address, source))?;
+        let (quic, fabric) = {
+            let _entered = threads.enter();
+            listen(address, &identity, server, &drivers)
+                .map_err(|source| cannot_bind(address, source))?
+        };
         let (arrived, arrivals) = mpsc::channel(BACKLOG_MAX);
         let tasks = tasks.child();
         let arrivals = tokio::sync::Mutex::new(arrivals);
@@ -151,8 +163,18 @@ impl Endpoint {
         let looking = Arc::clone(&watchdog)
             .run(Silence { base: config.idle_timeout, most: config.silence_max });
         tasks.spawn_until_cancelled("quic-watchdog", looking);
-        let inner =
-            Inner { quic, drivers, identity, config, tasks, watchdog, tunnels, arrived, arrivals };
+        let inner = Inner {
+            quic,
+            drivers,
+            threads: threads.clone(),
+            identity,
+            config,
+            tasks,
+            watchdog,
+            tunnels,
+            arrived,
+            arrivals,
+        };
         let endpoint = Self(Arc::new(inner));
         endpoint.spawn_acceptor();
         Ok(endpoint)
@@ -241,7 +263,10 @@ impl Endpoint {
             Ok(config) => config,
             Err(reason) => return Err(failed(reason)),
         };
-        let dial = || self.0.quic.connect_with(config, address, "edgeorc.invalid");
+        let dial = || {
+            let _entered = self.0.threads.enter();
+            self.0.quic.connect_with(config, address, "edgeorc.invalid")
+        };
         let (quic, home) = self.0.drivers.drive(dial);
         let connecting = match quic {
             Ok(connecting) => connecting,
@@ -277,7 +302,7 @@ impl Endpoint {
 
     fn spawn_acceptor(&self) {
         let (quic, config) = (self.0.quic.clone(), self.0.config.clone());
-        let drivers = Arc::clone(&self.0.drivers);
+        let (drivers, threads) = (Arc::clone(&self.0.drivers), self.0.threads.clone());
         let (arrived, tasks) = (self.0.arrived.clone(), self.0.tasks.clone());
         let watchdog = Arc::clone(&self.0.watchdog);
         let complaints = Complaints::default();
@@ -304,12 +329,12 @@ impl Endpoint {
                     continue;
                 };
                 let (arrived, config) = (arrived.clone(), config.clone());
-                let drivers = Arc::clone(&drivers);
+                let (drivers, threads) = (Arc::clone(&drivers), threads.clone());
                 let watchdog = Arc::clone(&watchdog);
                 tasks.spawn_until_cancelled("quic-handshake", async move {
                     let accepted = tokio::time::timeout(
                         config.handshake_timeout,
-                        admit(incoming, &drivers, &config),
+                        admit(incoming, &drivers, &threads, &config),
                     );
                     let accepted = accepted.await;
                     drop(permit);
@@ -343,6 +368,21 @@ impl Complaints {
     }
 }
 
+/// Opens the socket; its reader runs on the threads of the runtime that is entered.
+fn listen(
+    address: SocketAddr,
+    identity: &Identity,
+    server: quinn::ServerConfig,
+    drivers: &Arc<Drivers>,
+) -> std::io::Result<(quinn::Endpoint, Fabric)> {
+    let socket = drivers.wrap_udp_socket(std::net::UdpSocket::bind(address)?)?;
+    let fabric = Fabric::new(socket, identity.node_name());
+    let (config, socket) = (quinn::EndpointConfig::default(), Arc::new(fabric.clone()));
+    let runtime = Arc::clone(drivers) as Arc<dyn quinn::Runtime>;
+    let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+    Ok((quic, fabric))
+}
+
 fn cannot_bind(address: SocketAddr, source: std::io::Error) -> BindError {
     if source.kind() == std::io::ErrorKind::AddrInUse {
         BindError::InUse { address }
@@ -355,10 +395,14 @@ fn cannot_bind(address: SocketAddr, source: std::io::Error) -> BindError {
 async fn admit(
     incoming: quinn::Incoming,
     drivers: &Drivers,
+    threads: &Handle,
     config: &NetConfig,
 ) -> Option<Connection> {
     let address = incoming.remote_address();
-    let (connecting, home) = drivers.drive(|| incoming.accept());
+    let (connecting, home) = drivers.drive(|| {
+        let _entered = threads.enter();
+        incoming.accept()
+    });
     let connected = match connecting {
         Ok(connecting) => connecting.await,
         Err(err) => Err(err),

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::pki::{CertificateAuthority, NodeClass, NodeKey, PkiError};
 use super::testing::{LOOPBACK, authority, endpoint, endpoint_with, identity};
 use super::*;
-use crate::rt::{Rng, TaskGroup, WallClock};
+use crate::rt::{Rng, TaskGroup, Threads, WallClock};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -123,6 +125,39 @@ async fn two_nodes_connect_and_know_each_other() {
     assert!(accepted.is_closed());
 }
 
+/// Whether a peer takes a connection for dead while the thread that runs this is taken, if the packets
+/// are worked on by `packets`.
+async fn is_lost_while_busy(packets: &Handle) -> bool {
+    let ca = authority();
+    let elsewhere = Threads::start("elsewhere", 1, 1).unwrap();
+    let config = NetConfig {
+        keep_alive: Duration::from_millis(20),
+        idle_timeout: Duration::from_millis(200),
+        ..NetConfig::default()
+    };
+    let tasks = TaskGroup::new(&CancellationToken::new());
+    let id = identity(&ca, "a", NodeClass::Server);
+    let a = Endpoint::bind_on(packets, LOOPBACK, id, config.clone(), &tasks).unwrap();
+    let (at, group) = (address(&a), tasks.clone());
+    let (tell, told) = std::sync::mpsc::channel();
+    tasks.spawn_on(elsewhere.handle(), "b", |_| async move {
+        let id = identity(&ca, "b", NodeClass::Server);
+        let b = Endpoint::bind(LOOPBACK, id, config, &group).unwrap();
+        let conn = soon(b.connect(at, Some("a"), Alpn::Mesh)).await.unwrap();
+        let lost = tokio::time::timeout(Duration::from_secs(1), conn.closed()).await;
+        tell.send(lost.is_ok()).unwrap();
+    });
+    let _accepted = soon(a.accept()).await.unwrap();
+    told.recv_timeout(SOON).unwrap()
+}
+
+#[tokio::test]
+async fn pings_are_answered_while_the_threads_of_all_else_are_taken() {
+    let packets = Threads::start("packets", 1, 1).unwrap();
+    assert!(!is_lost_while_busy(packets.handle()).await);
+    assert!(is_lost_while_busy(&Handle::current()).await, "what it would be otherwise");
+}
+
 #[tokio::test]
 async fn the_wrong_node_a_foreign_authority_and_a_strange_dialler_are_refused() {
     let ca = authority();
@@ -140,7 +175,7 @@ async fn the_wrong_node_a_foreign_authority_and_a_strange_dialler_are_refused() 
     let pair = foreign.generate_node("a", &[], NodeClass::Server).unwrap();
     let liar =
         Identity::new(&pair.cert_pem, &pair.key_pem, ca.cert_pem(), &WallClock::system()).unwrap();
-    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+    let tasks = TaskGroup::new(&CancellationToken::new());
     let liar = Endpoint::bind(LOOPBACK, liar, NetConfig::default(), &tasks).unwrap();
     if let Ok(conn) = soon(liar.connect(address(&b), Some("b"), Alpn::Mesh)).await {
         soon(conn.closed()).await;
@@ -161,7 +196,7 @@ async fn a_node_whose_clock_is_hours_behind_talks_to_all_and_one_of_another_year
         let pair = ca.generate_node("wrong", &[], NodeClass::Server).unwrap();
         let clock = WallClock::manual(now + off);
         let identity = Identity::new(&pair.cert_pem, &pair.key_pem, ca.cert_pem(), &clock).unwrap();
-        let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+        let tasks = TaskGroup::new(&CancellationToken::new());
         let wrong = Endpoint::bind(LOOPBACK, identity, NetConfig::default(), &tasks).unwrap();
         let to = soon(right.connect(address(&wrong), Some("wrong"), Alpn::Mesh)).await;
         let accepted = tokio::time::timeout(Duration::from_millis(200), wrong.accept()).await;
@@ -325,7 +360,7 @@ async fn dropping_a_response_ends_the_servers_body() {
 #[tokio::test]
 async fn a_stream_is_recycled_after_each_exchange_and_reports_a_dead_one() {
     let (client, server) = tokio::io::duplex(4096);
-    let tasks = TaskGroup::new(&tokio_util::sync::CancellationToken::new());
+    let tasks = TaskGroup::new(&CancellationToken::new());
     let answer = tower::service_fn(|request: ::http::Request<Body>| async move {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         Ok::<_, Infallible>(::http::Response::new(http_body_util::Full::new(body)))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use edgeorc_runtime::{GuestThreads, PodRuntime, RuntimeConfig, VirtualNetwork, WasmRuntime};
+use tokio::runtime::Handle;
 
 use crate::agent::{ClusterKeyValue, GuestUplink, Machine, ThisMachine};
 use crate::mesh::Mesh;
@@ -17,6 +18,9 @@ pub struct Hollow {
     pub runtime: Arc<dyn PodRuntime>,
     /// Says what the machine has.
     pub machine: Arc<dyn Machine>,
+    /// Where the packets of its connections are worked on. Many such nodes share their threads, and
+    /// what would be the delay of one machine must not be that of all.
+    pub packets: Handle,
 }
 
 impl std::fmt::Debug for Hollow {
@@ -77,7 +81,7 @@ impl Engine {
 
     /// A script.
     pub(super) fn hollow(hollow: Hollow) -> Self {
-        let Hollow { runtime, machine } = hollow;
+        let Hollow { runtime, machine, .. } = hollow;
         Self { runtime, network: Arc::new(VirtualNetwork::new()), machine, guests: None }
     }
 }

@@ -15,7 +15,7 @@ use crate::agent::{Agent, CodeCompiler, LocalPods, NodeApi};
 use crate::client::{self, Informer, Interned, informer};
 use crate::config::NodeSettings;
 use crate::mesh::{Mesh, MeshConfig};
-use crate::net::{Endpoint, NetConfig, Peers};
+use crate::net::{BindError, Endpoint, NetConfig, Peers};
 use crate::roles::addresses::Directory;
 use crate::roles::agent_config::{AgentDoors, agent_config};
 use crate::roles::data_dir::DataDir;
@@ -27,9 +27,14 @@ use crate::roles::renewal::{Issuer, Renewal};
 use crate::roles::server::{Server, server_doors, start_server};
 use crate::roles::verify::AgentVerifier;
 use crate::roles::{NodeError, RunningNode, addresses, clock_floor, compiled, relay};
-use crate::rt::{Rng, TaskGroup, WallClock};
+use crate::rt::{Rng, TaskGroup, Threads, WallClock};
 use crate::telemetry::Metrics;
 use crate::telemetry::trace::{Tracer, TracerTools};
+
+/// Raft and the packets of all connections are less than a core's work.
+const NET_WORKERS: usize = 1;
+/// Raft's log, its state file, snapshots and what followers read of the log.
+const NET_BLOCKING_THREADS_MAX: usize = 8;
 
 /// What every part of the node shares.
 pub(super) struct Base {
@@ -48,6 +53,11 @@ pub(super) struct Base {
     pub(super) pods: Interned<Pod>,
     /// Of the agent, and on a server of the API for all nodes: one child at a time for both.
     pub(super) compiler: CodeCompiler,
+    /// Where Raft and the packets of connections are worked on.
+    pub(super) net: Handle,
+    /// These, on a server. What waits for its turn among the API's tasks is a heartbeat too late, or
+    /// a connection taken for dead, once these are many.
+    pub(super) net_threads: Option<Threads>,
 }
 
 /// Starts the node that `settings` describe. Returns once its parts run.
@@ -96,15 +106,19 @@ async fn assemble(
     let (clock, rng) = (clock_floor::clock(&dir), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
-    let identity = membership.identity.clone();
-    let endpoint = Endpoint::bind(api_at, identity, NetConfig::default(), &tasks).map_err(
-        |cause| match cause {
-            crate::net::BindError::InUse { address } => {
-                NodeError::PortInUse { what: "QUIC", address, flag: "--api-port" }
-            }
-            other => NodeError::failed(other),
-        },
-    )?;
+    let net_threads = match membership.state.raft_id {
+        Some(_) => Some(
+            Threads::start("edgeorc-net", NET_WORKERS, NET_BLOCKING_THREADS_MAX)
+                .map_err(NodeError::failed)?,
+        ),
+        None => None,
+    };
+    let net = match (&hollow, &net_threads) {
+        (Some(hollow), _) => hollow.packets.clone(),
+        (None, Some(threads)) => threads.handle().clone(),
+        (None, None) => Handle::current(),
+    };
+    let endpoint = bind(api_at, &membership, &net, &tasks)?;
     let peers = Peers::new(endpoint.clone(), &tasks, rng.clone());
     peers.set_addresses(membership.servers());
     peers.set_servers(membership.servers());
@@ -126,6 +140,8 @@ async fn assemble(
         node_api,
         pods: Interned::default(),
         compiler,
+        net,
+        net_threads,
     };
     let server = match base.membership.state.raft_id {
         Some(id) => Some(start_server(&base, id, api_listener).await?),
@@ -136,6 +152,22 @@ async fn assemble(
         Some(hollow) => Engine::hollow(hollow),
     };
     start_agent(base, server, engine, listeners)
+}
+
+/// The endpoint of all connections between nodes.
+fn bind(
+    address: SocketAddr,
+    membership: &Membership,
+    threads: &Handle,
+    tasks: &TaskGroup,
+) -> Result<Endpoint, NodeError> {
+    let (identity, config) = (membership.identity.clone(), NetConfig::default());
+    Endpoint::bind_on(threads, address, identity, config, tasks).map_err(|cause| match cause {
+        BindError::InUse { address } => {
+            NodeError::PortInUse { what: "QUIC", address, flag: "--api-port" }
+        }
+        other => NodeError::failed(other),
+    })
 }
 
 /// The network, the sandboxes and the agent; then connections are accepted.

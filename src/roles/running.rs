@@ -91,6 +91,8 @@ impl RunningNode {
             replica.shutdown().await;
         }
         self.base.endpoint.close().await;
+        // Raft and the connections have ended: nothing needs them any more.
+        drop(self.base.net_threads);
         if has_failed {
             let message = "the store failed; the log says why. Free disk space or replace the disk, then start the node again";
             return Err(NodeError::Store(message.to_owned()));

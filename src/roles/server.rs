@@ -88,9 +88,10 @@ pub(super) async fn start_server(
     };
     let transport = Arc::new(PeerTransport::new(id, base.peers.clone()));
     let config = Config::new(base.dir.join("raft"), me);
-    let replica = Replica::open(config, transport)
-        .await
-        .map_err(|cause| NodeError::Store(cause.to_string()))?;
+    // What opens the replica spawns its tasks, and those are to run there.
+    let opened = base.net.spawn(Replica::open(config, transport)).await;
+    let replica =
+        opened.map_err(NodeError::failed)?.map_err(|cause| NodeError::Store(cause.to_string()))?;
     if base.membership.is_new_cluster || (id == FIRST_RAFT_ID && !replica.is_initialized()) {
         replica.bootstrap().await.map_err(|cause| NodeError::Store(cause.to_string()))?;
     }
@@ -176,6 +177,7 @@ pub(super) fn server_doors(base: &Base, server: &Server) -> Option<ServerDoors> 
     });
     Some(ServerDoors {
         replica: server.replica.clone(),
+        net: base.net.clone(),
         api: server.router.clone().merge(renewals),
         enroller: Arc::new(admission),
     })
