@@ -5,7 +5,7 @@ use std::sync::Arc;
 use edgeorc_raft::Watch;
 
 use crate::store::StoreError;
-use crate::store::changes::Changes;
+use crate::store::changes::{Changes, Tier};
 use crate::store::object::Change;
 use crate::store::volatile::VolatileWatch;
 
@@ -13,7 +13,7 @@ use crate::store::volatile::VolatileWatch;
 #[derive(Debug)]
 pub struct StoreWatch {
     feed: Feed,
-    /// Shared by all watches of the tier.
+    /// Shared by all watches.
     changes: Arc<Changes>,
 }
 
@@ -51,15 +51,18 @@ impl StoreWatch {
     ///
     /// [`StoreError::Compacted`] when this watcher fell too far behind: list again.
     pub async fn next(&mut self) -> Result<Batch, StoreError> {
-        let (events, revision) = match &mut self.feed {
+        let (tier, events, revision) = match &mut self.feed {
             Feed::Durable(watch) => {
                 let batch = watch.next().await?;
-                (batch.events, batch.revision)
+                (Tier::Durable, batch.events, batch.revision)
             }
-            Feed::Volatile(watch) => watch.next().await?,
+            Feed::Volatile(watch) => {
+                let (events, revision) = watch.next().await?;
+                (Tier::Volatile, events, revision)
+            }
         };
         let changes =
-            events.iter().map(|event| self.changes.read(event)).collect::<Result<_, _>>()?;
+            events.iter().map(|event| self.changes.read(tier, event)).collect::<Result<_, _>>()?;
         Ok(Batch { changes, revision })
     }
 }
