@@ -189,7 +189,7 @@ impl Bench {
     }
 
     /// A client as if on another machine: it takes only what nobody else wants of this one.
-    pub(crate) fn from_elsewhere(&self, program: &Path, args: &[&str]) -> String {
+    pub(crate) fn run_elsewhere(&self, program: &Path, args: &[&str]) -> String {
         let mut client = Command::new("chrt");
         client.args(["--idle", "0"]).arg(program).args(args);
         run(client.arg("--kubeconfig").arg(self.kubeconfig()))

@@ -208,7 +208,7 @@ fn run_batch(bench: &Bench, folder: &Path, files: &[PathBuf]) {
     for file in files {
         let name = file.file_stem().unwrap().to_str().unwrap();
         let push = ["push", file.to_str().unwrap(), name, "-o", "name"];
-        let image = bench.from_elsewhere(&bench.binary, &push);
+        let image = bench.run_elsewhere(&bench.binary, &push);
         pods.push_str(&format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: generated}}}}\n\
              spec: {{terminationGracePeriodSeconds: 0, restartPolicy: Never, \
@@ -221,7 +221,7 @@ fn run_batch(bench: &Bench, folder: &Path, files: &[PathBuf]) {
     let cache = folder.join("kube-cache");
     let kubectl = |args: &[&str]| {
         let args = [&["--cache-dir", cache.to_str().unwrap()], args].concat();
-        bench.from_elsewhere(Path::new("kubectl"), &args)
+        bench.run_elsewhere(Path::new("kubectl"), &args)
     };
     kubectl(&["apply", "-f", file.to_str().unwrap()]);
     let path = r#"jsonpath={range .items[*]}{.status.containerStatuses[0].state}{"\n"}{end}"#;
