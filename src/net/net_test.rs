@@ -144,7 +144,7 @@ async fn is_lost_while_busy(packets: &Handle) -> bool {
         let id = identity(&ca, "b", NodeClass::Server);
         let b = Endpoint::bind(LOOPBACK, id, config, &group).unwrap();
         let conn = soon(b.connect(at, Some("a"), Alpn::Mesh)).await.unwrap();
-        let lost = tokio::time::timeout(Duration::from_secs(1), conn.closed()).await;
+        let lost = tokio::time::timeout(Duration::from_secs(2), conn.closed()).await;
         tell.send(lost.is_ok()).unwrap();
     });
     let _accepted = soon(a.accept()).await.unwrap();
