@@ -31,6 +31,7 @@ mod neighbours;
 mod support;
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,9 @@ const LOOK: Duration = Duration::from_millis(5);
 const CALM: Duration = Duration::from_millis(300);
 /// Most that an idle pod may take beyond its guest's memory, in KiB.
 const POD_KIB_MAX: f64 = 100.0;
+
+/// What `--only` names.
+const PARTS: [&str; 6] = ["starts", "deploys", "requests", "idle", "neighbours", "modules"];
 
 /// How much is done.
 struct Size {
@@ -89,6 +93,10 @@ impl Size {
                 _ => {}
             }
         }
+        let known = |part| assert!(PARTS.contains(&part), "no part {part}: there are {PARTS:?}");
+        size.only.iter().flat_map(|only| only.split(',')).for_each(known);
+        let has_some = [None, Some(SMALL_BITS)].into_iter().any(|bits| size.has_bits(bits));
+        assert!(has_some, "--bits is {} or {SMALL_BITS}", u64::BITS);
         size
     }
 
@@ -136,7 +144,7 @@ impl Log {
 
 /// A node under test, and its log.
 pub(crate) struct Bench {
-    pub(crate) binary: PathBuf,
+    binary: PathBuf,
     root: PathBuf,
     dir: PathBuf,
     node: Child,
@@ -188,20 +196,30 @@ impl Bench {
         self.node.id()
     }
 
-    /// A client as if on another machine: it takes only what nobody else wants of this one.
-    pub(crate) fn run_elsewhere(&self, program: &Path, args: &[&str]) -> String {
-        let mut client = Command::new("chrt");
-        client.args(["--idle", "0"]).arg(program).args(args);
-        run(client.arg("--kubeconfig").arg(self.kubeconfig()))
-    }
-
     /// What a verb prints.
     pub(crate) fn edgeorc(&self, args: &[&str]) -> String {
-        run(Command::new(&self.binary).args(args).arg("--kubeconfig").arg(self.kubeconfig()))
+        self.edgeorc_as(Command::new(&self.binary), args)
+    }
+
+    /// As [`Self::edgeorc`], as if on another machine.
+    pub(crate) fn edgeorc_elsewhere(&self, args: &[&str]) -> String {
+        self.edgeorc_as(giving_way(&self.binary), args)
+    }
+
+    fn edgeorc_as(&self, mut program: Command, args: &[&str]) -> String {
+        run(program.args(args).arg("--kubeconfig").arg(self.kubeconfig()))
     }
 
     pub(crate) fn kubectl(&self, args: &[&str]) -> String {
-        let mut kubectl = Command::new("kubectl");
+        self.kubectl_as(Command::new("kubectl"), args)
+    }
+
+    /// As [`Self::kubectl`], as if on another machine.
+    pub(crate) fn kubectl_elsewhere(&self, args: &[&str]) -> String {
+        self.kubectl_as(giving_way("kubectl"), args)
+    }
+
+    fn kubectl_as(&self, mut kubectl: Command, args: &[&str]) -> String {
         kubectl.arg("--kubeconfig").arg(self.kubeconfig());
         run(kubectl.arg("--cache-dir").arg(self.dir.join("kube-cache")).args(args))
     }
@@ -253,6 +271,13 @@ impl Bench {
     fn name(&self, name: &str) -> String {
         self.bits.map_or_else(|| name.to_owned(), |bits| format!("{name}, {bits} bits"))
     }
+}
+
+/// A program that takes of the machine only what nobody else wants.
+pub(crate) fn giving_way(program: impl AsRef<OsStr>) -> Command {
+    let mut chrt = Command::new("chrt");
+    chrt.args(["--idle", "0"]).arg(program);
+    chrt
 }
 
 /// A program, held to so many bits of addresses.

@@ -3,13 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bad_guests::{compile_bomb, generated};
 use crate::support::{NODE, Row, median, row};
-use crate::{Bench, PODS_PATIENCE, percentile};
+use crate::{Bench, PODS_PATIENCE, giving_way, percentile};
 
 /// Requests per second at the neighbour: light, so that only the culprit can hold it up.
 const RATE: u32 = 200;
@@ -106,23 +106,32 @@ fn beside_native_spinners(turns: usize, length: Duration) -> Row {
     for _ in 0..turns {
         std::thread::sleep(WARM_UP);
         alone.push(p99_ms(length));
-        let spin = || {
-            let mut chrt = Command::new("chrt");
-            chrt.args(["--idle", "0", "sh", "-c", "while :; do :; done"]).spawn().unwrap()
-        };
-        let spinners: [_; 4] = std::array::from_fn(|_| spin());
+        let _spinners: [_; 4] = std::array::from_fn(|_| Spinner::start());
         std::thread::sleep(WARM_UP);
         beside.push(p99_ms(length));
-        for mut spinner in spinners {
-            spinner.kill().unwrap();
-            spinner.wait().unwrap();
-        }
     }
     let (alone, beside) = (median(alone), median(beside));
     Row {
         budget: f64::INFINITY,
         met: true,
         ..rise("four native processes of SCHED_IDLE", alone, beside)
+    }
+}
+
+/// A native process that computes until it is dropped.
+struct Spinner(Child);
+
+impl Spinner {
+    fn start() -> Self {
+        Self(giving_way("sh").args(["-c", "while :; do :; done"]).spawn().unwrap())
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        // Fails only when it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -208,7 +217,7 @@ fn run_batch(bench: &Bench, folder: &Path, files: &[PathBuf]) {
     for file in files {
         let name = file.file_stem().unwrap().to_str().unwrap();
         let push = ["push", file.to_str().unwrap(), name, "-o", "name"];
-        let image = bench.run_elsewhere(&bench.binary, &push);
+        let image = bench.edgeorc_elsewhere(&push);
         pods.push_str(&format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: generated}}}}\n\
              spec: {{terminationGracePeriodSeconds: 0, restartPolicy: Never, \
@@ -218,16 +227,11 @@ fn run_batch(bench: &Bench, folder: &Path, files: &[PathBuf]) {
     }
     let file = folder.join("generated.yaml");
     std::fs::write(&file, pods).unwrap();
-    let cache = folder.join("kube-cache");
-    let kubectl = |args: &[&str]| {
-        let args = [&["--cache-dir", cache.to_str().unwrap()], args].concat();
-        bench.run_elsewhere(Path::new("kubectl"), &args)
-    };
-    kubectl(&["apply", "-f", file.to_str().unwrap()]);
+    bench.kubectl_elsewhere(&["apply", "-f", file.to_str().unwrap()]);
     let path = r#"jsonpath={range .items[*]}{.status.containerStatuses[0].state}{"\n"}{end}"#;
     let began = Instant::now();
     loop {
-        let states = kubectl(&["get", "pods", "-l", "app=generated", "-o", path]);
+        let states = bench.kubectl_elsewhere(&["get", "pods", "-l", "app=generated", "-o", path]);
         let words = ["running", "terminated", "CreateContainerError", "RunContainerError"];
         let is_judged = |state: &&str| words.iter().any(|word| state.contains(word));
         if states.lines().filter(is_judged).count() == files.len() {
@@ -236,7 +240,7 @@ fn run_batch(bench: &Bench, folder: &Path, files: &[PathBuf]) {
         assert!(began.elapsed() < PODS_PATIENCE, "not all are judged: {states}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    kubectl(&["delete", "pods", "-l", "app=generated", "--timeout=60s"]);
+    bench.kubectl_elsewhere(&["delete", "pods", "-l", "app=generated", "--timeout=60s"]);
 }
 
 /// p99 of requests at a steady rate, each timed from when it was due: a stall counts for all that it

@@ -21,8 +21,10 @@ use tokio::time::{Instant, Sleep};
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The runtime of one endpoint, as quinn wants it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Drivers {
+    /// Where packets are worked on, whoever makes a connection.
+    threads: Handle,
     /// Held while a connection is made, so that its driver can be told from others.
     making: Mutex<()>,
     made: Mutex<Made>,
@@ -49,6 +51,10 @@ impl Home {
 }
 
 impl Drivers {
+    pub(super) fn on(threads: &Handle) -> Self {
+        Self { threads: threads.clone(), making: Mutex::default(), made: Mutex::default() }
+    }
+
     /// Runs `make`, which makes a connection if it succeeds, and tells where its driver lives.
     pub(super) fn drive<T>(&self, make: impl FnOnce() -> T) -> (T, Home) {
         let _making = self.making.lock();
@@ -65,23 +71,26 @@ impl Drivers {
 impl Runtime for Drivers {
     fn new_timer(&self, at: std::time::Instant) -> Pin<Box<dyn AsyncTimer>> {
         let due = Instant::from_std(at);
+        let _entered = self.threads.enter();
         Box::pin(Alarm { sleep: Box::pin(tokio::time::sleep_until(due)), due })
     }
 
     fn spawn(&self, task: Task) {
         let mut made = self.made.lock();
         if matches!(*made, Made::Nothing) {
-            return TokioRuntime.spawn(task);
+            drop(self.threads.spawn(task));
+            return;
         }
         let home = Home::default();
         *made = Made::Driver(home.clone());
-        TokioRuntime.spawn(Box::pin(Driver { task: Some(task), home, is_due: false }));
+        drop(self.threads.spawn(Driver { task: Some(task), home, is_due: false }));
     }
 
     fn wrap_udp_socket(
         &self,
         socket: std::net::UdpSocket,
     ) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
+        let _entered = self.threads.enter();
         TokioRuntime.wrap_udp_socket(socket)
     }
 
@@ -164,7 +173,7 @@ mod tests {
     async fn an_alarm_rings_at_the_last_time_it_was_set_to() {
         let second = Duration::from_secs(1);
         let at = |seconds: u32| (Instant::now() + second * seconds).into_std();
-        let mut alarm = Drivers::default().new_timer(at(2));
+        let mut alarm = Drivers::on(&Handle::current()).new_timer(at(2));
         assert_eq!(rung(&mut alarm).await, second * 2, "as made");
         alarm.as_mut().reset(at(3));
         alarm.as_mut().reset(at(5));
@@ -183,7 +192,7 @@ mod tests {
         let elsewhere =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let here = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let drivers = Drivers::default();
+        let drivers = Drivers::on(here.handle());
         let others = Arc::new(AtomicUsize::new(0));
         let (told, mut seen) = tokio::sync::mpsc::channel(8);
         here.block_on(async {

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Runtime as _;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::CertificateDer;
 use tokio::runtime::Handle;
@@ -96,7 +95,6 @@ pub struct Endpoint(Arc<Inner>);
 struct Inner {
     quic: quinn::Endpoint,
     drivers: Arc<Drivers>,
-    threads: Handle,
     identity: Identity,
     config: NetConfig,
     tasks: TaskGroup,
@@ -149,12 +147,10 @@ impl Endpoint {
         // The answers to the dialler's pings tell both ends that the other one lives.
         server.transport_config(transport(&config, None).map(Arc::new).map_err(BindError::Setup)?);
         server.max_incoming(config.handshakes_max);
-        let drivers = Arc::new(Drivers::default());
-        let (quic, fabric) = {
-            let _entered = threads.enter();
-            listen(address, &identity, server, &drivers)
-                .map_err(|source| cannot_bind(address, source))?
-        };
+        let drivers = Arc::new(Drivers::on(threads));
+        let (quic, fabric) =
+            open(address, identity.node_name(), Some(server), Arc::clone(&drivers) as _)
+                .map_err(|source| cannot_bind(address, source))?;
         let (arrived, arrivals) = mpsc::channel(BACKLOG_MAX);
         let tasks = tasks.child();
         let arrivals = tokio::sync::Mutex::new(arrivals);
@@ -163,18 +159,8 @@ impl Endpoint {
         let looking = Arc::clone(&watchdog)
             .run(Silence { base: config.idle_timeout, most: config.silence_max });
         tasks.spawn_until_cancelled("quic-watchdog", looking);
-        let inner = Inner {
-            quic,
-            drivers,
-            threads: threads.clone(),
-            identity,
-            config,
-            tasks,
-            watchdog,
-            tunnels,
-            arrived,
-            arrivals,
-        };
+        let inner =
+            Inner { quic, drivers, identity, config, tasks, watchdog, tunnels, arrived, arrivals };
         let endpoint = Self(Arc::new(inner));
         endpoint.spawn_acceptor();
         Ok(endpoint)
@@ -263,10 +249,7 @@ impl Endpoint {
             Ok(config) => config,
             Err(reason) => return Err(failed(reason)),
         };
-        let dial = || {
-            let _entered = self.0.threads.enter();
-            self.0.quic.connect_with(config, address, "edgeorc.invalid")
-        };
+        let dial = || self.0.quic.connect_with(config, address, "edgeorc.invalid");
         let (quic, home) = self.0.drivers.drive(dial);
         let connecting = match quic {
             Ok(connecting) => connecting,
@@ -302,7 +285,7 @@ impl Endpoint {
 
     fn spawn_acceptor(&self) {
         let (quic, config) = (self.0.quic.clone(), self.0.config.clone());
-        let (drivers, threads) = (Arc::clone(&self.0.drivers), self.0.threads.clone());
+        let drivers = Arc::clone(&self.0.drivers);
         let (arrived, tasks) = (self.0.arrived.clone(), self.0.tasks.clone());
         let watchdog = Arc::clone(&self.0.watchdog);
         let complaints = Complaints::default();
@@ -329,12 +312,12 @@ impl Endpoint {
                     continue;
                 };
                 let (arrived, config) = (arrived.clone(), config.clone());
-                let (drivers, threads) = (Arc::clone(&drivers), threads.clone());
+                let drivers = Arc::clone(&drivers);
                 let watchdog = Arc::clone(&watchdog);
                 tasks.spawn_until_cancelled("quic-handshake", async move {
                     let accepted = tokio::time::timeout(
                         config.handshake_timeout,
-                        admit(incoming, &drivers, &threads, &config),
+                        admit(incoming, &drivers, &config),
                     );
                     let accepted = accepted.await;
                     drop(permit);
@@ -368,18 +351,17 @@ impl Complaints {
     }
 }
 
-/// Opens the socket; its reader runs on the threads of the runtime that is entered.
-fn listen(
+/// Opens the socket of the node called `name`; `server`: for those who dial it.
+pub(super) fn open(
     address: SocketAddr,
-    identity: &Identity,
-    server: quinn::ServerConfig,
-    drivers: &Arc<Drivers>,
+    name: &str,
+    server: Option<quinn::ServerConfig>,
+    runtime: Arc<dyn quinn::Runtime>,
 ) -> std::io::Result<(quinn::Endpoint, Fabric)> {
-    let socket = drivers.wrap_udp_socket(std::net::UdpSocket::bind(address)?)?;
-    let fabric = Fabric::new(socket, identity.node_name());
+    let socket = runtime.wrap_udp_socket(std::net::UdpSocket::bind(address)?)?;
+    let fabric = Fabric::new(socket, name);
     let (config, socket) = (quinn::EndpointConfig::default(), Arc::new(fabric.clone()));
-    let runtime = Arc::clone(drivers) as Arc<dyn quinn::Runtime>;
-    let quic = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+    let quic = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?;
     Ok((quic, fabric))
 }
 
@@ -395,14 +377,10 @@ fn cannot_bind(address: SocketAddr, source: std::io::Error) -> BindError {
 async fn admit(
     incoming: quinn::Incoming,
     drivers: &Drivers,
-    threads: &Handle,
     config: &NetConfig,
 ) -> Option<Connection> {
     let address = incoming.remote_address();
-    let (connecting, home) = drivers.drive(|| {
-        let _entered = threads.enter();
-        incoming.accept()
-    });
+    let (connecting, home) = drivers.drive(|| incoming.accept());
     let connected = match connecting {
         Ok(connecting) => connecting.await,
         Err(err) => Err(err),

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use quinn::Runtime as _;
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -27,7 +26,6 @@ use crate::net::config::NetConfig;
 use crate::net::connection::{Alpn, Connection};
 use crate::net::driver::Home;
 use crate::net::endpoint;
-use crate::net::fabric::Fabric;
 use crate::net::frame::{self, FrameError, Kind};
 use crate::net::identity::Peer;
 use crate::net::pki::NodeClass;
@@ -280,16 +278,8 @@ async fn connect(
         SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = std::net::UdpSocket::bind(any).and_then(|socket| runtime.wrap_udp_socket(socket));
-    let fabric = Fabric::new(socket.map_err(|err| failed(err.to_string()))?, "");
-    let quic = quinn::Endpoint::new_with_abstract_socket(
-        quinn::EndpointConfig::default(),
-        None,
-        Arc::new(fabric.clone()),
-        runtime,
-    )
-    .map_err(|err| failed(err.to_string()))?;
+    let (quic, fabric) = endpoint::open(any, "", None, Arc::new(quinn::TokioRuntime))
+        .map_err(|err| failed(err.to_string()))?;
     let config = NetConfig::default();
     let handshake = async |at: SocketAddr| {
         let tls = verify::join_config(&token.ca_hash, clock);

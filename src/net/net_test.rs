@@ -148,6 +148,7 @@ async fn is_lost_while_busy(packets: &Handle) -> bool {
         tell.send(lost.is_ok()).unwrap();
     });
     let _accepted = soon(a.accept()).await.unwrap();
+    // Takes the thread.
     told.recv_timeout(SOON).unwrap()
 }
 

@@ -18,6 +18,7 @@ use crate::store;
 #[derive(Clone)]
 pub(super) struct ServerDoors {
     pub(super) replica: Replica,
+    /// Where Raft runs.
     pub(super) net: Handle,
     pub(super) api: Router,
     pub(super) enroller: Arc<dyn Enroller>,
@@ -48,17 +49,12 @@ pub(super) async fn run(endpoint: Endpoint, doors: Doors, tasks: TaskGroup) {
             });
             continue;
         }
-        if let (Alpn::Raft, Some(server)) = (conn.alpn(), &doors.server) {
-            let replica = server.replica.clone();
-            tasks.spawn_on(&server.net, "connection", |cancel| async move {
-                doors.peers.adopt(&conn);
-                let serving = store::serve_peer(conn, replica, &group);
-                let _ = cancel.run_until_cancelled(serving).await;
-            });
-            continue;
-        }
-        tasks.spawn_until_cancelled("connection", async move {
-            serve(conn, doors, &group).await;
+        let threads = match (conn.alpn(), &doors.server) {
+            (Alpn::Raft, Some(server)) => server.net.clone(),
+            _ => Handle::current(),
+        };
+        tasks.spawn_on(&threads, "connection", |cancel| async move {
+            let _ = cancel.run_until_cancelled(serve(conn, doors, &group)).await;
         });
     }
 }
@@ -67,11 +63,12 @@ pub(super) async fn run(endpoint: Endpoint, doors: Doors, tasks: TaskGroup) {
 async fn serve(conn: Connection, doors: Doors, tasks: &TaskGroup) {
     doors.peers.adopt(&conn);
     match (conn.alpn(), doors.server) {
-        (Alpn::Mesh, _) | (Alpn::Raft, Some(_)) => {}
+        (Alpn::Mesh, _) => {}
         (Alpn::Node, server) => {
             serve_node(conn, doors.node_api, server.is_some(), tasks).await;
         }
         (Alpn::Blobs, _) => blobs::serve(conn, doors.blobs, tasks).await,
+        (Alpn::Raft, Some(server)) => store::serve_peer(conn, server.replica, tasks).await,
         (Alpn::Api, Some(server)) => apiserver::serve_quic(conn, server.api, tasks).await,
         (Alpn::Join, Some(server)) => join::serve(conn, server.enroller).await,
         (Alpn::Raft | Alpn::Api | Alpn::Join, None) => conn.close("this node is no server"),

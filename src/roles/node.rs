@@ -106,13 +106,7 @@ async fn assemble(
     let (clock, rng) = (clock_floor::clock(&dir), Rng::from_os());
     let membership = Membership::establish(&dir, &settings, &clock, &rng).await?;
     let tasks = TaskGroup::new(cancel);
-    let net_threads = match membership.state.raft_id {
-        Some(_) => Some(
-            Threads::start("edgeorc-net", NET_WORKERS, NET_BLOCKING_THREADS_MAX)
-                .map_err(NodeError::failed)?,
-        ),
-        None => None,
-    };
+    let net_threads = membership.state.raft_id.map(|_| net_threads()).transpose()?;
     let net = match (&hollow, &net_threads) {
         (Some(hollow), _) => hollow.packets.clone(),
         (None, Some(threads)) => threads.handle().clone(),
@@ -152,6 +146,15 @@ async fn assemble(
         Some(hollow) => Engine::hollow(hollow),
     };
     start_agent(base, server, engine, listeners)
+}
+
+fn net_threads() -> Result<Threads, NodeError> {
+    Threads::start("edgeorc-net", NET_WORKERS, NET_BLOCKING_THREADS_MAX).map_err(|cause| {
+        NodeError::failed(format!(
+            "cannot start the threads of Raft and of connections: {cause}. Raise the user's limits of \
+             processes and of open files (`ulimit -u`, `ulimit -n`), then start the node again"
+        ))
+    })
 }
 
 /// The endpoint of all connections between nodes.
