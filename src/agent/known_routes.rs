@@ -48,13 +48,13 @@ pub(crate) struct KnownRoutes {
     pub(crate) certificates: BTreeMap<SecretName, CertificatePem>,
 }
 
-/// The same on disk. Maps with keys that are no texts are lists.
+/// The same on disk, without the Nodes: slices say on which node their endpoints are, and while no server is
+/// heard the way to other nodes is not known. Maps with keys that are no texts are lists.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Copied {
     services: Vec<Service>,
     slices: Vec<EndpointSlice>,
-    nodes: Vec<Node>,
     ingresses: Vec<Ingress>,
     ingress_classes: Vec<IngressClass>,
     classes: Vec<GatewayClass>,
@@ -90,11 +90,9 @@ impl KnownRoutes {
 
     fn copied(&self) -> Copied {
         let gateway = &self.http.gateway;
-        let nodes = self.nodes.iter().map(|node| Node { spec: None, ..Node::clone(node) });
         Copied {
             services: plain(&self.services),
             slices: plain(&self.slices),
-            nodes: nodes.collect(),
             ingresses: plain(&self.http.ingresses),
             ingress_classes: plain(&self.http.ingress_classes),
             classes: plain(&gateway.classes),
@@ -127,12 +125,12 @@ impl KnownRoutes {
             },
             services,
             slices: shared(copied.slices),
-            nodes: shared(copied.nodes),
             certificates: copied
                 .certificates
                 .into_iter()
                 .map(|(name, chain, key)| (name, CertificatePem { chain, key }))
                 .collect(),
+            nodes: Vec::new(),
         }
     }
 }

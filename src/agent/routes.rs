@@ -18,6 +18,10 @@ use crate::rt::TaskGroup;
 
 /// Changes within this time become one table.
 const DEBOUNCE: Duration = Duration::from_millis(5);
+/// So many times as long as a table took, its maker rests before the next, but no longer than
+/// [`REST_MAX`]: where endpoints are many and change all the time, tables are a tenth of what a core does.
+const REST_FACTOR: u32 = 9;
+const REST_MAX: Duration = Duration::from_secs(1);
 /// The same for changes of nodes alone: a slice says by itself on which node its endpoints are, and a
 /// fleet that starts would have all its nodes make a table for each of them. So long for each
 /// [`DEBOUNCE_NODES_STEP`] nodes that there are, as a table takes the longer to make, but no longer than
@@ -68,8 +72,10 @@ pub(crate) async fn run(
     let mut nodes_due: Option<Instant> = None;
     let mut known = KnownRoutes::default();
     let mut has_news = true;
+    let mut rested = Instant::now();
     loop {
         if has_news {
+            let began = Instant::now();
             for changed in [&mut a, &mut b, &mut c] {
                 changed.borrow_and_update();
             }
@@ -87,6 +93,7 @@ pub(crate) async fn run(
             known.publish(http_routes, &mesh);
             keeper.touch();
             http.tell_closed(&mesh);
+            rested = Instant::now() + rest(began.elapsed());
         }
         has_news = true;
         let more = tokio::select! {
@@ -113,9 +120,15 @@ pub(crate) async fn run(
             return;
         }
         if has_news {
-            tokio::time::sleep(DEBOUNCE).await;
+            let due = rested.max(Instant::now() + DEBOUNCE);
+            let _ = cancel.run_until_cancelled(tokio::time::sleep_until(due)).await;
         }
     }
+}
+
+/// How long the maker of a table rests that `took` so long.
+fn rest(took: Duration) -> Duration {
+    took.saturating_mul(REST_FACTOR).min(REST_MAX)
 }
 
 /// How long changes of nodes wait for more of them, where there are `count`.
@@ -135,6 +148,12 @@ async fn due(at: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_takes_long_is_not_made_again_at_once() {
+        let millis = [0, 1, 50, 5000].map(|took| rest(Duration::from_millis(took)).as_millis());
+        assert_eq!(millis, [0, 9, 450, 1000]);
+    }
 
     #[test]
     fn the_larger_the_fleet_the_more_nodes_share_a_table() {

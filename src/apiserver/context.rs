@@ -11,6 +11,7 @@ use crate::apiserver::compiled::{self, CompiledConfig};
 use crate::apiserver::image_policy::ImageVerifier;
 use crate::apiserver::node_pods::NodePods;
 use crate::apiserver::registry::Registry;
+use crate::apiserver::renewals::Relay;
 use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
 use crate::apiserver::{forward, router, streaming};
@@ -66,6 +67,8 @@ pub(super) struct ContextInner {
     pub(super) service_cidrs: ServiceCidrs,
     pub(super) metrics: Metrics,
     pub(super) forward: forward::Forward,
+    /// Where heartbeats go while another server leads.
+    pub(super) relay: Relay,
     pub(super) registry: Registry,
     pub(super) stats: Stats,
     pub(super) signers: Signers,
@@ -90,6 +93,7 @@ impl ApiServer {
         config.store.register(&config.metrics);
         let context = ContextInner {
             forward: forward::Forward::new(&config),
+            relay: Relay::default(),
             registry: Registry::new(config.blob_dir),
             stats,
             signers: Signers::default(),

@@ -1,10 +1,11 @@
 //! What a node is told of the other nodes.
 //!
 //! Every agent lists and watches all Nodes, so what is told of one goes to each of the others. They
-//! need to know where it is, which addresses its pods have, in which zone it is and whether it is
-//! ready. A node that lists or watches Nodes gets that of the others, and its own Node whole. Changes
-//! of anything else are not told, and nothing is told of a node before it has described itself: the
-//! start of a fleet costs each node a few hundred bytes for each other one.
+//! need to know where it is, which addresses its pods have and in which zone it is. A node that lists or
+//! watches Nodes gets that of the others, and its own Node whole. Changes of anything else are not told.
+//! Least of all whether it is ready: where hundreds fall silent that would be most of what servers do,
+//! and the endpoints of their pods are told in any case. Nor is anything told of a node before it has
+//! described itself: the start of a fleet costs each node a few hundred bytes for each other one.
 //!
 //! Reading a single Node gives all of it.
 
@@ -67,24 +68,12 @@ fn cut(node: &Value) -> Value {
         let some = kept(node.pointer(&format!("/metadata/{field}")), names);
         insert_if_any(&mut metadata, field, some);
     }
-    let mut status = kept(node.get("status"), &["addresses"]);
-    let ready = ready(node);
-    if !ready.is_empty() {
-        status.insert("conditions".to_owned(), Value::Array(ready));
-    }
+    let status = kept(node.get("status"), &["addresses"]);
     let mut whole = kept(Some(node), &["kind", "apiVersion"]);
     whole.insert("metadata".to_owned(), Value::Object(metadata));
     insert_if_any(&mut whole, "spec", kept(node.get("spec"), &["podCIDR", "podCIDRs"]));
     insert_if_any(&mut whole, "status", status);
     Value::Object(whole)
-}
-
-/// Whether it is ready, without since when and why.
-fn ready(node: &Value) -> Vec<Value> {
-    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
-    let is_ready = |one: &&Value| one.get("type").and_then(Value::as_str) == Some("Ready");
-    let ready = conditions.into_iter().flatten().filter(is_ready);
-    ready.map(|one| Value::Object(kept(Some(one), &["type", "status"]))).collect()
 }
 
 /// The fields of `object` that are named.
@@ -137,10 +126,7 @@ mod tests {
                 "annotations": {"edgeorc.io/quic-address": "10.0.0.1:6443"},
             },
             "spec": {"podCIDR": "10.42.0.0/24", "podCIDRs": ["10.42.0.0/24"]},
-            "status": {
-                "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
-                "conditions": [{"type": "Ready", "status": "True"}],
-            },
+            "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]},
         });
         assert_eq!(view.told(node("other")), told);
         let shown = Shown::new(node("other"));

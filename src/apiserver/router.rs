@@ -20,7 +20,8 @@ use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
     access, body, create, custom_metrics, delete, documents, health, logs, metrics, node_proxy,
-    read, registry, reviews, service_account, streaming, subresource, update, versions, watch,
+    read, registry, renewals, reviews, service_account, streaming, subresource, update, versions,
+    watch,
 };
 use crate::store::Store;
 
@@ -122,7 +123,8 @@ async fn dispatch(
     };
     let is_watch = query.is_set("watch") || query.is_set("follow");
     access::check(&user, info.verb(request.method(), is_watch), &info)?;
-    if Store::is_volatile(info.resource, info.namespace.as_deref())
+    if info.subresource.as_deref() != Some(renewals::SUBRESOURCE)
+        && Store::is_volatile(info.resource, info.namespace.as_deref())
         && let Some(leader) = context.store.leader_elsewhere()
     {
         return context.forward.to_leader(&leader, request, &user).await;
@@ -155,6 +157,9 @@ async fn resource(call: Call, method: &Method, body: Body) -> Result<Response<Bo
         }
         if sub == "log" && call.info.resource.plural == "pods" {
             return logs::respond(call).await;
+        }
+        if sub == renewals::SUBRESOURCE && call.info.resource.plural == "leases" {
+            return renewals::respond(call, method, body).await;
         }
         if let Some(kind) = streaming::Kind::of(&sub)
             && call.info.resource.plural == "pods"

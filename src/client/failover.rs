@@ -13,6 +13,9 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use crate::client::retry::{RetryLimits, retry_delay};
+use crate::client::streamed;
+use crate::net::Body;
+use crate::net::http::full;
 use crate::rt::Rng;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -36,7 +39,7 @@ pub(super) trait Transport: Send + Sync + 'static {
     fn send(
         &self,
         server: &str,
-        request: Request<Bytes>,
+        request: Request<Body>,
     ) -> impl Future<Output = Result<Response<Self::Body>, SendFailure>> + Send;
 }
 
@@ -91,7 +94,10 @@ impl<T: Transport> Failover<T> {
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<BoxError>,
     {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if let Some(body) = streamed::take(&mut parts.extensions) {
+            return self.once(Request::from_parts(parts, body)).await;
+        }
         let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
         let request = Request::from_parts(parts, body.map_err(FailoverError::Body)?.to_bytes());
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -103,7 +109,7 @@ impl<T: Transport> Failover<T> {
             let servers = self.in_order();
             let count = servers.len();
             for (at, server) in servers.into_iter().enumerate() {
-                match self.attempt(&server, request.clone()).await {
+                match self.attempt(&server, request.clone().map(full)).await {
                     Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
                         // It is up but can do nothing, perhaps cut off from the others.
                         self.leave(&server);
@@ -130,10 +136,20 @@ impl<T: Transport> Failover<T> {
         Err(last)
     }
 
+    /// Sends a request whose body cannot be sent twice to the server in use.
+    async fn once(&self, request: Request<Body>) -> Result<Response<T::Body>, FailoverError> {
+        let server = self.in_order().into_iter().next().ok_or(FailoverError::NoServers)?;
+        self.attempt(&server, request).await.map_err(|failure| {
+            debug!(peer = server, %failure, "server failed");
+            self.leave(&server);
+            FailoverError::Failed(failure)
+        })
+    }
+
     async fn attempt(
         &self,
         server: &str,
-        request: Request<Bytes>,
+        request: Request<Body>,
     ) -> Result<Response<T::Body>, SendFailure> {
         let sent = self.transport.send(server, request);
         let late = |elapsed: tokio::time::error::Elapsed| SendFailure::Unanswered(elapsed.into());
@@ -190,7 +206,7 @@ mod tests {
     impl Transport for Arc<Script> {
         type Body = ();
 
-        async fn send(&self, server: &str, _: Request<Bytes>) -> Result<Response<()>, SendFailure> {
+        async fn send(&self, server: &str, _: Request<Body>) -> Result<Response<()>, SendFailure> {
             self.asked.lock().push(server.to_owned());
             tokio::task::yield_now().await;
             let mood = self.moods.lock().get(server).copied();

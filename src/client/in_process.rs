@@ -4,6 +4,7 @@ use kube::client::Body;
 use tower::ServiceExt as _;
 
 use crate::api::user::UserInfo;
+use crate::client::streamed;
 
 /// A client that calls `router` directly, as the user `name` in `groups`.
 ///
@@ -14,7 +15,7 @@ pub fn in_process(router: axum::Router, name: &str, groups: &[&str]) -> kube::Cl
     let user = UserInfo::new(name, groups);
     let service = router.map_request(move |mut request: http::Request<Body>| {
         request.extensions_mut().insert(user.clone());
-        request
+        streamed::body_of(request)
     });
     kube::Client::new(service, "default")
 }

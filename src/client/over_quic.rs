@@ -1,6 +1,5 @@
 //! The servers of the cluster, from a node: the same API over QUIC.
 
-use bytes::Bytes;
 use http::{Request, Response};
 use tokio::sync::watch;
 
@@ -32,11 +31,10 @@ impl Transport for Quic {
     async fn send(
         &self,
         server: &str,
-        request: Request<Bytes>,
+        request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
         let connection = self.0.get(server, Alpn::Api).await;
         let connection = connection.map_err(|err| SendFailure::NotSent(err.into()))?;
-        let request = request.map(crate::net::http::full);
         crate::net::http::send(&connection, request).await.map_err(|err| match err {
             HttpError::NotSent(_) => SendFailure::NotSent(err.into()),
             _ => SendFailure::Unanswered(err.into()),

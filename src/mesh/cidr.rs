@@ -18,6 +18,22 @@ impl Cidr {
         (prefix <= max).then_some(Self { base, prefix })
     }
 
+    /// Its lowest address.
+    pub(super) fn first(&self) -> IpAddr {
+        match self.base {
+            IpAddr::V4(base) => {
+                let shift = 32_u32.saturating_sub(self.prefix.into());
+                let mask = u32::MAX.checked_shl(shift).unwrap_or(0);
+                IpAddr::V4((base.to_bits() & mask).into())
+            }
+            IpAddr::V6(base) => {
+                let shift = 128_u32.saturating_sub(self.prefix.into());
+                let mask = u128::MAX.checked_shl(shift).unwrap_or(0);
+                IpAddr::V6((base.to_bits() & mask).into())
+            }
+        }
+    }
+
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         match (self.base, ip) {
             (IpAddr::V4(base), IpAddr::V4(ip)) => {
@@ -47,6 +63,12 @@ mod tests {
         assert!(!range.contains("::1".parse().unwrap()));
         let all = Cidr::parse("0.0.0.0/0").unwrap();
         assert!(all.contains("255.1.2.3".parse().unwrap()));
+        let first = |text: &str| Cidr::parse(text).unwrap().first().to_string();
+        assert_eq!(first("10.42.3.77/24"), "10.42.3.0");
+        assert_eq!(first("10.42.3.77/0"), "0.0.0.0");
+        assert_eq!(first("10.42.3.77/32"), "10.42.3.77");
+        assert_eq!(first("fd00:42:1:2:3::/48"), "fd00:42:1::");
+        assert_eq!(first("fd00::/0"), "::");
         let six = Cidr::parse("fd00:42::/64").unwrap();
         assert!(six.contains("fd00:42::1".parse().unwrap()));
         assert!(!six.contains("fd00:43::1".parse().unwrap()));

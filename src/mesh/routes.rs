@@ -9,10 +9,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 
 use super::balancer::Tier;
-use super::cidr::Cidr;
 use super::ingress::{HttpObjects, HttpRoutes};
+use super::nodes::NodeRoutes;
 pub(super) use super::service_routes::{PortRoute, Protocol, ServiceRoute};
-use crate::api::node_place::ZONE;
 
 /// Label that ties an EndpointSlice to its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -25,7 +24,7 @@ pub(super) type ServiceKey = (String, String);
 pub struct Routes {
     pub(super) me: String,
     pub(super) services: BTreeMap<ServiceKey, ServiceRoute>,
-    pub(super) nodes: Vec<NodeRoute>,
+    pub(super) nodes: NodeRoutes,
     pub(super) http: HttpRoutes,
     /// Namespace and name of the pods behind Services, by address.
     pub(super) pods: BTreeMap<IpAddr, (String, String)>,
@@ -47,17 +46,6 @@ pub(super) enum Place {
     Node(Arc<str>),
     /// No pod: an address on the host's networks.
     Outside,
-}
-
-/// One node and the addresses of its pods.
-#[derive(Debug, Clone)]
-pub(super) struct NodeRoute {
-    pub(super) name: Arc<str>,
-    pub(super) pod_cidrs: Vec<Cidr>,
-    /// Its own addresses.
-    pub(super) addresses: Vec<IpAddr>,
-    /// Its zone, where it has one.
-    pub(super) zone: Option<String>,
 }
 
 /// A Service port as an Ingress names it.
@@ -85,7 +73,7 @@ impl Routes {
         me: &str,
     ) -> Self {
         let mut routes = Self { me: me.to_owned(), ..Self::default() };
-        routes.nodes = nodes.into_iter().filter_map(node_route).collect();
+        routes.nodes = NodeRoutes::build(nodes);
         let mut slices_of: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
         for slice in slices {
             let labels = slice.metadata.labels.as_ref();
@@ -134,49 +122,33 @@ impl Routes {
 
     /// Who can reach a pod address: by the nodes' pod ranges.
     pub(super) fn place_of(&self, ip: IpAddr) -> Place {
-        let owner = self.nodes.iter().find(|node| node.pod_cidrs.iter().any(|c| c.contains(ip)));
-        match owner {
-            Some(node) if *node.name == *self.me => Place::Local,
-            Some(node) => Place::Node(Arc::clone(&node.name)),
+        match self.nodes.owner(ip) {
+            Some(name) if **name == *self.me => Place::Local,
+            Some(name) => Place::Node(Arc::clone(name)),
             None => Place::Outside,
         }
     }
 
-    /// What is known of a node.
-    pub(super) fn node(&self, name: &str) -> Option<&NodeRoute> {
-        self.nodes.iter().find(|node| *node.name == *name)
-    }
-
     /// The zone of this node.
     pub(super) fn my_zone(&self) -> Option<&str> {
-        self.nodes.iter().find(|node| *node.name == *self.me)?.zone.as_deref()
+        self.zone_of(&self.me)
     }
 
     /// How near an endpoint is to this node.
     pub(super) fn tier_of(&self, place: &Place) -> Tier {
-        let zone_of = |name: &str| {
-            self.nodes.iter().find(|node| *node.name == *name).and_then(|node| node.zone.as_ref())
-        };
         match place {
             Place::Local => Tier::Node,
             Place::Outside => Tier::Cluster,
-            Place::Node(name) => match (zone_of(name), zone_of(&self.me)) {
-                (Some(theirs), Some(mine)) if theirs == mine => Tier::Zone,
+            Place::Node(name) => match self.my_zone() {
+                Some(mine) if self.zone_of(name) == Some(mine) => Tier::Zone,
                 _ => Tier::Cluster,
             },
         }
     }
-}
 
-fn node_route(node: &Node) -> Option<NodeRoute> {
-    let spec = node.spec.as_ref()?;
-    let ranges = spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr);
-    let pod_cidrs = ranges.filter_map(|range| Cidr::parse(range)).collect();
-    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
-    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let addresses = addresses.into_iter().flatten();
-    let addresses = addresses.filter_map(|one| one.address.parse().ok()).collect();
-    Some(NodeRoute { name: node.metadata.name.as_deref()?.into(), pod_cidrs, addresses, zone })
+    fn zone_of(&self, node: &str) -> Option<&str> {
+        self.nodes.get(node)?.zone.as_deref()
+    }
 }
 
 #[cfg(test)]

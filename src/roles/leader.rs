@@ -1,5 +1,6 @@
 //! What runs exactly while this server leads: controllers, scheduler, and the group's membership.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use edgeorc_raft::{NodeId, Replica, Role, Status};
@@ -99,6 +100,7 @@ impl Leader {
             rng: self.rng.clone(),
             node_name: self.node_name.clone(),
             predecessor: self.predecessor(),
+            renewals: self.renewals(),
             settings: controllers::Settings {
                 pod_cidrs: self.pod_cidrs,
                 job_backoff_min: self.restart_backoff.0,
@@ -118,6 +120,11 @@ impl Leader {
             profiles,
         };
         group.spawn("scheduler", |cancel| scheduler::run(context, cancel));
+    }
+
+    fn renewals(&self) -> controllers::Renewals {
+        let store = self.store.clone();
+        Arc::new(move |node| store.renewals(node))
     }
 
     /// The node of the leader before this one, and when that was last heard.

@@ -178,6 +178,7 @@ impl Cluster {
             rng: rng.clone(),
             node_name: "one".to_owned(),
             predecessor: None,
+            renewals: Arc::new(|_| 0),
             settings: controllers::Settings::default(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

@@ -1,5 +1,6 @@
 //! Where objects live in the key space: `/registry/<group>/<plural>/<namespace>/<name>`.
 
+use crate::api::node_load::LEASE_NAMESPACE;
 use crate::api::{self, Resource};
 
 /// Root of all objects.
@@ -39,6 +40,12 @@ impl Key {
     pub fn is_volatile(&self) -> bool {
         api::is_volatile(self.resource, self.namespace.as_deref())
     }
+}
+
+/// Of the Lease that is a node's heartbeat.
+pub(super) fn of_lease(node: &str) -> Option<Key> {
+    let resource = api::find("coordination.k8s.io", "v1", "leases")?;
+    Some(Key::new(resource, Some(LEASE_NAMESPACE), node))
 }
 
 /// A collection: a kind in one namespace, or in all.

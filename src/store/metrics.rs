@@ -4,6 +4,7 @@ use edgeorc_raft::{Role, Status};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 
 use crate::telemetry::Metrics;
@@ -12,9 +13,22 @@ use crate::telemetry::Metrics;
 #[derive(Debug)]
 struct Group(watch::Receiver<Status>);
 
-/// Registers the gauges of the group.
-pub(super) fn register(metrics: &Metrics, status: watch::Receiver<Status>) {
-    metrics.register(|registry| registry.register_collector(Box::new(Group(status))));
+/// Upper bounds of the time between two heartbeats of a node, in seconds: they come once a second, and
+/// a node is silent after three.
+const INTERVALS: [f64; 7] = [1.25, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0];
+
+/// Times between two heartbeats of a node, as this server hears them while it leads.
+pub(super) fn intervals() -> Histogram {
+    Histogram::new(INTERVALS)
+}
+
+/// Registers the gauges of the group, and the heartbeats it hears.
+pub(super) fn register(metrics: &Metrics, status: watch::Receiver<Status>, intervals: Histogram) {
+    metrics.register(|registry| {
+        registry.register_collector(Box::new(Group(status)));
+        let help = "Time between two heartbeats of a node, as the leader hears them";
+        registry.register("edgeorc_node_heartbeat_interval_seconds", help, intervals);
+    });
 }
 
 impl Collector for Group {

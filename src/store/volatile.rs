@@ -51,6 +51,8 @@ struct Inner {
     /// Revision of the last write to key, for evicting the oldest.
     by_revision: BTreeMap<u64, Bytes>,
     history: VecDeque<Event>,
+    /// Of objects that are renewed without a write: how often they were, and when last.
+    renewals: BTreeMap<Bytes, (u64, Instant)>,
 }
 
 impl Volatile {
@@ -151,6 +153,26 @@ impl Volatile {
         let revision = inner.remove(&key);
         self.announce(inner);
         Ok(revision)
+    }
+
+    /// Counts that the object is renewed, which no watch is told. Returns how long ago it was renewed last.
+    pub(super) fn renew(&self, key: &Key) -> Result<Option<Duration>, StoreError> {
+        let key = key.bytes();
+        let mut inner = self.leading()?;
+        let Some((key, _)) = inner.objects.get_key_value(key.as_slice()) else {
+            return Err(StoreError::NotFound);
+        };
+        let (key, now) = (key.clone(), Instant::now());
+        let before = inner.renewals.get(&key).copied();
+        let count = before.map_or(1, |(count, _)| count + 1);
+        inner.renewals.insert(key, (count, now));
+        Ok(before.map(|(_, at)| now - at))
+    }
+
+    /// How often the object was renewed; 0 where this server does not lead.
+    pub(super) fn renewals(&self, key: &Key) -> u64 {
+        let inner = self.inner.lock();
+        inner.renewals.get(key.bytes().as_slice()).map_or(0, |(count, _)| *count)
     }
 
     pub(super) fn watch(
@@ -272,6 +294,7 @@ impl Inner {
 
     fn remove(&mut self, key: &[u8]) -> u64 {
         self.revision += 1;
+        self.renewals.remove(key);
         if let Some((entry, _)) = self.objects.remove(key) {
             self.by_revision.remove(&entry.mod_revision);
             self.record(entry.key.clone(), None, Some(entry));

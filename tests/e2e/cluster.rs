@@ -311,6 +311,15 @@ fn a_fourth_node_joins_as_an_agent_and_is_used() {
     let metrics = succeed(&mut nodes[0].kubectl(&["get", "--raw", "/metrics"]));
     assert!(metrics.lines().any(|line| line == "edgeorc_store_voters 3"), "{metrics}");
 
+    // The heartbeats of all four reach the leader, once a second each, whoever passes them on.
+    let heard = || metric(&nodes[leader(&nodes)], "edgeorc_node_heartbeat_interval_seconds_count");
+    let (before, began) = (heard(), Instant::now());
+    eventually("heartbeats are heard", PATIENCE, || {
+        let count = heard() - before;
+        if count >= 24 { Ok(()) } else { Err(count) }
+    });
+    assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());
+
     // It gets its share of the pods, and its ingress reaches all of them.
     let hello = hello();
     let hello = hello.to_str().unwrap();

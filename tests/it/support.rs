@@ -34,6 +34,7 @@ impl Transport for Nobody {
 /// An API server with its store on disk.
 pub(crate) struct Api {
     pub(crate) router: axum::Router,
+    pub(crate) store: Store,
     cancel: CancellationToken,
     _folder: tempfile::TempDir,
 }
@@ -89,7 +90,7 @@ impl Api {
         apiserver::bootstrap(&store, &clock, &rng, "ca").await.unwrap();
         let server = ApiServer::new(ApiServerConfig {
             node_name: "one".to_owned(),
-            store,
+            store: store.clone(),
             peers: None,
             node_api,
             clock,
@@ -100,7 +101,13 @@ impl Api {
             bookmark_interval: Duration::from_millis(100),
             cancel: cancel.clone(),
         });
-        Self { router: server.router(), cancel, _folder: folder }
+        Self { router: server.router(), store, cancel, _folder: folder }
+    }
+
+    /// What the controllers are told of heartbeats.
+    pub(crate) fn renewals(&self) -> controllers::Renewals {
+        let store = self.store.clone();
+        Arc::new(move |node| store.renewals(node))
     }
 
     /// As the administrator.
@@ -202,6 +209,7 @@ impl Cluster {
             node_name: "one".to_owned(),
             settings,
             predecessor: None,
+            renewals: api.renewals(),
         };
         tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
         Self { api, tasks }

@@ -264,23 +264,25 @@ async fn a_node_is_told_of_others_what_their_routes_are_made_of_and_nothing_else
     let object = &added["object"];
     assert_eq!((&added["type"], &object["metadata"]["name"]), (&json!("ADDED"), &json!("b")));
     assert_eq!(object["spec"], json!({"podCIDR": "10.42.1.0/24"}));
-    assert_eq!(object["status"]["conditions"], json!([{"type": "Ready", "status": "True"}]));
+    assert_eq!(object["status"], json!({"addresses": addresses}));
     assert_eq!(object["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
     assert_eq!(object["metadata"]["managedFields"], Value::Null);
-    // Nothing of this is for a; that b is not ready any more is.
+    // Nothing of this is for a, not even that b is not ready any more; that it has moved is.
     change("b", json!({"metadata": {"labels": {"x": "y"}}})).await;
     let images = json!([{"names": ["i"], "sizeBytes": 1}]);
     let conditions = ready("2026-01-01T00:00:10Z");
     change("b/status", json!({"status": {"images": images, "conditions": conditions}})).await;
     let gone = json!([{"type": "Ready", "status": "Unknown"}]);
     change("b/status", json!({"status": {"conditions": gone}})).await;
-    let lost = watch.next().await.unwrap();
-    assert_eq!(lost["object"]["status"]["conditions"], gone);
-    assert_eq!(lost["object"]["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
+    let addresses = json!([{"type": "InternalIP", "address": "10.0.0.2"}]);
+    change("b/status", json!({"status": {"addresses": addresses}})).await;
+    let moved = watch.next().await.unwrap();
+    assert_eq!(moved["object"]["status"], json!({"addresses": addresses}));
+    assert_eq!(moved["object"]["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
     // A list says the same, a single Node is whole, and others see all of it.
     let read = async |path: &str, user| api.send_as(Some(user), Method::GET, path, "", "").await;
     let listed = read(NODES, node_user("a")).await;
-    assert_eq!(listed.at("/items/1/metadata"), lost["object"]["metadata"]);
+    assert_eq!(listed.at("/items/1/metadata"), moved["object"]["metadata"]);
     let (one, admin) = (format!("{NODES}/b"), UserInfo::new("admin", &["system:masters"]));
     assert_eq!(read(&one, node_user("a")).await.at("/metadata/labels/x"), "y");
     assert_eq!(read(NODES, admin).await.at("/items/1/metadata/labels/x"), "y");

@@ -14,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Node;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::agent::image::Images;
@@ -46,6 +47,8 @@ const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 /// First and longest pause between two rounds of questions.
 const ROUND_MIN: Duration = Duration::from_millis(40);
 const ROUND_MAX: Duration = Duration::from_secs(1);
+/// How long a node that could not be reached is not asked again.
+const UNREACHABLE_FOR: Duration = Duration::from_secs(60);
 /// Key of the places of transfers from nodes; no registry has such a host.
 const PLACE: &str = "nodes";
 
@@ -77,12 +80,30 @@ pub(crate) struct Peering {
     /// This node has the cluster's registry in its own process.
     pub(crate) is_server: bool,
     pub(crate) dialler: Arc<dyn PeerDialler>,
-    /// Names of the other nodes that are ready.
+    /// Names of the other nodes.
     pub(crate) others: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub(crate) unreachable: Arc<Unreachable>,
+}
+
+/// Nodes that could not be reached lately, and until when they are not asked.
+#[derive(Debug, Default)]
+pub(crate) struct Unreachable(Mutex<BTreeMap<String, Instant>>);
+
+impl Unreachable {
+    fn note(&self, node: &str) {
+        let now = Instant::now();
+        let mut until = self.0.lock();
+        until.retain(|_, until| *until > now);
+        until.insert(node.to_owned(), now + UNREACHABLE_FOR);
+    }
+
+    fn has(&self, node: &str) -> bool {
+        self.0.lock().get(node).is_some_and(|until| *until > Instant::now())
+    }
 }
 
 impl Peering {
-    /// Asks those of `nodes` that are ready.
+    /// Asks all `nodes` but `me`.
     pub(crate) fn new(
         me: String,
         is_server: bool,
@@ -92,17 +113,13 @@ impl Peering {
         let others = {
             let me = me.clone();
             move || {
-                let ready = nodes.store.state().into_iter().filter(|node| is_ready(node));
-                ready.filter_map(|node| node.metadata.name.clone()).filter(|n| *n != me).collect()
+                let nodes = nodes.store.state().into_iter();
+                nodes.filter_map(|node| node.metadata.name.clone()).filter(|n| *n != me).collect()
             }
         };
-        Self { me, is_server, dialler, others: Arc::new(others) }
+        let (others, unreachable) = (Arc::new(others), Arc::default());
+        Self { me, is_server, dialler, others, unreachable }
     }
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// What a node answers.
@@ -263,7 +280,8 @@ impl Images {
 
 /// The nodes to ask: the first ones in the order for this blob, so that all ask the same.
 fn candidates(peering: &Peering, hex: &str) -> Vec<Peer> {
-    let others = (peering.others)().into_iter().filter(|name| *name != peering.me);
+    let is_asked = |name: &String| *name != peering.me && !peering.unreachable.has(name);
+    let others = (peering.others)().into_iter().filter(is_asked);
     let ranked: BTreeMap<_, _> = others.map(|name| (rank(hex, &name), name)).collect();
     let chosen = ranked.into_values().take(PEERS_MAX);
     let peer = |name| Peer { name, connection: None, losses: 0, is_dropped: false, moved: None };
@@ -285,6 +303,9 @@ async fn ask_all(peers: &mut [Peer], peering: &Peering, hex: &str, repository: &
     let mut answers: FuturesUnordered<_> = asked
         .map(|(at, peer)| async move {
             let said = peer.ask(peering.dialler.as_ref(), (hex, repository)).await;
+            if said == Said::Unreachable {
+                peering.unreachable.note(&peer.name);
+            }
             (at, said, peer.note(said, is_better(hex, &peer.name, &peering.me)))
         })
         .collect();

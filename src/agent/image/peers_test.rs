@@ -75,6 +75,7 @@ impl Net {
             is_server: false,
             dialler: Arc::new(Dialler { net: self.clone(), me: name.to_owned() }),
             others: Arc::new(move || net.0.lock().keys().cloned().collect()),
+            unreachable: Arc::default(),
         };
         let node = Node::among(registry, COPY, "", Some(peering));
         let shelf = BlobShelf::default();

@@ -1,4 +1,5 @@
-//! The heartbeat.
+//! The heartbeat: a line each second on a stream to the leader, and the Lease itself, written more seldom.
+//! While there is no stream, the Lease is written each second.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,13 +9,15 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::agent::fence::Fence;
+use crate::agent::node::renewals::Renewals;
 use crate::agent::usage::{Load, Usage};
 use crate::api::node_load::{self, LEASE_NAMESPACE};
 use crate::client::is_not_found;
@@ -23,26 +26,21 @@ use crate::rt::WallClock;
 
 /// Pause between two heartbeats.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Deadline of one: a late heartbeat is worth nothing.
+/// Pause between two writes of the Lease while heartbeats go on the stream: kubelet's.
+const LEASE_INTERVAL: Duration = Duration::from_secs(10);
+/// Time for a write of the Lease, and for a stream to open.
 const DEADLINE: Duration = Duration::from_millis(900);
+/// Answers so long after one another may have had the node called silent in between.
+const ANSWERS_APART_MAX: Duration = Duration::from_secs(2);
+/// Pause after a stream that was not taken. A server that is older knows of none.
+const STREAM_RETRY: Duration = Duration::from_secs(3);
 /// What begins to wait together is told together.
 const SETTLE: Duration = Duration::from_millis(20);
 /// What the Lease promises, in seconds; the leader itself decides sooner.
-const DURATION_SECONDS: i32 = 10;
+const DURATION_SECONDS: i32 = 40;
 
 /// The Services that have requests waiting here.
 type Waiting = watch::Receiver<BTreeMap<(String, String), usize>>;
-
-/// How the last heartbeat went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    /// There was none yet.
-    Untried,
-    /// It was answered.
-    Up,
-    /// It was not.
-    Down,
-}
 
 /// What the heartbeat of a node needs.
 pub(crate) struct Heartbeat {
@@ -57,39 +55,130 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Renews the Lease of the node until `cancel`.
+    /// Keeps the node alive in the eyes of the leader until `cancel`.
     pub(crate) async fn renew(self, cancel: CancellationToken) {
-        let Self { client, node, clock, usage, heard, fence } = self;
-        let api: Api<Lease> = Api::namespaced(client, LEASE_NAMESPACE);
+        let answers = Answers {
+            fence: self.fence.clone(),
+            heard: Arc::clone(&self.heard),
+            last: Mutex::default(),
+        };
+        let (has_stream, streams) = watch::channel(false);
+        // The Lease was written: there is one to renew.
+        let written = Notify::new();
+        let both = async {
+            tokio::join!(
+                self.write(&answers, &written, streams),
+                self.stream(&answers, &written, &has_stream)
+            )
+        };
+        let _ = cancel.run_until_cancelled(both).await;
+    }
+
+    /// Writes the Lease, for ever.
+    async fn write(
+        &self,
+        answers: &Answers,
+        written: &Notify,
+        mut has_stream: watch::Receiver<bool>,
+    ) {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), LEASE_NAMESPACE);
+        let mut waiting = self.usage.mesh().map(Mesh::waiting_services);
+        loop {
+            let began = Instant::now();
+            let told = (self.usage.load(), node_load::waiting_text(names_of(waiting.as_ref())));
+            let sent = self.fence.now();
+            let beat =
+                tokio::time::timeout(DEADLINE, once(&api, &self.node, &self.clock, told)).await;
+            match beat {
+                Ok(Ok(())) => {
+                    answers.came(sent);
+                    written.notify_one();
+                }
+                Ok(Err(err)) => answers.failed(&err.to_string()),
+                Err(_) => answers.failed("no answer in time"),
+            }
+            next_write(began, &mut waiting, &mut has_stream).await;
+        }
+    }
+
+    /// Sends heartbeats on streams, one after the other, for ever.
+    async fn stream(&self, answers: &Answers, written: &Notify, has_stream: &watch::Sender<bool>) {
+        loop {
+            written.notified().await;
+            let opening = Renewals::open(&self.client, &self.node);
+            match tokio::time::timeout(DEADLINE, opening).await {
+                Ok(Ok(stream)) => {
+                    has_stream.send_replace(true);
+                    self.beat(stream, answers).await;
+                    // The Lease is written at once: perhaps by way of another server.
+                    has_stream.send_replace(false);
+                }
+                Ok(Err(err)) => {
+                    debug!(%err, "heartbeats are not taken on a stream");
+                    tokio::time::sleep(STREAM_RETRY).await;
+                }
+                Err(_) => tokio::time::sleep(STREAM_RETRY).await,
+            }
+        }
+    }
+
+    /// Sends heartbeats until the stream is over.
+    async fn beat(&self, mut stream: Renewals, answers: &Answers) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut line = Line::Untried;
-        let mut waiting = usage.mesh().map(Mesh::waiting_services);
-        while cancel.run_until_cancelled(next_beat(&mut ticks, &mut waiting)).await.is_some() {
-            let told = (usage.load(), node_load::waiting_text(names_of(waiting.as_ref())));
-            let sent = fence.now();
-            let beat = tokio::time::timeout(DEADLINE, once(&api, &node, &clock, told)).await;
-            let err = match beat {
-                Ok(Ok(())) => {
-                    fence.heard(sent);
-                    if line == Line::Down {
-                        info!("heartbeats are answered again");
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    if !stream.beat(self.fence.now()) {
+                        return answers.failed("no answer in time");
                     }
-                    if line != Line::Up {
-                        heard.notify_one();
-                    }
-                    line = Line::Up;
-                    continue;
                 }
-                Ok(Err(err)) => err.to_string(),
-                Err(_) => "no answer in time".to_owned(),
-            };
-            if line == Line::Down {
-                debug!(%err, "a heartbeat was not answered");
-            } else {
-                info!(%err, "a heartbeat was not answered");
+                answered = stream.answered() => match answered {
+                    Some(sent) => answers.came(sent),
+                    None => return debug!("the stream of heartbeats is over"),
+                }
             }
-            line = Line::Down;
+        }
+    }
+}
+
+/// What became of heartbeats, of either kind.
+struct Answers {
+    fence: Fence,
+    heard: Arc<Notify>,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    /// When the last answer came.
+    came: Option<Instant>,
+    /// A heartbeat failed since, which was told.
+    has_failed: bool,
+}
+
+impl Answers {
+    /// A heartbeat that was sent then, by the fence's clock, was answered.
+    fn came(&self, sent: Duration) {
+        self.fence.heard(sent);
+        let now = Instant::now();
+        let mut last = self.last.lock();
+        let is_apart = last.came.is_none_or(|came| now - came > ANSWERS_APART_MAX);
+        if last.has_failed {
+            info!("heartbeats are answered again");
+        }
+        if last.has_failed || is_apart {
+            self.heard.notify_one();
+        }
+        *last = Last { came: Some(now), has_failed: false };
+    }
+
+    fn failed(&self, err: &str) {
+        let mut last = self.last.lock();
+        if std::mem::replace(&mut last.has_failed, true) {
+            debug!(err, "a heartbeat was not answered");
+        } else {
+            info!(err, "a heartbeat was not answered");
         }
     }
 }
@@ -99,21 +188,42 @@ fn names_of(waiting: Option<&Waiting>) -> Vec<(String, String)> {
     waiting.map(|all| all.borrow().keys().cloned().collect()).unwrap_or_default()
 }
 
-/// The time of the next heartbeat: at its interval, or at once when something begins or ends to wait.
-async fn next_beat(ticks: &mut Interval, waiting: &mut Option<Waiting>) {
-    match waiting {
-        Some(waiting) => {
+/// Waits until the Lease is to be written again, which began to be last at `began`: when its time has come,
+/// or at once when the stream ends or something begins or ends to wait.
+async fn next_write(
+    began: Instant,
+    waiting: &mut Option<Waiting>,
+    has_stream: &mut watch::Receiver<bool>,
+) {
+    let other_waits = async {
+        match waiting {
+            Some(waiting) => match waiting.changed().await {
+                Ok(()) => tokio::time::sleep(SETTLE).await,
+                Err(_) => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    };
+    let due = async {
+        loop {
+            let pause = if *has_stream.borrow_and_update() { LEASE_INTERVAL } else { INTERVAL };
             tokio::select! {
-                _ = ticks.tick() => {}
-                Ok(()) = waiting.changed() => tokio::time::sleep(SETTLE).await,
+                () = tokio::time::sleep_until(began + pause) => return,
+                Ok(()) = has_stream.changed() => {
+                    if !*has_stream.borrow() {
+                        return;
+                    }
+                }
             }
         }
-        None => drop(ticks.tick().await),
+    };
+    tokio::select! {
+        () = other_waits => {}
+        () = due => {}
     }
 }
 
-/// Renews the Lease. What the node uses goes with it: the one thing that is sent anyway, and is not
-/// stored.
+/// Writes the Lease, which is not stored. What the node uses goes with it.
 async fn once(
     api: &Api<Lease>,
     node: &str,

@@ -11,6 +11,7 @@ mod facts;
 mod hardware;
 mod lease;
 mod register;
+mod renewals;
 
 pub(crate) use describe::{allocatable, allocatable_disk};
 pub(crate) use hardware::{Hardware, follow};

@@ -10,8 +10,26 @@ use tokio::time::Instant;
 /// An election takes less; who was heard longer ago may have been cut off as everybody was.
 const RECENT: Duration = Duration::from_secs(3);
 
+/// Within this time a leader that keeps up has heard at least half of the nodes: their pause between heartbeats.
+const BEAT: Duration = Duration::from_secs(1);
+/// So many times as long as alone a node may be silent where most are late; beyond, they may be gone.
+const LATENESS_MAX: f64 = 5.0;
+
+/// How late heartbeats are all over, 1 while they are on time: by how much the silence of the median node is
+/// longer than the pause between two.
+///
+/// A leader, a machine or a link that has more to do than it can hears everybody late. Who is called
+/// silent for that makes more to do: it is told to all, and told again when it is heard. As in the φ
+/// accrual failure detector (Hayashibara et al., 2004), silence is measured by what is usual.
+pub(super) fn lateness(silences: impl Iterator<Item = Duration>) -> f64 {
+    let mut all: Vec<_> = silences.collect();
+    let Some(middle) = all.len().checked_sub(1).map(|last| last / 2) else { return 1.0 };
+    let (_, median, _) = all.select_nth_unstable(middle);
+    median.div_duration_f64(BEAT).clamp(1.0, LATENESS_MAX)
+}
+
 /// What of a Lease changes when its node renews it.
-type Beat = (Option<String>, Option<String>, Option<String>);
+type Beat = (Option<String>, Option<String>, Option<String>, u64);
 
 /// What of a Node's `Ready` changes when its agent writes it.
 pub(super) type Word = (String, Option<String>, Option<String>);
@@ -82,12 +100,12 @@ impl Hearing {
         is_over
     }
 
-    /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, and of its agent's
-    /// own word.
+    /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, of how often it was
+    /// renewed without a write, and of its agent's own word.
     pub(super) fn listen(
         &mut self,
         node: &str,
-        lease: Option<&Lease>,
+        (lease, renewals): (Option<&Lease>, u64),
         word: Option<Word>,
         now: Instant,
     ) {
@@ -96,6 +114,7 @@ impl Hearing {
             lease.and_then(|lease| lease.metadata.uid.clone()),
             spec.and_then(|spec| spec.holder_identity.clone()),
             spec.and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0.to_string()),
+            renewals,
         );
         let was_listening = self.started < now;
         match self.heard.get_mut(node) {
@@ -129,6 +148,11 @@ impl Hearing {
         now.duration_since(before.or(known.map(|heard| heard.at)).unwrap_or(self.started))
     }
 
+    /// What was last noted of the renewals of `node`.
+    pub(super) fn renewals(&self, node: &str) -> u64 {
+        self.heard.get(node).map_or(0, |heard| heard.beat.3)
+    }
+
     fn hears_most(&self) -> bool {
         let proved = self.heard.values().filter(|heard| heard.is_proved).count();
         proved * 2 > self.heard.len()
@@ -157,20 +181,47 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_renewal_is_a_change_even_when_the_clock_of_the_node_goes_back() {
         let mut hearing = Hearing::new(Instant::now());
-        hearing.listen("a", Some(&lease("2026-01-01T00:00:10.000000Z")), None, Instant::now());
+        hearing.listen("a", (Some(&lease("2026-01-01T00:00:10.000000Z")), 0), None, Instant::now());
         tokio::time::advance(Duration::from_secs(2)).await;
-        hearing.listen("a", Some(&lease("2026-01-01T00:00:10.000000Z")), None, Instant::now());
+        hearing.listen("a", (Some(&lease("2026-01-01T00:00:10.000000Z")), 0), None, Instant::now());
         assert_eq!(hearing.silent_for("a", Instant::now()), Duration::from_secs(2));
-        hearing.listen("a", Some(&lease("1970-01-01T00:00:01.000000Z")), None, Instant::now());
+        hearing.listen("a", (Some(&lease("1970-01-01T00:00:01.000000Z")), 0), None, Instant::now());
         assert_eq!(hearing.silent_for("a", Instant::now()), Duration::ZERO);
+    }
+
+    #[test]
+    fn silence_is_measured_by_that_of_most_nodes() {
+        let of = |tenths: &[u64]| lateness(tenths.iter().map(|t| Duration::from_millis(t * 100)));
+        assert_eq!(of(&[]), 1.0);
+        assert_eq!(of(&[90]), 5.0, "nobody is heard");
+        assert_eq!(of(&[5, 9, 1]), 1.0, "on time");
+        assert_eq!(of(&[90, 0]), 1.0, "one of two is gone");
+        assert_eq!(of(&[90, 3, 90, 3, 9]), 1.0, "two of five are gone");
+        assert_eq!(of(&[10, 20, 40]), 2.0, "all are late");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_without_a_write_is_a_sign_of_life() {
+        let same = lease("2026-01-01T00:00:10.000000Z");
+        let mut hearing = Hearing::new(Instant::now());
+        for (renewals, silent) in [(7, 0), (7, 2), (8, 0), (8, 2), (1, 0)] {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            hearing.listen("a", (Some(&same), renewals), None, Instant::now());
+            let heard = hearing.silent_for("a", Instant::now());
+            assert_eq!(heard, Duration::from_secs(silent), "{renewals}");
+            assert_eq!(hearing.renewals("a"), renewals);
+        }
+        tokio::time::advance(Duration::from_secs(2)).await;
+        hearing.listen("a", (None, 0), None, Instant::now());
+        assert_eq!(hearing.silent_for("a", Instant::now()), Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_vanishes_is_no_sign_of_life() {
         let mut hearing = Hearing::new(Instant::now());
-        hearing.listen("a", Some(&lease("2026-01-01T00:00:10.000000Z")), None, Instant::now());
+        hearing.listen("a", (Some(&lease("2026-01-01T00:00:10.000000Z")), 0), None, Instant::now());
         tokio::time::advance(Duration::from_secs(2)).await;
-        hearing.listen("a", None, None, Instant::now());
+        hearing.listen("a", (None, 0), None, Instant::now());
         assert_eq!(hearing.silent_for("a", Instant::now()), Duration::from_secs(2));
     }
 
@@ -179,7 +230,7 @@ mod tests {
         let mut hearing = Hearing::new(Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(hearing.silent_for("never-seen", Instant::now()), Duration::from_secs(1));
-        hearing.listen("registered-late", None, None, Instant::now());
+        hearing.listen("registered-late", (None, 0), None, Instant::now());
         assert_eq!(hearing.silent_for("registered-late", Instant::now()), Duration::ZERO);
     }
 
@@ -191,13 +242,13 @@ mod tests {
         let silent = |lease: Option<&Lease>, others: [Option<&Lease>; 2]| {
             let before = Some(("old".to_owned(), last));
             let mut hearing = Hearing::after(before, Instant::now());
-            hearing.listen("old", lease, None, Instant::now());
+            hearing.listen("old", (lease, 0), None, Instant::now());
             for (name, _) in ["a", "b"].iter().zip(others) {
-                hearing.listen(name, None, None, Instant::now());
+                hearing.listen(name, (None, 0), None, Instant::now());
                 assert_eq!(hearing.silent_for(name, Instant::now()), Duration::ZERO);
             }
             for (name, lease) in ["a", "b"].iter().zip(others) {
-                hearing.listen(name, lease, None, Instant::now());
+                hearing.listen(name, (lease, 0), None, Instant::now());
             }
             hearing.silent_for("old", Instant::now())
         };
@@ -207,12 +258,12 @@ mod tests {
         let one = [Some(&beaten), None];
         assert_eq!(silent(None, one), Duration::ZERO, "most may be cut off, and it with them");
         let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now() + RECENT);
-        hearing.listen("old", None, None, Instant::now() + RECENT);
+        hearing.listen("old", (None, 0), None, Instant::now() + RECENT);
         assert_eq!(hearing.silent_for("old", Instant::now() + RECENT), Duration::ZERO);
         let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now());
-        hearing.listen("old", None, None, Instant::now());
+        hearing.listen("old", (None, 0), None, Instant::now());
         hearing.retain(|_| false);
-        hearing.listen("old", None, None, Instant::now());
+        hearing.listen("old", (None, 0), None, Instant::now());
         assert_eq!(hearing.silent_for("old", Instant::now()), Duration::ZERO, "it joined anew");
     }
 
@@ -220,11 +271,11 @@ mod tests {
     async fn whoever_was_deaf_gives_every_node_the_same_start_again() {
         let same = lease("2026-01-01T00:00:10.000000Z");
         let mut hearing = Hearing::new(Instant::now());
-        hearing.listen("late", Some(&same), None, Instant::now());
+        hearing.listen("late", (Some(&same), 0), None, Instant::now());
         assert!(!hearing.doubt(false, Instant::now()));
         tokio::time::advance(Duration::from_secs(8)).await;
         assert!(!hearing.doubt(true, Instant::now()) && !hearing.doubt(true, Instant::now()));
-        hearing.listen("late", Some(&same), None, Instant::now());
+        hearing.listen("late", (Some(&same), 0), None, Instant::now());
         assert_eq!(hearing.silent_for("late", Instant::now()), Duration::from_secs(8));
         assert!(hearing.doubt(false, Instant::now()), "somebody is heard again");
         assert_eq!(hearing.silent_for("late", Instant::now()), Duration::ZERO);
@@ -245,7 +296,7 @@ mod tests {
         let mut hearing = Hearing::new(Instant::now());
         let mut listen = |node: &Node| {
             let now = Instant::now();
-            hearing.listen("a", Some(&same), word(node), now);
+            hearing.listen("a", (Some(&same), 0), word(node), now);
             hearing.silent_for("a", now)
         };
         listen(&node("True", early));

@@ -1,6 +1,6 @@
 //! Watches over nodes: gives each its pod CIDR, notices when one falls silent, and moves its pods.
 //!
-//! Data in: nodes, their Leases, pods. Data out: pod CIDRs, conditions, taints, evictions.
+//! Data in: nodes, their Leases and renewals, pods. Data out: pod CIDRs, conditions, taints, evictions.
 //!
 //! # Invariants
 //!
@@ -175,7 +175,8 @@ impl Controller {
         for node in nodes {
             let name = node.name_any();
             let lease = informers.leases.store.named(LEASE_NAMESPACE, &name);
-            self.hearing.listen(&name, lease.as_deref(), health::word(&node), now);
+            let beat = (lease.as_deref(), (self.context.renewals)(&name));
+            self.hearing.listen(&name, beat, health::word(&node), now);
             for taint in node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()) {
                 let key = (name.clone(), taint.key.clone());
                 let since = self.taints.get(&key).copied().unwrap_or(now);
@@ -185,6 +186,10 @@ impl Controller {
         }
         self.taints = taints;
         self.hearing.retain(|name| informers.nodes.store.named("", name).is_some());
+        let lateness = health::lateness(all.iter().map(|heard| heard.silent_for));
+        for heard in &mut all {
+            heard.silent_for = heard.silent_for.div_f64(lateness);
+        }
         all
     }
 
@@ -260,6 +265,9 @@ impl Controller {
 
     /// Asks the leader's own memory, not the cache, whether the node is still silent.
     async fn has_beaten(&self, node: &str) -> Result<bool, kube::Error> {
+        if (self.context.renewals)(node) != self.hearing.renewals(node) {
+            return Ok(true);
+        }
         let client = self.context.client.clone();
         let leases: Api<Lease> = Api::namespaced(client, LEASE_NAMESPACE);
         let beat = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());

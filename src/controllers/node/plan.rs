@@ -46,7 +46,7 @@ pub(super) struct View<'a> {
     pub(super) now: Timestamp,
 }
 
-/// A node, and how long it has been silent.
+/// A node, and how long it has been silent; where most are late, as if it were alone in that.
 #[derive(Debug, Clone)]
 pub(super) struct Heard {
     pub(super) node: Arc<Node>,

@@ -9,7 +9,8 @@ use super::origin::{Caller, Origin, PodOwner, Sender};
 use super::table::{Incoming, Outgoing, PodRef, Policies, Ruling};
 use crate::mesh::Mesh;
 use crate::mesh::endpoint::EndpointState;
-use crate::mesh::routes::{NodeRoute, Place, Protocol};
+use crate::mesh::nodes::NodeRoute;
+use crate::mesh::routes::{Place, Protocol};
 
 /// How long a connection waits for the table to hear of a pod that it does not know yet.
 const SETTLE_MAX: Duration = Duration::from_secs(3);
@@ -101,7 +102,7 @@ impl Mesh {
         }
         let Some(owner) = owner else { return Ok(()) };
         let table = self.0.table.load_full();
-        let me = table.routes.node(&self.0.node_name);
+        let me = table.routes.nodes.get(&self.0.node_name);
         let client;
         let from = match origin {
             Origin::Pod(caller) => Incoming::Pod {
@@ -143,7 +144,7 @@ impl Mesh {
         }
         let Some(owner) = self.0.local.owner(to.ip()) else { return Ok(()) };
         let table = self.0.table.load_full();
-        let node = table.routes.node(peer);
+        let node = table.routes.nodes.get(peer);
         let client;
         let from = match sender {
             Sender::Pod(uid) => {

@@ -139,6 +139,7 @@ impl World {
             node_name: "n0".to_owned(),
             settings: controllers::Settings::default(),
             predecessor: None,
+            renewals: self.api.renewals(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
         let context =
