@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::apiserver::by_node::ByNode;
 use crate::apiserver::compiled::{self, CompiledConfig};
 use crate::apiserver::image_policy::ImageVerifier;
-use crate::apiserver::node_pods::NodePods;
 use crate::apiserver::registry::Registry;
 use crate::apiserver::renewals::Relay;
 use crate::apiserver::service_account::Signers;
@@ -72,8 +72,8 @@ pub(super) struct ContextInner {
     pub(super) registry: Registry,
     pub(super) stats: Stats,
     pub(super) signers: Signers,
-    /// Changes of pods for the watches of agents.
-    pub(super) node_pods: Arc<NodePods>,
+    /// Changes of pods and Nodes for the watches of agents.
+    pub(super) by_node: ByNode,
     /// Set once the node it belongs to is there.
     pub(super) image_verifier: OnceLock<Arc<dyn ImageVerifier>>,
     pub(super) bookmark_interval: Duration,
@@ -97,7 +97,7 @@ impl ApiServer {
             registry: Registry::new(config.blob_dir),
             stats,
             signers: Signers::default(),
-            node_pods: Arc::default(),
+            by_node: ByNode::default(),
             image_verifier: OnceLock::new(),
             node_name: config.node_name,
             store: config.store,

@@ -9,12 +9,14 @@
 //!
 //! Reading a single Node gives all of it.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::api::{meta, node_place};
 use crate::apiserver::access;
 use crate::apiserver::router::Call;
-use crate::store::Shown;
+use crate::store::{Change, Shown};
 
 /// Labels that others look at.
 const LABELS: [&str; 2] = [node_place::SERVER, node_place::ZONE];
@@ -36,6 +38,11 @@ impl Neighbours {
         Some(Self { me: me.to_owned() })
     }
 
+    /// The node that asks.
+    pub(super) fn me(&self) -> &str {
+        &self.me
+    }
+
     /// Whether the node that asks is told of `node` at all.
     pub(super) fn has(&self, node: &Value) -> bool {
         self.is_own(node) || has_addresses(node)
@@ -54,6 +61,15 @@ impl Neighbours {
     fn is_own(&self, node: &Value) -> bool {
         meta::name(node) == self.me
     }
+}
+
+/// Whether a change of a Node is told to others.
+pub(super) fn are_told(change: &Change) -> bool {
+    fn told(node: Option<&Arc<Shown>>) -> Option<&Value> {
+        Some(node.filter(|node| has_addresses(node.object()))?.part(cut).object())
+    }
+    // Both carry the revision of the change.
+    told(change.previous.as_ref()) != told(change.current.as_ref())
 }
 
 fn has_addresses(node: &Value) -> bool {

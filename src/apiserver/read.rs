@@ -71,9 +71,10 @@ impl Filter {
         self.labels.is_everything() && self.fields.is_empty() && self.name.is_none()
     }
 
-    /// The node that pods must be on.
-    pub(super) fn node_name(&self) -> Option<&str> {
-        self.fields.required("spec.nodeName")
+    /// The node that what is let through concerns: that pods must be on, or that asks for Nodes.
+    pub(super) fn concerned_node(&self) -> Option<&str> {
+        let asking = self.neighbours.as_ref().map(Neighbours::me);
+        asking.or_else(|| self.fields.required("spec.nodeName"))
     }
 
     pub(super) fn matches(&self, object: &Value) -> bool {

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::api::Resource;
+use crate::apiserver::by_node::Follow;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::negotiate::Shape;
-use crate::apiserver::node_pods::Follow;
 use crate::apiserver::read::{self, Filter};
 use crate::apiserver::router::Call;
 use crate::store::{Batch, Change, Shown, StoreError};
@@ -58,7 +58,7 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
     if !is_fresh {
         store.wait_for(&scope, revision, read::FUTURE_WAIT).await?;
     }
-    let node = filter.node_name().map(str::to_owned);
+    let node = filter.concerned_node().map(str::to_owned);
     let follow = Follow::new(Arc::clone(&call.context), scope, node.as_deref(), revision);
     let follow = match follow {
         Ok(follow) => follow,

@@ -1,0 +1,425 @@
+//! Changes of pods and of Nodes, sorted by the node they concern.
+//!
+//! Every agent watches the pods of its node, and of all changes of pods hardly any is its own. It watches all
+//! Nodes, and of most of their changes nothing is told to others. Were each watcher woken for each change,
+//! a change would cost as many looks as there are nodes. Here one task looks at every change once, and
+//! puts it into the boxes of the nodes that it concerns.
+//!
+//! ```text
+//! store ─ one watch of all ─► sorter ─ by node ─► box ─► watcher
+//! ```
+//!
+//! A box holds what changed for its node after a revision, its *floor*: of each object what it was and what
+//! it is, so that a watcher that is late skips what was in between. Who wants older changes, or let his
+//! box run over, reads the store himself until he is above the floor.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use crate::api::{Resource, meta};
+use crate::apiserver::context::{Context, ContextInner};
+use crate::apiserver::neighbours;
+use crate::store::{Batch, Change, Scope, Shown, StoreError, StoreWatch};
+
+/// Objects in a box; with more its watcher reads the store instead.
+const BOX_OBJECTS_MAX: usize = 4096;
+/// Pause before the sorter begins again after its watch broke.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// The sorted collections of a server.
+#[derive(Debug)]
+pub(super) struct ByNode {
+    pods: Arc<Hub>,
+    nodes: Arc<Hub>,
+}
+
+impl Default for ByNode {
+    fn default() -> Self {
+        let hub = |concerned| Arc::new(Hub { concerned, sorter: Mutex::default() });
+        Self { pods: hub(of_pod), nodes: hub(of_node) }
+    }
+}
+
+impl ByNode {
+    /// The one that has what a watch of `scope` on behalf of a node needs.
+    fn of(&self, scope: &Scope) -> Option<&Arc<Hub>> {
+        if !scope.resource.group.is_empty() || scope.namespace.is_some() {
+            return None;
+        }
+        match scope.resource.plural {
+            "pods" => Some(&self.pods),
+            "nodes" => Some(&self.nodes),
+            _ => None,
+        }
+    }
+}
+
+/// Whom a change concerns.
+enum Concerned<'a> {
+    /// The node that the object was of, and the one that it is of.
+    Nodes(Option<&'a str>, Option<&'a str>),
+    All,
+}
+
+/// A pod concerns the node it is on.
+fn of_pod(change: &Change) -> Concerned<'_> {
+    fn node(pod: Option<&Arc<Shown>>) -> Option<&str> {
+        pod?.object().pointer("/spec/nodeName").and_then(Value::as_str)
+    }
+    Concerned::Nodes(node(change.previous.as_ref()), node(change.current.as_ref()))
+}
+
+/// A Node concerns the node itself, and all if others are told of the change.
+fn of_node(change: &Change) -> Concerned<'_> {
+    if neighbours::are_told(change) {
+        return Concerned::All;
+    }
+    let shown = change.current.as_ref().or(change.previous.as_ref());
+    Concerned::Nodes(None, shown.map(|node| meta::name(node.object())))
+}
+
+/// The boxes of all nodes that somebody watches for. Bounded by the watches.
+#[derive(Debug)]
+struct Hub {
+    concerned: fn(&Change) -> Concerned<'_>,
+    sorter: Mutex<Sorter>,
+}
+
+#[derive(Debug, Default)]
+struct Sorter {
+    is_running: bool,
+    /// Everything up to here is sorted; `None` before the sorter has begun.
+    revision: Option<u64>,
+    boxes: BTreeMap<String, Vec<Weak<Held>>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By uid: another object of the same name is another one.
+    changes: BTreeMap<String, Change>,
+    /// All changes for the node after this revision are here, or were taken.
+    floor: u64,
+}
+
+/// The box of one watcher.
+#[derive(Debug)]
+struct NodeBox {
+    hub: Arc<Hub>,
+    held: Arc<Held>,
+}
+
+impl Hub {
+    /// A box for `node`. The first one starts the sorter.
+    fn subscribe(
+        self: &Arc<Self>,
+        context: &Context,
+        resource: &'static Resource,
+        node: &str,
+    ) -> NodeBox {
+        let mut sorter = self.sorter.lock();
+        if !sorter.is_running {
+            sorter.is_running = true;
+            let (hub, server) = (Arc::downgrade(self), Arc::downgrade(context));
+            let sorting = sort(hub, server, resource);
+            context.sessions.spawn_until_cancelled("changes-by-node", sorting);
+        }
+        let state =
+            Mutex::new(State { floor: sorter.revision.unwrap_or(u64::MAX), ..State::default() });
+        let held = Arc::new(Held { state, wake: Notify::new() });
+        let boxes = sorter.boxes.entry(node.to_owned()).or_default();
+        boxes.retain(|held| held.strong_count() > 0);
+        boxes.push(Arc::downgrade(&held));
+        NodeBox { hub: Arc::clone(self), held }
+    }
+
+    /// From here on everything is sorted, and nothing before.
+    fn begin(&self, revision: u64) {
+        let mut sorter = self.sorter.lock();
+        sorter.revision = Some(revision);
+        sorter.boxes.retain(|_, boxes| {
+            boxes.retain(|held| held.strong_count() > 0);
+            !boxes.is_empty()
+        });
+        for held in sorter.boxes.values().flatten().filter_map(Weak::upgrade) {
+            let mut state = held.state.lock();
+            state.changes.clear();
+            state.floor = revision;
+            held.wake.notify_one();
+        }
+    }
+
+    fn put(&self, batch: &Batch) {
+        let mut sorter = self.sorter.lock();
+        for change in &batch.changes {
+            match (self.concerned)(change) {
+                Concerned::All => sorter.boxes.retain(|_, boxes| put(boxes, change)),
+                Concerned::Nodes(before, now) => {
+                    let other = before.filter(|before| Some(*before) != now);
+                    for node in now.into_iter().chain(other) {
+                        sorter.tell(node, change);
+                    }
+                }
+            }
+        }
+        sorter.revision = Some(batch.revision);
+    }
+}
+
+impl Sorter {
+    fn tell(&mut self, node: &str, change: &Change) {
+        let Some(boxes) = self.boxes.get_mut(node) else { return };
+        if !put(boxes, change) {
+            self.boxes.remove(node);
+        }
+    }
+}
+
+/// Puts a change into the boxes of a node; whether there are any.
+fn put(boxes: &mut Vec<Weak<Held>>, change: &Change) -> bool {
+    boxes.retain(|held| {
+        let Some(held) = held.upgrade() else { return false };
+        held.put(change);
+        true
+    });
+    !boxes.is_empty()
+}
+
+impl Held {
+    fn put(&self, change: &Change) {
+        let mut state = self.state.lock();
+        state.put(change);
+        drop(state);
+        self.wake.notify_one();
+    }
+}
+
+impl State {
+    fn put(&mut self, change: &Change) {
+        let Some(shown) = change.current.as_ref().or(change.previous.as_ref()) else { return };
+        let uid = meta::uid(shown.object()).to_owned();
+        let mut change = change.clone();
+        if let Some(before) = self.changes.remove(&uid) {
+            // What is gone is told as it was last, with the revision of its end.
+            if change.current.is_some() || before.previous.is_none() {
+                change.previous = before.previous;
+            }
+        }
+        if change.current.is_none() && change.previous.is_none() {
+            return;
+        }
+        if self.changes.len() >= BOX_OBJECTS_MAX {
+            self.changes.clear();
+            self.floor = change.revision;
+        } else {
+            self.changes.insert(uid, change);
+        }
+    }
+}
+
+impl NodeBox {
+    /// What changed after `cursor`, and how far that reaches; `None` when some of it is not here.
+    fn take(&self, cursor: u64) -> Option<Batch> {
+        // Read first: what is sorted by now is in the box.
+        let revision = self.hub.sorter.lock().revision.unwrap_or(0);
+        let mut state = self.held.state.lock();
+        if state.floor > cursor {
+            return None;
+        }
+        let mut changes: Vec<Change> = std::mem::take(&mut state.changes).into_values().collect();
+        drop(state);
+        changes.retain(|change| change.revision > cursor);
+        changes.sort_unstable_by_key(|change| change.revision);
+        let last = changes.last().map_or(0, |change| change.revision);
+        Some(Batch { changes, revision: revision.max(last).max(cursor) })
+    }
+
+    /// Whether all changes after `cursor` are here, or will be.
+    fn reaches(&self, cursor: u64) -> bool {
+        self.held.state.lock().floor <= cursor
+    }
+
+    /// Waits until there may be something to take.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what has come is told the next time.
+    async fn changed(&self) {
+        self.held.wake.notified().await;
+    }
+}
+
+/// Sorts until the API server is gone.
+async fn sort(hub: Weak<Hub>, context: Weak<ContextInner>, resource: &'static Resource) {
+    loop {
+        let (Some(sorter), Some(server)) = (hub.upgrade(), context.upgrade()) else { return };
+        let (scope, store) = (Scope::new(resource, None), &server.store);
+        let revision = store.revision(&scope);
+        let watch = store.watch(&scope, revision);
+        drop(server);
+        match watch {
+            Ok(mut watch) => {
+                sorter.begin(revision);
+                drop(sorter);
+                loop {
+                    match watch.next().await {
+                        Ok(batch) => match hub.upgrade() {
+                            Some(sorter) => sorter.put(&batch),
+                            None => return,
+                        },
+                        Err(err) => {
+                            tracing::debug!(%err, "a watch of a whole collection broke");
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(err) => tracing::debug!(%err, "cannot watch a whole collection"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// What a watch follows: the store, or, once that has all that comes, a box.
+#[derive(Debug)]
+pub(super) struct Follow {
+    context: Context,
+    scope: Scope,
+    /// `None`: the box is followed.
+    watch: Option<StoreWatch>,
+    node_box: Option<NodeBox>,
+    /// Everything up to here was told.
+    revision: u64,
+}
+
+impl Follow {
+    /// All changes of `scope` after `revision`; those that concern `node` at least, if one is named.
+    ///
+    /// # Errors
+    ///
+    /// See [`crate::store::Store::watch`].
+    pub(super) fn new(
+        context: Context,
+        scope: Scope,
+        node: Option<&str>,
+        revision: u64,
+    ) -> Result<Self, StoreError> {
+        let watch = Some(context.store.watch(&scope, revision)?);
+        let node = node.filter(|node| !node.is_empty());
+        let node_box = node.zip(context.by_node.of(&scope));
+        let node_box = node_box.map(|(node, hub)| hub.subscribe(&context, scope.resource, node));
+        Ok(Self { context, scope, watch, node_box, revision }.settled())
+    }
+
+    fn settled(mut self) -> Self {
+        self.settle();
+        self
+    }
+
+    /// Leaves the store for the box, if that has all that comes.
+    fn settle(&mut self) {
+        if self.node_box.as_ref().is_some_and(|node_box| node_box.reaches(self.revision)) {
+            self.watch = None;
+        }
+    }
+
+    /// Waits for changes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped call loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoreWatch::next`].
+    pub(super) async fn next(&mut self) -> Result<Batch, StoreError> {
+        loop {
+            if let Some(watch) = &mut self.watch {
+                let batch = watch.next().await?;
+                self.revision = batch.revision;
+                self.settle();
+                return Ok(batch);
+            }
+            match self.taken() {
+                Some(batch) if !batch.changes.is_empty() => return Ok(batch),
+                Some(_) => {}
+                None => self.watch = Some(self.context.store.watch(&self.scope, self.revision)?),
+            }
+            if let (None, Some(node_box)) = (&self.watch, &self.node_box) {
+                node_box.changed().await;
+            }
+        }
+    }
+
+    /// What is there without waiting, if the box is followed: how far it reaches is news as well.
+    pub(super) fn taken(&mut self) -> Option<Batch> {
+        let node_box = self.node_box.as_ref().filter(|_| self.watch.is_none())?;
+        let batch = node_box.take(self.revision)?;
+        self.revision = batch.revision;
+        Some(batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a box holds after these changes of one pod, as it was and as it is: `[before, now, revision]`.
+    fn boxed(changes: &[[Option<&str>; 2]]) -> Vec<(Option<String>, Option<String>, u64)> {
+        let shown = |phase: Option<&str>| {
+            let pod =
+                |phase| json!({"metadata": {"name": "p", "uid": "u"}, "status": {"phase": phase}});
+            phase.map(|phase| Arc::new(Shown::new(pod(phase))))
+        };
+        let phase = |shown: &Option<Arc<Shown>>| {
+            let phase = shown.as_ref()?.object().pointer("/status/phase")?;
+            Some(phase.as_str()?.to_owned())
+        };
+        let mut state = State::default();
+        for (revision, [previous, current]) in (1..).zip(changes) {
+            let (previous, current) = (shown(*previous), shown(*current));
+            state.put(&Change { revision, current, previous });
+        }
+        let told =
+            |change: &Change| (phase(&change.previous), phase(&change.current), change.revision);
+        state.changes.values().map(told).collect()
+    }
+
+    #[test]
+    fn what_is_late_is_told_as_one_change() {
+        let some = |text: &str| Some(text.to_owned());
+        let created = [None, Some("a")];
+        let changed = [Some("a"), Some("b")];
+        let again = [Some("b"), Some("c")];
+        let deleted = [Some("c"), None];
+        assert_eq!(boxed(&[created]), [(None, some("a"), 1)]);
+        assert_eq!(boxed(&[created, changed, again]), [(None, some("c"), 3)]);
+        assert_eq!(boxed(&[changed, again]), [(some("a"), some("c"), 2)]);
+        assert_eq!(boxed(&[again, deleted]), [(some("c"), None, 2)], "as it was last");
+        assert_eq!(boxed(&[created, changed, again, deleted]), [], "it was never told");
+    }
+
+    #[test]
+    fn a_box_that_runs_over_is_empty_and_says_from_where_on() {
+        let mut state = State::default();
+        for revision in 1..=BOX_OBJECTS_MAX as u64 + 1 {
+            let pod = json!({"metadata": {"uid": revision.to_string()}});
+            let current = Some(Arc::new(Shown::new(pod)));
+            state.put(&Change { revision, current, previous: None });
+        }
+        assert!(state.changes.is_empty());
+        assert_eq!(state.floor, BOX_OBJECTS_MAX as u64 + 1);
+    }
+}
