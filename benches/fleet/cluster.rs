@@ -133,11 +133,11 @@ impl Cluster {
     /// A component as small as one can be: the nodes do not look at it.
     async fn push_image(&self) -> Result<(), Failed> {
         let blob = b"\0asm\x0d\0\x01\0".to_vec();
-        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&blob)));
+        let (digest, size) = (format!("sha256:{}", hex::encode(Sha256::digest(&blob))), blob.len());
         let path = format!("/v2/fleet/blobs/uploads/?digest={digest}");
         push(self.client(), Method::POST, &path, "application/octet-stream", blob).await?;
         let manifest = json!({"schemaVersion": 2,
-            "layers": [{"mediaType": "application/wasm", "digest": digest}]});
+            "layers": [{"mediaType": "application/wasm", "digest": digest, "size": size}]});
         let media = "application/vnd.oci.image.manifest.v1+json";
         let body = manifest.to_string().into_bytes();
         push(self.client(), Method::PUT, "/v2/fleet/manifests/v1", media, body).await

@@ -11,9 +11,10 @@
 //!
 //! A box holds what changed for its node after a revision, its *floor*: of each object what it was and what
 //! it is, so that a watcher that is late skips what was in between. Who wants older changes, or let his
-//! box run over, reads the store himself until he is above the floor.
+//! box run over, reads the store himself until he is above the floor: when a server is lost, all its
+//! watchers do so at others, at once. An index of the last changes tells them which they need to look at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use crate::store::{Batch, Change, Scope, Shown, StoreError, StoreWatch};
 
 /// Objects in a box; with more its watcher reads the store instead.
 const BOX_OBJECTS_MAX: usize = 4096;
+/// Changes in the index: those of a minute or so of a fleet that has much to do, in a few MiB.
+const INDEX_MAX: usize = 32_768;
 /// Pause before the sorter begins again after its watch broke.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -60,6 +63,7 @@ impl ByNode {
 }
 
 /// Whom a change concerns.
+#[derive(Debug, Clone, Copy)]
 enum Concerned<'a> {
     /// The node that the object was of, and the one that it is of.
     Nodes(Option<&'a str>, Option<&'a str>),
@@ -96,6 +100,46 @@ struct Sorter {
     /// Everything up to here is sorted; `None` before the sorter has begun.
     revision: Option<u64>,
     boxes: BTreeMap<String, Vec<Weak<Held>>>,
+    index: Index,
+}
+
+/// Whom the last changes concerned.
+#[derive(Debug, Default)]
+struct Index {
+    /// By revision: the nodes, none for all.
+    changes: VecDeque<(u64, Option<[Option<Box<str>>; 2]>)>,
+    /// All changes after this one are here.
+    floor: u64,
+}
+
+impl Index {
+    fn put(&mut self, revision: u64, concerned: Concerned<'_>) {
+        let nodes = match concerned {
+            Concerned::All => None,
+            Concerned::Nodes(before, now) => Some([before.filter(|_| before != now), now]),
+        };
+        self.changes
+            .push_back((revision, nodes.map(|nodes| nodes.map(|name| name.map(Box::from)))));
+        if self.changes.len() > INDEX_MAX
+            && let Some((oldest, _)) = self.changes.pop_front()
+        {
+            self.floor = oldest;
+        }
+    }
+
+    /// Whether a change at `revision` may concern `node`, where all up to `sorted` are here.
+    fn may_concern(&self, node: &str, revision: u64, sorted: u64) -> bool {
+        if revision <= self.floor || revision > sorted {
+            return true;
+        }
+        let from = self.changes.partition_point(|(at, _)| *at < revision);
+        let at_revision = self.changes.range(from..).take_while(|(at, _)| *at == revision);
+        at_revision.into_iter().any(|(_, nodes)| {
+            let is_named =
+                |nodes: &[Option<Box<str>>; 2]| nodes.iter().flatten().any(|name| **name == *node);
+            nodes.as_ref().is_none_or(is_named)
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -116,6 +160,7 @@ struct State {
 #[derive(Debug)]
 struct NodeBox {
     hub: Arc<Hub>,
+    node: String,
     held: Arc<Held>,
 }
 
@@ -140,13 +185,14 @@ impl Hub {
         let boxes = sorter.boxes.entry(node.to_owned()).or_default();
         boxes.retain(|held| held.strong_count() > 0);
         boxes.push(Arc::downgrade(&held));
-        NodeBox { hub: Arc::clone(self), held }
+        NodeBox { hub: Arc::clone(self), node: node.to_owned(), held }
     }
 
     /// From here on everything is sorted, and nothing before.
     fn begin(&self, revision: u64) {
         let mut sorter = self.sorter.lock();
         sorter.revision = Some(revision);
+        sorter.index = Index { floor: revision, ..Index::default() };
         sorter.boxes.retain(|_, boxes| {
             boxes.retain(|held| held.strong_count() > 0);
             !boxes.is_empty()
@@ -162,7 +208,9 @@ impl Hub {
     fn put(&self, batch: &Batch) {
         let mut sorter = self.sorter.lock();
         for change in &batch.changes {
-            match (self.concerned)(change) {
+            let concerned = (self.concerned)(change);
+            sorter.index.put(change.revision, concerned);
+            match concerned {
                 Concerned::All => sorter.boxes.retain(|_, boxes| put(boxes, change)),
                 Concerned::Nodes(before, now) => {
                     let other = before.filter(|before| Some(*before) != now);
@@ -242,6 +290,13 @@ impl NodeBox {
         changes.sort_unstable_by_key(|change| change.revision);
         let last = changes.last().map_or(0, |change| change.revision);
         Some(Batch { changes, revision: revision.max(last).max(cursor) })
+    }
+
+    /// Whether the node may have to be told of a change at `revision`.
+    fn may_want(&self, revision: u64) -> bool {
+        let sorter = self.hub.sorter.lock();
+        let sorted = sorter.revision.unwrap_or(0);
+        sorter.index.may_concern(&self.node, revision, sorted)
     }
 
     /// Whether all changes after `cursor` are here, or will be.
@@ -345,7 +400,9 @@ impl Follow {
     pub(super) async fn next(&mut self) -> Result<Batch, StoreError> {
         loop {
             if let Some(watch) = &mut self.watch {
-                let batch = watch.next().await?;
+                let node_box = self.node_box.as_ref();
+                let wanted = |revision| node_box.is_none_or(|held| held.may_want(revision));
+                let batch = watch.next_of(&wanted).await?;
                 self.revision = batch.revision;
                 self.settle();
                 return Ok(batch);
@@ -409,6 +466,26 @@ mod tests {
         assert_eq!(boxed(&[changed, again]), [(some("a"), some("c"), 2)]);
         assert_eq!(boxed(&[again, deleted]), [(some("c"), None, 2)], "as it was last");
         assert_eq!(boxed(&[created, changed, again, deleted]), [], "it was never told");
+    }
+
+    #[test]
+    fn the_index_knows_whom_the_last_changes_concerned_and_nothing_of_others() {
+        let mut index = Index { floor: 2, ..Index::default() };
+        index.put(3, Concerned::Nodes(None, Some("a")));
+        index.put(5, Concerned::Nodes(Some("a"), Some("b")));
+        index.put(6, Concerned::All);
+        index.put(7, Concerned::Nodes(None, None));
+        index.put(7, Concerned::Nodes(Some("c"), None));
+        let concerned = |node: &str| -> Vec<u64> {
+            (1..10).filter(|revision| index.may_concern(node, *revision, 8)).collect()
+        };
+        assert_eq!(concerned("a"), [1, 2, 3, 5, 6, 9]);
+        assert_eq!(concerned("b"), [1, 2, 5, 6, 9]);
+        assert_eq!(concerned("c"), [1, 2, 6, 7, 9]);
+        for revision in 8..8 + INDEX_MAX as u64 {
+            index.put(revision, Concerned::Nodes(None, None));
+        }
+        assert_eq!((index.changes.len(), index.floor), (INDEX_MAX, 7));
     }
 
     #[test]

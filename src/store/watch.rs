@@ -51,6 +51,22 @@ impl StoreWatch {
     ///
     /// [`StoreError::Compacted`] when this watcher fell too far behind: list again.
     pub async fn next(&mut self) -> Result<Batch, StoreError> {
+        self.next_of(&|_| true).await
+    }
+
+    /// As [`Self::next`], without those changes whose revisions are not `wanted`: they are not even read.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Self::next`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::next`].
+    pub async fn next_of(
+        &mut self,
+        wanted: &(dyn Fn(u64) -> bool + Sync),
+    ) -> Result<Batch, StoreError> {
         let (tier, events, revision) = match &mut self.feed {
             Feed::Durable(watch) => {
                 let batch = watch.next().await?;
@@ -61,8 +77,9 @@ impl StoreWatch {
                 (Tier::Volatile, events, revision)
             }
         };
-        let changes =
-            events.iter().map(|event| self.changes.read(tier, event)).collect::<Result<_, _>>()?;
+        let events = events.iter().filter(|event| wanted(event.revision));
+        let changes = events.map(|event| self.changes.read(tier, event));
+        let changes = changes.collect::<Result<_, _>>()?;
         Ok(Batch { changes, revision })
     }
 }

@@ -12,10 +12,13 @@ use crate::agent::image::metrics::Origin;
 use crate::agent::image::part::{Pace, Part, Transfer};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::swarm::Claim;
-use crate::agent::image::{Images, sources};
+use crate::agent::image::{Images, Peering, sources};
 
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Largest blob that is taken from the cluster's registry at once: the handshakes with three others, who may
+/// be asked by a whole fleet, carry about as much.
+const SMALL_BYTES_MAX: u64 = 32 * 1024;
 /// How long one piece of compiled code may take to arrive.
 pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The least that a registry must send: 4 kbit/s. One that is slower gives up its place, and its next
@@ -154,8 +157,11 @@ impl Images {
         let mut part = Part::open(self.blob(&blob.hex)).await?;
         let claim = self.swarm.claim(&blob.hex, repository);
         let peering = self.peering.as_ref();
-        // A server has the cluster's registry in its own process.
-        let peering = peering.filter(|peering| !(source.is_own() && peering.is_server));
+        // A server has the cluster's registry in its own process, and what is small is here before others
+        // are asked.
+        let is_small = blob.size.is_some_and(|size| size <= SMALL_BYTES_MAX);
+        let is_at_hand = |peering: &&Peering| source.is_own() && (peering.is_server || is_small);
+        let peering = peering.filter(|peering| !is_at_hand(peering));
         let mut is_whole = false;
         if let Some(peering) = peering.filter(|peering| !(peering.others)().is_empty())
             && source.holds(&blob.hex).await

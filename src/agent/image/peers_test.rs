@@ -12,6 +12,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -95,9 +96,15 @@ fn path() -> String {
     format!("/blobs/{}", digest_of(WASM))
 }
 
-/// A registry that counts the blobs it gives, and answers questions after them with `code`.
+/// A registry that counts the blobs it gives, and answers questions after them with `code`. Its manifest does
+/// not say how small they are.
 fn registry(code: StatusCode, given: &Arc<AtomicUsize>) -> Router {
-    let manifest = manifest_of("application/wasm", WASM);
+    let mut manifest: Value = serde_json::from_str(&manifest_of("application/wasm", WASM)).unwrap();
+    manifest["layers"][0].as_object_mut().unwrap().remove("size");
+    registry_with(manifest.to_string(), code, given)
+}
+
+fn registry_with(manifest: String, code: StatusCode, given: &Arc<AtomicUsize>) -> Router {
     let given = Arc::clone(given);
     let blob = move |method: Method, headers: HeaderMap| async move {
         if method == Method::HEAD {
@@ -279,6 +286,23 @@ async fn a_registry_that_claims_to_have_a_blob_does_not_open_another_repositorys
     // Who may pull from the private one gets it from the neighbour.
     lured.ready(&image, PullPolicy::IfNotPresent).await.unwrap();
     assert_eq!((given.load(Ordering::Relaxed), pulled(&lured)), (1, [WASM.len() as u64, 0, 0]));
+}
+
+#[tokio::test]
+async fn nobody_is_asked_for_what_is_small_and_in_the_clusters_registry() {
+    let (given, net) = (Arc::<AtomicUsize>::default(), Net::default());
+    let asked = Arc::<AtomicUsize>::default();
+    let answer = {
+        let asked = Arc::clone(&asked);
+        move || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(WASM.into_response())
+        }
+    };
+    net.pose("has", Router::new().route(&path(), get(answer)));
+    let manifest = manifest_of("application/wasm", WASM);
+    pull(&net.join("wants", registry_with(manifest, StatusCode::OK, &given))).await;
+    assert_eq!((given.load(Ordering::Relaxed), asked.load(Ordering::Relaxed)), (1, 0));
 }
 
 #[tokio::test]

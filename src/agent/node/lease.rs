@@ -28,14 +28,18 @@ use crate::rt::WallClock;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two writes of the Lease while heartbeats go on the stream: kubelet's.
 const LEASE_INTERVAL: Duration = Duration::from_secs(10);
-/// Time for a write of the Lease, and for a stream to open.
-const DEADLINE: Duration = Duration::from_millis(900);
+/// Shortest pause between two writes: streams may end one after the other.
+const WRITE_INTERVAL_MIN: Duration = Duration::from_millis(250);
+/// Time for a write of the Lease, and for a stream to open. A server that is gone is noticed sooner.
+const DEADLINE: Duration = Duration::from_secs(2);
 /// Answers so long after one another may have had the node called silent in between.
 const ANSWERS_APART_MAX: Duration = Duration::from_secs(2);
 /// Pause after a stream that was not taken. A server that is older knows of none.
 const STREAM_RETRY: Duration = Duration::from_secs(3);
 /// What begins to wait together is told together.
 const SETTLE: Duration = Duration::from_millis(20);
+/// Why a heartbeat failed that has no other reason.
+const LATE: &str = "no answer in time";
 /// What the Lease promises, in seconds; the leader itself decides sooner.
 const DURATION_SECONDS: i32 = 40;
 
@@ -89,15 +93,22 @@ impl Heartbeat {
             let sent = self.fence.now();
             let beat =
                 tokio::time::timeout(DEADLINE, once(&api, &self.node, &self.clock, told)).await;
-            match beat {
-                Ok(Ok(())) => {
+            let failed = match beat {
+                Ok(Ok(())) => None,
+                Ok(Err(err)) => Some(err.to_string()),
+                Err(_) => Some(LATE.to_owned()),
+            };
+            let pause = if failed.is_none() { LEASE_INTERVAL } else { INTERVAL };
+            match failed {
+                None => {
                     answers.came(sent);
                     written.notify_one();
                 }
-                Ok(Err(err)) => answers.failed(&err.to_string()),
-                Err(_) => answers.failed("no answer in time"),
+                // Heartbeats go on without it.
+                Some(err) if *has_stream.borrow() => debug!(err, "the Lease was not written"),
+                Some(err) => answers.failed(&err),
             }
-            next_write(began, &mut waiting, &mut has_stream).await;
+            next_write(began, pause, &mut waiting, &mut has_stream).await;
         }
     }
 
@@ -130,7 +141,7 @@ impl Heartbeat {
             tokio::select! {
                 _ = ticks.tick() => {
                     if !stream.beat(self.fence.now()) {
-                        return answers.failed("no answer in time");
+                        return answers.failed(LATE);
                     }
                 }
                 answered = stream.answered() => match answered {
@@ -188,10 +199,12 @@ fn names_of(waiting: Option<&Waiting>) -> Vec<(String, String)> {
     waiting.map(|all| all.borrow().keys().cloned().collect()).unwrap_or_default()
 }
 
-/// Waits until the Lease is to be written again, which began to be last at `began`: when its time has come,
-/// or at once when the stream ends or something begins or ends to wait.
+/// Waits until the Lease is to be written again, which began to be last at `began`: after `pause` while there is
+/// a stream, and each second while there is none; at once when the stream ends, or something begins or ends
+/// to wait.
 async fn next_write(
     began: Instant,
+    pause: Duration,
     waiting: &mut Option<Waiting>,
     has_stream: &mut watch::Receiver<bool>,
 ) {
@@ -204,22 +217,20 @@ async fn next_write(
             None => std::future::pending().await,
         }
     };
-    let due = async {
+    let is_due = async {
+        let mut pause = if *has_stream.borrow_and_update() { pause } else { INTERVAL };
         loop {
-            let pause = if *has_stream.borrow_and_update() { LEASE_INTERVAL } else { INTERVAL };
             tokio::select! {
                 () = tokio::time::sleep_until(began + pause) => return,
                 Ok(()) = has_stream.changed() => {
-                    if !*has_stream.borrow() {
-                        return;
-                    }
+                    pause = if *has_stream.borrow() { LEASE_INTERVAL } else { WRITE_INTERVAL_MIN };
                 }
             }
         }
     };
     tokio::select! {
         () = other_waits => {}
-        () = due => {}
+        () = is_due => {}
     }
 }
 
@@ -250,5 +261,50 @@ async fn once(
             api.create(&PostParams::default(), &lease).await.map(drop)
         }
         other => other.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After how long the Lease is written again, if a stream is there from the start and, or not, ends then.
+    async fn written_after(pause: Duration, has_stream: bool, ends_after: Option<u64>) -> Duration {
+        let (stream, mut streams) = watch::channel(has_stream);
+        let (began, mut nobody) = (Instant::now(), None);
+        let end = async {
+            if let Some(millis) = ends_after {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                stream.send_replace(false);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = next_write(began, pause, &mut nobody, &mut streams) => {}
+            () = end => {}
+        }
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_lease_is_written_each_second_unless_heartbeats_go_on_a_stream() {
+        let millis = async |pause, has_stream, ends_after| {
+            written_after(pause, has_stream, ends_after).await.as_millis()
+        };
+        assert_eq!(millis(LEASE_INTERVAL, false, None).await, 1000);
+        assert_eq!(millis(LEASE_INTERVAL, true, None).await, 10_000);
+        assert_eq!(millis(INTERVAL, true, None).await, 1000, "the last write failed");
+        assert_eq!(millis(LEASE_INTERVAL, true, Some(3000)).await, 3000, "the stream ends");
+        assert_eq!(millis(LEASE_INTERVAL, true, Some(1)).await, 250, "not again and again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_begins_to_wait_is_told_at_once() {
+        let (_stream, mut streams) = watch::channel(true);
+        let (waiting, waits) = watch::channel(BTreeMap::new());
+        let began = Instant::now();
+        waiting.send_replace(BTreeMap::from([(("default".to_owned(), "web".to_owned()), 1)]));
+        next_write(began, LEASE_INTERVAL, &mut Some(waits), &mut streams).await;
+        assert_eq!(began.elapsed(), SETTLE);
     }
 }
