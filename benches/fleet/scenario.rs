@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 /// Rest before an idle fleet is measured: what the part before left in flight is not idleness, nor are the
 /// connections that it made and nobody uses any more.
 const REST: Duration = Duration::from_secs(75);
+/// Nodes in one process: each with ten pods has some thirty files open.
+const PROCESS_NODES_MAX: usize = 450;
 /// Part of the replicas that are added while the leader is killed.
 const SCALE_UP_SHARE: usize = 10;
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/default/deployments/web";
@@ -161,8 +163,11 @@ async fn join(cluster: &mut Cluster, size: &Size, told: &mut Told<'_>) -> Result
     cluster.make_tokens(size.nodes).await?;
     let changes = cluster.changes().await;
     let leader = cluster.leader().await?;
-    cluster.start_agents(0, size.nodes - size.lost);
-    cluster.start_agents(size.nodes - size.lost, size.lost);
+    let stay = size.nodes - size.lost;
+    for first in (0..stay).step_by(PROCESS_NODES_MAX) {
+        cluster.start_agents(first, PROCESS_NODES_MAX.min(stay - first));
+    }
+    cluster.start_agents(stay, size.lost);
     let mark = Mark { reading: cluster.reading(), changes, leader };
     let wanted = size.nodes + cluster.servers.len();
     until("all nodes are ready", PATIENCE, async || {

@@ -71,9 +71,11 @@ impl Filter {
         self.labels.is_everything() && self.fields.is_empty() && self.name.is_none()
     }
 
-    /// The node that what is let through concerns: that pods must be on, or that asks for Nodes.
+    /// The node that what is let through concerns: that pods must be on, or that asks for Nodes. Whoever
+    /// selects Nodes looks at more of them than is told.
     pub(super) fn concerned_node(&self) -> Option<&str> {
-        let asking = self.neighbours.as_ref().map(Neighbours::me);
+        let selects = !self.labels.is_everything() || !self.fields.is_empty();
+        let asking = self.neighbours.as_ref().filter(|_| !selects).map(Neighbours::me);
         asking.or_else(|| self.fields.required("spec.nodeName"))
     }
 

@@ -119,8 +119,9 @@ fn here(context: Context, heard: Heard) -> Body {
             let mut is_over = false;
             renewals.retain(|one| {
                 let renewed = context.store.renew(&one.node);
-                // Without a Lease its node writes a new one when it gets no answer.
-                is_over |= renewed.as_ref().is_err_and(|err| !matches!(err, StoreError::NotFound));
+                // A node without a Lease writes one when its stream ends; others on a line go on.
+                let is_for_one = |err| matches!(err, &StoreError::NotFound) && heard.own.is_none();
+                is_over |= renewed.as_ref().is_err_and(|err| !is_for_one(err));
                 renewed.is_ok()
             });
             if is_over {
