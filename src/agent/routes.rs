@@ -80,19 +80,8 @@ pub(crate) async fn run(
                 changed.borrow_and_update();
             }
             nodes_due = None;
-            let services = services.store.state();
-            known = KnownRoutes {
-                http: http.objects(&services),
-                services,
-                slices: slices.store.state(),
-                nodes: nodes.store.state(),
-                ..KnownRoutes::default()
-            };
-            let http_routes = HttpRoutes::build(&known.http);
-            known.certificates = http.certificates(&http_routes);
-            known.publish(http_routes, &mesh);
+            known = publish(&services, &slices, &nodes, &mut http, &mesh);
             keeper.touch();
-            http.tell_closed(&mesh);
             rested = Instant::now() + rest(began.elapsed());
         }
         has_news = true;
@@ -124,6 +113,29 @@ pub(crate) async fn run(
             let _ = cancel.run_until_cancelled(tokio::time::sleep_until(due)).await;
         }
     }
+}
+
+/// Makes a table of what there is, and publishes it.
+fn publish(
+    services: &Informer<Service>,
+    slices: &Informer<EndpointSlice>,
+    nodes: &Informer<Node>,
+    http: &mut HttpSources,
+    mesh: &Mesh,
+) -> KnownRoutes {
+    let services = services.store.state();
+    let mut known = KnownRoutes {
+        http: http.objects(&services),
+        services,
+        slices: slices.store.state(),
+        nodes: nodes.store.state(),
+        ..KnownRoutes::default()
+    };
+    let http_routes = HttpRoutes::build(&known.http);
+    known.certificates = http.certificates(&http_routes);
+    known.publish(http_routes, mesh);
+    http.tell_closed(mesh);
+    known
 }
 
 /// How long the maker of a table rests that `took` so long.

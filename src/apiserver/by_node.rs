@@ -103,11 +103,14 @@ struct Sorter {
     index: Index,
 }
 
+/// The nodes that a change concerned; `None` is all.
+type Named = Option<[Option<Box<str>>; 2]>;
+
 /// Whom the last changes concerned.
 #[derive(Debug, Default)]
 struct Index {
-    /// By revision: the nodes, none for all.
-    changes: VecDeque<(u64, Option<[Option<Box<str>>; 2]>)>,
+    /// By revision.
+    changes: VecDeque<(u64, Named)>,
     /// All changes after this one are here.
     floor: u64,
 }

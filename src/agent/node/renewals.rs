@@ -81,7 +81,7 @@ impl Renewals {
             let chunk = self.answers.frame().await?.ok()?.into_data().ok()?;
             let Some(newest) = self.reader.read(&chunk).ok()?.pop() else { continue };
             let answered = self.unanswered.partition_point(|(number, _)| *number <= newest.number);
-            if let Some((_, sent)) = self.unanswered.drain(..answered).last() {
+            if let Some((_, sent)) = self.unanswered.drain(..answered).next_back() {
                 return Some(sent);
             }
         }
