@@ -18,10 +18,6 @@ use crate::rt::TaskGroup;
 
 /// Changes within this time become one table.
 const DEBOUNCE: Duration = Duration::from_millis(5);
-/// So many times as long as a table took, its maker rests before the next, but no longer than
-/// [`REST_MAX`]: where endpoints are many and change all the time, tables are a tenth of what a core does.
-const REST_FACTOR: u32 = 9;
-const REST_MAX: Duration = Duration::from_secs(1);
 /// The same for changes of nodes alone: a slice says by itself on which node its endpoints are, and a
 /// fleet that starts would have all its nodes make a table for each of them. So long for each
 /// [`DEBOUNCE_NODES_STEP`] nodes that there are, as a table takes the longer to make, but no longer than
@@ -29,6 +25,10 @@ const REST_MAX: Duration = Duration::from_secs(1);
 const DEBOUNCE_NODES: Duration = Duration::from_secs(1);
 const DEBOUNCE_NODES_STEP: usize = 200;
 const DEBOUNCE_STEPS_MAX: usize = 5;
+/// So many times as long as a table took, its maker rests before the next, but no longer than
+/// [`REST_MAX`]: where endpoints are many and change all the time, tables are a tenth of what a core does.
+const REST_FACTOR: u32 = 9;
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// What routes are made of, besides HTTP.
 pub(crate) struct Sources {

@@ -7,6 +7,12 @@ use crate::api::quantity::{format_bytes, format_cpu_millis, parse_bytes, parse_c
 
 /// Namespace of the Leases that are the nodes' heartbeats.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// Where the heartbeats of a node go as long as it is there, or those that a server passes on: its name.
+#[must_use]
+pub fn renewals_path(name: &str) -> String {
+    format!("/apis/coordination.k8s.io/v1/namespaces/{LEASE_NAMESPACE}/leases/{name}/renewals")
+}
+
 /// CPU in use on the whole machine, over the last minute or so.
 pub const CPU: &str = "edgeorc.io/used-cpu";
 /// Memory in use on the whole machine.

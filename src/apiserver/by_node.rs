@@ -155,8 +155,12 @@ struct Held {
 struct State {
     /// By uid: another object of the same name is another one.
     changes: BTreeMap<String, Change>,
-    /// All changes for the node after this revision are here, or were taken.
+    /// No change for the node after this revision is missing.
     floor: u64,
+    /// The watcher takes its changes from here, after this revision; `None` while it reads the store. What it
+    /// reads there must not become one with what is put here: it would be told twice, or never that it
+    /// is gone.
+    followed_after: Option<u64>,
 }
 
 /// The box of one watcher.
@@ -201,9 +205,7 @@ impl Hub {
             !boxes.is_empty()
         });
         for held in sorter.boxes.values().flatten().filter_map(Weak::upgrade) {
-            let mut state = held.state.lock();
-            state.changes.clear();
-            state.floor = revision;
+            held.state.lock().leave(revision);
             held.wake.notify_one();
         }
     }
@@ -256,7 +258,19 @@ impl Held {
 }
 
 impl State {
+    /// The watcher is to read the store up to `floor`.
+    fn leave(&mut self, floor: u64) {
+        *self = Self { floor, ..Self::default() };
+    }
+
     fn put(&mut self, change: &Change) {
+        let Some(after) = self.followed_after else {
+            self.floor = self.floor.max(change.revision);
+            return;
+        };
+        if change.revision <= after {
+            return;
+        }
         let Some(shown) = change.current.as_ref().or(change.previous.as_ref()) else { return };
         let uid = meta::uid(shown.object()).to_owned();
         let mut change = change.clone();
@@ -270,8 +284,7 @@ impl State {
             return;
         }
         if self.changes.len() >= BOX_OBJECTS_MAX {
-            self.changes.clear();
-            self.floor = change.revision;
+            self.leave(change.revision);
         } else {
             self.changes.insert(uid, change);
         }
@@ -284,12 +297,9 @@ impl NodeBox {
         // Read first: what is sorted by now is in the box.
         let revision = self.hub.sorter.lock().revision.unwrap_or(0);
         let mut state = self.held.state.lock();
-        if state.floor > cursor {
-            return None;
-        }
+        state.followed_after?;
         let mut changes: Vec<Change> = std::mem::take(&mut state.changes).into_values().collect();
         drop(state);
-        changes.retain(|change| change.revision > cursor);
         changes.sort_unstable_by_key(|change| change.revision);
         let last = changes.last().map_or(0, |change| change.revision);
         Some(Batch { changes, revision: revision.max(last).max(cursor) })
@@ -302,9 +312,13 @@ impl NodeBox {
         sorter.index.may_concern(&self.node, revision, sorted)
     }
 
-    /// Whether all changes after `cursor` are here, or will be.
-    fn reaches(&self, cursor: u64) -> bool {
-        self.held.state.lock().floor <= cursor
+    /// Follows the box from `cursor` on, if no change after it is missing; whether it does.
+    fn follow(&self, cursor: u64) -> bool {
+        let mut state = self.held.state.lock();
+        if state.floor <= cursor {
+            state.followed_after = Some(cursor);
+        }
+        state.followed_after.is_some()
     }
 
     /// Waits until there may be something to take.
@@ -386,7 +400,7 @@ impl Follow {
 
     /// Leaves the store for the box, if that has all that comes.
     fn settle(&mut self) {
-        if self.node_box.as_ref().is_some_and(|node_box| node_box.reaches(self.revision)) {
+        if self.node_box.as_ref().is_some_and(|node_box| node_box.follow(self.revision)) {
             self.watch = None;
         }
     }
@@ -447,7 +461,7 @@ mod tests {
             let phase = shown.as_ref()?.object().pointer("/status/phase")?;
             Some(phase.as_str()?.to_owned())
         };
-        let mut state = State::default();
+        let mut state = State { followed_after: Some(0), ..State::default() };
         for (revision, [previous, current]) in (1..).zip(changes) {
             let (previous, current) = (shown(*previous), shown(*current));
             state.put(&Change { revision, current, previous });
@@ -472,6 +486,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_in_the_store_is_not_one_with_what_comes_later() {
+        let pod = || Some(Arc::new(Shown::new(json!({"metadata": {"uid": "u"}}))));
+        let mut state = State { floor: 4, ..State::default() };
+        state.put(&Change { revision: 5, current: pod(), previous: None });
+        assert!(state.changes.is_empty() && state.floor == 5, "the store is read");
+        // Up to 6 it was; the sorter comes later to some of that.
+        state.followed_after = Some(6);
+        state.put(&Change { revision: 6, current: pod(), previous: pod() });
+        assert!(state.changes.is_empty());
+        state.put(&Change { revision: 8, current: None, previous: pod() });
+        let gone = &state.changes["u"];
+        assert!(gone.previous.is_some() && gone.current.is_none(), "it is told that it is gone");
+    }
+
+    #[test]
     fn the_index_knows_whom_the_last_changes_concerned_and_nothing_of_others() {
         let mut index = Index { floor: 2, ..Index::default() };
         index.put(3, Concerned::Nodes(None, Some("a")));
@@ -493,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_box_that_runs_over_is_empty_and_says_from_where_on() {
-        let mut state = State::default();
+        let mut state = State { followed_after: Some(0), ..State::default() };
         for revision in 1..=BOX_OBJECTS_MAX as u64 + 1 {
             let pod = json!({"metadata": {"uid": revision.to_string()}});
             let current = Some(Arc::new(Shown::new(pod)));

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::node_load::LEASE_NAMESPACE;
+use crate::api::node_load::{LEASE_NAMESPACE, renewals_path};
 use crate::api::status::Status;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
@@ -161,11 +161,7 @@ impl Relay {
         let (renewals, passed) = mpsc::channel(PASSED_MAX);
         let mut request = Request::new(Body::from_stream(together(passed)));
         *request.method_mut() = Method::POST;
-        let path = format!(
-            "/apis/coordination.k8s.io/v1/namespaces/{LEASE_NAMESPACE}/leases/{}/{SUBRESOURCE}",
-            context.node_name
-        );
-        *request.uri_mut() = path.parse().map_err(|_| away())?;
+        *request.uri_mut() = renewals_path(&context.node_name).parse().map_err(|_| away())?;
         let media_type = http::HeaderValue::from_static(MEDIA_TYPE);
         request.headers_mut().insert(header::CONTENT_TYPE, media_type);
         let opened = context.forward.server(leader, request);

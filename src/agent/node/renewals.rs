@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use kube::client::Body;
 use tokio::sync::mpsc;
 
-use crate::api::node_load::LEASE_NAMESPACE;
+use crate::api::node_load::renewals_path;
 use crate::client::send_streamed;
 use crate::streaming::renewals::{MEDIA_TYPE, Reader, Renewal, lines};
 
@@ -32,10 +32,8 @@ pub(super) struct Renewals {
 impl Renewals {
     /// Opens the stream for the Lease of `node`, which must be there.
     pub(super) async fn open(client: &kube::Client, node: &str) -> kube::Result<Self> {
-        let path = format!(
-            "/apis/coordination.k8s.io/v1/namespaces/{LEASE_NAMESPACE}/leases/{node}/renewals"
-        );
-        let request = Request::post(path).header(header::CONTENT_TYPE, MEDIA_TYPE).body(());
+        let request =
+            Request::post(renewals_path(node)).header(header::CONTENT_TYPE, MEDIA_TYPE).body(());
         let request = request.map_err(kube::Error::HttpError)?;
         let (sent, lines_of) = mpsc::channel(UNANSWERED_MAX);
         let frames = futures_util::stream::unfold(lines_of, |mut lines| async move {

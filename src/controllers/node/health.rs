@@ -19,7 +19,7 @@ const LATENESS_MAX: f64 = 5.0;
 /// longer than the pause between two.
 ///
 /// A leader, a machine or a link that has more to do than it can hears everybody late. Who is called
-/// silent for that makes more to do: it is told to all, and told again when it is heard. As in the φ
+/// silent for that makes more to do: that is written, and written again when it is heard. As in the φ
 /// accrual failure detector (Hayashibara et al., 2004), silence is measured by what is usual.
 pub(super) fn lateness(silences: impl Iterator<Item = Duration>) -> f64 {
     let mut all: Vec<_> = silences.collect();
