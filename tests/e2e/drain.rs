@@ -1,5 +1,5 @@
-//! `kubectl drain`, `cordon` and `uncordon` under a disruption budget; quotas and limits as `kubectl
-//! describe` shows them.
+//! `kubectl drain`, `cordon` and `uncordon` under a disruption budget; pods that are spread again when a node
+//! joins; quotas and limits as `kubectl describe` shows them.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -25,27 +25,32 @@ fn read(node: &Node, args: &[&str], path: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A server and an agent.
-fn start_two(folder: &std::path::Path) -> [Node; 2] {
-    let block = Block::take();
+fn start_server(folder: &std::path::Path, block: Block) -> Node {
     let server = Node::start(folder, "one", block.address(1), None);
     server.wait_ready();
+    server
+}
+
+/// An agent that joins `server`.
+fn join(server: &Node, folder: &std::path::Path, block: Block) -> Node {
     let token = succeed(&mut server.edgeorc(&["node", "token", "create"]));
-    let agent = Node::start(folder, "two", block.address(2), Some((&server, token.trim())));
+    let agent = Node::start(folder, "two", block.address(2), Some((server, token.trim())));
     eventually("the agent is ready", PATIENCE, || {
         let ready = "{.status.conditions[?(@.type=='Ready')].status}{.spec.taints}";
-        match read(&server, &["node", "two"], ready).as_str() {
+        match read(server, &["node", "two"], ready).as_str() {
             "True" => Ok(()),
             other => Err(other.to_owned()),
         }
     });
-    [server, agent]
+    agent
 }
 
 #[test]
 fn a_drain_empties_a_node_and_never_goes_below_the_budget() {
     let folder = tempfile::tempdir().unwrap();
-    let [server, agent] = start_two(folder.path());
+    let block = Block::take();
+    let server = start_server(folder.path(), block);
+    let agent = join(&server, folder.path(), block);
     let app = hello();
     succeed(&mut server.edgeorc(&["deploy", app.to_str().unwrap(), "--replicas", "6", "--wait"]));
     let selector = json!({"matchLabels": {"app.kubernetes.io/name": "hello"}});
@@ -138,6 +143,38 @@ fn a_drain_empties_a_node_and_never_goes_below_the_budget() {
     let mut agent = agent;
     agent.process.signal("TERM");
     assert_eq!(agent.process.end(Duration::from_secs(20)), Some(0), "{}", agent.process.stderr());
+}
+
+#[test]
+fn who_asks_for_it_is_spread_again_when_a_node_joins() {
+    let folder = tempfile::tempdir().unwrap();
+    let block = Block::take();
+    let server = start_server(folder.path(), block);
+    let app = hello();
+    for name in ["moves", "stays"] {
+        let deploy = ["deploy", app.to_str().unwrap(), "--name", name, "--replicas", "4", "--wait"];
+        succeed(&mut server.edgeorc(&deploy));
+    }
+    let annotation = "edgeorc.io/rebalance=true";
+    succeed(&mut server.kubectl(&["annotate", "deployment", "moves", annotation]));
+    let _agent = join(&server, folder.path(), block);
+
+    let pods_of = |name: &str, path: &str| {
+        let label = format!("app.kubernetes.io/name={name}");
+        read(&server, &["pods", "-l", &label], path)
+    };
+    let stood = pods_of("stays", "{.items[*].metadata.uid}");
+    eventually("two of four pods have moved", PATIENCE, || {
+        let ready = read(&server, &["deploy", "moves"], "{.status.readyReplicas}");
+        assert!(ready == "4" || ready == "3", "{ready} of 4 are ready: one moves at a time");
+        let on = pods_of("moves", "{.items[*].spec.nodeName}");
+        let mut nodes: Vec<_> = on.split_whitespace().collect();
+        nodes.sort_unstable();
+        if nodes == ["one", "one", "two", "two"] { Ok(()) } else { Err(on) }
+    });
+    assert_eq!(pods_of("stays", "{.items[*].metadata.uid}"), stood, "who does not ask is left");
+    let events = ["events", "--field-selector", "reason=Rebalanced"];
+    assert_eq!(read(&server, &events, "{.items[*].involvedObject.kind}"), "Pod Pod");
 }
 
 #[test]
