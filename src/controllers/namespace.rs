@@ -9,17 +9,19 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, NamespaceCondition, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::api::{Resource, resources};
-use crate::client::{Change, is_already_exists, is_not_found};
+use crate::client::{Change, Store, informer, is_already_exists, is_not_found};
 use crate::controllers::Context;
 use crate::controllers::dynamic;
 use crate::controllers::object::is_deleting;
 use crate::controllers::queue::{Next, Queue, Workers};
+use crate::rt::TaskGroup;
 
 /// Namespaces looked after at once.
 const RUNS_MAX: usize = 4;
@@ -31,14 +33,15 @@ const LIST_LEN_MAX: u32 = 500;
 const RECHECK_AFTER: Duration = Duration::from_millis(250);
 /// The finalizer that keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
-/// The ConfigMap with the CA's certificate, which every namespace has, and where the first one is.
+/// The ConfigMap with the CA's certificate, which every namespace has, and its key there.
 const ROOT_CA: &str = "kube-root-ca.crt";
-const SYSTEM_NAMESPACE: &str = "kube-system";
+const CA_KEY: &str = "ca.crt";
 /// The service account every namespace has.
 const SERVICE_ACCOUNT: &str = "default";
 
 /// Runs the controller until `cancel`.
 pub(super) async fn run(context: Context, cancel: CancellationToken) {
+    let tasks = TaskGroup::new(&cancel);
     let queue = Queue::new();
     context.informers.namespaces.subscribe(queue.feed(|change: &Change<'_, Namespace>, keys| {
         keys.push(change.object().name_any());
@@ -52,28 +55,42 @@ pub(super) async fn run(context: Context, cancel: CancellationToken) {
             }
         },
     ));
+    let named = watcher::Config::default().fields(&format!("metadata.name={ROOT_CA}"));
+    let root_cas = informer(Api::<ConfigMap>::all(context.client.clone()), named, &tasks);
+    root_cas.subscribe(queue.feed(|change: &Change<'_, ConfigMap>, keys| {
+        keys.extend(change.object().namespace());
+    }));
+    if cancel.run_until_cancelled(root_cas.ready()).await != Some(true) {
+        return;
+    }
     let workers = Workers { controller: "namespace", runs_max: RUNS_MAX, rng: context.rng.clone() };
-    workers.run(queue, cancel, |name| reconcile(&context, name)).await;
+    workers.run(queue, cancel, |name| reconcile(&context, &root_cas.store, name)).await;
 }
 
-async fn reconcile(context: &Context, name: String) -> Result<Next, kube::Error> {
+async fn reconcile(
+    context: &Context,
+    root_cas: &Store<ConfigMap>,
+    name: String,
+) -> Result<Next, kube::Error> {
     let Some(namespace) = context.informers.namespaces.store.named("", &name) else {
         return Ok(Next::Wait);
     };
     if !is_deleting(&namespace.metadata) {
         ensure_service_account(context, &name).await?;
-        let is_published = ensure_root_ca(context, &name).await?;
-        return Ok(if is_published { Next::Wait } else { Next::After(RECHECK_AFTER) });
+        ensure_root_ca(context, root_cas, &name).await?;
+        return Ok(Next::Wait);
     }
     let spec = namespace.spec.as_ref();
     let finalizers = spec.and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         return Ok(Next::Wait);
     }
-    let left = empty(context, &name).await?;
-    if !left.is_nothing {
+    let mut left = Left { is_nothing: true, ..Left::default() };
+    let emptied = empty(context, &name, &mut left).await;
+    left.failure = emptied.as_ref().err().map(ToString::to_string);
+    if emptied.is_err() || !left.is_nothing {
         tell(context, &namespace, &left).await?;
-        return Ok(Next::After(RECHECK_AFTER));
+        return emptied.map(|()| Next::After(RECHECK_AFTER));
     }
     finalize(context, &namespace).await?;
     info!(k8s.namespace.name = name, "namespace emptied");
@@ -99,27 +116,36 @@ async fn ensure_service_account(context: &Context, namespace: &str) -> Result<()
     }
 }
 
-/// Gives the namespace the CA's certificate, where its pods find it. Returns `false` while the
-/// cluster itself has not written it.
-async fn ensure_root_ca(context: &Context, namespace: &str) -> Result<bool, kube::Error> {
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-    if api.get_opt(ROOT_CA).await?.is_some() {
-        return Ok(true);
+/// Gives the namespace the CA's certificate, where its pods find it, or puts right what was changed in it.
+async fn ensure_root_ca(
+    context: &Context,
+    root_cas: &Store<ConfigMap>,
+    namespace: &str,
+) -> Result<(), kube::Error> {
+    let data = BTreeMap::from([(CA_KEY.to_owned(), context.root_ca.to_string())]);
+    let found = root_cas.named(namespace, ROOT_CA);
+    if found.as_ref().is_some_and(|found| found.data.as_ref() == Some(&data)) {
+        return Ok(());
     }
-    let of_system: Api<ConfigMap> = Api::namespaced(context.client.clone(), SYSTEM_NAMESPACE);
-    let Some(original) = of_system.get_opt(ROOT_CA).await? else { return Ok(false) };
-    let map = ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(ROOT_CA.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
-        data: original.data,
-        ..ConfigMap::default()
+    let (api, params) = (Api::namespaced(context.client.clone(), namespace), PostParams::default());
+    let written = match found {
+        Some(found) => {
+            let right = ConfigMap { data: Some(data), binary_data: None, ..(*found).clone() };
+            api.replace(ROOT_CA, &params, &right).await
+        }
+        None => {
+            let metadata = ObjectMeta {
+                name: Some(ROOT_CA.to_owned()),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            };
+            let map = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
+            api.create(&params, &map).await
+        }
     };
-    match api.create(&PostParams::default(), &map).await {
+    match written {
         Err(err) if !is_already_exists(&err) => Err(err),
-        _ => Ok(true),
+        _ => Ok(()),
     }
 }
 
@@ -132,26 +158,27 @@ struct Left {
     resources: BTreeMap<String, usize>,
     /// How many of them wait for each finalizer.
     finalizers: BTreeMap<String, usize>,
+    /// Why not all could be told to go.
+    failure: Option<String>,
 }
 
 /// Deletes what is in the namespace, pods first: they must not outlive what they rely on, such as
-/// the policies of their namespace. Returns what was found.
-async fn empty(context: &Context, namespace: &str) -> Result<Left, kube::Error> {
+/// the policies of their namespace. Notes in `left` what was found.
+async fn empty(context: &Context, namespace: &str, left: &mut Left) -> Result<(), kube::Error> {
     let (pods, others): (Vec<_>, Vec<_>) = resources()
         .iter()
         .filter(|resource| resource.is_namespaced && resource.has_verb("delete"))
         .partition(|resource| resource.kind == "Pod");
-    let mut left = Left { is_nothing: true, ..Left::default() };
     for group in [pods, others] {
         for resource in group {
-            delete_all(context, resource, namespace, &mut left).await?;
+            delete_all(context, resource, namespace, left).await?;
         }
         if !left.is_nothing {
             debug!(k8s.namespace.name = namespace, ?left, "namespace not empty yet");
-            return Ok(left);
+            return Ok(());
         }
     }
-    Ok(left)
+    Ok(())
 }
 
 /// Deletes the objects of one kind; notes those that are there.
@@ -193,7 +220,7 @@ async fn delete_all(
 /// Says in the status what the namespace waits for, if anything has been told to go and stays.
 async fn tell(context: &Context, namespace: &Namespace, left: &Left) -> Result<(), kube::Error> {
     let was = namespace.status.as_ref().and_then(|status| status.conditions.clone());
-    if left.resources.is_empty() && was.is_none() {
+    if left.resources.is_empty() && left.failure.is_none() && was.is_none() {
         return Ok(());
     }
     let conditions = conditions(left, was.as_deref().unwrap_or_default(), context.clock.now());
@@ -212,8 +239,8 @@ async fn tell(context: &Context, namespace: &Namespace, left: &Left) -> Result<(
     }
 }
 
-/// Kubernetes' conditions of a namespace on its way out. Kinds are found and objects deleted, or the
-/// run fails and is tried again: the conditions on that are never true.
+/// Kubernetes' conditions of a namespace on its way out. All kinds are known here, so the condition on their
+/// discovery is never true.
 fn conditions(left: &Left, was: &[NamespaceCondition], now: Timestamp) -> Vec<NamespaceCondition> {
     let listed = |counts: &BTreeMap<String, usize>, word: &str| {
         let each =
@@ -239,10 +266,19 @@ fn conditions(left: &Left, was: &[NamespaceCondition], now: Timestamp) -> Vec<Na
         ),
     };
     let discovered = "All resources successfully discovered".to_owned();
-    let deleted = "All content successfully deleted, may be waiting on finalization".to_owned();
+    let deletion = match &left.failure {
+        None => {
+            let message = "All content successfully deleted, may be waiting on finalization";
+            (false, "ContentDeleted", message.to_owned())
+        }
+        Some(why) => {
+            let message = format!("Failed to delete all resource types: {why}");
+            (true, "ContentDeletionFailed", message)
+        }
+    };
     [
         ("NamespaceDeletionDiscoveryFailure", (false, "ResourcesDiscovered", discovered)),
-        ("NamespaceDeletionContentFailure", (false, "ContentDeleted", deleted)),
+        ("NamespaceDeletionContentFailure", deletion),
         ("NamespaceContentRemaining", remaining),
         ("NamespaceFinalizersRemaining", finalizers),
     ]
@@ -286,6 +322,7 @@ mod tests {
             is_nothing: false,
             resources: [("configmaps.".to_owned(), 2), ("jobs.batch".to_owned(), 1)].into(),
             finalizers: [("a/b".to_owned(), 3)].into(),
+            failure: None,
         };
         let was = conditions(&left, &[], first);
         let told: Vec<_> = was
@@ -315,5 +352,13 @@ mod tests {
         let is = conditions(&held, &was, later);
         let since = is.iter().map(|one| one.last_transition_time.as_ref().unwrap().0);
         assert_eq!(since.collect::<Vec<_>>(), [first, first, first, later]);
+        let failed = Left { failure: Some("denied".to_owned()), ..held };
+        let failed = &conditions(&failed, &is, later)[1];
+        assert_eq!(
+            (failed.type_.as_str(), failed.status.as_str()),
+            ("NamespaceDeletionContentFailure", "True")
+        );
+        let why = "Failed to delete all resource types: denied";
+        assert_eq!(failed.message.as_deref(), Some(why));
     }
 }

@@ -173,6 +173,7 @@ impl Cluster {
             node_name: "one".to_owned(),
             predecessor: None,
             renewals: Arc::new(|_| 0),
+            root_ca: "".into(),
             settings: controllers::Settings::default(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

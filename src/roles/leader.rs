@@ -101,6 +101,7 @@ impl Leader {
             node_name: self.node_name.clone(),
             predecessor: self.predecessor(),
             renewals: self.renewals(),
+            root_ca: self.ca_pem.as_str().into(),
             settings: controllers::Settings {
                 pod_cidrs: self.pod_cidrs,
                 job_backoff_min: self.restart_backoff.0,

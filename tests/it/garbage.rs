@@ -110,7 +110,17 @@ async fn a_namespace_has_what_it_needs_goes_with_all_it_holds_and_says_what_it_w
     let team = format!("{NAMESPACES}/team");
     let named = |what: &str| format!("{team}/{what}");
     cluster.until(&named("serviceaccounts/default"), "/kind", json!("ServiceAccount")).await;
-    cluster.until(&named("configmaps/kube-root-ca.crt"), "/kind", json!("ConfigMap")).await;
+    let root_ca = named("configmaps/kube-root-ca.crt");
+    let made = cluster.until_it(&root_ca, |map| map["kind"] == "ConfigMap").await;
+    // So does the CA's certificate, as it was.
+    let others = json!({"data": {"ca.crt": "none", "more": "x"}});
+    assert_eq!(cluster.api.patch(&root_ca, "merge", &others).await.code, StatusCode::OK);
+    cluster.until_it(&root_ca, |map| map["data"] == made["data"]).await;
+    cluster.api.delete(&root_ca).await;
+    let is_new = |map: &Value| {
+        map["data"] == made["data"] && map["metadata"]["uid"] != made["metadata"]["uid"]
+    };
+    cluster.until_it(&root_ca, is_new).await;
     // The account of every namespace comes back.
     let before = cluster.api.get(&named("serviceaccounts/default")).await.at("/metadata/uid");
     cluster.api.delete(&named("serviceaccounts/default")).await;

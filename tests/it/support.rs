@@ -210,6 +210,7 @@ impl Cluster {
             settings,
             predecessor: None,
             renewals: api.renewals(),
+            root_ca: "ca".into(),
         };
         tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
         Self { api, tasks }

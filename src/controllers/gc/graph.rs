@@ -13,6 +13,14 @@ pub(super) struct ObjectKey {
     pub(super) name: String,
 }
 
+impl ObjectKey {
+    /// Whether a reference to this object, as an owner, counts there: in its own namespace, or everywhere if
+    /// it has none.
+    fn may_own(&self, dependent: &Self) -> bool {
+        self.namespace.is_empty() || self.namespace == dependent.namespace
+    }
+}
+
 /// What the collector knows of an object.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Entry {
@@ -57,7 +65,7 @@ impl Graph {
         }
         // An owner that waits for its dependents hears of what they do, and of those that leave it.
         if let Some(known) = self.objects.get(key) {
-            touched.extend(self.waiting_owners(known));
+            touched.extend(self.waiting_owners(key, known));
         }
         self.unlink(key);
         for owner in &entry.owners {
@@ -67,7 +75,7 @@ impl Graph {
         if !entry.owners.is_empty() || entry.is_deleting {
             touched.insert(key.clone());
         }
-        touched.extend(self.waiting_owners(&entry));
+        touched.extend(self.waiting_owners(key, &entry));
         self.objects.insert(key.clone(), entry);
         touched.into_iter().collect()
     }
@@ -80,7 +88,7 @@ impl Graph {
         };
         self.by_uid.remove(&entry.uid);
         let mut touched = self.dependents_of(&entry.uid);
-        touched.extend(self.waiting_owners(&entry));
+        touched.extend(self.waiting_owners(key, &entry));
         touched
     }
 
@@ -88,13 +96,15 @@ impl Graph {
         self.objects.get(key)
     }
 
-    /// The object of that uid.
-    pub(super) fn owner(&self, uid: &str) -> Option<&Entry> {
-        self.objects.get(self.by_uid.get(uid)?)
+    /// The object of that uid, if it may own the one at `key`.
+    pub(super) fn owner(&self, key: &ObjectKey, uid: &str) -> Option<&Entry> {
+        self.objects.get(self.by_uid.get(uid).filter(|owner| owner.may_own(key))?)
     }
 
     pub(super) fn dependents_of(&self, uid: &str) -> Vec<ObjectKey> {
-        self.dependents.get(uid).into_iter().flatten().cloned().collect()
+        let owner = self.by_uid.get(uid);
+        let all = self.dependents.get(uid).into_iter().flatten();
+        all.filter(|key| owner.is_none_or(|owner| owner.may_own(key))).cloned().collect()
     }
 
     /// Whether the owner of that uid, deleted in the foreground, stays as long as this object.
@@ -132,9 +142,10 @@ impl Graph {
         }
     }
 
-    fn waiting_owners(&self, entry: &Entry) -> Vec<ObjectKey> {
+    fn waiting_owners(&self, key: &ObjectKey, entry: &Entry) -> Vec<ObjectKey> {
         let owners = entry.owners.iter().filter_map(|owner| self.by_uid.get(&owner.uid));
         owners
+            .filter(|owner| owner.may_own(key))
             .filter(|key| self.objects.get(key).is_some_and(|owner| owner.is_deleting))
             .cloned()
             .collect()
@@ -189,7 +200,7 @@ pub(super) fn judge(
     let (gone, alive): (Vec<_>, Vec<_>) =
         entry.owners.iter().cloned().partition(|owner| is_gone(owner));
     let is_leaving = |owner: &OwnerReference| {
-        graph.owner(&owner.uid).is_some_and(|owner| owner.awaits(FOREGROUND))
+        graph.owner(key, &owner.uid).is_some_and(|owner| owner.awaits(FOREGROUND))
     };
     let solid = alive.iter().any(|owner| !is_leaving(owner));
     match (gone.is_empty(), solid) {
@@ -206,7 +217,7 @@ fn judge_foreground(graph: &Graph, entry: &Entry) -> Verdict {
         let owners = graph.get(key).map(|dependent| dependent.owners.as_slice());
         owners.unwrap_or_default().iter().any(|owner| {
             owner.uid != entry.uid
-                && graph.owner(&owner.uid).is_some_and(|owner| !owner.is_deleting)
+                && graph.owner(key, &owner.uid).is_some_and(|owner| !owner.is_deleting)
         })
     };
     let doomed: Vec<_> = dependents
@@ -289,7 +300,34 @@ mod tests {
         graph.put(&key("a"), owned_by("a", &[]));
         graph.put(&key("p"), owned_by("p", &["a"]));
         assert_eq!(graph.put(&key("a"), owned_by("a2", &[])), [key("p")]);
-        assert!(graph.owner("a").is_none());
+        assert!(graph.owner(&key("p"), "a").is_none());
+    }
+
+    #[test]
+    fn an_owner_has_no_dependents_in_other_namespaces() {
+        let at =
+            |namespace: &str, name: &str| ObjectKey { namespace: namespace.into(), ..key(name) };
+        let mut graph = Graph::default();
+        let dependents = [at("", "cluster"), at("default", "own"), at("other", "foreign")];
+        for dependent in &dependents {
+            graph.put(dependent, owned_by(&dependent.name, &["a"]));
+        }
+        graph.put(&key("a"), leaving("a", FOREGROUND));
+        let own = Verdict::DeleteDependents(vec![dependents[1].clone()]);
+        assert_eq!(judge_with_gone(&graph, "a", &[]), own);
+        assert!(graph.owner(&dependents[1], "a").is_some());
+        assert!(graph.owner(&dependents[0], "a").is_none(), "nor one without a namespace");
+        assert!(graph.owner(&dependents[2], "a").is_none(), "it is not known there");
+        graph.remove(&dependents[1]);
+        assert_eq!(judge_with_gone(&graph, "a", &[]), Verdict::RemoveFinalizer(FOREGROUND));
+        // What has no namespace owns everywhere.
+        let mut graph = Graph::default();
+        for dependent in &dependents {
+            graph.put(dependent, owned_by(&dependent.name, &["a"]));
+        }
+        graph.put(&at("", "a"), leaving("a", ORPHAN));
+        let orphans = judge(&graph, &at("", "a"), |_| false);
+        assert_eq!(orphans, Verdict::OrphanDependents(dependents.to_vec()));
     }
 
     #[test]

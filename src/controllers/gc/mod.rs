@@ -174,7 +174,7 @@ impl Collector {
         key: &ObjectKey,
         entry: &Entry,
     ) -> Result<BTreeSet<String>, kube::Error> {
-        let is_known = |owner: &&OwnerReference| self.graph.lock().owner(&owner.uid).is_some();
+        let is_known = |owner: &&OwnerReference| self.graph.lock().owner(key, &owner.uid).is_some();
         let unknown: Vec<_> = entry.owners.iter().filter(|owner| !is_known(owner)).collect();
         let mut gone = BTreeSet::new();
         for owner in unknown {

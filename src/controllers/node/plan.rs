@@ -17,7 +17,7 @@ use crate::controllers::object::{controller_of, is_deleting, is_ready, is_termin
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 /// The node says nothing.
 pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-const EFFECTS: [&str; 2] = ["NoSchedule", "NoExecute"];
+pub(super) const EFFECTS: [&str; 2] = ["NoSchedule", "NoExecute"];
 /// Conditions that keep pods from being scheduled while they are true, and their taints.
 const PRESSURES: [(&str, &str); 4] = [
     ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
@@ -25,6 +25,9 @@ const PRESSURES: [(&str, &str); 4] = [
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
     ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
 ];
+/// What an agent says of its node, and others when it is silent. Other conditions are of whoever wrote them.
+const OF_AGENT: [&str; 6] =
+    ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure", "UnderVoltage", "Overheated"];
 /// Nobody may be put on the node: it is cordoned.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// Set by a person who knows that the node is off: what ran there runs no more.
@@ -145,7 +148,8 @@ fn unknown(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
     if !conditions.iter().any(|condition| condition.type_ == "Ready") {
         conditions.push(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() });
     }
-    for condition in &mut conditions {
+    let of_agent = |condition: &&mut NodeCondition| OF_AGENT.contains(&condition.type_.as_str());
+    for condition in conditions.iter_mut().filter(of_agent) {
         if condition.status == "Unknown" {
             continue;
         }

@@ -6,15 +6,17 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
 use crate::controllers::Settings;
-use crate::controllers::node::plan::{Heard, NOT_READY, Step, UNREACHABLE, View, plan, troubled};
+use crate::controllers::node::plan::{
+    EFFECTS, Heard, NOT_READY, Step, UNREACHABLE, View, plan, troubled,
+};
 use crate::controllers::object::node_name;
 
 const SILENT: Duration = Duration::from_secs(4);
 
 fn node(name: &str, ready: &str, taint: Option<&str>) -> Arc<Node> {
-    let taints = taint.into_iter().flat_map(|key| {
-        ["NoSchedule", "NoExecute"].map(|effect| json!({ "key": key, "effect": effect }))
-    });
+    let taints = taint
+        .into_iter()
+        .flat_map(|key| EFFECTS.map(|effect| json!({ "key": key, "effect": effect })));
     let node = json!({
         "metadata": { "name": name, "uid": name },
         "spec": { "taints": taints.collect::<Vec<_>>() },
@@ -99,7 +101,11 @@ fn evictions(steps: &[Step]) -> Vec<(&str, bool)> {
 
 #[test]
 fn a_node_that_falls_silent_is_unknown_and_tainted() {
-    let silent = Heard { node: node("b", "True", None), silent_for: SILENT };
+    let mut value = serde_json::to_value(&*node("b", "True", None)).unwrap();
+    let of_another = json!({ "type": "NetworkUnavailable", "status": "True" });
+    value["status"]["conditions"].as_array_mut().unwrap().push(of_another);
+    let node = Arc::new(serde_json::from_value(value).unwrap());
+    let silent = Heard { node, silent_for: SILENT };
     let serving = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
     let steps = plan_for(&[ready("a"), silent], &[pod("p", "b", &serving)], 0);
     let [Step::SetUnknown { conditions, .. }, Step::SetTaints { taints, .. }, Step::SetNotReady(_)] =
@@ -110,7 +116,10 @@ fn a_node_that_falls_silent_is_unknown_and_tainted() {
     assert_eq!(conditions[0].status, "Unknown");
     assert_eq!(conditions[0].reason.as_deref(), Some("NodeStatusUnknown"));
     let taints: Vec<_> = taints.iter().map(|t| (t.key.as_str(), t.effect.as_str())).collect();
-    assert_eq!(taints, [(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]);
+    let network = ("node.kubernetes.io/network-unavailable", "NoSchedule");
+    let unreachable = EFFECTS.map(|effect| (UNREACHABLE, effect));
+    assert_eq!(conditions[1].status, "True", "who wrote it may be well");
+    assert_eq!(taints, [&unreachable[..], &[network]].concat());
 }
 
 #[test]
@@ -146,7 +155,7 @@ fn pressure_keeps_new_pods_away_for_as_long_as_it_lasts() {
     let with = |pressed: &str, taints: Value| {
         let mut value = serde_json::to_value(&*node("b", "True", None)).unwrap();
         value["spec"]["taints"] = taints;
-        for kind in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+        for kind in ["MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable"] {
             let status = if kind == pressed { "True" } else { "False" };
             let condition = json!({ "type": kind, "status": status });
             value["status"]["conditions"].as_array_mut().unwrap().push(condition);
@@ -160,6 +169,7 @@ fn pressure_keeps_new_pods_away_for_as_long_as_it_lasts() {
         ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
         ("DiskPressure", "node.kubernetes.io/disk-pressure"),
         ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+        ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
     ] {
         let steps = with(kind, json!([own]));
         let [Step::SetTaints { taints, .. }] = steps.as_slice() else { panic!("{steps:?}") };

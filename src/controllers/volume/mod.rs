@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -152,13 +152,27 @@ async fn reconcile_claim(
         Step::Lose => {
             patch_status(&api, &claim, json!({"phase": "Lost"})).await?;
         }
-        Step::Release => {
-            let kept: Vec<_> =
-                claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
-            patch(&api, &claim, json!({"metadata": {"finalizers": kept}})).await?;
-        }
+        Step::Release => release(context, &api, &claim).await?,
     }
     Ok(Next::Wait)
+}
+
+/// Lets a claim go that no pod uses. The cache may be late: the API itself is asked.
+async fn release(
+    context: &Context,
+    api: &Api<PersistentVolumeClaim>,
+    claim: &PersistentVolumeClaim,
+) -> Result<(), kube::Error> {
+    let namespace = claim.namespace().unwrap_or_default();
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let pods = pods.list(&ListParams::default()).await?.items;
+    let pods: Vec<_> = pods.into_iter().map(Arc::new).collect();
+    if plan::consumers(&pods, &claim.name_any()).next().is_some() {
+        // The cache will show that pod, and its end.
+        return Ok(());
+    }
+    let kept: Vec<_> = claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
+    patch(api, claim, json!({"metadata": {"finalizers": kept}})).await.map(drop)
 }
 
 /// Makes the volume's object; the cache shows it and the claim is bound then.

@@ -35,8 +35,9 @@ pub(super) async fn reconcile(context: &Context, name: &str) -> Result<Next, kub
         }
         return Ok(Next::Wait);
     }
-    if phase != "Released" {
-        patch_status(&api, &volume, json!({"phase": "Released"})).await?;
+    let (wanted, message) = released(&volume);
+    if phase != wanted {
+        patch_status(&api, &volume, json!({"phase": wanted, "message": message})).await?;
         // The cache shows it, and this runs again.
         return Ok(Next::Wait);
     }
@@ -54,6 +55,23 @@ pub(super) async fn reconcile(context: &Context, name: &str) -> Result<Next, kub
         }
     }
     Ok(Next::Wait)
+}
+
+/// The phase of a volume whose claim is gone, and why. `Failed`: its policy asks for what nobody does here.
+fn released(volume: &PersistentVolume) -> (&'static str, Option<&'static str>) {
+    let spec = volume.spec.as_ref();
+    // Who provisioned it is who deletes it.
+    let has_provisioner = local_volume::is_provisioned(volume)
+        || volume.annotations().contains_key("pv.kubernetes.io/provisioned-by");
+    match spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref()) {
+        Some("Recycle") => {
+            ("Failed", Some("nothing recycles volumes here: use the policy Retain, or Delete"))
+        }
+        Some("Delete") if !has_provisioner => {
+            ("Failed", Some("nobody who could delete it has provisioned this volume"))
+        }
+        _ => ("Released", None),
+    }
 }
 
 /// Whether the claim that has the volume exists. A "no" of the cache is checked with the API: what
@@ -96,4 +114,30 @@ async fn let_go(
         patch(api, volume, json!({"metadata": {"finalizers": kept}})).await?;
     }
     Ok(Next::Wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_nobody_can_reclaim_has_failed_and_says_why() {
+        let phase = |policy: &str, annotations: Value| {
+            let volume: PersistentVolume = serde_json::from_value(json!({
+                "metadata": {"name": "v", "annotations": annotations},
+                "spec": {"persistentVolumeReclaimPolicy": policy},
+            }))
+            .unwrap();
+            let (phase, message) = released(&volume);
+            assert_eq!(message.is_some(), phase == "Failed");
+            phase
+        };
+        let provisioned = json!({"pv.kubernetes.io/provisioned-by": "example.com/disks"});
+        assert_eq!(phase("Retain", json!({})), "Released");
+        assert_eq!(phase("Delete", json!({})), "Failed");
+        assert_eq!(phase("Delete", provisioned), "Released");
+        assert_eq!(phase("Recycle", json!({})), "Failed");
+    }
 }

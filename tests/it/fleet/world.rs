@@ -140,6 +140,7 @@ impl World {
             settings: controllers::Settings::default(),
             predecessor: None,
             renewals: self.api.renewals(),
+            root_ca: "ca".into(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));
         let context =
