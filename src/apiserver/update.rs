@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::api::patch::{self, PatchError};
 use crate::api::status::{OBJECT_MODIFIED, Status};
-use crate::api::{Resource, ephemeral, meta, strategy};
+use crate::api::{Resource, ephemeral, meta, schema, strategy};
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
@@ -212,9 +212,11 @@ impl Edit<'_> {
     ) -> Result<Attempt, ApiError> {
         let (key, store) = (&self.key, &self.call.context.store);
         let found = store.get(key, freshness).await;
-        let current = found
+        let mut current = found
             .map_err(|error| ApiError::store(error, key))?
             .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
+        // Older versions stored quantities as they were sent.
+        schema::canonicalize(key.resource, &mut current.object);
         if self.expected.is_some_and(|expected| expected != current.revision) {
             return Err(Status::conflict(key.resource, &key.name, OBJECT_MODIFIED).into());
         }

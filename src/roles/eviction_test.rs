@@ -173,7 +173,7 @@ impl Cluster {
             node_name: "one".to_owned(),
             predecessor: None,
             renewals: Arc::new(|_| 0),
-            root_ca: "".into(),
+            root_ca: "the CA".into(),
             settings: controllers::Settings::default(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

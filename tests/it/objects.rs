@@ -1,6 +1,6 @@
 //! Reading and writing objects.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api as KubeApi;
 use kube::api::{ListParams, PostParams};
@@ -54,12 +54,12 @@ async fn what_does_not_belong_is_refused_with_its_reason() {
     assert_eq!(nowhere.at("/message"), json!("namespaces \"nowhere\" not found"));
     let bad_name = api.post(MAPS, &map("A B")).await;
     assert_eq!((bad_name.code.as_u16(), bad_name.at("/reason")), (422, json!("Invalid")));
-    let not_json = api.send(http::Method::POST, MAPS, "application/json", "{").await;
+    let not_json = api.send(Method::POST, MAPS, "application/json", "{").await;
     assert_eq!(not_json.code, StatusCode::BAD_REQUEST);
     let not_protobuf =
-        api.send(http::Method::POST, MAPS, "application/vnd.kubernetes.protobuf", "x").await;
+        api.send(Method::POST, MAPS, "application/vnd.kubernetes.protobuf", "x").await;
     assert_eq!(not_protobuf.code, StatusCode::BAD_REQUEST);
-    let not_known = api.send(http::Method::POST, MAPS, "application/cbor", "x").await;
+    let not_known = api.send(Method::POST, MAPS, "application/cbor", "x").await;
     assert_eq!(not_known.code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let mut unknown = map("a");
     unknown["nonsense"] = json!(1);
@@ -71,7 +71,7 @@ async fn what_does_not_belong_is_refused_with_its_reason() {
     let warned = api.post(MAPS, &unknown).await;
     assert_eq!(warned.code, StatusCode::CREATED);
     assert!(warned.headers.contains_key(http::header::WARNING));
-    let stranger = api.send_as(None, http::Method::GET, MAPS, "", "").await;
+    let stranger = api.send_as(None, Method::GET, MAPS, "", "").await;
     assert_eq!(stranger.code, StatusCode::FORBIDDEN);
     let nowhere = api.get("/api/v1/nonsense").await;
     assert_eq!(nowhere.code, StatusCode::NOT_FOUND);
@@ -84,7 +84,7 @@ async fn a_dry_run_and_yaml_and_generated_names_work_as_in_kubernetes() {
     assert_eq!(dry.code, StatusCode::CREATED);
     assert_eq!(api.get(&format!("{MAPS}/dry")).await.code, StatusCode::NOT_FOUND);
     let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  generateName: some-\n";
-    let made = api.send(http::Method::POST, MAPS, "application/yaml", yaml).await;
+    let made = api.send(Method::POST, MAPS, "application/yaml", yaml).await;
     let name = made.at("/metadata/name");
     assert!(name.as_str().is_some_and(|n| n.starts_with("some-") && n.len() == 10), "{made:?}");
 }
@@ -144,6 +144,33 @@ async fn patches_merge_by_name_and_scale_counts_as_a_change() {
     let refused = api.put(&one, &wrong).await;
     assert_eq!(refused.code.as_u16(), 422, "{refused:?}");
     assert_eq!(api.patch(&one, "apply", &json!({})).await.code, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn the_same_quantity_in_other_words_is_no_change() {
+    let api = Api::start().await;
+    let with = |cpu: Value| {
+        let mut object = deployment();
+        let resources = json!({"limits": {"cpu": cpu, "memory": "1024Mi"}});
+        object["spec"]["template"]["spec"]["containers"][0]["resources"] = resources;
+        object
+    };
+    let one = format!("{DEPLOYMENTS}/web");
+    assert_eq!(api.post(DEPLOYMENTS, &with(json!("1000m"))).await.code, StatusCode::CREATED);
+    let limits = "/spec/template/spec/containers/0/resources/limits";
+    let stored = api.get(&one).await;
+    assert_eq!(stored.at(limits), json!({"cpu": "1", "memory": "1Gi"}), "as Kubernetes writes it");
+    for cpu in [json!(1), json!("1.0"), json!("1e0")] {
+        assert_eq!(api.put(&one, &with(cpu)).await.code, StatusCode::OK);
+    }
+    let patch = json!([{"op": "replace", "path": format!("{limits}/cpu"), "value": "1000m"}]);
+    let patched = api.patch(&one, "json", &patch).await;
+    assert_eq!(patched.code, StatusCode::OK, "{patched:?}");
+    assert_eq!(patched.at("/metadata"), stored.at("/metadata"), "nothing was written");
+    let (path, body) = (format!("{one}?fieldManager=b"), with(json!("1000m")).to_string());
+    let applied = api.send(Method::PATCH, &path, "application/apply-patch+yaml", body).await;
+    assert_eq!(applied.code, StatusCode::OK, "no conflict: {applied:?}");
+    assert_eq!(applied.at("/metadata/generation"), json!(1));
 }
 
 #[tokio::test]

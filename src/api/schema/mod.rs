@@ -27,6 +27,9 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 mod parse;
+mod quantities;
+
+pub(crate) use quantities::{canonicalize, canonicalize_type};
 
 /// The text.
 const TEXTS: [&str; 2] = [include_str!("kubernetes.txt"), include_str!("gateway.txt")];

@@ -16,6 +16,7 @@ use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{copy_key, is_empty, remove, set};
 use crate::api::meta;
 use crate::api::resource::Resource;
+use crate::api::schema;
 
 mod object_meta;
 
@@ -46,6 +47,7 @@ pub fn prepare_create(res: &Resource, object: &mut Value) {
         meta::set_generation(object, 1);
     }
     object_meta::tidy(object);
+    schema::canonicalize(res, object);
     (res.strategy.prepare_create)(object);
     (res.strategy.default)(object);
 }
@@ -64,6 +66,7 @@ pub fn prepare_update(res: &Resource, old: &Value, new: &mut Value) {
         copy_key(old, new, "status");
     }
     object_meta::tidy(new);
+    schema::canonicalize(res, new);
     (res.strategy.prepare_update)(old, new);
     (res.strategy.default)(new);
     if res.has_generation && is_spec_changed(old, new) {
@@ -82,6 +85,7 @@ pub fn prepare_status_update(res: &Resource, old: &Value, new: &mut Value) {
         }
     }
     meta::set_type(&mut result, res);
+    schema::canonicalize(res, &mut result);
     // Kubernetes also takes labels and annotations here; no write changes both halves with us.
     *new = result;
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use kube::core::Selector;
 
-use crate::controllers::deployment::rollout::{Scale, grow, proportional, roll};
+use crate::controllers::deployment::rollout::{Part, Scale, grow, proportional, roll};
 use crate::controllers::deployment::status::{Rollout, is_complete, status};
 use crate::controllers::deployment::template::{
     DESIRED, FAILED, HASH_LABEL, MAX, REVISION, REVISION_HISTORY, ROLLBACK, Wish, age_key,
@@ -209,20 +209,29 @@ fn recreate(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
 /// Follows a change of `spec.replicas` without rolling: the only replica set that has pods takes
 /// it all; several share it in proportion.
 fn scale_all(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
-    let active: Vec<_> = sets.all().filter(|set| wanted(set) > 0).collect();
+    let mut active: Vec<_> = sets.all().filter(|set| wanted(set) > 0).collect();
     let is_new = |set: &ReplicaSet| sets.new.as_ref().is_some_and(|new| new.uid() == set.uid());
     let wishes: Vec<i32> = match active.as_slice() {
         [] => {
-            if sets.new.is_some() {
-                edit_new(view, wish, sets, wish.replicas, plan);
+            match sets.old.last() {
+                // While rollouts are on hold, the last template goes on.
+                Some(last) if sets.new.is_none() => edit_old(wish, last, wish.replicas, plan),
+                _ if sets.new.is_some() => edit_new(view, wish, sets, wish.replicas, plan),
+                _ => {}
             }
             return;
         }
         [_] => vec![wish.replicas],
-        several => {
-            let sizes: Vec<_> = several.iter().map(|set| wanted(set)).collect();
+        _ => {
             let allowed = if wish.replicas > 0 { wish.total_max() } else { 0 };
-            proportional(&sizes, allowed)
+            largest_first(&mut active, allowed);
+            let status = view.deployment.status.as_ref().and_then(|status| status.replicas);
+            let part = |set: &&Arc<ReplicaSet>| {
+                let of = annotation(set, MAX).and_then(|text| text.parse().ok());
+                let of = of.filter(|&of| of > 0).or(status).unwrap_or(0);
+                Part { size: wanted(set), of }
+            };
+            proportional(&active.iter().map(part).collect::<Vec<_>>(), allowed)
         }
     };
     for (set, replicas) in active.into_iter().zip(wishes) {
@@ -232,6 +241,15 @@ fn scale_all(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
             edit_old(wish, set, replicas, plan);
         }
     }
+}
+
+/// Of two of a size, the younger first where there are to be more pods, and the older where fewer.
+fn largest_first(sets: &mut [&Arc<ReplicaSet>], total: i32) {
+    let is_growth = total > sets.iter().map(|set| wanted(set)).sum::<i32>();
+    sets.sort_by(|a, b| {
+        let by_age = age_key(a).cmp(&age_key(b));
+        wanted(b).cmp(&wanted(a)).then(if is_growth { by_age.reverse() } else { by_age })
+    });
 }
 
 impl Sets {

@@ -316,6 +316,30 @@ fn scaling_while_paused_keeps_the_proportions_and_rolls_nothing() {
 }
 
 #[test]
+fn a_paused_deployment_with_a_new_template_is_scaled_from_nothing_with_its_last() {
+    let paused = json!({ "spec": { "paused": true, "replicas": 3 } });
+    let (v1, v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let sets = [set_of(&v1, 1, 0, 0), set_of(&v2, 2, 0, 0)];
+    let plan = plan_of(&deployment("v3", &paused), &sets);
+    assert_eq!(scalings(&plan), [("2".to_owned(), 3)]);
+    assert!(plan.create.is_none());
+}
+
+#[test]
+fn a_failed_rollout_says_so_while_it_is_paused_and_nothing_without_a_deadline() {
+    let (v1, mut v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let sets = [set_of(&v1, 1, 3, 3), set_of(&v2, 2, 1, 0)];
+    v2.status = Some(plan_of(&v2, &sets).status);
+    v2.status = Some(plan_at(&v2, &sets, &[], "2026-01-01T00:11:00Z").status);
+    v2.spec.as_mut().unwrap().paused = Some(true);
+    let plan = plan_at(&v2, &sets, &[], "2026-01-01T00:12:00Z");
+    assert_eq!(reason(&plan.status, "Progressing").as_deref(), Some("ProgressDeadlineExceeded"));
+    v2.spec.as_mut().unwrap().progress_deadline_seconds = Some(i32::MAX);
+    let plan = plan_at(&v2, &sets, &[], "2026-01-01T00:12:00Z");
+    assert_eq!(reason(&plan.status, "Progressing"), None);
+}
+
+#[test]
 fn scaling_an_idle_deployment_goes_to_its_only_replica_set() {
     let deployment = deployment("v1", &json!({}));
     let set = set_of(&deployment, 1, 3, 3);

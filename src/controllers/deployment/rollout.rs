@@ -67,22 +67,40 @@ fn drop_healthy(wish: Wish, new: Scale, old: &mut [Scale], surplus: i32) {
     }
 }
 
-/// Spreads `total` pods over replica sets in proportion to the `sizes` they have; what rounding
-/// leaves goes to the largest. Used when a deployment is scaled while it rolls.
-pub(super) fn proportional(sizes: &[i32], total: i32) -> Vec<i32> {
-    let sum: i64 = sizes.iter().map(|&size| i64::from(size)).sum();
-    if sum == 0 {
-        return sizes.to_vec();
+/// A replica set that is scaled with others.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    /// `spec.replicas`.
+    pub(super) size: i32,
+    /// The most pods the deployment allowed when the set was last scaled; 0 when nobody knows.
+    pub(super) of: i32,
+}
+
+/// Spreads `total` pods over replica sets, the largest first, each by its part of what was allowed before;
+/// what rounding leaves, or takes too much, is the first one's. Used when a deployment is scaled while
+/// it rolls. Source: `GetReplicaSetProportion` of Kubernetes' deployment controller.
+pub(super) fn proportional(sets: &[Part], total: i32) -> Vec<i32> {
+    let to_add = total.max(0) - sets.iter().map(|set| set.size).sum::<i32>();
+    let mut added = 0;
+    let mut sizes = Vec::with_capacity(sets.len());
+    for set in sets {
+        let (wish, left) = (share(*set, total.max(0)) - set.size, to_add - added);
+        let share = if to_add > 0 { wish.min(left) } else { wish.max(left) };
+        let share = if set.size == 0 || to_add == 0 { 0 } else { share };
+        added += share;
+        sizes.push(set.size + share);
     }
-    let share = |size: i32| {
-        i32::try_from(i64::from(size) * i64::from(total.max(0)) / sum).unwrap_or(i32::MAX)
-    };
-    let mut shares: Vec<i32> = sizes.iter().map(|&size| share(size)).collect();
-    let left = total.max(0) - shares.iter().sum::<i32>();
-    let largest =
-        sizes.iter().enumerate().max_by_key(|(at, size)| (**size, std::cmp::Reverse(*at)));
-    if let Some(share) = largest.and_then(|(at, _)| shares.get_mut(at)) {
-        *share += left;
+    if let Some(first) = sizes.first_mut() {
+        *first = (*first + to_add - added).max(0);
     }
-    shares
+    sizes
+}
+
+/// What is the set's of `total`, rounded to the nearest.
+fn share(set: Part, total: i32) -> i32 {
+    if set.of <= 0 {
+        return set.size;
+    }
+    let (twice, of) = (2 * i64::from(set.size) * i64::from(total), i64::from(set.of));
+    i32::try_from((twice + of) / (2 * of)).unwrap_or(i32::MAX)
 }

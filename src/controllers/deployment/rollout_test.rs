@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use crate::controllers::deployment::rollout::{Scale, proportional, roll};
+use crate::controllers::deployment::rollout::{Part, Scale, proportional, roll};
 use crate::controllers::deployment::template::Wish;
 
 fn wish(replicas: i32, max_surge: i32, max_unavailable: i32) -> Wish {
@@ -42,14 +42,23 @@ fn each_step_of_a_rolling_update_is_as_kubernetes_takes_it() {
 
 #[test]
 fn shares_follow_the_sizes_and_the_rest_goes_to_the_largest() {
-    for (sizes, total, shares) in [
-        (vec![5, 5], 20, vec![10, 10]),
-        (vec![8, 5], 20, vec![13, 7]),
-        (vec![1, 2], 0, vec![0, 0]),
-        (vec![3, 3, 3], 10, vec![4, 3, 3]),
-        (vec![0, 0], 10, vec![0, 0]),
+    // sizes, of how many they were, total -> shares
+    for (sizes, of, total, shares) in [
+        (vec![5, 5], 10, 20, vec![10, 10]),
+        // Kubernetes' conformance test: 10 replicas and 3 more become 30 and 3 more.
+        (vec![8, 5], 13, 33, vec![20, 13]),
+        (vec![8, 5], 13, 20, vec![12, 8]),
+        (vec![8, 5], 13, 13, vec![8, 5]),
+        (vec![8, 5], 13, 6, vec![4, 2]),
+        (vec![2, 1], 3, 0, vec![0, 0]),
+        (vec![3, 3, 3], 9, 10, vec![4, 3, 3]),
+        // Fewer than were allowed: the first takes what is left.
+        (vec![3, 3], 10, 20, vec![14, 6]),
+        // Nobody knows of how many they were.
+        (vec![3, 2], 0, 8, vec![6, 2]),
     ] {
-        assert_eq!(proportional(&sizes, total), shares, "{sizes:?} to {total}");
+        let parts: Vec<_> = sizes.iter().map(|&size| Part { size, of }).collect();
+        assert_eq!(proportional(&parts, total), shares, "{sizes:?} of {of} to {total}");
     }
 }
 

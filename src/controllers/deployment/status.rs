@@ -103,14 +103,20 @@ fn progressing(
     now: Timestamp,
 ) -> Option<Duration> {
     let spec = deployment.spec.as_ref()?;
-    let deadline = spec.progress_deadline_seconds.filter(|&seconds| seconds != i32::MAX)?;
+    let deadline = spec.progress_deadline_seconds.filter(|&seconds| seconds != i32::MAX);
+    let Some(deadline) = deadline else {
+        // What was said when there was one would stand for ever.
+        conditions.retain(|condition| condition.type_ != "Progressing");
+        return None;
+    };
     let deadline = Duration::from_secs(u64::try_from(deadline).ok()?);
     let was = conditions.iter().find(|condition| condition.type_ == "Progressing").cloned();
     let reason = was.as_ref().and_then(|was| was.reason.as_deref()).unwrap_or_default();
     let says = |verdict, reason, message| judged("Progressing", verdict, reason, message);
     let is_paused = spec.paused == Some(true);
     if is_paused {
-        if reason != "DeploymentPaused" {
+        // That a rollout has failed is true while it is on hold, too.
+        if !matches!(reason, "DeploymentPaused" | "ProgressDeadlineExceeded") {
             let message = "Deployment is paused".to_owned();
             set(conditions, says("Unknown", "DeploymentPaused", message), now);
         }

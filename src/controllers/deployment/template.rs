@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
+use crate::api::schema::canonicalize_type;
 use crate::controllers::template::{Rounding, share};
 
 /// Tells the replica sets of a deployment, and their pods, apart.
@@ -70,9 +71,10 @@ pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     meta(&a) == meta(&b) && (a.spec == b.spec || said(&a) == said(&b))
 }
 
-/// The spec of a template without what says nothing.
+/// The spec of a template without what says nothing, and with quantities in one form.
 fn said(template: &PodTemplateSpec) -> Option<Value> {
     let mut spec = serde_json::to_value(template.spec.as_ref()?).ok()?;
+    canonicalize_type("v1", "PodSpec", &mut spec);
     drop_silent(&mut spec, false);
     Some(spec)
 }
@@ -226,6 +228,9 @@ mod tests {
             let empty = template(container, &spec);
             assert!(is_same(&plain, &empty) && is_same(&empty, &plain), "{empty:?}");
         }
+        let with = |cpu: &str| template(json!({"resources": {"limits": {"cpu": cpu}}}), &json!({}));
+        assert!(is_same(&with("0.5"), &with("500m")), "what older versions stored");
+        assert!(!is_same(&with("0.5"), &with("5")));
     }
 
     #[test]
