@@ -162,37 +162,61 @@ pub(crate) type Decoder = fn(&Value) -> Result<Value, String>;
 pub(crate) fn typed<T: DeserializeOwned + serde::Serialize>(
     value: &Value,
 ) -> Result<Value, String> {
-    let object = T::deserialize(value).map_err(|err| err.to_string())?;
+    let object: T = serde_path_to_error::deserialize(value).map_err(|err| {
+        let (path, cause) = (err.path().to_string(), in_words(&err.inner().to_string()));
+        if path == "." { cause } else { format!("{path}: {cause}") }
+    })?;
     serde_json::to_value(object).map_err(|err| err.to_string())
 }
 
-/// Paths of fields in `sent` that `known` (the same object after [`typed`]) lacks.
-pub(crate) fn fields_lost(sent: &Value, known: &Value) -> Vec<String> {
+/// The complaint of serde in the words of those who write JSON.
+fn in_words(complaint: &str) -> String {
+    const WORDS: [(&str, &str); 6] = [
+        ("expected i32", "expected an integer (int32)"),
+        ("expected i64", "expected an integer (int64)"),
+        ("expected a sequence", "expected an array"),
+        ("expected a map", "expected an object"),
+        ("invalid type: sequence", "invalid type: array"),
+        ("invalid type: map", "invalid type: object"),
+    ];
+    let replaced = |text: String, (from, to): (&str, &str)| text.replace(from, to);
+    let mut text = WORDS.into_iter().fold(complaint.to_owned(), replaced);
+    // The name of a Rust struct says nothing to them.
+    if let Some((before, name)) = text.rsplit_once("expected ")
+        && name.trim_start_matches("struct ").starts_with(|first: char| first.is_ascii_uppercase())
+    {
+        text = format!("{before}expected an object");
+    }
+    text
+}
+
+/// Drops what `known` (the same object after [`typed`]) lacks from `sent`. Returns the paths of the first of
+/// these fields.
+pub(crate) fn drop_lost(sent: &mut Value, known: &Value) -> Vec<String> {
     let mut lost = Vec::new();
     compare(sent, known, &mut String::new(), &mut lost);
     lost
 }
 
-fn compare(sent: &Value, known: &Value, path: &mut String, lost: &mut Vec<String>) {
+fn compare(sent: &mut Value, known: &Value, path: &mut String, lost: &mut Vec<String>) {
     let start = path.len();
     match (sent, known) {
         (Value::Object(sent), Value::Object(known)) => {
-            for (key, value) in sent {
-                if lost.len() >= FIELDS_LISTED_MAX {
-                    return;
-                }
+            sent.retain(|key, value| {
                 push_key(path, key);
-                match known.get(key) {
+                let found = known.get(key);
+                match found {
                     Some(known) => compare(value, known, path, lost),
                     // A null means "not set", and what is not set is not written again.
-                    None if value.is_null() => {}
+                    None if value.is_null() || lost.len() >= FIELDS_LISTED_MAX => {}
                     None => lost.push(path.clone()),
                 }
                 path.truncate(start);
-            }
+                found.is_some()
+            });
         }
         (Value::Array(sent), Value::Array(known)) => {
-            for (index, (value, known)) in sent.iter().zip(known).enumerate() {
+            for (index, (value, known)) in sent.iter_mut().zip(known).enumerate() {
                 push_index(path, index);
                 compare(value, known, path, lost);
                 path.truncate(start);

@@ -45,10 +45,14 @@ pub fn apply(res: &Resource, object: &mut Value, scale: &Value) -> Result<(), Fi
     let sent = scale.pointer("/spec/replicas");
     let replicas = match sent {
         None | Some(Value::Null) => 0,
-        Some(value) => value
-            .as_i64()
-            .filter(|n| (0..=i64::from(i32::MAX)).contains(n))
-            .ok_or_else(|| FieldError::invalid("spec.replicas", value, NOT_NEGATIVE))?,
+        Some(value) => {
+            let number = value.as_i64().unwrap_or(i64::MAX);
+            let rule = if number < 0 { NOT_NEGATIVE } else { NOT_HUGE };
+            i32::try_from(number)
+                .ok()
+                .filter(|number| *number >= 0)
+                .ok_or_else(|| FieldError::invalid("spec.replicas", value, rule))?
+        }
     };
     if let Some(spec) = child(object, "spec") {
         set(spec, "replicas", replicas);
@@ -61,3 +65,4 @@ pub fn apply(res: &Resource, object: &mut Value, scale: &Value) -> Result<(), Fi
 }
 
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+const NOT_HUGE: &str = "must be a number of at most 2147483647";

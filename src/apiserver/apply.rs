@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::api::FieldError;
 use crate::api::apply::{self, ApplyError, Writer};
 use crate::api::status::Status;
-use crate::api::{schema, strategy};
+use crate::api::strategy;
 use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
@@ -39,11 +39,10 @@ pub(super) async fn respond(
     let parsed = body::json(&bytes).or_else(|_| body::parse("application/yaml", &bytes))?;
     let mut applied = parsed.value;
     check(&call, &applied)?;
-    let mut warnings = body::check(call.info.resource, &applied, &parsed.duplicates, validation)?;
+    let mut warnings =
+        body::check(call.info.resource, &mut applied, &parsed.duplicates, validation)?;
     body::check_place(&mut applied, call.info.namespace.as_deref(), call.info.name.as_deref())?;
     warnings.extend(strategy::warnings(call.info.resource, &applied));
-    // Or it would differ from what is stored, and be a conflict with whoever wrote the same.
-    schema::canonicalize(call.info.resource, &mut applied);
     let (code, object) = write(&call, part, &applied).await?;
     warnings.extend(call.take_warnings());
     let now = call.context.clock.now();

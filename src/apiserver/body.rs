@@ -90,10 +90,10 @@ pub(super) fn json(bytes: &[u8]) -> Result<Parsed, ApiError> {
     Ok(Parsed { value: decoded.value, duplicates: decoded.duplicates })
 }
 
-/// Checks that `object` is what `resource` says it is. Returns warnings about unknown fields.
+/// Checks that `object` is what `resource` says it is. Returns warnings about unknown fields, which it drops.
 pub(super) fn check(
     resource: &Resource,
-    object: &Value,
+    object: &mut Value,
     duplicates: &[String],
     validation: FieldValidation,
 ) -> Result<Vec<String>, ApiError> {
@@ -108,7 +108,7 @@ pub(super) fn check(
         ))
         .into());
     }
-    let unknown = strategy::unknown_fields(resource, object).map_err(Status::bad_request)?;
+    let unknown = strategy::decode(resource, object).map_err(Status::bad_request)?;
     let mut complaints: Vec<String> =
         unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
     complaints.extend(duplicates.iter().map(|field| format!("duplicate field {field:?}")));
@@ -164,12 +164,45 @@ mod tests {
     use crate::api;
 
     #[test]
-    fn a_field_of_the_wrong_type_is_named_once() {
+    fn a_field_of_the_wrong_type_is_named_once_with_its_path() {
         let pods = api::find("", "v1", "pods").unwrap();
-        let object = json!({"spec": {"containers": 7}});
-        let refused = check(pods, &object, &[], FieldValidation::Warn).unwrap_err().0;
-        assert_eq!(refused.code, 400);
-        assert_eq!(refused.message.matches("cannot be handled as a Pod").count(), 1, "{refused}");
+        for (spec, said) in [
+            (
+                json!({"containers": 7}),
+                "spec.containers: invalid type: integer `7`, expected an array",
+            ),
+            (
+                json!({"containers": [{"name": "a", "env": [{"name": "X", "value": 1}]}]}),
+                "spec.containers[0].env[0].value: invalid type: integer `1`, expected a string",
+            ),
+            (
+                json!({"containers": [], "priority": "1"}),
+                "spec.priority: invalid type: string \"1\", expected an integer (int32)",
+            ),
+            (json!("x"), "spec: invalid type: string \"x\", expected an object"),
+            (
+                json!({"containers": [{"name": "a", "resources": {"limits": {"cpu": "x"}}}]}),
+                "spec.containers[0].resources.limits[cpu]: quantities must match the regular",
+            ),
+        ] {
+            let mut object = json!({ "spec": spec });
+            let refused = check(pods, &mut object, &[], FieldValidation::Warn).unwrap_err().0;
+            assert_eq!(refused.code, 400);
+            let begin = format!("Pod in version \"v1\" cannot be handled as a Pod: {said}");
+            assert!(refused.message.starts_with(&begin), "{refused}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_told_once_and_dropped() {
+        let pods = api::find("", "v1", "pods").unwrap();
+        let container = json!({"name": "a", "image": null, "wrong": {"x": 1}});
+        let mut object = json!({"metadata": {"name": "p"}, "spec": {"containers": [container]}});
+        let told = check(pods, &mut object, &[], FieldValidation::Warn).unwrap();
+        assert_eq!(told, ["unknown field \"spec.containers[0].wrong\""]);
+        let left = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}]}});
+        assert_eq!(object, left);
+        assert_eq!(check(pods, &mut object, &[], FieldValidation::Strict).unwrap(), [""; 0]);
     }
 
     #[tokio::test]

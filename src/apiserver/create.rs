@@ -27,9 +27,9 @@ pub(super) async fn respond(call: Call, request_body: Body) -> Result<Response<B
     managed_fields::check(&call, "CreateOptions")?;
     let bytes = body::read(request_body).await?;
     let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
+    let mut object = parsed.value;
     let mut warnings =
-        body::check(call.info.resource, &parsed.value, &parsed.duplicates, validation)?;
-    let object = parsed.value;
+        body::check(call.info.resource, &mut object, &parsed.duplicates, validation)?;
     warnings.extend(strategy::warnings(call.info.resource, &object));
     let created = create(&call, object, is_dry_run).await?;
     warnings.extend(call.take_warnings());

@@ -31,6 +31,8 @@ pub(super) struct Call {
     pub(super) query: Query,
     pub(super) headers: http::HeaderMap,
     pub(super) info: RequestInfo,
+    /// The version that was asked for, if it is not the stored one.
+    pub(super) alias: Option<&'static Alias>,
     /// Present if the client's connection can change its protocol.
     pub(super) upgrade: Option<OnUpgrade>,
     /// Who asks, after impersonation.
@@ -138,7 +140,7 @@ async fn dispatch(
         None => body,
     };
     let warnings = Mutex::default();
-    let call = Call { context, query, headers, info, upgrade, user, warnings };
+    let call = Call { context, query, headers, info, alias, upgrade, user, warnings };
     resource(call, &method, body).await
 }
 

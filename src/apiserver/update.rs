@@ -12,6 +12,7 @@ use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::{
     admission, allocate, apply, body, image_policy, managed_fields, priority, quota, response,
+    versions,
 };
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
@@ -54,8 +55,8 @@ pub(super) async fn replace(
     managed_fields::check(&call, "UpdateOptions")?;
     let bytes = body::read(request_body).await?;
     let parsed = body::parse(body::media_type(&call.headers), &bytes)?;
-    let warnings = body::check(call.info.resource, &parsed.value, &parsed.duplicates, validation)?;
     let mut sent = parsed.value;
+    let warnings = body::check(call.info.resource, &mut sent, &parsed.duplicates, validation)?;
     body::check_place(&mut sent, call.info.namespace.as_deref(), call.info.name.as_deref())?;
     let expected = error::sent_revision(&sent)?;
     let updated = modify(&call, part, expected, |_| Ok(sent.clone())).await?;
@@ -87,8 +88,10 @@ pub(super) async fn patch_part(
     let resource = call.info.resource;
     let mut warnings = Vec::new();
     let updated = modify(&call, part, expected, |current| {
-        let patched = patched(resource, &media, current, &sent)?;
-        warnings = body::check(resource, &patched, &[], validation)?;
+        let mut patched = versions::patched(call.alias, current, |shown| {
+            patched(resource, &media, shown, &sent)
+        })?;
+        warnings = body::check(resource, &mut patched, &[], validation)?;
         Ok(patched)
     })
     .await?;
@@ -215,8 +218,8 @@ impl Edit<'_> {
         let mut current = found
             .map_err(|error| ApiError::store(error, key))?
             .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
-        // Older versions stored quantities as they were sent.
-        schema::canonicalize(key.resource, &mut current.object);
+        // Older versions stored quantities as they were sent; what is none was not refused, and stays.
+        let _ = schema::canonicalize(key.resource, &mut current.object);
         if self.expected.is_some_and(|expected| expected != current.revision) {
             return Err(Status::conflict(key.resource, &key.name, OBJECT_MODIFIED).into());
         }

@@ -2,7 +2,9 @@
 //!
 //! The version is changed at the door: behind it there is one version only, which is the stored one.
 //! A request's path and body are put into that, the answer's objects into what was asked for, each
-//! line of a watch included. Only `apiVersion` of the objects themselves is touched.
+//! line of a watch included. Only `apiVersion` of the objects themselves is touched, and the fields in
+//! which the two versions differ. A patch is the exception: alone it does not say what it means in the
+//! other version, so the stored object is shown to it in its own.
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -13,8 +15,8 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use serde_json::Value;
 
 use crate::api::versions::{Alias, asked};
-use crate::apiserver::body;
 use crate::apiserver::error::ApiError;
+use crate::apiserver::{apply, body};
 
 /// Bytes of one line of a watch, or of an answer; longer ones pass as they are.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -33,13 +35,19 @@ pub(super) fn enter(request: &mut Request<Body>) -> Option<&'static Alias> {
     Some(alias)
 }
 
-/// A request's body in the stored version. What had to be read for that goes on as JSON, and
-/// `headers` say so.
+/// A request's body in the stored version; a patch stays as it is, for [`patched`]. What had to be read
+/// for that goes on as JSON, and `headers` say so.
+///
+/// What is applied is changed alone, as a whole object is: metrics that only the stored object has are
+/// not seen by it.
 pub(super) async fn store(
     alias: &'static Alias,
     headers: &mut HeaderMap,
     sent: Body,
 ) -> Result<Body, ApiError> {
+    if body::media_type(headers).ends_with("-patch+json") {
+        return Ok(sent);
+    }
     let bytes = body::read(sent).await?;
     if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok() {
         let bytes = changed(&bytes, |value| {
@@ -49,13 +57,34 @@ pub(super) async fn store(
         return Ok(Body::from(bytes));
     }
     if alias.has_own_fields && !bytes.is_empty() {
-        let mut value = body::parse(body::media_type(headers), &bytes)?.value;
+        let is_applied = body::media_type(headers) == apply::MEDIA_TYPE;
+        let media = if is_applied { "application/yaml" } else { body::media_type(headers) };
+        let mut value = body::parse(media, &bytes)?.value;
         rename(&mut value, alias.asked, alias.stored);
         (alias.to_stored)(&mut value);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // JSON is YAML, and only its media type makes it an apply.
+        if !is_applied {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         return Ok(Body::from(value.to_string()));
     }
     Ok(Body::from(yaml(&bytes, alias)))
+}
+
+/// What `patch` makes of the stored object, which it sees in the version that was asked for.
+pub(super) fn patched(
+    alias: Option<&Alias>,
+    current: &Value,
+    patch: impl FnOnce(&Value) -> Result<Value, ApiError>,
+) -> Result<Value, ApiError> {
+    let Some(alias) = alias else { return patch(current) };
+    let mut shown = current.clone();
+    rename(&mut shown, alias.stored, alias.asked);
+    (alias.to_asked)(&mut shown);
+    let mut new = patch(&shown)?;
+    rename(&mut new, alias.asked, alias.stored);
+    (alias.to_stored)(&mut new);
+    Ok(new)
 }
 
 /// The answer in the version that was asked for.
@@ -201,6 +230,52 @@ mod tests {
         let wanted =
             format!("# x\napiVersion: {V1}\nkind: Gateway\nspec:\n  apiVersion: {V1BETA1}\n");
         assert_eq!(stored.to_bytes(), wanted);
+    }
+
+    fn autoscaler() -> &'static Alias {
+        let path = "/apis/autoscaling/v1/namespaces/n/horizontalpodautoscalers/h";
+        enter(&mut Request::get(path).body(Body::empty()).unwrap()).unwrap()
+    }
+
+    fn of_type(media: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))])
+    }
+
+    #[tokio::test]
+    async fn a_patch_stays_as_it_was_sent_and_changes_the_object_in_its_own_version() {
+        let sent = json!({"spec": {"targetCPUUtilizationPercentage": 30}}).to_string();
+        let mut headers = of_type("application/merge-patch+json");
+        let body = store(autoscaler(), &mut headers, Body::from(sent.clone())).await.unwrap();
+        assert_eq!(body.collect().await.unwrap().to_bytes(), sent);
+
+        let metric = |name: &str, percent: u32| {
+            json!({"type": "Resource", "resource": {"name": name,
+                "target": {"type": "Utilization", "averageUtilization": percent}}})
+        };
+        let of = |metrics: Value| json!({"apiVersion": "autoscaling/v2", "metadata": {"name": "h"}, "spec": {"metrics": metrics}});
+        let stored = of(json!([metric("memory", 60), metric("cpu", 50)]));
+        let changed = patched(Some(autoscaler()), &stored, |shown| {
+            assert_eq!(shown["apiVersion"], "autoscaling/v1");
+            assert_eq!(shown["spec"], json!({"targetCPUUtilizationPercentage": 50}));
+            let mut new = shown.clone();
+            new["spec"]["targetCPUUtilizationPercentage"] = json!(30);
+            Ok(new)
+        });
+        assert_eq!(changed.unwrap(), of(json!([metric("memory", 60), metric("cpu", 30)])));
+        let same = patched(None, &stored, |shown| Ok(shown.clone()));
+        assert_eq!(same.unwrap(), stored);
+    }
+
+    #[tokio::test]
+    async fn what_is_applied_in_yaml_goes_on_as_an_apply() {
+        let sent = "apiVersion: autoscaling/v1\nspec:\n  targetCPUUtilizationPercentage: 30\n";
+        let mut headers = of_type(apply::MEDIA_TYPE);
+        let body = store(autoscaler(), &mut headers, Body::from(sent)).await.unwrap();
+        assert_eq!(headers, of_type(apply::MEDIA_TYPE));
+        let stored: Value =
+            serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+        assert_eq!(stored["apiVersion"], "autoscaling/v2");
+        assert_eq!(stored["spec"]["metrics"][0]["resource"]["name"], "cpu");
     }
 
     #[tokio::test]

@@ -79,7 +79,7 @@ fn validate(object: &Value, errors: &mut Errors) {
         (format!("{STRATEGY}/maxSurge"), format!("{STRATEGY}/maxUnavailable"));
     workload::validate_share(object, &unavailable, errors);
     // More than all is a fair surge.
-    workload::validate_not_negative(object, &surge, errors);
+    workload::validate_amount(object, &surge, errors);
     if workload::is_no_share(object, &surge) && workload::is_no_share(object, &unavailable) {
         let value = object.pointer(&unavailable).unwrap_or(&Value::Null);
         let detail = "may not be 0 when `maxSurge` is 0";
@@ -117,6 +117,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_left_out_is_filled_in_as_kubernetes_does() {
+        let mut object = json!({"spec": {"template": {"spec": {"containers": []}}}});
+        default(&mut object);
+        for (key, wanted) in [
+            ("replicas", json!(1)),
+            ("revisionHistoryLimit", json!(10)),
+            ("progressDeadlineSeconds", json!(600)),
+            (
+                "strategy",
+                json!({"type": "RollingUpdate",
+                    "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}),
+            ),
+        ] {
+            assert_eq!(object["spec"][key], wanted, "{key}");
+        }
+        let mut at_once = json!({"spec": {"strategy": {"type": "Recreate"}}});
+        default(&mut at_once);
+        assert_eq!(at_once["spec"]["strategy"], json!({"type": "Recreate"}));
+    }
+
+    #[test]
     fn a_strategy_that_could_never_move_is_refused() {
         let texts = |strategy: Value, deadline: i64| {
             let mut object = json!({"spec": {
@@ -137,6 +158,9 @@ mod tests {
             (rolling(json!("150%"), json!(0)), 6, ""),
             (rolling(json!("0%"), json!(0)), 6, "may not be 0 when `maxSurge` is 0"),
             (rolling(json!(-1), json!(1)), 6, "must be greater than or equal to 0"),
+            (rolling(json!("abc"), json!(1)), 6, "maxSurge: Invalid value: \"abc\": a valid percent"),
+            (rolling(json!(1), json!("abc")), 6, "a valid percent string must be"),
+            (rolling(json!(1), json!("101%")), 6, "must not be greater than 100%"),
             (json!({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}}), 6, "may not be spec"),
             (json!({"type": "Other"}), 6, "Unsupported value"),
             (json!({}), 5, "must be greater than minReadySeconds"),

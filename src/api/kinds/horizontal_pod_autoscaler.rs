@@ -1,5 +1,7 @@
 //! HorizontalPodAutoscaler.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use serde_json::{Value, json};
@@ -146,33 +148,58 @@ const KEPT: [(&str, &str); 4] = [
     ("autoscaling.alpha.kubernetes.io/conditions", "/status/conditions"),
 ];
 
-/// Makes an object of `autoscaling/v1`, or a patch of one, one of v2.
+/// Makes an object of `autoscaling/v1`, or what is applied to one, one of v2.
 pub(in crate::api) fn from_v1(object: &mut Value) {
-    let mut kept = std::collections::BTreeMap::new();
-    if let Some(annotations) = object.pointer_mut("/metadata/annotations") {
-        for (key, pointer) in KEPT {
-            let text = crate::api::json::remove(annotations, key);
-            let value = text.as_ref().and_then(Value::as_str).map(serde_json::from_str::<Value>);
-            if let Some(Ok(value)) = value {
-                kept.insert(pointer, value);
-            }
+    let mut kept = take_kept(object);
+    if let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) {
+        let percent = crate::api::json::remove(spec, "targetCPUUtilizationPercentage");
+        let others = kept.remove("/spec/metrics");
+        let mut metrics = others.and_then(|others| others.as_array().cloned()).unwrap_or_default();
+        if let Some(percent) = percent.filter(|percent| !percent.is_null()) {
+            let target = json!({"type": "Utilization", "averageUtilization": percent});
+            let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": target}});
+            metrics.push(cpu);
+        }
+        if !metrics.is_empty() {
+            crate::api::json::set(spec, "metrics", metrics);
+        }
+        if let Some(behavior) = kept.remove("/spec/behavior") {
+            crate::api::json::set(spec, "behavior", behavior);
         }
     }
-    let behavior = kept.remove("/spec/behavior");
-    let others = kept.remove("/spec/metrics");
-    let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };
-    let percent = crate::api::json::remove(spec, "targetCPUUtilizationPercentage");
-    let mut metrics = others.and_then(|others| others.as_array().cloned()).unwrap_or_default();
-    if let Some(percent) = percent.filter(|percent| !percent.is_null()) {
-        let target = json!({"type": "Utilization", "averageUtilization": percent});
-        metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
+    if let Some(status) = object.get_mut("status").filter(|status| status.is_object()) {
+        let percent = crate::api::json::remove(status, "currentCPUUtilizationPercentage");
+        let used = percent.filter(|percent| !percent.is_null()).map(|percent| {
+            let current = json!({"averageUtilization": percent});
+            json!([{"type": "Resource", "resource": {"name": "cpu", "current": current}}])
+        });
+        // What was kept says more: the amount, and all other metrics.
+        if let Some(current) = kept.remove("/status/currentMetrics").or(used) {
+            crate::api::json::set(status, "currentMetrics", current);
+        }
+        if let Some(conditions) = kept.remove("/status/conditions") {
+            crate::api::json::set(status, "conditions", conditions);
+        }
     }
-    if !metrics.is_empty() {
-        crate::api::json::set(spec, "metrics", metrics);
+}
+
+/// Takes what [`to_v1`] keeps in annotations, by its place in v2.
+fn take_kept(object: &mut Value) -> BTreeMap<&'static str, Value> {
+    let mut kept = BTreeMap::new();
+    let Some(metadata) = object.get_mut("metadata") else { return kept };
+    let Some(annotations) = metadata.get_mut("annotations") else { return kept };
+    let mut is_changed = false;
+    for (key, pointer) in KEPT {
+        let Some(text) = crate::api::json::remove(annotations, key) else { continue };
+        is_changed = true;
+        if let Some(Ok(value)) = text.as_str().map(serde_json::from_str::<Value>) {
+            kept.insert(pointer, value);
+        }
     }
-    if let Some(behavior) = behavior {
-        crate::api::json::set(spec, "behavior", behavior);
+    if is_changed && crate::api::json::is_empty(Some(&*annotations)) {
+        crate::api::json::remove(metadata, "annotations");
     }
+    kept
 }
 
 /// Shows an object of v2 as one of `autoscaling/v1`.
@@ -202,6 +229,8 @@ pub(in crate::api) fn to_v1(object: &mut Value) {
             kept.push((key, value.to_string()));
         }
     }
+    // What stands there already was not kept here, and would be taken for it on the way back.
+    take_kept(object);
     if let Some(spec) = object.get_mut("spec") {
         crate::api::json::remove(spec, "metrics");
         crate::api::json::remove(spec, "behavior");
@@ -215,6 +244,9 @@ pub(in crate::api) fn to_v1(object: &mut Value) {
         if let Some(used) = used {
             crate::api::json::set(status, "currentCPUUtilizationPercentage", used);
         }
+    }
+    if kept.is_empty() {
+        return;
     }
     let annotations = child(object, "metadata").and_then(|metadata| child(metadata, "annotations"));
     if let Some(annotations) = annotations {
@@ -238,7 +270,6 @@ pub(super) fn completed(spec: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::json::str_at;
 
     #[test]
     fn without_metrics_it_is_cpu_and_behavior_has_the_usual_rules() {
@@ -247,9 +278,19 @@ mod tests {
         assert_eq!(int_at(&object, "/spec/minReplicas"), Some(1));
         let percent = "/spec/metrics/0/resource/target/averageUtilization";
         assert_eq!(int_at(&object, percent), Some(80));
-        assert_eq!(int_at(&object, "/spec/behavior/scaleUp/stabilizationWindowSeconds"), Some(0));
-        assert_eq!(items_at(&object, "/spec/behavior/scaleUp/policies").len(), 2);
-        assert_eq!(str_at(&object, "/spec/behavior/scaleDown/selectPolicy"), Some("Max"));
+        let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+        let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+        let up = json!({"stabilizationWindowSeconds": 0, "selectPolicy": "Max",
+            "policies": [pods, percent]});
+        let down = json!({"selectPolicy": "Max", "policies": [percent]});
+        let mut said = down.clone();
+        crate::api::json::set(&mut said, "stabilizationWindowSeconds", 5);
+        assert_eq!(object["spec"]["behavior"], json!({"scaleUp": up, "scaleDown": said}));
+        // No window down is five minutes, to the controller.
+        let object = completed(&json!({"behavior": {"scaleUp": {"policies": [percent]}}}));
+        let mut said = up.clone();
+        crate::api::json::set(&mut said, "policies", json!([percent]));
+        assert_eq!(object["spec"]["behavior"], json!({"scaleUp": said, "scaleDown": down}));
         assert_eq!(completed(&json!({})).pointer("/spec/behavior"), None);
     }
 
@@ -267,15 +308,57 @@ mod tests {
         assert_eq!(int_at(&v1, "/spec/targetCPUUtilizationPercentage"), Some(50));
         assert_eq!(v1.pointer("/spec/metrics"), None);
         from_v1(&mut v1);
-        crate::api::json::remove(v1.get_mut("metadata").unwrap(), "annotations");
         assert_eq!(v1, v2);
     }
 
     #[test]
-    fn a_patch_of_v1_changes_the_same_of_v2() {
-        let mut patch = json!({"spec": {"targetCPUUtilizationPercentage": 30, "maxReplicas": 9}});
-        from_v1(&mut patch);
-        assert_eq!(int_at(&patch, "/spec/metrics/0/resource/target/averageUtilization"), Some(30));
+    fn what_v1_has_no_field_for_in_the_status_makes_the_round_trip() {
+        let cpu =
+            json!({"name": "cpu", "current": {"averageUtilization": 40, "averageValue": "40m"}});
+        let status = json!({"currentReplicas": 2, "desiredReplicas": 2,
+            "currentMetrics": [{"type": "Resource", "resource": cpu}, {"type": ""}],
+            "conditions": [{"type": "AbleToScale", "status": "True", "reason": "ReadyForNewScale"}]});
+        let mut v2 = completed(&json!({}));
+        crate::api::json::set(&mut v2, "status", status.clone());
+        let mut v1 = v2.clone();
+        to_v1(&mut v1);
+        let shown = json!({"currentReplicas": 2, "desiredReplicas": 2,
+            "currentCPUUtilizationPercentage": 40});
+        assert_eq!(v1["status"], shown);
+        for (key, field) in [("current-metrics", "currentMetrics"), ("conditions", "conditions")] {
+            let key = format!("autoscaling.alpha.kubernetes.io/{key}");
+            let kept = v1["metadata"]["annotations"][key.as_str()].as_str().unwrap();
+            assert_eq!(serde_json::from_str::<Value>(kept).unwrap(), status[field]);
+        }
+        from_v1(&mut v1);
+        assert_eq!(v1, v2);
+        // A client of v1 alone says less.
+        let mut alone = json!({"status": {"currentCPUUtilizationPercentage": 40}});
+        from_v1(&mut alone);
+        let cpu = json!({"name": "cpu", "current": {"averageUtilization": 40}});
+        let wanted = json!({"currentMetrics": [{"type": "Resource", "resource": cpu}]});
+        assert_eq!(alone, json!({"status": wanted}));
+    }
+
+    #[test]
+    fn what_stands_in_annotations_of_v2_is_not_taken_for_what_v1_keeps() {
+        let mut v2 = completed(&json!({}));
+        let annotations = json!({"a": "b", "autoscaling.alpha.kubernetes.io/metrics": "[{}]"});
+        crate::api::json::set(v2.get_mut("metadata").unwrap(), "annotations", annotations);
+        let metrics = v2["spec"]["metrics"].clone();
+        to_v1(&mut v2);
+        assert_eq!(v2["metadata"]["annotations"], json!({"a": "b"}));
+        from_v1(&mut v2);
+        assert_eq!(v2["metadata"]["annotations"], json!({"a": "b"}));
+        assert_eq!(v2["spec"]["metrics"], metrics);
+    }
+
+    #[test]
+    fn what_is_applied_to_v1_changes_the_same_of_v2() {
+        let mut applied = json!({"spec": {"targetCPUUtilizationPercentage": 30, "maxReplicas": 9}});
+        from_v1(&mut applied);
+        let percent = "/spec/metrics/0/resource/target/averageUtilization";
+        assert_eq!(int_at(&applied, percent), Some(30));
         let mut other = json!({"spec": {"maxReplicas": 9}});
         from_v1(&mut other);
         assert_eq!(other, json!({"spec": {"maxReplicas": 9}}));
@@ -301,6 +384,16 @@ mod tests {
             json!({"currentMetrics": current, "currentReplicas": 2}),
         );
         assert_eq!(cells(&object, Timestamp::UNIX_EPOCH)[2], "cpu: 12%/80%");
+        let memory = json!({"name": "memory", "target": {"averageUtilization": 50}});
+        let cpu = object["spec"]["metrics"][0].clone();
+        let two = json!([cpu, {"type": "Resource", "resource": memory}]);
+        crate::api::json::set(object.get_mut("spec").unwrap(), "metrics", two);
+        let memory = json!({"name": "memory", "current": {"averageUtilization": 7}});
+        let current = json!([{"type": ""}, {"type": "Resource", "resource": memory}]);
+        let status = json!({"currentMetrics": current});
+        crate::api::json::set(&mut object, "status", status);
+        let row = cells(&object, Timestamp::UNIX_EPOCH);
+        assert_eq!(row[2], "cpu: <unknown>/80%, memory: 7%/50%", "the first one failed");
         let rate = completed(
             &json!({"metrics": [{"type": "Object", "object": {"describedObject": {},
             "metric": {"name": "requests-per-second"}, "target": {"type": "AverageValue", "averageValue": "10"}}}]}),

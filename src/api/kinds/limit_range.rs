@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::field_error::Errors;
 use crate::api::json::{entries_at, items_at, text_at};
-use crate::api::limit_range;
-use crate::api::meta;
 use crate::api::quota::amount;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+use crate::api::{limit_range, meta, resource_names};
 
 pub(super) const RESOURCE: Resource = Resource {
     group: "",
@@ -55,6 +54,7 @@ fn validate(object: &Value, errors: &mut Errors) {
             errors.duplicate(format!("{path}.type"), &json!(kind));
         }
         kinds.push(kind);
+        validate_names(&path, kind, limit, errors);
         validate_amounts(&path, limit, errors);
         if kind == "Pod" {
             for key in ["default", "defaultRequest"] {
@@ -69,6 +69,25 @@ fn validate(object: &Value, errors: &mut Errors) {
             let detail =
                 "either minimum or maximum storage value is required, but neither was provided";
             errors.push(crate::api::FieldError::required(format!("{path}.limits"), detail));
+        }
+    }
+}
+
+fn validate_names(path: &str, kind: &str, limit: &Value, errors: &mut Errors) {
+    if let Err(rule) = resource_names::check_limit_type(kind)
+        && !kind.is_empty()
+    {
+        errors.invalid(format!("{path}.type"), &json!(kind), rule);
+    }
+    for key in RISING.iter().chain(&["maxLimitRequestRatio"]) {
+        for (name, _) in entries_at(limit, &format!("/{key}")) {
+            let checked = match kind {
+                "Pod" | "Container" => resource_names::check_of_container(name),
+                _ => resource_names::check_of_limit(name),
+            };
+            if let Err(rule) = checked {
+                errors.invalid(format!("{path}.{key}[{name}]"), &json!(name), rule);
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::field_error::Errors;
 use crate::api::json::{entries_at, int_at, is_unset};
+use crate::api::kinds::workload;
 use crate::api::meta;
 use crate::api::names;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
@@ -56,10 +57,8 @@ fn validate(object: &Value, errors: &mut Errors) {
         let spec = object.get("spec").cloned().unwrap_or_default();
         errors.invalid("spec", &spec, "minAvailable and maxUnavailable cannot be both set");
     }
-    for (key, value) in [("minAvailable", least), ("maxUnavailable", most)] {
-        if let Some(value) = value {
-            validate_part(&format!("spec.{key}"), value, errors);
-        }
+    for key in ["minAvailable", "maxUnavailable"] {
+        workload::validate_share(object, &format!("/spec/{key}"), errors);
     }
     if let Some(selector) = at("selector")
         && let Err(cause) = LabelSelector::from_json(selector)
@@ -84,24 +83,6 @@ fn validate(object: &Value, errors: &mut Errors) {
         if names::check_dns1123_subdomain(pod).is_err() {
             errors.invalid("status.disruptedPods", &json!(pod), "must be the name of a pod");
         }
-    }
-}
-
-/// A number of pods or a percentage of them.
-fn validate_part(field: &str, value: &Value, errors: &mut Errors) {
-    let Some(text) = value.as_str() else {
-        if value.as_i64().is_none_or(|number| number < 0) {
-            errors.invalid(field, value, "must be greater than or equal to 0");
-        }
-        return;
-    };
-    let digits = text.strip_suffix('%').filter(|digits| !digits.is_empty());
-    match digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())) {
-        None => errors.invalid(field, value, "must be an integer or percentage (e.g '5%')"),
-        Some(digits) if digits.parse::<u32>().map_or(true, |percent| percent > 100) => {
-            errors.invalid(field, value, "must not be greater than 100%");
-        }
-        Some(_) => {}
     }
 }
 
@@ -145,8 +126,8 @@ mod tests {
             (json!({"minAvailable": 1, "maxUnavailable": 1}), "cannot be both set"),
             (json!({"minAvailable": -1}), "greater than or equal to 0"),
             (json!({"minAvailable": "101%"}), "must not be greater than 100%"),
-            (json!({"maxUnavailable": "few"}), "must be an integer or percentage"),
-            (json!({"maxUnavailable": "%"}), "must be an integer or percentage"),
+            (json!({"maxUnavailable": "few"}), "a valid percent string must be"),
+            (json!({"maxUnavailable": "%"}), "a valid percent string must be"),
             (json!({"unhealthyPodEvictionPolicy": "Never"}), "supported values"),
             (
                 json!({"selector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}}),

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::api::ephemeral;
-use crate::api::field_error::{Errors, FieldError};
+use crate::api::field_error::Errors;
 use crate::api::json::{child, int_at, is_true, items_at, set_default, set_default_text, text_at};
-use crate::api::kinds::{pod_placement, pod_probes, pod_volumes};
-use crate::api::{names, quantity};
+use crate::api::kinds::{pod_placement, pod_ports, pod_probes, pod_resources, pod_volumes};
+use crate::api::names;
 
 /// Kubernetes' grace of a pod that names none, in seconds.
 const GRACE_SECONDS: i64 = 30;
+const DNS_POLICIES: &[&str] = &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 
 /// Fills in what a pod's spec may leave out. `holder` is the Pod or the template.
 pub(super) fn default(holder: &mut Value) {
@@ -93,6 +94,12 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
                 errors.duplicate(format!("{field}.name"), &json!(name));
             }
             validate_container(container, &field, errors);
+            let image = text_at(container, "/image");
+            // Templates had it before this was looked at, in Kubernetes.
+            if path == "spec" && image.trim() != image {
+                let detail = "must not have leading or trailing whitespace";
+                errors.invalid(format!("{field}.image"), &json!(image), detail);
+            }
             validate_role(container, list, grace, &field, errors);
         }
     }
@@ -128,6 +135,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
             "must be greater than or equal to 0",
         );
     }
+    validate_names(holder, path, errors);
     pod_volumes::validate(holder, path, errors);
     pod_placement::validate(holder, path, errors);
 }
@@ -161,15 +169,12 @@ pub(in crate::api) fn validate_container(container: &Value, field: &str, errors:
     }
     let policy = container.get("imagePullPolicy").unwrap_or(&Value::Null);
     errors.one_of(format!("{field}.imagePullPolicy"), policy, &["Always", "IfNotPresent", "Never"]);
-    for (at, port) in items_at(container, "/ports").iter().enumerate() {
-        let number = port.get("containerPort").unwrap_or(&Value::Null);
-        if !number.as_i64().is_some_and(|number| (1..=65535).contains(&number)) {
-            let detail = "must be between 1 and 65535, inclusive";
-            errors.invalid(format!("{field}.ports[{at}].containerPort"), number, detail);
-        }
-        let protocol = port.get("protocol").unwrap_or(&Value::Null);
-        errors.one_of(format!("{field}.ports[{at}].protocol"), protocol, &["SCTP", "TCP", "UDP"]);
+    let policy = container.get("terminationMessagePolicy").filter(|policy| !policy.is_null());
+    if let Some(policy) = policy {
+        let policies = &["FallbackToLogsOnError", "File"];
+        errors.one_of(format!("{field}.terminationMessagePolicy"), policy, policies);
     }
+    pod_ports::validate(container, field, errors);
     for (at, variable) in items_at(container, "/env").iter().enumerate() {
         let name = text_at(variable, "/name");
         if name.is_empty() {
@@ -184,38 +189,39 @@ pub(in crate::api) fn validate_container(container: &Value, field: &str, errors:
             "a WebAssembly container has no privileges of the host to get",
         );
     }
-    validate_resources(container, field, errors);
+    pod_resources::validate(container, field, errors);
 }
 
-fn validate_resources(container: &Value, field: &str, errors: &mut Errors) {
-    for list in ["limits", "requests"] {
-        for (name, amount) in crate::api::json::entries_at(container, &format!("/resources/{list}"))
+/// What a pod says of itself and of how it looks up names.
+fn validate_names(holder: &Value, path: &str, errors: &mut Errors) {
+    type Check = fn(&str) -> Result<(), &'static str>;
+    let checks: [(&str, Check); 3] = [
+        ("hostname", names::check_dns1123_label),
+        ("subdomain", names::check_dns1123_label),
+        ("nodeName", names::check_dns1123_subdomain),
+    ];
+    for (key, check) in checks {
+        let name = text_at(holder, &format!("/spec/{key}"));
+        if let Err(rule) = check(name)
+            && !name.is_empty()
         {
-            let text = amount.as_str().map_or_else(|| amount.to_string(), str::to_owned);
-            if quantity::canonical(&text).is_err() {
-                let path = format!("{field}.resources.{list}[{name}]");
-                errors.push(FieldError::invalid(
-                    path,
-                    amount,
-                    "must be a quantity such as 100m or 64Mi",
-                ));
-            }
+            errors.invalid(format!("{path}.{key}"), &json!(name), rule);
         }
     }
-    for (name, limit) in crate::api::json::entries_at(container, "/resources/limits") {
-        let request = container.pointer("/resources/requests").and_then(|all| all.get(name));
-        let Some(request) = request else { continue };
-        let nanos = |amount: &Value| {
-            let text = amount.as_str().map_or_else(|| amount.to_string(), str::to_owned);
-            text.parse::<quantity::Quantity>().map(quantity::Quantity::nanos)
-        };
-        if let (Ok(request_nanos), Ok(limit_nanos)) = (nanos(request), nanos(limit))
-            && request_nanos > limit_nanos
-        {
-            let text = limit.as_str().map_or_else(|| limit.to_string(), str::to_owned);
-            let detail = format!("must be less than or equal to {name} limit of {text}");
-            errors.invalid(format!("{field}.resources.requests"), request, &detail);
+    let mut gates = BTreeSet::new();
+    for (at, gate) in items_at(holder, "/spec/schedulingGates").iter().enumerate() {
+        let (field, name) = (format!("{path}.schedulingGates[{at}]"), text_at(gate, "/name"));
+        if let Err(rule) = names::check_qualified_name(name) {
+            errors.invalid(field, &json!(name), rule);
+        } else if !gates.insert(name) {
+            errors.duplicate(field, &json!(name));
         }
+    }
+    let policy = holder.pointer("/spec/dnsPolicy").unwrap_or(&Value::Null);
+    errors.one_of(format!("{path}.dnsPolicy"), policy, DNS_POLICIES);
+    if policy == "None" && items_at(holder, "/spec/dnsConfig/nameservers").is_empty() {
+        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        errors.required_because(format!("{path}.dnsConfig.nameservers"), detail);
     }
 }
 
@@ -306,6 +312,35 @@ mod tests {
         let mut pod = json!({ "spec": spec });
         default(&mut pod);
         errors(&pod)
+    }
+
+    #[test]
+    fn names_and_ways_are_those_that_there_are() {
+        let gate = |name: &str| json!({ "name": name });
+        for (more, said) in [
+            (json!({"hostname": "Under_score"}), "spec.hostname: Invalid value"),
+            (json!({"subdomain": "a.b"}), "spec.subdomain: Invalid value"),
+            (json!({"nodeName": "Bad Node"}), "spec.nodeName: Invalid value"),
+            (json!({"schedulingGates": [gate("no good")]}), "spec.schedulingGates[0]: Invalid"),
+            (json!({"schedulingGates": [gate("a"), gate("a")]}), "spec.schedulingGates[1]: Dup"),
+            (json!({"dnsPolicy": "Foo"}), "spec.dnsPolicy: Unsupported value: \"Foo\""),
+            (json!({"dnsPolicy": "None"}), "spec.dnsConfig.nameservers: Required value"),
+            (
+                json!({"containers": [{"name": "a", "image": " x"}]}),
+                "spec.containers[0].image: Invalid value",
+            ),
+            (
+                json!({"containers": [
+                    {"name": "a", "image": "x", "terminationMessagePolicy": "Bar"}]}),
+                "spec.containers[0].terminationMessagePolicy: Unsupported value",
+            ),
+        ] {
+            let found = with(&more);
+            assert!(found.len() == 1 && found[0].starts_with(said), "{said}: {found:?}");
+        }
+        let fine = json!({"hostname": "a", "nodeName": "a.b", "schedulingGates": [gate("x.io/a")],
+            "dnsPolicy": "None", "dnsConfig": {"nameservers": ["10.0.0.1"]}});
+        assert_eq!(with(&fine), Vec::<String>::new());
     }
 
     #[test]

@@ -80,6 +80,10 @@ fn validate_volume(volume: &Value, field: &str, errors: &mut Errors) {
     if sources.filter(|(key, value)| *key != "name" && !value.is_null()).count() > 1 {
         errors.forbidden(field, "may not specify more than 1 volume type");
     }
+    if text_at(volume, "/emptyDir/sizeLimit").starts_with('-') {
+        let detail = "SizeLimit field must be a valid resource quantity";
+        errors.forbidden(format!("{field}.emptyDir.sizeLimit"), detail);
+    }
     for (source, path) in [
         ("configMap", "/configMap/items"),
         ("secret", "/secret/items"),
@@ -260,6 +264,8 @@ mod tests {
 
     #[test]
     fn a_volume_has_one_source_and_a_token_lives_ten_minutes() {
+        let negative = json!({"name": "v", "emptyDir": {"sizeLimit": "-1"}});
+        assert!(errors(negative, json!([])).contains("emptyDir.sizeLimit: Forbidden"));
         let two = json!({"name": "v", "emptyDir": {}, "hostPath": {}});
         let found = errors(two, json!([]));
         assert!(found.contains("more than 1 volume type"), "{found}");

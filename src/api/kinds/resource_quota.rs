@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use crate::api::decode::typed;
 use crate::api::field_error::Errors;
 use crate::api::json::{entries_at, items_at, text_at};
-use crate::api::meta;
 use crate::api::quota::{COMPUTE, amount, amounts};
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
 use crate::api::table::age;
+use crate::api::{meta, resource_names};
 
 pub(super) const RESOURCE: Resource = Resource {
     group: "",
@@ -78,6 +78,9 @@ fn validate(object: &Value, errors: &mut Errors) {
 }
 
 fn validate_amount(path: &str, name: &str, value: &Value, errors: &mut Errors) {
+    if let Err(rule) = resource_names::check_of_quota(name) {
+        errors.invalid(path, &json!(name), rule);
+    }
     let is_whole = |nanos: i128| nanos % 1_000_000_000 == 0;
     match amount(value) {
         None => errors.invalid(path, value, "must be a quantity"),

@@ -3,18 +3,14 @@
 use serde_json::{Value, json};
 
 use crate::api::field_error::{Errors, FieldError};
-use crate::api::json::{int_at, is_unset, items_at, set_default, text_at};
+use crate::api::json::{int_at, items_at, set_default, text_at};
 use crate::api::kinds::pod_spec;
 use crate::api::selector::LabelSelector;
 
 /// Fills in the template and the number of replicas.
 pub(super) fn default(object: &mut Value) {
-    let labels = object.pointer("/spec/template/metadata/labels").cloned();
     let Some(spec) = object.get_mut("spec") else { return };
     set_default(spec, "replicas", 1);
-    if let (true, Some(labels)) = (is_unset(spec.get("selector")), labels) {
-        set_default(spec, "selector", json!({ "matchLabels": labels }));
-    }
     if let Some(template) = spec.get_mut("template").filter(|template| template.is_object()) {
         pod_spec::default(template);
     }
@@ -24,8 +20,16 @@ pub(super) fn default(object: &mut Value) {
 pub(super) fn validate(object: &Value, kind: &str, errors: &mut Errors) {
     let template = object.pointer("/spec/template").unwrap_or(&Value::Null);
     let selector = object.pointer("/spec/selector");
+    let mismatch = |errors: &mut Errors| {
+        let labels = template.pointer("/metadata/labels").unwrap_or(&Value::Null);
+        let detail = "`selector` does not match template `labels`";
+        errors.invalid("spec.template.metadata.labels", labels, detail);
+    };
     match selector.filter(|selector| !selector.is_null()).map(LabelSelector::from_json) {
-        None => errors.required("spec.selector"),
+        None => {
+            errors.required("spec.selector");
+            mismatch(errors);
+        }
         Some(Err(cause)) => {
             errors.invalid("spec.selector", selector.unwrap_or(&Value::Null), &cause.to_string());
         }
@@ -33,11 +37,7 @@ pub(super) fn validate(object: &Value, kind: &str, errors: &mut Errors) {
             let detail = format!("empty selector is invalid for {kind}");
             errors.invalid("spec.selector", selector.unwrap_or(&Value::Null), &detail);
         }
-        Some(Ok(parsed)) if !parsed.matches(template) => {
-            let labels = template.pointer("/metadata/labels").unwrap_or(&Value::Null);
-            let detail = "`selector` does not match template `labels`";
-            errors.invalid("spec.template.metadata.labels", labels, detail);
-        }
+        Some(Ok(parsed)) if !parsed.matches(template) => mismatch(errors),
         Some(Ok(_)) => {}
     }
     validate_template(object, errors);
@@ -69,18 +69,28 @@ pub(super) fn validate_not_negative(object: &Value, pointer: &str, errors: &mut 
     }
 }
 
+/// The value at `pointer`, if there is one, is a number of pods or a percentage, be it more than all.
+pub(super) fn validate_amount(object: &Value, pointer: &str, errors: &mut Errors) {
+    validate_not_negative(object, pointer, errors);
+    let value = object.pointer(pointer).unwrap_or(&Value::Null);
+    if value.is_string() && percent(value).is_none() {
+        let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+        errors.invalid(field_of(pointer), value, detail);
+    }
+}
+
 /// The value at `pointer`, if there is one, is a number of pods or a percentage of them.
 pub(super) fn validate_share(object: &Value, pointer: &str, errors: &mut Errors) {
-    validate_not_negative(object, pointer, errors);
-    let Some(value) = object.pointer(pointer) else { return };
-    let Some(text) = value.as_str() else { return };
-    let Some(number) = text.strip_suffix('%').filter(|number| is_digits(number)) else {
-        let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
-        return errors.invalid(field_of(pointer), value, detail);
-    };
-    if number.parse::<u32>().is_ok_and(|number| number > 100) {
+    validate_amount(object, pointer, errors);
+    let value = object.pointer(pointer).unwrap_or(&Value::Null);
+    if percent(value).is_some_and(|digits| !digits.parse().is_ok_and(|part: u32| part <= 100)) {
         errors.invalid(field_of(pointer), value, "must not be greater than 100%");
     }
+}
+
+/// The digits of a percentage.
+fn percent(value: &Value) -> Option<&str> {
+    value.as_str()?.strip_suffix('%').filter(|digits| is_digits(digits))
 }
 
 /// Whether the share at `pointer` is none at all: `0` or `0%`.
@@ -145,6 +155,20 @@ mod tests {
     }
 
     #[test]
+    fn a_selector_is_required_and_not_made_of_the_templates_labels() {
+        let mut object = json!({"spec": {"template": {"metadata": {"labels": {"a": "c"}},
+            "spec": {"containers": [{"name": "x", "image": "y"}]}}}});
+        default(&mut object);
+        assert_eq!(object.pointer("/spec/selector"), None);
+        let mut errors = Errors::default();
+        validate(&object, "deployment", &mut errors);
+        let errors = errors.into_vec();
+        let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, ["spec.selector", "spec.template.metadata.labels"]);
+        assert_eq!(errors[0].to_string(), "spec.selector: Required value");
+    }
+
+    #[test]
     fn shares_are_numbers_or_percentages_of_at_most_all() {
         let texts = |value: Value| {
             let mut errors = Errors::default();
@@ -159,6 +183,7 @@ mod tests {
             (json!("7"), "a valid percent string"),
             (json!("-7%"), "a valid percent string"),
             (json!("101%"), "must not be greater than 100%"),
+            (json!("99999999999%"), "must not be greater than 100%"),
         ] {
             let found = texts(bad);
             assert!(found.len() == 1 && found[0].contains(word), "{found:?}");

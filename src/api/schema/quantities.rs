@@ -11,54 +11,75 @@ use crate::api::schema::{Field, Message, SCHEMA, Schema, Type};
 /// The fields that are, or hold, quantities, by the number of their type.
 static HOLDERS: LazyLock<Vec<Vec<&'static Field>>> = LazyLock::new(|| holders(&SCHEMA));
 
-/// Writes all quantities of an object of `resource` in canonical form. What is no quantity stays as it is, for
-/// whoever checks it.
-pub(crate) fn canonicalize(resource: &Resource, object: &mut Value) {
-    canonicalize_type(&resource.api_version(), resource.kind, object);
+/// What a quantity looks like, in Kubernetes' words.
+const WORDS: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+
+/// Writes all quantities of an object of `resource` in canonical form.
+///
+/// # Errors
+///
+/// Where something else is in the place of one, in words.
+pub(crate) fn canonicalize(resource: &Resource, object: &mut Value) -> Result<(), String> {
+    canonicalize_type(&resource.api_version(), resource.kind, object)
 }
 
-/// The same for a part of an object that has a type of its own, such as `PodTemplateSpec` of `v1`.
-pub(crate) fn canonicalize_type(api_version: &str, name: &str, value: &mut Value) {
-    if let Some(message) = SCHEMA.kind(api_version, name) {
-        of_message(message, value);
-    }
+/// The same for a part of an object that has a type of its own, such as `PodSpec` of `v1`.
+pub(crate) fn canonicalize_type(
+    api_version: &str,
+    name: &str,
+    value: &mut Value,
+) -> Result<(), String> {
+    let Some(message) = SCHEMA.kind(api_version, name) else { return Ok(()) };
+    of_message(message, value).map_err(|path| format!("{}: {WORDS}", path.trim_start_matches('.')))
 }
 
-fn of_message(message: usize, object: &mut Value) {
+/// The error is the path to what is no quantity.
+fn of_message(message: usize, object: &mut Value) -> Result<(), String> {
     for field in HOLDERS.get(message).into_iter().flatten() {
         match (field.kind, field.is_inline) {
-            (Type::Message(inlined), true) => of_message(inlined, object),
+            (Type::Message(inlined), true) => of_message(inlined, object)?,
             (kind, _) => {
                 if let Some(value) = object.get_mut(field.name) {
-                    of_field(kind, value);
+                    of_field(kind, value).map_err(|path| format!(".{}{path}", field.name))?;
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// A value of this type, or a list or map of them.
-fn of_field(kind: Type, value: &mut Value) {
+fn of_field(kind: Type, value: &mut Value) -> Result<(), String> {
     match (kind, value) {
-        (_, Value::Array(items)) => items.iter_mut().for_each(|item| of_field(kind, item)),
-        (Type::Quantity, Value::Object(map)) => {
-            map.values_mut().for_each(|value| of_field(kind, value));
+        (_, Value::Array(items)) => {
+            for (at, item) in items.iter_mut().enumerate() {
+                of_field(kind, item).map_err(|path| format!("[{at}]{path}"))?;
+            }
+            Ok(())
         }
-        (Type::Quantity, value) => of_quantity(value),
+        (Type::Quantity, Value::Object(map)) => {
+            for (key, value) in map.iter_mut() {
+                of_quantity(value).map_err(|()| format!("[{key}]"))?;
+            }
+            Ok(())
+        }
+        (Type::Quantity, value) => of_quantity(value).map_err(|()| String::new()),
         (Type::Message(message), value) => of_message(message, value),
-        _ => {}
+        _ => Ok(()),
     }
 }
 
-fn of_quantity(value: &mut Value) {
+fn of_quantity(value: &mut Value) -> Result<(), ()> {
     let written = match value {
         Value::String(text) => canonical(text),
         Value::Number(number) => canonical(&number.to_string()),
-        _ => return,
+        // Not set.
+        Value::Null => return Ok(()),
+        _ => return Err(()),
     };
-    if let Ok(written) = written {
-        *value = Value::String(written);
-    }
+    *value = Value::String(written.map_err(|_| ())?);
+    Ok(())
 }
 
 fn holders(schema: &'static Schema) -> Vec<Vec<&'static Field>> {
@@ -88,7 +109,7 @@ mod tests {
 
     #[test]
     fn all_quantities_of_an_object_get_the_one_form() {
-        let resources = |cpu: Value, memory: &str| json!({"limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "0.5", "x": "no"}});
+        let resources = |cpu: Value, memory: &str| json!({"limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "0.5"}});
         let mut object = json!({"spec": {"template": {
             "metadata": {"labels": {"cpu": "1000m"}},
             "spec": {
@@ -97,12 +118,21 @@ mod tests {
                 "volumes": [{"emptyDir": {"sizeLimit": "2048Ki"}}],
             },
         }}});
-        canonicalize_type("apps/v1", "Deployment", &mut object);
+        canonicalize_type("apps/v1", "Deployment", &mut object).unwrap();
         let spec = &object["spec"]["template"]["spec"];
-        let of = |cpu: &str, memory: &str| json!({"limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "500m", "x": "no"}});
+        let of = |cpu: &str, memory: &str| json!({"limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "500m"}});
         assert_eq!(spec["containers"][0], json!({"name": "1000m", "resources": of("1", "1Gi")}));
         assert_eq!(spec["initContainers"][0]["resources"], of("2", "1536Mi"));
         assert_eq!(spec["volumes"][0]["emptyDir"]["sizeLimit"], "2Mi");
         assert_eq!(object["spec"]["template"]["metadata"]["labels"]["cpu"], "1000m", "a text");
+    }
+
+    #[test]
+    fn what_is_no_quantity_is_told_with_its_path() {
+        let told = |pod: Value| canonicalize_type("v1", "Pod", &mut pod.clone()).unwrap_err();
+        let volume = json!({"spec": {"volumes": [{}, {"emptyDir": {"sizeLimit": "1Gb"}}]}});
+        assert_eq!(told(volume), format!("spec.volumes[1].emptyDir.sizeLimit: {WORDS}"));
+        let limits = json!({"spec": {"containers": [{"resources": {"limits": {"cpu": true}}}]}});
+        assert_eq!(told(limits), format!("spec.containers[0].resources.limits[cpu]: {WORDS}"));
     }
 }

@@ -1,8 +1,8 @@
 //! What happens to an object on its way into the store: complete, prepare, check.
 //!
-//! Order on a create: [`unknown_fields`] → [`prepare_create`] → admission → [`validate_create`].
-//! Order on an update: [`unknown_fields`] → [`prepare_update`] → [`validate_update`].
-//! On `/status`: [`unknown_fields`] → [`prepare_status_update`] → [`validate_update`].
+//! Order on a create: [`decode`] → [`prepare_create`] → admission → [`validate_create`].
+//! Order on an update: [`decode`] → [`prepare_update`] → [`validate_update`].
+//! On `/status`: [`decode`] → [`prepare_status_update`] → [`validate_update`].
 //!
 //! # Invariants
 //!
@@ -47,7 +47,6 @@ pub fn prepare_create(res: &Resource, object: &mut Value) {
         meta::set_generation(object, 1);
     }
     object_meta::tidy(object);
-    schema::canonicalize(res, object);
     (res.strategy.prepare_create)(object);
     (res.strategy.default)(object);
 }
@@ -66,7 +65,6 @@ pub fn prepare_update(res: &Resource, old: &Value, new: &mut Value) {
         copy_key(old, new, "status");
     }
     object_meta::tidy(new);
-    schema::canonicalize(res, new);
     (res.strategy.prepare_update)(old, new);
     (res.strategy.default)(new);
     if res.has_generation && is_spec_changed(old, new) {
@@ -85,7 +83,6 @@ pub fn prepare_status_update(res: &Resource, old: &Value, new: &mut Value) {
         }
     }
     meta::set_type(&mut result, res);
-    schema::canonicalize(res, &mut result);
     // Kubernetes also takes labels and annotations here; no write changes both halves with us.
     *new = result;
 }
@@ -147,18 +144,17 @@ pub fn warnings(res: &Resource, object: &Value) -> Vec<String> {
 /// # Errors
 ///
 /// The message of a 400.
-pub fn unknown_fields(res: &Resource, object: &Value) -> Result<Vec<String>, String> {
-    Ok(decode::fields_lost(object, &decoded(res, object)?))
-}
-
-fn decoded(res: &Resource, object: &Value) -> Result<Value, String> {
+pub fn decode(res: &Resource, object: &mut Value) -> Result<Vec<String>, String> {
+    let handled = |err| {
+        let kind = res.kind;
+        format!("{kind} in version {:?} cannot be handled as a {kind}: {err}", res.version)
+    };
     if crate::api::json::is_deeper_than(object, decode::DEPTH_MAX) {
         return Err(format!("the object is nested deeper than {} levels", decode::DEPTH_MAX));
     }
-    (res.strategy.decode)(object).map_err(|err| {
-        let kind = res.kind;
-        format!("{kind} in version {:?} cannot be handled as a {kind}: {err}", res.version)
-    })
+    schema::canonicalize(res, object).map_err(handled)?;
+    let known = (res.strategy.decode)(object).map_err(handled)?;
+    Ok(decode::drop_lost(object, &known))
 }
 
 fn keep_server_set(old: &Value, new: &mut Value) {

@@ -292,6 +292,30 @@ mod tests {
     }
 
     #[test]
+    fn select_policy_is_the_wider_or_the_narrower_one_or_no_change_either_way() {
+        let with = |direction: &str, select: &str| {
+            spec(&json!({"behavior": {direction: {
+                "stabilizationWindowSeconds": 0, "selectPolicy": select, "policies": [
+                    {"type": "Pods", "value": 1, "periodSeconds": 5},
+                    {"type": "Percent", "value": 50, "periodSeconds": 5}]}}}))
+        };
+        for (select, up, down) in [("Max", 12, 4), ("Min", 9, 7), ("Disabled", 8, 8)] {
+            assert_eq!(run(&with("scaleUp", select), 8, &[20]), [up], "{select} up");
+            assert_eq!(run(&with("scaleDown", select), 8, &[1]), [down], "{select} down");
+        }
+    }
+
+    #[test]
+    fn a_window_that_is_not_said_is_none_up_and_five_minutes_down() {
+        let fast = json!({"policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]});
+        let spec = spec(&json!({"behavior": {"scaleUp": fast, "scaleDown": fast}}));
+        assert_eq!(run(&spec, 4, &[8]), [8]);
+        let got = run(&spec, 5, &[1; 30]);
+        assert_eq!(got[..29], [5; 29], "the first recommendation was what was there");
+        assert_eq!(got[29], 1);
+    }
+
+    #[test]
     fn limits_are_told() {
         let told = |current, asked| {
             let decision = decide(

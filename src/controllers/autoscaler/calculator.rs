@@ -21,8 +21,8 @@ pub(super) struct Sample {
     pub(super) state: PodState,
     /// What it uses; `None` if that is not known.
     pub(super) used: Option<i64>,
-    /// What it asks for, which utilization is a share of.
-    pub(super) requested: i64,
+    /// What it asks for, which utilization is a share of; `None` if a part of it does not say.
+    pub(super) requested: Option<i64>,
 }
 
 /// How much more or less than the target changes nothing.
@@ -69,9 +69,16 @@ pub(super) enum CalculationError {
     /// No pod was measured: try again at the next look.
     #[error("did not receive metrics for targeted pods (pods might be unready)")]
     NoMetrics,
-    /// Utilization is a share of requests, and there are none: the workload must be changed.
+    /// Utilization is a share of requests, and the sample at this place has none: the workload must
+    /// be changed.
     #[error("missing request for the resource")]
-    NoRequests,
+    NoRequest {
+        /// Number of the sample.
+        at: usize,
+    },
+    /// Utilization is a share of requests, and they are all zero: the workload must be changed.
+    #[error("the requests for the resource are zero")]
+    ZeroRequests,
 }
 
 /// By name, what the pods that count use, and what they ask for.
@@ -88,7 +95,7 @@ impl Sums {
                 let asked = self.used.keys().filter_map(|at| self.requested.get(at));
                 let asked: i64 = asked.fold(0, |sum, one| sum.saturating_add(*one));
                 if asked <= 0 {
-                    return Err(CalculationError::NoRequests);
+                    return Err(CalculationError::ZeroRequests);
                 }
                 let utilization = used.saturating_mul(100) / asked;
                 Ok((f64_of(utilization) / f64_of(percent.max(1)), Some(utilization)))
@@ -115,12 +122,15 @@ pub(super) fn by_pods(
     tolerance: Tolerance,
 ) -> Result<Proposal, CalculationError> {
     let mut sums = Sums { used: BTreeMap::new(), requested: BTreeMap::new() };
-    let (mut missing, mut unready) = (Vec::new(), Vec::new());
+    let (mut missing, mut unready, mut silent) = (Vec::new(), Vec::new(), None);
     for (at, sample) in samples.iter().enumerate() {
         if sample.state == PodState::Ignored {
             continue;
         }
-        sums.requested.insert(at, sample.requested);
+        match sample.requested {
+            Some(requested) => drop(sums.requested.insert(at, requested)),
+            None => silent = silent.or(Some(at)),
+        }
         match (sample.state, sample.used) {
             (PodState::Unready, _) => unready.push(at),
             (_, None) => missing.push(at),
@@ -129,6 +139,9 @@ pub(super) fn by_pods(
     }
     if sums.used.is_empty() {
         return Err(CalculationError::NoMetrics);
+    }
+    if let (Target::Utilization(_), Some(at)) = (target, silent) {
+        return Err(CalculationError::NoRequest { at });
     }
     let ready = sums.used.len();
     let (ratio, utilization) = sums.ratio(target)?;
@@ -221,19 +234,19 @@ mod tests {
     use super::*;
 
     fn ready(used: i64) -> Sample {
-        Sample { state: PodState::Ready, used: Some(used), requested: 1000 }
+        Sample { state: PodState::Ready, used: Some(used), requested: Some(1000) }
     }
 
     fn missing() -> Sample {
-        Sample { state: PodState::Ready, used: None, requested: 1000 }
+        Sample { state: PodState::Ready, used: None, requested: Some(1000) }
     }
 
     fn unready(used: i64) -> Sample {
-        Sample { state: PodState::Unready, used: Some(used), requested: 1000 }
+        Sample { state: PodState::Unready, used: Some(used), requested: Some(1000) }
     }
 
     fn ignored() -> Sample {
-        Sample { state: PodState::Ignored, used: Some(9000), requested: 1000 }
+        Sample { state: PodState::Ignored, used: Some(9000), requested: Some(1000) }
     }
 
     /// The classic cases, most of them those of Kubernetes' own tests.
@@ -305,8 +318,26 @@ mod tests {
         assert_eq!(of(&[]), Err(CalculationError::NoMetrics));
         assert_eq!(of(&[missing()]), Err(CalculationError::NoMetrics));
         assert_eq!(of(&[unready(5)]), Err(CalculationError::NoMetrics));
-        let free = Sample { requested: 0, ..ready(5) };
-        assert_eq!(of(&[free]), Err(CalculationError::NoRequests));
+        let free = Sample { requested: Some(0), ..ready(5) };
+        assert_eq!(of(&[free]), Err(CalculationError::ZeroRequests));
+        assert!(of(&[free, ready(5)]).is_ok(), "nothing was asked for, and that was said");
+    }
+
+    #[test]
+    fn one_pod_without_a_request_leaves_no_utilization() {
+        let silent = |sample: Sample| Sample { requested: None, ..sample };
+        let of = |samples: &[Sample], target| by_pods(1, samples, target, Tolerance::default());
+        let share = Target::Utilization(50);
+        for (what, one) in [
+            ("ready", silent(ready(500))),
+            ("unready", silent(unready(500))),
+            ("not measured", silent(missing())),
+        ] {
+            let mixed = [ready(500), one, ready(500)];
+            assert_eq!(of(&mixed, share), Err(CalculationError::NoRequest { at: 1 }), "{what}");
+            assert!(of(&mixed, Target::Average(500)).is_ok(), "{what}: an amount is no share");
+        }
+        assert!(of(&[ready(500), silent(ignored())], share).is_ok(), "it counts for nothing");
     }
 
     #[test]

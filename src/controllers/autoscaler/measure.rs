@@ -15,7 +15,7 @@ use kube::ResourceExt as _;
 
 use crate::api::selector::LabelSelector;
 use crate::controllers::autoscaler::calculator::{
-    PodState, Proposal, Sample, Target, Tolerance, by_pods, by_share, by_value,
+    CalculationError, PodState, Proposal, Sample, Target, Tolerance, by_pods, by_share, by_value,
 };
 use crate::controllers::autoscaler::source::{self, Measured, millis};
 use crate::controllers::object::{condition, elapsed, is_deleting, phase};
@@ -113,7 +113,7 @@ impl Look<'_> {
                     None => Some(found.by_container.values().sum()),
                 });
                 let state = state_of(pod, (resource == "cpu").then_some(found), self.now);
-                Sample { state, used, requested: requested(pod, resource, container) }
+                Sample { state, used, requested: requested(pod, resource, container).ok() }
             })
             .collect();
         let wanted = match (target.average_utilization, &target.average_value) {
@@ -121,7 +121,8 @@ impl Look<'_> {
             (None, value) => Target::Average(amount(value.as_ref())),
         };
         let proposal = by_pods(self.current, &samples, wanted, self.tolerance);
-        let proposal = proposal.map_err(|err| failed(err.to_string()))?;
+        let proposal =
+            proposal.map_err(|err| failed(told(&err, self.pods, resource, container)))?;
         let what = match (container, wanted) {
             (None, Target::Utilization(_)) => {
                 format!("{resource} resource utilization (percentage of request)")
@@ -151,7 +152,7 @@ impl Look<'_> {
             .map(|pod| Sample {
                 state: state_of(pod, None, self.now),
                 used: values.get(&pod.name_any()).copied(),
-                requested: 0,
+                requested: None,
             })
             .collect();
         let target = Target::Average(amount(source.target.average_value.as_ref()));
@@ -178,9 +179,7 @@ impl Look<'_> {
         };
         let of_metric = selector_text(&source.metric);
         let asked = (source.metric.name.as_str(), of_metric.as_str());
-        let plural = format!("{}s", described.kind.to_lowercase());
-        let object = (plural.as_str(), described.name.as_str());
-        let used = match source::object(self.client, self.namespace, object, asked).await {
+        let used = match source::object(self.client, self.namespace, described, asked).await {
             Ok(used) => used,
             Err(why) => return Some(Err(failed(why))),
         };
@@ -261,17 +260,37 @@ fn state_of(pod: &Pod, cpu: Option<Option<&Measured>>, now: Timestamp) -> PodSta
     if is_unready { PodState::Unready } else { PodState::Ready }
 }
 
-/// Thousandths of what the pod's containers ask for.
-fn requested(pod: &Pod, resource: &str, container: Option<&str>) -> i64 {
-    let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter());
-    let named = containers.filter(|one| container.is_none_or(|wanted| one.name == wanted));
-    let of = |one: &k8s_openapi::api::core::v1::Container| {
-        let requests = one.resources.as_ref()?.requests.as_ref()?;
-        millis(&requests.get(resource)?.0)
-    };
-    // One container without a request leaves nothing to take a share of.
-    let requests: Option<Vec<i64>> = named.map(of).collect();
-    requests.into_iter().flatten().fold(0, i64::saturating_add)
+/// Thousandths of what the pod's containers and sidecars ask for, or the one of that name; or the name
+/// of the first that does not say.
+fn requested<'a>(pod: &'a Pod, resource: &str, container: Option<&str>) -> Result<i64, &'a str> {
+    let Some(spec) = pod.spec.as_ref() else { return Ok(0) };
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+    let all = spec.containers.iter().chain(sidecars);
+    let mut sum = 0_i64;
+    for one in all.filter(|one| container.is_none_or(|wanted| one.name == wanted)) {
+        let requests = one.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+        let request = requests.and_then(|requests| millis(&requests.get(resource)?.0));
+        sum = sum.saturating_add(request.ok_or(one.name.as_str())?);
+    }
+    Ok(sum)
+}
+
+/// Why there is no proposal; of a missing request, which container lacks it.
+fn told(
+    err: &CalculationError,
+    pods: &[Arc<Pod>],
+    resource: &str,
+    container: Option<&str>,
+) -> String {
+    if let CalculationError::NoRequest { at } = err
+        && let Some(pod) = pods.get(*at)
+        && let Err(silent) = requested(pod, resource, container)
+    {
+        let pod = pod.name_any();
+        return format!("missing request for {resource} in container {silent} of Pod {pod}");
+    }
+    err.to_string()
 }
 
 fn resource_value(proposal: Proposal, target: &MetricTarget) -> MetricValueStatus {
@@ -304,12 +323,13 @@ fn selector_text(metric: &MetricIdentifier) -> String {
 /// How many replicas, the metric that says so, and what all of them showed.
 pub(super) type Wanted = (u32, String, Vec<MetricStatus>);
 
-/// Of all metrics: the most replicas; with one that fails, only what is not fewer than there are.
+/// Of all metrics: the most replicas; with one that fails, only what is not fewer than there are. What
+/// they showed is in their order, and of one that failed it is empty: they are told apart by place.
 pub(super) fn together(
     current: u32,
     answers: Vec<Result<Answer, Failure>>,
 ) -> Result<Wanted, (Failure, Vec<MetricStatus>)> {
-    let (mut best, mut failure, mut statuses) = (None, None, Vec::new());
+    let (mut best, mut failure, mut statuses) = (None, None, Vec::with_capacity(answers.len()));
     for answer in answers {
         match answer {
             Ok(answer) => {
@@ -319,7 +339,10 @@ pub(super) fn together(
                     best = Some((answer.replicas, answer.name));
                 }
             }
-            Err(err) => drop(failure.get_or_insert(err)),
+            Err(err) => {
+                statuses.push(MetricStatus::default());
+                failure = failure.or(Some(err));
+            }
         }
     }
     match (best, failure) {
@@ -376,6 +399,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_unready_within_half_a_minute_of_its_start_was_never_ready() {
+        for (second, state) in
+            [(29, PodState::Unready), (30, PodState::Ready), (31, PodState::Ready)]
+        {
+            let since = format!("2026-01-01T00:00:{second}Z");
+            let unready =
+                json!([{"type": "Ready", "status": "False", "lastTransitionTime": since}]);
+            let unready = pod(&json!({"status": {"conditions": unready}}));
+            assert_eq!(cpu(&unready, "00:10:00"), state, "unready since second {second}");
+        }
+    }
+
+    #[test]
     fn pods_that_go_or_failed_count_for_nothing_and_waiting_ones_are_unready() {
         let deleted = pod(&json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
         assert_eq!(state_of(&deleted, None, at("00:00:00")), PodState::Ignored);
@@ -387,16 +423,42 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_summed_and_one_that_is_missing_leaves_none() {
+    fn requests_are_summed_and_the_container_without_one_is_named() {
         let two = pod(&json!({"spec": {"containers": [
             {"name": "a", "resources": {"requests": {"cpu": "100m"}}},
             {"name": "b", "resources": {"requests": {"cpu": "1"}}}]}}));
-        assert_eq!(requested(&two, "cpu", None), 1100);
-        assert_eq!(requested(&two, "cpu", Some("a")), 100);
-        assert_eq!(requested(&two, "memory", None), 0);
+        assert_eq!(requested(&two, "cpu", None), Ok(1100));
+        assert_eq!(requested(&two, "cpu", Some("a")), Ok(100));
+        assert_eq!(requested(&two, "memory", None), Err("a"));
         let half = pod(&json!({"spec": {"containers": [
             {"name": "a", "resources": {"requests": {"cpu": "100m"}}}, {"name": "b"}]}}));
-        assert_eq!(requested(&half, "cpu", None), 0);
+        assert_eq!(requested(&half, "cpu", None), Err("b"));
+        assert_eq!(requested(&half, "cpu", Some("a")), Ok(100));
+
+        let pods = [Arc::new(two), Arc::new(half)];
+        let missing = CalculationError::NoRequest { at: 1 };
+        assert_eq!(
+            told(&missing, &pods, "cpu", None),
+            "missing request for cpu in container b of Pod p"
+        );
+        let unmeasured = CalculationError::NoMetrics;
+        assert_eq!(told(&unmeasured, &pods, "cpu", None), unmeasured.to_string());
+    }
+
+    #[test]
+    fn requests_of_sidecars_count_and_those_of_init_containers_do_not() {
+        let with = |sidecar: Value| {
+            pod(&json!({"spec": {
+                "containers": [{"name": "a", "resources": {"requests": {"cpu": "100m"}}}],
+                "initContainers": [{"name": "first"},
+                    {"name": "side", "restartPolicy": "Always", "resources": sidecar}]}}))
+        };
+        let asks = with(json!({"requests": {"cpu": "50m"}}));
+        assert_eq!(requested(&asks, "cpu", None), Ok(150));
+        assert_eq!(requested(&asks, "cpu", Some("side")), Ok(50));
+        let silent = with(json!({}));
+        assert_eq!(requested(&silent, "cpu", None), Err("side"));
+        assert_eq!(requested(&silent, "cpu", Some("side")), Err("side"));
     }
 
     #[test]
@@ -412,5 +474,19 @@ mod tests {
         assert_eq!(of(vec![says(5), fails()]), Ok((5, "m5".to_owned())));
         assert_eq!(of(vec![says(2), fails()]), Err("FailedGetPodsMetric"));
         assert_eq!(of(vec![fails()]), Err("FailedGetPodsMetric"));
+    }
+
+    #[test]
+    fn what_a_metric_showed_stands_in_its_place_also_beside_one_that_failed() {
+        let says =
+            |replicas: u32| Ok(Answer { replicas, name: "m".to_owned(), status: of_type("Pods") });
+        let fails = || Err(Failure { reason: "FailedGetPodsMetric", message: "x".into() });
+        let shown = |answers| {
+            let (Ok((_, _, statuses)) | Err((_, statuses))) = together(3, answers);
+            statuses.into_iter().map(|status| status.type_).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(vec![says(2), fails(), says(5)]), ["Pods", "", "Pods"]);
+        assert_eq!(shown(vec![fails(), says(2)]), ["", "Pods"], "it would be fewer");
+        assert_eq!(shown(vec![fails(), fails()]), ["", ""]);
     }
 }

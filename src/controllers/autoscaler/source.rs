@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use http::Request;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
 use serde_json::{Value, json};
 
 use crate::api::{self, quantity::Quantity};
@@ -134,16 +135,34 @@ pub(super) async fn pods(
 pub(super) async fn object(
     client: &kube::Client,
     namespace: &str,
-    (plural, name): (&str, &str),
+    described: &CrossVersionObjectReference,
     (metric, metric_selector): (&str, &str),
 ) -> Result<i64, String> {
+    let place = place_of(described)?;
     let path = format!(
-        "/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/{plural}/{name}/{metric}?{}",
+        "/apis/custom.metrics.k8s.io/v1beta2/namespaces/{namespace}/{place}/{metric}?{}",
         of_metric(metric_selector).trim_start_matches('&'),
     );
     let list = get(client, &path).await?;
     let value = items(&list).first().and_then(|item| millis(item.get("value")?.as_str()?));
-    value.ok_or_else(|| format!("no value of {metric} for {plural} {name}"))
+    value.ok_or_else(|| format!("no value of {metric} for {} {}", described.kind, described.name))
+}
+
+/// Where the custom metrics of an object are, below its namespace: its group and kind count, whatever
+/// the version.
+fn place_of(object: &CrossVersionObjectReference) -> Result<String, String> {
+    let api_version = object.api_version.as_deref().unwrap_or_default();
+    let (group, _) = api::meta::split_api_version(api_version);
+    let (kind, name) = (object.kind.as_str(), object.name.as_str());
+    if group.is_empty() && kind == "Namespace" {
+        // Whatever its name: a reference never leads out of the autoscaler's own.
+        return Ok("metrics".to_owned());
+    }
+    let is_it = |resource: &&api::Resource| resource.group == group && resource.kind == kind;
+    let resource = api::resources().iter().find(is_it);
+    let resource =
+        resource.ok_or_else(|| format!("no matches for kind {kind:?} in group {group:?}"))?;
+    Ok(format!("{}/{name}", resource.qualified()))
 }
 
 /// Thousandths of an external metric, all its series together.
@@ -211,6 +230,30 @@ mod tests {
         assert_eq!(escaped("a=b,c in (d)"), "a%3Db%2Cc%20in%20%28d%29");
         assert_eq!(of_metric(""), "");
         assert_eq!(of_metric("a=b"), "&metricLabelSelector=a%3Db");
+    }
+
+    #[test]
+    fn metrics_of_an_object_are_under_its_plural_and_group() {
+        let of = |api_version: Option<&str>, kind: &str| {
+            place_of(&CrossVersionObjectReference {
+                api_version: api_version.map(str::to_owned),
+                kind: kind.to_owned(),
+                name: "web".to_owned(),
+            })
+        };
+        let is = |path: &str| Ok(path.to_owned());
+        let ingress = is("ingresses.networking.k8s.io/web");
+        assert_eq!(of(Some("networking.k8s.io/v1"), "Ingress"), ingress);
+        assert_eq!(of(Some("networking.k8s.io/v1beta1"), "Ingress"), ingress, "of any version");
+        assert_eq!(of(Some("apps/v1"), "Deployment"), is("deployments.apps/web"));
+        assert_eq!(of(Some("v1"), "Service"), is("services/web"));
+        assert_eq!(of(None, "Service"), is("services/web"));
+        assert_eq!(of(Some("v1"), "Namespace"), is("metrics"), "its own, whatever the name");
+        let nothing = |kind: &str, group: &str| {
+            Err(format!("no matches for kind {kind:?} in group {group:?}"))
+        };
+        assert_eq!(of(Some("example.com/v1"), "Widget"), nothing("Widget", "example.com"));
+        assert_eq!(of(None, "Ingress"), nothing("Ingress", ""));
     }
 
     #[test]

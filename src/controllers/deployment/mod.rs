@@ -43,7 +43,7 @@ mod rollout;
 #[cfg(test)]
 mod rollout_test;
 mod status;
-mod template;
+pub(super) mod template;
 
 /// Deployments reconciled at once.
 const RUNS_MAX: usize = 8;
@@ -199,7 +199,9 @@ impl Act<'_> {
                 let (name, replicas) = (created.name_any(), wanted(&created));
                 let deployment = self.deployment.name_any();
                 debug!(deployment, replica_set = name, replicas, "replica set created");
-                self.tell(format!("Scaled up replica set {name} from 0 to {replicas}"));
+                if replicas > 0 {
+                    self.tell(format!("Scaled up replica set {name} from 0 to {replicas}"));
+                }
                 Ok(revision_of(&created).unwrap_or(0))
             }
             Err(err) if is_already_exists(&err) => {

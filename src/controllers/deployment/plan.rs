@@ -385,10 +385,11 @@ fn replica_set(deployment: &Deployment, wish: Wish, replicas: i32, revision: &st
 fn beyond_history(deployment: &Deployment, old: &[Arc<ReplicaSet>]) -> Vec<Arc<ReplicaSet>> {
     let limit = deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit);
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(HISTORY_LEN_DEFAULT);
-    let mut empty: Vec<_> = old.iter().filter(|set| is_empty(set)).cloned().collect();
-    empty.sort_by_key(|set| (revision(set), age_key(set)));
-    empty.truncate(old.len().saturating_sub(limit).min(empty.len()));
-    empty
+    let mut kept: Vec<_> = old.iter().filter(|set| !is_deleting(&set.metadata)).cloned().collect();
+    kept.sort_by_key(|set| (revision(set), age_key(set)));
+    kept.truncate(kept.len().saturating_sub(limit));
+    kept.retain(|set| is_empty(set));
+    kept
 }
 
 fn is_empty(set: &ReplicaSet) -> bool {

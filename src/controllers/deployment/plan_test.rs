@@ -383,6 +383,12 @@ fn only_so_many_old_replica_sets_are_kept() {
         .map(|set| set.metadata.annotations.as_ref().unwrap()[REVISION].as_str())
         .collect();
     assert_eq!(revisions, ["1", "2"]);
+    // One that is on its way out is not one of those that are kept.
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(START));
+    Arc::make_mut(&mut sets[0]).metadata.deletion_timestamp = Some(now);
+    let deleted = plan_of(&current, &sets).delete;
+    assert_eq!(deleted.len(), 1);
+    assert_eq!(deleted[0].metadata.name, sets[1].metadata.name);
 }
 
 #[test]

@@ -62,7 +62,7 @@ const SILENT_WHEN_ZERO: &[&str] = &[
 ///
 /// What a client leaves out and what it sends as empty are the same, as in Kubernetes: `kubectl rollout
 /// undo` reads a template and sends it back without what was empty in it.
-pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
+pub(in crate::controllers) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     let meta = |template: &PodTemplateSpec| {
         let meta = template.metadata.clone().unwrap_or_default();
         (meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default())
@@ -74,7 +74,8 @@ pub(super) fn is_same(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
 /// The spec of a template without what says nothing, and with quantities in one form.
 fn said(template: &PodTemplateSpec) -> Option<Value> {
     let mut spec = serde_json::to_value(template.spec.as_ref()?).ok()?;
-    canonicalize_type("v1", "PodSpec", &mut spec);
+    // What is no quantity was stored by a version that did not look, and stays as it is.
+    let _ = canonicalize_type("v1", "PodSpec", &mut spec);
     drop_silent(&mut spec, false);
     Some(spec)
 }

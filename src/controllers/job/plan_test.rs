@@ -190,6 +190,14 @@ fn a_deadline_ends_a_job_and_is_waited_for() {
 }
 
 #[test]
+fn of_a_limit_and_a_deadline_that_are_over_at_once_the_limit_is_told() {
+    let spec = json!({"backoffLimit": 0, "activeDeadlineSeconds": 60});
+    let late = job(&spec, &json!({"startTime": "2026-01-01T00:59:00Z"}));
+    let plan = planned(&late, &[pod("a", "Failed", &json!({}))]);
+    assert_eq!(conditions(&plan.status), ["FailureTarget=True BackoffLimitExceeded"]);
+}
+
+#[test]
 fn a_work_queue_is_done_when_one_has_succeeded_and_all_have_ended() {
     let queue = job(&json!({"completions": null, "parallelism": 3}), &json!({}));
     assert_eq!(planned(&queue, &[]).create.len(), 3);
@@ -292,6 +300,23 @@ fn a_failure_policy_judges_by_exit_code() {
 }
 
 #[test]
+fn a_failure_policy_gives_an_index_up_before_its_limit() {
+    let with = |action: &str| {
+        let rule = json!({"action": action, "onExitCodes": {"operator": "In", "values": [1]}});
+        let spec = json!({"completionMode": "Indexed", "completions": 2, "parallelism": 2,
+            "backoffLimitPerIndex": 5, "backoffLimit": i32::MAX,
+            "podFailurePolicy": {"rules": [rule]}});
+        planned(&job(&spec, &json!({})), &[indexed("a", "Failed", 0), indexed("b", "Running", 1)])
+    };
+    let given_up = with("FailIndex");
+    assert_eq!(given_up.status.failed_indexes.as_deref(), Some("0"));
+    assert_eq!(indexes(&given_up), Vec::<u32>::new());
+    let counted = with("Count");
+    assert_eq!(counted.status.failed_indexes.as_deref(), Some(""));
+    assert_eq!(indexes(&counted), [0]);
+}
+
+#[test]
 fn a_replacement_waits_for_the_end_if_the_policy_says_so() {
     let ending = [pod(
         "a",
@@ -351,6 +376,18 @@ fn a_finished_job_lets_all_go_and_expires() {
     assert!(planned(&finished(json!(60)), &[]).is_expired);
     assert!(planned(&finished(json!(0)), &[]).is_expired);
     assert!(!planned(&finished(Value::Null), &[]).is_expired);
+}
+
+#[test]
+fn a_pod_on_its_way_out_failed_when_it_was_deleted_and_not_when_its_grace_is_over() {
+    let going = |ago: &str| {
+        let meta = json!({"deletionTimestamp": ago, "deletionGracePeriodSeconds": 600});
+        pod("a", "Running", &json!({ "metadata": meta }))
+    };
+    // Its replacement is due ten seconds after that.
+    let nine_minutes_left = "2026-01-01T01:09:00Z";
+    let plan = planned(&job(&json!({}), &json!({})), &[going(nine_minutes_left)]);
+    assert_eq!((plan.create.len(), plan.recheck_after), (1, None));
 }
 
 #[test]

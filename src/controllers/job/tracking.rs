@@ -66,7 +66,12 @@ pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
         let terminated = container.state.as_ref()?.terminated.as_ref()?;
         terminated.finished_at.as_ref().map(|time| time.0)
     });
-    let deleted = || pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+    let deleted = || {
+        // The time stamp is when its grace will be over.
+        let by = pod.metadata.deletion_timestamp.as_ref()?.0;
+        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+        Some(by - jiff::SignedDuration::from_secs(grace))
+    };
     let made = || pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
     finished.max().or_else(deleted).or_else(made)
 }
