@@ -152,6 +152,12 @@ impl Column {
         Self { name, kind: "integer", format: "", is_wide: false }
     }
 
+    /// A column of true and false.
+    #[must_use]
+    pub const fn boolean(name: &'static str) -> Self {
+        Self { name, kind: "boolean", format: "", is_wide: false }
+    }
+
     /// A column of text that only `-o wide` shows.
     #[must_use]
     pub const fn wide(name: &'static str) -> Self {

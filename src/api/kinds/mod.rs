@@ -12,6 +12,9 @@ mod autoscaler_rules;
 mod config_map;
 mod controller_revision;
 mod cron_job;
+mod csi_driver;
+mod csi_node;
+mod csi_storage_capacity;
 mod daemon_set;
 mod deployment;
 mod endpoint_slice;
@@ -53,6 +56,8 @@ mod service_account;
 mod service_rules;
 mod stateful_set;
 mod storage_class;
+mod volume_attachment;
+mod volume_attributes_class;
 mod workload;
 
 pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
@@ -90,7 +95,12 @@ pub(super) static ALL: &[Resource] = &[
     network_policy::RESOURCE,
     priority_class::RESOURCE,
     pod_disruption_budget::RESOURCE,
+    csi_driver::RESOURCE,
+    csi_node::RESOURCE,
+    csi_storage_capacity::RESOURCE,
     storage_class::RESOURCE,
+    volume_attachment::RESOURCE,
+    volume_attributes_class::RESOURCE,
     gateway_class::RESOURCE,
     gateway::RESOURCE,
     http_route::RESOURCE,

@@ -31,7 +31,8 @@ PACKAGES = [
     ("networking", API, "networking/v1", "networking.k8s.io/v1", "Ingress IngressClass NetworkPolicy"),
     ("policy", API, "policy/v1", "policy/v1", "Eviction PodDisruptionBudget"),
     ("scheduling", API, "scheduling/v1", "scheduling.k8s.io/v1", "PriorityClass"),
-    ("storage", API, "storage/v1", "storage.k8s.io/v1", "StorageClass"),
+    ("storage", API, "storage/v1", "storage.k8s.io/v1", "CSIDriver CSINode CSIStorageCapacity StorageClass "
+     "VolumeAttachment VolumeAttributesClass"),
 ]
 SCALARS = {"string": "string", "bool": "bool", "bytes": "bytes"} | dict.fromkeys(
     ["int32", "int64", "uint32", "uint64"], "int")
