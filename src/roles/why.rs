@@ -106,13 +106,18 @@ impl Plugins {
         let pod = pods.iter().find(is_it).and_then(|pod| pod.spec.as_ref());
         let asks = pod.and_then(|spec| spec.scheduler_name.as_deref());
         let asks = asks.unwrap_or(SCHEDULER_NAME);
+        let names: Vec<_> = config.profiles.iter().map(|it| it.scheduler_name.clone()).collect();
         let profile = config.profiles.into_iter().find(|it| it.scheduler_name == asks);
-        let Some(profile) = profile.filter(|profile| !profile.plugins.is_empty()) else {
-            return Ok(Self::default());
-        };
-        let folder = std::env::temp_dir().join(format!("edgeorc-why-{}", std::process::id()));
-        let found = Self::load(client, proxies, profile, &folder).await;
-        let _ = tokio::fs::remove_dir_all(&folder).await;
+        let mut found = Self::default();
+        if let Some(profile) = profile.filter(|profile| !profile.plugins.is_empty()) {
+            let folder = std::env::temp_dir().join(format!("edgeorc-why-{}", std::process::id()));
+            found = Self::load(client, proxies, profile, &folder).await;
+            let _ = tokio::fs::remove_dir_all(&folder).await;
+        }
+        // Those without plugins have a name that pods can ask for, too.
+        for name in names {
+            found.profiles.entry(name).or_default();
+        }
         Ok(found)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{NodeAffinity, Pod, Taint, Toleration};
 
-use crate::api::selector::{is_empty_term, node_term_matches};
+use crate::api::selector::node_term_matches;
 use crate::scheduler::node::Facts;
 
 const NO_SCHEDULE: &str = "NoSchedule";
@@ -100,16 +100,13 @@ impl Wishes {
             })
     }
 
-    /// The sum of the weights of the preferences the node meets.
+    /// The sum of the weights of the preferences the node meets. An empty one is met nowhere.
     pub(super) fn preference(&self, name: &str, facts: &Facts) -> i64 {
         let preferred = self.node_affinity.as_ref().and_then(|affinity| {
             affinity.preferred_during_scheduling_ignored_during_execution.as_ref()
         });
-        let met = preferred.into_iter().flatten().filter(|wish| {
-            // Unlike a required one, an empty preference matches every node.
-            is_empty_term(&wish.preference)
-                || node_term_matches(&wish.preference, name, &facts.labels)
-        });
+        let wishes = preferred.into_iter().flatten();
+        let met = wishes.filter(|wish| node_term_matches(&wish.preference, name, &facts.labels));
         met.map(|wish| i64::from(wish.weight)).sum()
     }
 }
@@ -139,9 +136,71 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn wishes(node_affinity: &Value) -> Wishes {
+        let affinity = json!({ "nodeAffinity": node_affinity });
+        let pod = json!({ "spec": { "containers": [], "affinity": affinity } });
+        Wishes::of(&serde_json::from_value(pod).unwrap())
+    }
+
+    fn has(key: &str, value: &str) -> Value {
+        json!({ "key": key, "operator": "In", "values": [value] })
+    }
+
+    fn labelled(pairs: &[(&str, &str)]) -> Facts {
+        let labels = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Facts { labels: labels.collect(), ..Facts::default() }
+    }
+
+    #[test]
+    fn one_required_term_is_enough_and_all_of_it_has_to_hold() {
+        let required = |terms: Value| {
+            let required = json!({ "nodeSelectorTerms": terms });
+            wishes(&json!({ "requiredDuringSchedulingIgnoredDuringExecution": required }))
+        };
+        let fast = json!({ "matchExpressions": [has("disk", "ssd"), has("arch", "arm")] });
+        let named = json!({
+            "matchExpressions": [has("disk", "hdd")], "matchFields": [has("metadata.name", "n")],
+        });
+        let either = required(json!([fast, named]));
+        for (name, labels, expected) in [
+            ("x", &[("disk", "ssd"), ("arch", "arm")][..], true),
+            ("x", &[("disk", "ssd")], false),
+            ("x", &[("arch", "arm")], false),
+            ("n", &[("disk", "hdd")], true),
+            ("x", &[("disk", "hdd")], false),
+            ("n", &[], false),
+        ] {
+            assert_eq!(either.accepts(name, &labelled(labels)), expected, "{name} {labels:?}");
+        }
+        // A required term that asks for nothing matches no node, alone and beside others.
+        assert!(!required(json!([{}])).accepts("n", &labelled(&[("disk", "ssd")])));
+        let beside = required(json!([{}, { "matchExpressions": [has("disk", "ssd")] }]));
+        assert!(beside.accepts("n", &labelled(&[("disk", "ssd")])));
+        assert!(!beside.accepts("n", &labelled(&[("disk", "hdd")])));
+    }
+
+    #[test]
+    fn preferences_add_up_and_an_empty_one_says_nothing() {
+        let preferred = json!([
+            { "weight": 3, "preference": { "matchExpressions": [has("disk", "ssd")] } },
+            { "weight": 40, "preference": { "matchExpressions": [has("arch", "arm")] } },
+            { "weight": 100, "preference": {} },
+        ]);
+        let wishes =
+            wishes(&json!({ "preferredDuringSchedulingIgnoredDuringExecution": preferred }));
+        for (labels, expected) in [
+            (&[("disk", "ssd"), ("arch", "arm")][..], 43),
+            (&[("disk", "ssd")], 3),
+            (&[("arch", "arm")], 40),
+            (&[], 0),
+        ] {
+            assert_eq!(wishes.preference("n", &labelled(labels)), expected, "{labels:?}");
+        }
+    }
 
     #[test]
     fn a_toleration_covers_what_it_names() {

@@ -122,6 +122,11 @@ pub(super) async fn say_unschedulable(
     patch_status(client, pod, &serde_json::Value::Object(fields)).await
 }
 
+/// Writes that the pod does not get the node any more that others were to leave for it.
+pub(super) async fn say_displaced(client: &kube::Client, pod: &Pod) -> Result<(), kube::Error> {
+    patch_status(client, pod, &json!({ "nominatedNodeName": null })).await
+}
+
 async fn patch_status(
     client: &kube::Client,
     pod: &Pod,

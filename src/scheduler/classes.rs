@@ -52,7 +52,7 @@ pub(super) struct Class {
     pub(super) preferred: Vec<(u32, i64)>,
     /// Parallel to the demand's constraints.
     pub(super) spread: Vec<SpreadTerm>,
-    /// The pods of its controller by node and by zone, if it says nothing of spreading.
+    /// The pods of its controller by node and by zone, if it says nothing of spreading or packing.
     pub(super) group: Option<(u32, u32)>,
     pub(super) eligible: Option<Eligible>,
 }
@@ -209,7 +209,8 @@ impl ClusterView {
                 SpreadTerm { by_domain, by_node: self.enter_term(&matcher, "") }
             })
             .collect();
-        let group = demand.need.group.as_ref().filter(|_| demand.spread.is_empty());
+        let is_spread = demand.spread.is_empty() && !demand.packs;
+        let group = demand.need.group.as_ref().filter(|_| is_spread);
         let group = group.map(|uid| {
             let matcher = Matcher::Group(uid.clone());
             (self.enter_term(&matcher, ""), self.enter_term(&matcher, ZONE))

@@ -11,7 +11,7 @@ use crate::scheduler::decide::decide;
 use crate::scheduler::demand::key_of;
 use crate::scheduler::node::Facts;
 use crate::scheduler::placer::{Placement, Placer};
-use crate::scheduler::testing::{named, node, pod, view};
+use crate::scheduler::testing::{named, node, owned, pod, view};
 use crate::scheduler::view::ClusterView;
 
 /// Nodes `a0 a1 b0 b1 c0`, in zones by their first letter.
@@ -52,7 +52,8 @@ fn preferred(kind: &str, app: &str, key: &str) -> Value {
     ]}}})
 }
 
-/// The nodes that take the pod at all, found by cordoning all others.
+/// The nodes that take the pod at all, found by cordoning all others: not for pods that leave cordoned
+/// nodes out of what they count.
 fn fitting(view: &ClusterView, pod: &Pod) -> String {
     let names: Vec<_> = view.nodes().map(|node| node.name.clone()).collect();
     let takes = |name: &&String| {
@@ -149,6 +150,28 @@ fn each_constraint_leaves_the_nodes_it_should() {
             view.place(&app(&format!("p{at}"), name, &json!({})), node);
         }
         assert_eq!(fitting(&view, &app("new", "web", spec)), *expected, "{what}");
+    }
+}
+
+/// Goal: a zone that the pod cannot go to for its taints, or that is cordoned, counts as one without
+/// pods, unless the constraint leaves it out and the pod does not tolerate it.
+#[test]
+fn zones_that_the_pod_cannot_stand_are_left_out_when_it_says_so() {
+    let taints = json!({ "taints": [{ "key": "k", "effect": "NoSchedule" }] });
+    for closed in [taints, json!({ "unschedulable": true })] {
+        let mut view = zones();
+        let labels = json!({ "zone": "c", "disk": "c" });
+        let changes = json!({ "metadata": { "labels": labels }, "spec": closed });
+        view.set_node("c0", Some(Facts::of(&node("c0", &changes))));
+        for (name, on) in [("p0", "a0"), ("p1", "b0")] {
+            view.place(&app(name, "web", &json!({})), on);
+        }
+        let plain = spread(&json!({}));
+        assert!(decide(&view, &app("new", "web", &plain), 1).is_err(), "{closed}");
+        let mut honoring = spread(&json!({ "nodeTaintsPolicy": "Honor" }));
+        assert!(decide(&view, &app("new", "web", &honoring), 1).is_ok(), "{closed}");
+        honoring["tolerations"] = json!([{ "operator": "Exists" }]);
+        assert_eq!(decide(&view, &app("new", "web", &honoring), 1), Ok("c0"), "{closed}");
     }
 }
 
@@ -266,6 +289,11 @@ fn images_that_are_there_are_worth_something() {
     let chosen: BTreeSet<_> =
         (0..30).map(|s| decide(&view, &runs("small:1"), s).unwrap()).collect();
     assert_eq!(chosen.len(), 3, "too small to count");
+    let first = json!([{ "name": "i", "image": "shop/big" }]);
+    let prepared = pod(&json!({ "spec": { "initContainers": first } }));
+    for seed in 0..10 {
+        assert_eq!(decide(&view, &prepared, seed).unwrap(), "has");
+    }
 }
 
 #[test]
@@ -280,6 +308,22 @@ fn pods_that_pack_fill_a_node_before_the_next() {
     }
     let used = placer.view.nodes().filter(|node| node.used.pods > 0).count();
     assert_eq!(used, 2);
+}
+
+/// Goal: who asks to be packed is packed, whoever made the pods and whatever they ask for.
+#[test]
+fn the_pods_of_a_controller_are_packed_if_they_ask_for_it() {
+    for (cpu, memory) in [("500m", "512Mi"), ("500m", "0"), ("0", "512Mi")] {
+        let nodes: Vec<_> = (0..4).map(|at| node(&format!("n{at}"), &json!({}))).collect();
+        let mut placer = Placer { view: view(&nodes) };
+        let mut web = owned("web", cpu, memory);
+        web.spec.as_mut().unwrap().scheduler_name = Some("binpack".to_owned());
+        for at in 0..16 {
+            placer.place(&named(&web, &format!("p{at}")), at);
+        }
+        let used = placer.view.nodes().filter(|node| node.used.pods > 0).count();
+        assert_eq!((placer.view.pods_placed(), used), (16, 2), "{cpu} {memory}");
+    }
 }
 
 #[test]

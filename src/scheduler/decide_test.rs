@@ -127,6 +127,8 @@ fn each_filter_keeps_a_pod_off_the_wrong_node() {
         ]},
     }}}});
     wrong_or_right(&plain, &by_name, selector);
+    let elsewhere = "node(s) didn't match the requested node name";
+    wrong_or_right(&plain, &json!({ "spec": { "nodeName": "right" } }), elsewhere);
     let down = json!({ "spec": { "taints": [
         { "key": "node.kubernetes.io/unreachable", "effect": "NoExecute" },
     ]}});

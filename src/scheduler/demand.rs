@@ -150,8 +150,8 @@ impl Demand {
         demand.scheduler =
             spec.scheduler_name.clone().filter(|name| !name.is_empty() && name != SCHEDULER_NAME);
         demand.packs = spec.scheduler_name.as_deref() == Some(BINPACK_NAME);
-        demand.images =
-            spec.containers.iter().filter_map(|c| c.image.as_deref().map(with_tag)).collect();
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        demand.images = containers.filter_map(|c| c.image.as_deref().map(with_tag)).collect();
         for constraint in spec.topology_spread_constraints.iter().flatten() {
             let spread = demand.spread_of(constraint);
             demand.spread.push(spread);

@@ -1,6 +1,6 @@
 //! Why a pod waits: what each node says, and what would help. Made of the same function that decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use crate::scheduler::configuration::{CONFIG_NAME, CONFIG_NAMESPACE};
 use crate::scheduler::decide::choose;
-use crate::scheduler::demand::{Demand, key_of};
+use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME, key_of};
 use crate::scheduler::extension::Profiles;
 use crate::scheduler::filter::{Gone, Round};
 use crate::scheduler::node::{Facts, NodeInfo};
 use crate::scheduler::preempt::preempt;
 use crate::scheduler::reason::Reason;
-use crate::scheduler::run::load_of;
+use crate::scheduler::run::{is_served, load_of, scheduler_name};
 use crate::scheduler::score::{Candidate, scores};
 use crate::scheduler::storage::{Shelf, Storage};
 use crate::scheduler::view::ClusterView;
@@ -42,7 +42,7 @@ pub struct Snapshot {
     pub volumes: Vec<PersistentVolume>,
     /// How volumes are made.
     pub classes: Vec<StorageClass>,
-    /// Plugins of the schedulers that pods ask for.
+    /// Schedulers that the configuration makes, with their plugins.
     pub profiles: Profiles,
 }
 
@@ -135,7 +135,8 @@ impl Snapshot {
         let (key, storage) = (key_of(pod), Storage::of(pod, self));
         let round = Round::new(&view, class, Some(&key), &storage)?;
         let choice = choose(&view, class, Some(&key), &storage, SEED);
-        let message = match (&node, waits_for(pod), &choice) {
+        let is_placed_here = node.is_none() && is_served(&scheduler_name(pod), &self.profiles);
+        let message = match (&node, waits_for(pod, &self.profiles), &choice) {
             (Some(node), ..) => format!("the pod is on node {node}"),
             (None, Some(text), _) => text,
             (None, None, Ok(id)) => {
@@ -155,7 +156,7 @@ impl Snapshot {
         };
         Some(Explanation {
             pod: format!("{namespace}/{name}"),
-            choice: choice.ok().map(|id| view.node_name(id).to_owned()).filter(|_| node.is_none()),
+            choice: choice.ok().map(|id| view.node_name(id).to_owned()).filter(|_| is_placed_here),
             node,
             message,
             nodes: answers(&round, &storage),
@@ -195,7 +196,16 @@ impl Snapshot {
 }
 
 /// What keeps the pod from being looked at.
-fn waits_for(pod: &Pod) -> Option<String> {
+fn waits_for(pod: &Pod, profiles: &Profiles) -> Option<String> {
+    let wanted = scheduler_name(pod);
+    if !is_served(&wanted, profiles) {
+        let mut names: BTreeSet<_> = profiles.keys().map(String::as_str).collect();
+        names.extend([SCHEDULER_NAME, BINPACK_NAME]);
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        return Some(format!(
+            "no scheduler {wanted} runs here, spec.schedulerName can be: {names}"
+        ));
+    }
     let spec = pod.spec.as_ref()?;
     let gates: Vec<_> =
         spec.scheduling_gates.iter().flatten().map(|gate| gate.name.as_str()).collect();
@@ -288,6 +298,9 @@ fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: &Reason<'_>) 
             let of = |amounts: &BTreeMap<String, i64>| amounts.get(*name).copied().unwrap_or(0);
             short("", of(&round.demand.need.extended), of(&node.extended), of(&facts.extended))
         }
+        Reason::ClaimInUse => {
+            "another pod has the claim, which is ReadWriteOncePod: wait until it is gone".to_owned()
+        }
         Reason::Storage(_) => "the pod's volume is, or has to be made, elsewhere".to_owned(),
         Reason::Spread => {
             "its domain has too many of these pods already: raise maxSkew, add nodes in the others, \
@@ -360,5 +373,28 @@ mod tests {
         let told = snapshot.explain("default", "first").unwrap();
         assert_eq!((told.node.as_deref(), told.choice), (Some("a"), None));
         assert_eq!(snapshot.explain("default", "third"), None);
+    }
+
+    #[test]
+    fn a_pod_of_a_scheduler_that_nobody_runs_goes_nowhere() {
+        let asks = |name: &str| {
+            let snapshot = Snapshot {
+                nodes: vec![node("a", &json!({}))],
+                pods: vec![pod(&json!({ "spec": { "schedulerName": name } }))],
+                profiles: [("own".to_owned(), Arc::default())].into(),
+                ..Snapshot::default()
+            };
+            snapshot.explain("default", "p").unwrap()
+        };
+        for name in ["default-scheduler", "binpack", "own"] {
+            assert_eq!(asks(name).message, "the pod can go to node a");
+        }
+        let told = asks("other");
+        assert_eq!(
+            told.message,
+            "no scheduler other runs here, spec.schedulerName can be: binpack, default-scheduler, \
+             own"
+        );
+        assert_eq!(told.choice, None);
     }
 }

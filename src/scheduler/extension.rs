@@ -45,7 +45,7 @@ pub struct PodFacts<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// Its priority.
     pub priority: i32,
-    /// Images of its containers.
+    /// Images of its containers, those that run before the others included.
     pub images: &'a [String],
     /// `cpu` in thousandths of a core, `memory` and `ephemeral-storage` in bytes, others counted.
     pub requests: Vec<(String, i64)>,

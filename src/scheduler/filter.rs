@@ -156,6 +156,9 @@ impl<'a> Round<'a> {
         if is_full {
             return;
         }
+        if self.is_claim_in_use(node, gone) {
+            return each(Reason::ClaimInUse);
+        }
         if let Some(text) = self.storage.refusal(&node.name, facts) {
             return each(Reason::Storage(text));
         }
@@ -197,6 +200,16 @@ impl<'a> Round<'a> {
     /// What these pods need.
     fn waiting<'n>(&'n self, node: &'n NodeInfo) -> impl Iterator<Item = &'n Need> {
         self.awaited(node).map(|class| &class.demand.need)
+    }
+
+    /// Whether a claim that one pod alone may use is another's, or kept for one that is to come.
+    fn is_claim_in_use(&self, node: &NodeInfo, gone: &Gone) -> bool {
+        self.storage.exclusive.iter().any(|&(claim, uses)| {
+            let of = |need: &Need| need.claims.iter().filter(|named| *named == claim).count();
+            let freed: usize = gone.needs(self.view).map(of).sum();
+            let kept: usize = self.waiting(node).map(of).sum();
+            uses + kept > freed
+        })
     }
 
     /// What the node has too little of. A pod that asks for nothing of a kind always fits in it.

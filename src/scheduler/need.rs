@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::api::local_volume;
@@ -205,10 +205,25 @@ fn request(pod: &Pod) -> Amounts {
     }
     let mains = spec.containers.iter().map(container_request);
     let together = mains.fold(sidecars, |sum, request| sum.plus(&request)).max(&peak);
+    let together = of_whole(spec.resources.as_ref(), together);
     if spec.overhead.is_none() {
         return together;
     }
     together.plus(&Amounts::of(spec.overhead.as_ref()))
+}
+
+/// What is asked for the pod as a whole counts instead of what its containers ask for together; its
+/// limit stands in where nobody asks.
+fn of_whole(whole: Option<&ResourceRequirements>, mut together: Amounts) -> Amounts {
+    let Some(whole) = whole else { return together };
+    let asked = Resources::of(whole.requests.as_ref());
+    let limit = Resources::of(whole.limits.as_ref());
+    let first = |amounts: [i64; 3]| amounts.into_iter().find(|amount| *amount > 0).unwrap_or(0);
+    let sum = together.common;
+    together.common.cpu_millis = first([asked.cpu_millis, sum.cpu_millis, limit.cpu_millis]);
+    together.common.memory_bytes =
+        first([asked.memory_bytes, sum.memory_bytes, limit.memory_bytes]);
+    together
 }
 
 /// Requests; a limit stands in for a request that is not there.
@@ -271,6 +286,24 @@ mod tests {
         assert_eq!(resources.cpu_millis, 2_100);
         assert_eq!(resources.memory_bytes, 75 << 20);
         assert_eq!(resources.pods, 1);
+    }
+
+    #[test]
+    fn what_is_asked_for_the_whole_pod_counts_instead_of_its_containers() {
+        let asks = |whole: Value, containers: Value| {
+            let spec = json!({
+                "overhead": { "cpu": "10m" }, "resources": whole, "containers": containers,
+            });
+            let pod = serde_json::from_value(json!({ "spec": spec })).unwrap();
+            let resources = Need::of(&pod).resources;
+            (resources.cpu_millis, resources.memory_bytes >> 20)
+        };
+        let more = container("200m", "36Mi", Value::Null);
+        let two = json!([container("500m", "64Mi", Value::Null), more]);
+        assert_eq!(asks(json!({ "requests": { "cpu": "2" } }), two.clone()), (2_010, 100));
+        let limited = json!({ "requests": { "memory": "1Gi" }, "limits": { "cpu": "4" } });
+        assert_eq!(asks(limited.clone(), two), (710, 1024));
+        assert_eq!(asks(limited, json!([{ "name": "c" }])), (4_010, 1024), "nobody asks for cpu");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
 
 use crate::scheduler::need::{HostPort, Need, Resources, extended};
 
@@ -82,10 +82,19 @@ impl Facts {
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             is_unschedulable: spec.and_then(|spec| spec.unschedulable) == Some(true),
             allocatable: Resources::allocatable(node),
-            extended: extended(status.and_then(|status| status.allocatable.as_ref())),
+            extended: status.map(extended_of).unwrap_or_default(),
             images: named.collect(),
         }
     }
+}
+
+/// What the node can give of kinds that only some nodes have: what an administrator patched into its
+/// capacity counts as well, which a kubelet takes over into what can be given.
+fn extended_of(status: &NodeStatus) -> BTreeMap<String, i64> {
+    let mut amounts = extended(status.capacity.as_ref());
+    amounts.retain(|name, _| name.contains('/') && !name.contains("kubernetes.io/"));
+    amounts.extend(extended(status.allocatable.as_ref()));
+    amounts
 }
 
 impl NodeInfo {
@@ -147,4 +156,25 @@ pub(super) fn mix(number: u64) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_patched_into_the_capacity_can_be_given() {
+        let node = json!({ "metadata": { "name": "n" }, "status": {
+            "capacity": {
+                "cpu": "4", "example.com/dongle": "2", "example.com/line": "4",
+                "attachments.kubernetes.io/disk": "8", "hugepages-2Mi": "1Gi",
+            },
+            "allocatable": { "cpu": "4", "example.com/line": "3" },
+        }});
+        let facts = Facts::of(&serde_json::from_value(node).unwrap());
+        let expected = [("example.com/dongle".to_owned(), 2), ("example.com/line".to_owned(), 3)];
+        assert_eq!(facts.extended, expected.into());
+    }
 }

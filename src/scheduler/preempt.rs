@@ -1,7 +1,7 @@
 //! Which pods would have to go for one of higher priority: a pure function as well.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
@@ -29,6 +29,8 @@ pub struct Budget {
     pub selector: LabelSelector,
     /// How many more of them may be disrupted.
     pub allowed: i32,
+    /// Names of those that were let go: they are taken from `allowed` already.
+    pub let_go: BTreeSet<String>,
 }
 
 impl Budget {
@@ -36,10 +38,13 @@ impl Budget {
     #[must_use]
     pub fn of(budget: &PodDisruptionBudget) -> Option<Self> {
         let selector = budget.spec.as_ref()?.selector.as_ref();
+        let status = budget.status.as_ref()?;
+        let let_go = status.disrupted_pods.iter().flat_map(|pods| pods.keys().cloned());
         Some(Self {
             namespace: budget.metadata.namespace.clone().unwrap_or_default(),
             selector: LabelSelector::from_typed(selector).ok()?,
-            allowed: budget.status.as_ref()?.disruptions_allowed?,
+            allowed: status.disruptions_allowed?,
+            let_go: let_go.collect(),
         })
     }
 }
@@ -197,12 +202,12 @@ fn overdrawn(view: &ClusterView, pods: &[u32]) -> Vec<u32> {
     let mut left: Vec<_> = view.budgets.iter().map(|budget| budget.allowed).collect();
     let mut found = Vec::new();
     for id in pods {
-        let Some(class) = view.pods.get(*id).and_then(|pod| view.class(pod.class)) else {
-            continue;
-        };
+        let Some(pod) = view.pods.get(*id) else { continue };
+        let Some(class) = view.class(pod.class) else { continue };
         let is_its = |budget: &Budget| {
             budget.namespace == class.demand.namespace
                 && budget.selector.matches_labels(&class.demand.labels)
+                && !budget.let_go.contains(&pod.key.1)
         };
         let its = view.budgets.iter().zip(&mut left).filter(|(budget, _)| is_its(budget));
         let mut is_overdrawn = false;

@@ -123,6 +123,29 @@ fn a_budget_is_kept_where_that_is_possible() {
     assert_eq!(plan(&mut placer, &new).node, "a");
 }
 
+/// Goal: a pod that the eviction API let go is not taken from the budget twice, neither by itself nor
+/// beside another one.
+#[test]
+fn who_was_let_go_is_not_taken_from_the_budget_again() {
+    let web = json!({ "metadata": { "labels": { "app": "web" } } });
+    for (allowed, pods) in [(0, &["a1"][..]), (1, &["a1", "a2"])] {
+        let cpu = (4 / pods.len()).to_string();
+        let mut there: Vec<_> = pods.iter().map(|name| ("a", of(name, 1, &cpu, &web))).collect();
+        there.push(("b", of("b1", 5, "4", &json!({}))));
+        let mut placer = full(&there);
+        let budget = json!({
+            "metadata": { "name": "b", "namespace": "default" },
+            "spec": { "selector": { "matchLabels": { "app": "web" } } },
+            "status": { "disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1,
+                "expectedPods": 1, "disruptedPods": { "a1": "2026-01-01T00:00:00Z" } },
+        });
+        let budget = Budget::of(&serde_json::from_value(budget).unwrap()).unwrap();
+        placer.view.set_budgets(vec![budget]);
+        let plan = plan(&mut placer, &of("new", 100, "4", &json!({})));
+        assert_eq!((plan.node.as_str(), &victims(&plan)[..]), ("a", pods));
+    }
+}
+
 #[test]
 fn who_is_in_the_way_goes_and_nobody_else() {
     let apart = json!({ "spec": { "affinity": { "podAntiAffinity": {

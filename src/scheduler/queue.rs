@@ -2,12 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::client::{RetryLimits, retry_delay};
 use crate::rt::Rng;
+use crate::scheduler::demand::Demand;
 use crate::scheduler::reason::Changes;
 use crate::scheduler::view::PodKey;
 
@@ -38,6 +40,8 @@ struct Waiting {
     place: Place,
     attempts: u32,
     state: State,
+    /// What it asked for when it was tried last.
+    asked: Option<Arc<Demand>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,7 +76,8 @@ impl Queue {
         }
         self.arrivals += 1;
         let place = (Reverse(priority), self.arrivals);
-        self.pods.insert(key.clone(), Waiting { place, attempts: 0, state: State::Ready });
+        let waiting = Waiting { place, attempts: 0, state: State::Ready, asked: None };
+        self.pods.insert(key.clone(), waiting);
         self.ready.insert(place, key.clone());
         true
     }
@@ -112,6 +117,18 @@ impl Queue {
         Some(key)
     }
 
+    /// Keeps what the pod asked for when it was tried.
+    pub(super) fn note(&mut self, key: &PodKey, asked: Arc<Demand>) {
+        if let Some(waiting) = self.pods.get_mut(key) {
+            waiting.asked = Some(asked);
+        }
+    }
+
+    /// What it asked for then; `None` if it was not tried yet.
+    pub(super) fn asked(&self, key: &PodKey) -> Option<&Demand> {
+        self.pods.get(key)?.asked.as_deref()
+    }
+
     /// The pod was tried in vain: it waits for one of these changes, and at least its back-off.
     pub(super) fn refuse(&mut self, key: &PodKey, now: Instant, helped_by: Changes) {
         self.wait(key, now, REFUSED_MAX, helped_by);
@@ -148,6 +165,16 @@ impl Queue {
             self.timeline.remove(&(until, key.clone()));
             self.timeline.insert((earliest, key));
         }
+    }
+
+    /// The pod itself is another one: if it was refused, it is tried once its back-off is over.
+    pub(super) fn wake_one(&mut self, key: &PodKey) {
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        let old = waiting.state;
+        let State::Refused { earliest, helped_by, .. } = old else { return };
+        waiting.state = State::Refused { earliest, until: earliest, helped_by };
+        self.leave(key, old);
+        self.timeline.insert((earliest, key.clone()));
     }
 
     /// When the next waiting pod is due; `None` when only changes can help.
@@ -240,6 +267,28 @@ mod tests {
             woken.sort_unstable();
             assert_eq!(names, woken, "{change:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_woken_alone_wakes_no_other() {
+        let mut queue = queue();
+        for name in ["a", "b"] {
+            queue.add(&key(name), 0);
+            queue.pop(Instant::now());
+            queue.refuse(&key(name), Instant::now(), Changes::NODE);
+        }
+        queue.wake_one(&key("a"));
+        assert_eq!(queue.pop(Instant::now()), None, "too early");
+        tokio::time::advance(RETRY.delay_max).await;
+        assert_eq!(queue.pop(Instant::now()), Some(key("a")));
+        assert_eq!(queue.pop(Instant::now()), None);
+        // Refused again, it waits as before.
+        queue.refuse(&key("a"), Instant::now(), Changes::NODE);
+        tokio::time::advance(RETRY.delay_max).await;
+        assert_eq!(queue.pop(Instant::now()), None);
+        queue.wake(Changes::NODE);
+        assert_eq!(queue.pop(Instant::now()), Some(key("a")));
+        assert_eq!(queue.pop(Instant::now()), Some(key("b")));
     }
 
     #[tokio::test(start_paused = true)]

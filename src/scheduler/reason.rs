@@ -22,6 +22,7 @@ pub(super) enum Reason<'a> {
     Memory,
     EphemeralStorage,
     Extended(&'a str),
+    ClaimInUse,
     Storage(&'static str),
     Spread,
     SpreadLabel,
@@ -54,6 +55,7 @@ impl<'a> Reason<'a> {
             Self::Pods | Self::Cpu | Self::Memory | Self::EphemeralStorage | Self::Extended(_) => {
                 "NodeResourcesFit"
             }
+            Self::ClaimInUse => "VolumeRestrictions",
             Self::Storage(_) => "VolumeBinding",
             Self::Spread | Self::SpreadLabel => "PodTopologySpread",
             Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => "InterPodAffinity",
@@ -95,7 +97,9 @@ impl<'a> Reason<'a> {
             | Self::Memory
             | Self::EphemeralStorage
             | Self::Extended(_) => Changes::NODE.and(Changes::POD_LEFT),
-            Self::Storage(_) => Changes::NODE.and(Changes::STORAGE).and(Changes::POD_LEFT),
+            Self::ClaimInUse | Self::Storage(_) => {
+                Changes::NODE.and(Changes::STORAGE).and(Changes::POD_LEFT)
+            }
             Self::SpreadLabel => Changes::NODE,
             Self::Extension { .. } => Changes::NODE.and(Changes::EXTENSION),
             Self::NotAsked => Changes::ALL,
@@ -121,6 +125,10 @@ impl fmt::Display for Reason<'_> {
             Self::Memory => "Insufficient memory",
             Self::EphemeralStorage => "Insufficient ephemeral-storage",
             Self::Extended(name) => return write!(f, "Insufficient {name}"),
+            Self::ClaimInUse => {
+                "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod \
+                 access mode"
+            }
             Self::Storage(text) => text,
             Self::Spread => "node(s) didn't match pod topology spread constraints",
             Self::SpreadLabel => {

@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use crate::api::node_load::{self, LEASE_NAMESPACE};
 use crate::client::{Change, EventRecorder, EventType, Handler, Informer, Regarding};
 use crate::scheduler::Context;
-use crate::scheduler::bind::{Bound, Refusal, bind, evict, say_unschedulable};
+use crate::scheduler::bind::{Bound, Refusal, bind, evict, say_displaced, say_unschedulable};
 use crate::scheduler::decide::choose;
 use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME};
 use crate::scheduler::extension::Profiles;
@@ -236,11 +236,13 @@ impl Scheduler {
             let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
             let status = pod.status.as_ref();
             let nominated = status.and_then(|status| status.nominated_node_name.as_deref());
-            // Later it is this scheduler who knows best.
-            if self.queue.add(key, priority)
-                && let Some(node) = nominated
-            {
-                self.view.nominate(pod, node);
+            if self.queue.add(key, priority) {
+                // Later it is this scheduler who knows best.
+                if let Some(node) = nominated {
+                    self.view.nominate(pod, node);
+                }
+            } else if self.queue.asked(key).is_some_and(|asked| *asked != Demand::of(pod)) {
+                self.queue.wake_one(key);
             }
         } else {
             self.queue.remove(key);
@@ -286,6 +288,9 @@ impl Scheduler {
                 self.requests.push(request.boxed());
             }
             Err(mut refusal) => {
+                if let Some(class) = self.view.class(class) {
+                    self.queue.note(key, Arc::clone(&class.demand));
+                }
                 match preempt(&self.view, class, key, &storage, seed) {
                     Ok(plan) => self.make_room(&pod, &plan, &mut refusal),
                     Err(text) => refusal.preemption = text,
@@ -300,7 +305,7 @@ impl Scheduler {
         let name = scheduler_name(pod);
         refusal.helped_by = refusal.helped_by.and(Changes::POD_LEFT);
         for key in &plan.displaced {
-            self.view.denominate(key);
+            self.displace(key);
         }
         self.view.nominate(pod, &plan.node);
         let uid = pod.uid().unwrap_or_default();
@@ -332,6 +337,21 @@ impl Scheduler {
                 }
             }
             Done::Evicted { stay }
+        };
+        self.requests.push(request.boxed());
+    }
+
+    /// The pod does not get the place that it waited for: its status says so, and it looks for another.
+    fn displace(&mut self, key: &PodKey) {
+        self.view.denominate(key);
+        self.queue.wake_one(key);
+        let Some(pod) = self.context.informers.pods.store.named(&key.0, &key.1) else { return };
+        let client = self.context.client.clone();
+        let request = async move {
+            if let Err(err) = say_displaced(&client, &pod).await {
+                debug!(%err, "nomination not taken back, the next try does it");
+            }
+            Done::Told
         };
         self.requests.push(request.boxed());
     }
@@ -416,9 +436,14 @@ fn has_ended(pod: &Pod) -> bool {
 }
 
 /// The scheduler that the pod asks for.
-fn scheduler_name(pod: &Pod) -> String {
+pub(super) fn scheduler_name(pod: &Pod) -> String {
     let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.clone());
     name.unwrap_or_else(|| SCHEDULER_NAME.to_owned())
+}
+
+/// Whether pods that ask for the scheduler of this name are placed here.
+pub(super) fn is_served(name: &str, profiles: &Profiles) -> bool {
+    matches!(name, SCHEDULER_NAME | BINPACK_NAME) || profiles.contains_key(name)
 }
 
 /// Whether this scheduler is to find a node for the pod.
@@ -426,11 +451,14 @@ fn is_ours(pod: &Pod, profiles: &Profiles) -> bool {
     let spec = pod.spec.as_ref();
     let is_gated =
         spec.and_then(|spec| spec.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty());
-    let name = scheduler_name(pod);
-    (matches!(name.as_str(), SCHEDULER_NAME | BINPACK_NAME) || profiles.contains_key(&name))
+    is_served(&scheduler_name(pod), profiles)
         && !is_gated
         && pod.metadata.deletion_timestamp.is_none()
 }
+
+#[cfg(test)]
+#[path = "run_test.rs"]
+mod run_test;
 
 #[cfg(test)]
 mod tests {

@@ -102,7 +102,7 @@ fn share(part: i64, whole: i64) -> i64 {
     if whole <= 0 { 0 } else { part.saturating_mul(SCORE_MAX) / whole }
 }
 
-/// The emptier (or, for packing, the fuller), and the more even, the better.
+/// The emptier and the more even, the better; for packing, the fuller.
 ///
 /// Measured use counts here and not for whether a pod fits: a busy node is the worse choice, but one
 /// that is left to the last pod that asks for nothing.
@@ -114,8 +114,13 @@ fn of_resources(round: &Round<'_>, node: &Candidate<'_>) -> i64 {
         share(left.memory_bytes.max(0), has.memory_bytes),
     );
     let free = i64::midpoint(cpu, memory);
-    let wanted = if round.demand.packs { SCORE_MAX - free } else { free };
-    WEIGHT_RESOURCES * wanted + WEIGHT_BALANCED * (SCORE_MAX - (cpu - memory).abs())
+    if round.demand.packs {
+        // Evenness would keep pods that ask for one kind only from filling a node.
+        return WEIGHT_RESOURCES * (SCORE_MAX - free);
+    }
+    // The standard deviation of two shares is half of what is between them.
+    let deviation = (cpu - memory).abs() / 2;
+    WEIGHT_RESOURCES * free + WEIGHT_BALANCED * (SCORE_MAX - deviation)
 }
 
 /// What pods near each node, and the pod itself, would like; `None` if nobody says anything.

@@ -13,9 +13,6 @@ use crate::scheduler::view::{ClusterView, PodKey};
 
 /// A bound volume is elsewhere, or another pod has already settled where an open claim will be.
 const CONFLICT: &str = "node(s) had volume node affinity conflict";
-/// The claim is `ReadWriteOncePod`, and a pod has it.
-const IN_USE: &str =
-    "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
 /// No volume that an administrator made fits there.
 const NONE_AVAILABLE: &str = "node(s) didn't find available persistent volumes to bind";
 
@@ -124,8 +121,8 @@ impl Storage {
     /// With what the view knows of pods that share the claims.
     pub(super) fn on<'a>(&'a self, view: &'a ClusterView) -> Placed<'a> {
         let settled = self.open.iter().filter_map(|open| view.node_of_claim(&open.key)).collect();
-        let is_in_use = self.exclusive.iter().any(|claim| view.node_of_claim(claim).is_some());
-        Placed { storage: self, settled, is_in_use }
+        let exclusive = self.exclusive.iter().map(|claim| (claim, view.uses_of_claim(claim)));
+        Placed { storage: self, settled, exclusive: exclusive.collect() }
     }
 }
 
@@ -134,16 +131,13 @@ pub(super) struct Placed<'a> {
     storage: &'a Storage,
     /// Nodes where other pods of the open claims are.
     settled: Vec<&'a str>,
-    /// Another pod has a claim that one pod alone may use.
-    is_in_use: bool,
+    /// Claims that one pod alone may use, and how often other pods do.
+    pub(super) exclusive: Vec<(&'a PodKey, usize)>,
 }
 
 impl Placed<'_> {
     /// Why the node cannot have the pod, if its storage speaks against it.
     pub(super) fn refusal(&self, node: &str, facts: &Facts) -> Option<&'static str> {
-        if self.is_in_use {
-            return Some(IN_USE);
-        }
         let is_usable =
             |v: &Arc<PersistentVolume>| local_volume::is_usable_on(v, node, &facts.labels);
         if !self.storage.bound.iter().all(is_usable) || self.settled.iter().any(|at| *at != node) {
@@ -162,8 +156,9 @@ mod tests {
 
     use super::*;
     use crate::scheduler::decide::decide_with;
-    use crate::scheduler::demand::key_of;
+    use crate::scheduler::demand::{Demand, key_of};
     use crate::scheduler::need::Resources;
+    use crate::scheduler::preempt::preempt;
 
     fn view() -> ClusterView {
         let mut view = ClusterView::new();
@@ -241,6 +236,42 @@ mod tests {
         view.assume(&other, "b");
         let refused = decide_with(&view, &pod(), &storage, 1).unwrap_err().to_string();
         assert!(refused.contains("ReadWriteOncePod"), "{refused}");
+    }
+
+    /// Goal: the pod that has the claim goes, and nobody else, on its node and elsewhere; the claim is
+    /// kept for the pod it went for.
+    #[test]
+    fn who_has_a_claim_for_one_pod_goes_for_a_pod_of_higher_priority() {
+        let mut view = view();
+        let named = |name: &str| {
+            let mut pod = pod();
+            pod.metadata.name = Some(name.to_owned());
+            pod
+        };
+        for (name, node) in [("beside", "b"), ("elsewhere", "a")] {
+            let mut other = named(name);
+            other.spec.as_mut().unwrap().volumes = None;
+            view.assume(&other, node);
+        }
+        let holder = named("holder");
+        view.assume(&holder, "b");
+        let storage = Storage { exclusive: vec![key()], ..Storage::default() };
+        let mut plan = |pod: &Pod| {
+            let class = view.enter_class(Demand::of(pod));
+            preempt(&view, class, &key_of(pod), &storage, 1)
+        };
+        let mut vital = named("vital");
+        assert!(plan(&vital).is_err(), "it is no more important");
+        vital.spec.as_mut().unwrap().priority = Some(10);
+        let plan = plan(&vital).unwrap();
+        let victims: Vec<_> = plan.victims.iter().map(|victim| victim.key.1.as_str()).collect();
+        assert_eq!((plan.node.as_str(), &victims[..]), ("b", &["holder"][..]));
+        view.nominate(&vital, "b");
+        view.remove(&key_of(&holder));
+        let storage = Storage { bound: vec![volume("b")], ..storage };
+        let refused = decide_with(&view, &named("late"), &storage, 1).unwrap_err().to_string();
+        assert!(refused.contains("1 node has pod using PersistentVolumeClaim"), "{refused}");
+        assert_eq!(decide_with(&view, &vital, &storage, 1), Ok("b"));
     }
 
     #[test]

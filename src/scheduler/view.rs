@@ -75,6 +75,12 @@ impl ClusterView {
         self.nodes.get(node).map(|node| node.name.as_str())
     }
 
+    /// How many volumes of pods on nodes are of the claim.
+    pub(super) fn uses_of_claim(&self, claim: &PodKey) -> usize {
+        let nodes = self.claims.get(claim).into_iter().flatten();
+        nodes.map(|(_, count)| usize::try_from(*count).unwrap_or(usize::MAX)).sum()
+    }
+
     /// The node of that name.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
