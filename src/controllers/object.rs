@@ -229,6 +229,16 @@ mod tests {
     }
 
     #[test]
+    fn what_controllers_make_holds_up_the_deletion_of_its_owner() {
+        let meta =
+            ObjectMeta { name: Some("p".into()), uid: Some("u".into()), ..ObjectMeta::default() };
+        let owner = controller_reference(&Pod { metadata: meta, ..Pod::default() });
+        assert_eq!((owner.api_version.as_str(), owner.kind.as_str()), ("v1", "Pod"));
+        assert_eq!((owner.name.as_str(), owner.uid.as_str()), ("p", "u"));
+        assert_eq!((owner.controller, owner.block_owner_deletion), (Some(true), Some(true)));
+    }
+
+    #[test]
     fn an_empty_selector_selects_nothing() {
         assert!(selector_of(&LabelSelector::default()).is_none());
     }

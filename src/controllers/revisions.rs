@@ -17,6 +17,7 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde_json::{Value, json};
 
 use crate::client::{is_already_exists, is_not_found, revision_of};
+use crate::controllers::deployment::template::is_same;
 use crate::controllers::object::{controller_reference, delete_as_read, is_controlled_by};
 use crate::controllers::template::hash;
 
@@ -59,10 +60,12 @@ pub(super) fn present<O>(
 where
     O: Resource<DynamicType = ()>,
 {
-    let newest = owned.iter().max_by_key(|revision| age(revision));
+    // Nearly always the newest is the one: the others need not be read.
+    let mut newest_first: Vec<_> = owned.iter().collect();
+    newest_first.sort_by(|a, b| age(b).cmp(&age(a)));
+    let newest = newest_first.first();
     let next = newest.map_or(1, |newest| newest.revision.saturating_add(1));
-    let equal = owned.iter().filter(|revision| template_of(revision).as_ref() == Some(template));
-    if let Some(equal) = equal.max_by_key(|revision| age(revision)) {
+    if let Some(equal) = newest_first.iter().find(|revision| keeps(revision, template)) {
         let is_newest = newest.is_some_and(|newest| newest.uid() == equal.uid());
         let write = (!is_newest).then(|| Write::Renumber { of: Arc::clone(equal), to: next });
         return Present { name: equal.name_any(), hash: hash_of(owner, equal), write };
@@ -110,6 +113,11 @@ pub(super) fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSp
     let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
     template.as_object_mut()?.remove("$patch");
     serde_json::from_value(template).ok()
+}
+
+/// Whether the template that a revision keeps says the same as `template`.
+fn keeps(revision: &ControllerRevision, template: &PodTemplateSpec) -> bool {
+    template_of(revision).is_some_and(|kept| is_same(&kept, template))
 }
 
 /// The hash of a revision, which is in its label or in its name.
@@ -169,7 +177,7 @@ where
                 let found = api.get_opt(&made.name_any()).await?;
                 let is_it = found.as_ref().is_some_and(|found| {
                     is_controlled_by(&found.metadata, owner)
-                        && template_of(found) == template_of(made)
+                        && template_of(made).is_some_and(|template| keeps(found, &template))
                 });
                 match found.filter(|_| is_it) {
                     Some(found) => Ok(Written::At(revision_of(&found).unwrap_or(0))),
@@ -258,6 +266,21 @@ mod tests {
         assert_eq!(back.write, Some(Write::Renumber { of: Arc::clone(&first), to: 3 }));
         let settled = present(&owner(), &template("v2"), 0, &owned);
         assert_eq!(settled.write, None);
+    }
+
+    #[test]
+    fn a_template_that_says_the_same_in_other_words_has_no_revision_of_its_own() {
+        let first = made("v1", &[]);
+        let of = |container: Value| -> Present {
+            let mut object = serde_json::to_value(template("v1")).unwrap();
+            json_patch::merge(&mut object["spec"]["containers"][0], &container);
+            let template = serde_json::from_value(object).unwrap();
+            present(&owner(), &template, 0, &[Arc::clone(&first)])
+        };
+        let same = of(json!({"env": [], "resources": {}}));
+        assert_eq!((same.name, same.write), (first.name_any(), None));
+        let other = of(json!({"env": [{"name": "A"}]}));
+        assert_ne!(other.name, first.name_any());
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use edgeorc::controllers::Settings;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::{Api, Cluster};
 
@@ -174,6 +176,14 @@ async fn a_selector_matches_its_template_and_never_changes() {
         let refused = api.post(&path, &unlike).await;
         assert_eq!(refused.code, StatusCode::UNPROCESSABLE_ENTITY, "{plural}: {refused:?}");
         assert!(refused.at("/message").as_str().unwrap().contains("selector"), "{refused:?}");
+        if group == "/apis/apps/v1" {
+            let mut without = object.clone();
+            without["spec"].as_object_mut().unwrap().remove("selector");
+            let refused = api.post(&path, &without).await;
+            assert_eq!(refused.code, StatusCode::UNPROCESSABLE_ENTITY, "{plural}: {refused:?}");
+            let message = refused.at("/message");
+            assert!(message.as_str().unwrap().contains("spec.selector: Required value"));
+        }
         let made = api.post(&path, &object).await;
         assert_eq!(made.code, StatusCode::CREATED, "{plural}: {made:?}");
         let more = json!({"spec": {"selector": {"matchLabels": {"tier": "a"}},
@@ -223,5 +233,60 @@ async fn only_old_kinds_leave_their_pods_behind_when_nobody_says_what_becomes_of
         let is_warned = deleted.headers.contains_key("warning");
         assert_eq!(is_warned, stay, "{name}: {:?}", deleted.headers);
     }
+    cluster.end().await;
+}
+
+/// The one pod that is there, once it is another one than `before`.
+async fn pod_after(cluster: &Cluster, before: &str) -> String {
+    let is_it = |list: &Value| names(list).first().is_some_and(|name| name != before);
+    names(&cluster.until_it(PODS, is_it).await).remove(0)
+}
+
+async fn say_phase(cluster: &Cluster, pod: &str, phase: &str) {
+    let path = format!("{PODS}/{pod}/status");
+    let said = cluster.api.patch(&path, "merge", &json!({"status": {"phase": phase}})).await;
+    assert_eq!(said.code, StatusCode::OK, "{said:?}");
+}
+
+/// Goal: a pod that fails again and again is not replaced again and again. Method: the second failure is
+/// replaced a second after the first one at the earliest.
+#[tokio::test]
+async fn the_second_pod_of_a_daemon_set_that_fails_stays_for_a_while() {
+    let cluster = Cluster::start().await;
+    cluster.make("/api/v1/nodes", &json!({"metadata": {"name": "n"}})).await;
+    let mut set = deployment();
+    set["spec"].as_object_mut().unwrap().remove("replicas");
+    // The node has no agent, and is soon said to be unreachable.
+    set["spec"]["template"]["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+    cluster.make("/apis/apps/v1/namespaces/default/daemonsets", &set).await;
+    let first = pod_after(&cluster, "").await;
+    let began = Instant::now();
+    say_phase(&cluster, &first, "Failed").await;
+    let second = pod_after(&cluster, &first).await;
+    say_phase(&cluster, &second, "Failed").await;
+    pod_after(&cluster, &second).await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    cluster.end().await;
+}
+
+/// Goal: a Job whose time is over goes after its pods. Method: somebody holds its pod.
+#[tokio::test]
+async fn a_job_whose_time_is_over_waits_for_its_pods_to_go_first() {
+    let cluster = Cluster::start().await;
+    let jobs = "/apis/batch/v1/namespaces/default/jobs";
+    let mut template = template("x:1");
+    template["spec"]["restartPolicy"] = json!("Never");
+    template["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    let job = json!({"metadata": {"name": "j"},
+        "spec": {"ttlSecondsAfterFinished": 0, "template": template}});
+    cluster.make(jobs, &job).await;
+    let pod = pod_after(&cluster, "").await;
+    say_phase(&cluster, &pod, "Succeeded").await;
+    let job = format!("{jobs}/j");
+    cluster.until(&job, "/metadata/finalizers", json!(["foregroundDeletion"])).await;
+    let free = json!({"metadata": {"finalizers": null}});
+    let freed = cluster.api.patch(&format!("{PODS}/{pod}"), "merge", &free).await;
+    assert_eq!(freed.code, StatusCode::OK, "{freed:?}");
+    cluster.until_gone(&job).await;
     cluster.end().await;
 }

@@ -158,7 +158,7 @@ mod tests {
             (rolling(json!("150%"), json!(0)), 6, ""),
             (rolling(json!("0%"), json!(0)), 6, "may not be 0 when `maxSurge` is 0"),
             (rolling(json!(-1), json!(1)), 6, "must be greater than or equal to 0"),
-            (rolling(json!("abc"), json!(1)), 6, "maxSurge: Invalid value: \"abc\": a valid percent"),
+            (rolling(json!("abc"), json!(1)), 6, "maxSurge: Invalid value: \"abc\": a valid perc"),
             (rolling(json!(1), json!("abc")), 6, "a valid percent string must be"),
             (rolling(json!(1), json!("101%")), 6, "must not be greater than 100%"),
             (json!({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}}), 6, "may not be spec"),

@@ -83,7 +83,7 @@ pub(super) fn validate_amount(object: &Value, pointer: &str, errors: &mut Errors
 pub(super) fn validate_share(object: &Value, pointer: &str, errors: &mut Errors) {
     validate_amount(object, pointer, errors);
     let value = object.pointer(pointer).unwrap_or(&Value::Null);
-    if percent(value).is_some_and(|digits| !digits.parse().is_ok_and(|part: u32| part <= 100)) {
+    if percent(value).is_some_and(|digits| !digits.parse::<u32>().is_ok_and(|part| part <= 100)) {
         errors.invalid(field_of(pointer), value, "must not be greater than 100%");
     }
 }

@@ -135,3 +135,26 @@ pub(super) fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_has_one_controller_at_most() {
+        let texts = |controllers: [bool; 2]| {
+            let owners = controllers.map(|is_controller| {
+                json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u",
+                    "controller": is_controller})
+            });
+            let mut errors = Errors::default();
+            validate_owners(&json!({"metadata": {"ownerReferences": owners}}), &mut errors);
+            errors.into_vec().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(texts([true, false]), Vec::<String>::new());
+        let two = texts([true, true]);
+        assert!(two.len() == 1 && two[0].contains("Only one reference can have Controller"));
+    }
+}

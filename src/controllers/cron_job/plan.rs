@@ -195,7 +195,7 @@ fn job_of(cron_job: &CronJob, spec: &CronJobSpec, due: Timestamp, zone: &TimeZon
     let meta = spec.job_template.metadata.clone().unwrap_or_default();
     let mut annotations = meta.annotations.unwrap_or_default();
     let local = due.to_zoned(zone.clone());
-    let at = if *zone == TimeZone::UTC {
+    let at = if local.offset().seconds() == 0 {
         due.to_string()
     } else {
         local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()

@@ -6,6 +6,7 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
+use crate::api::cron::time_zone;
 use crate::controllers::cron_job::plan::{Plan, View, plan};
 
 /// Every 10 minutes, made at 10:00.
@@ -176,6 +177,32 @@ fn a_job_that_is_gone_or_strange_is_told() {
     let plan = at(&cron_job(&active(&["gone"])), &[job("manual", 1, None)], "10:11:00");
     assert_eq!(reasons(&plan), ["UnexpectedJob", "MissingJob"]);
     assert_eq!(plan.status.active, None);
+}
+
+#[test]
+fn a_time_is_that_of_the_zone_and_the_annotation_says_so() {
+    if time_zone("Asia/Tokyo").is_err() {
+        return; // A machine without a database has no zones.
+    }
+    let in_zone = |zone: &str, schedule: &str, time: &str| {
+        let spec = json!({"spec": {"timeZone": zone, "schedule": schedule}});
+        at(&cron_job(&spec), &[], time)
+    };
+    let early = in_zone("Asia/Tokyo", "30 20 * * *", "11:29:59");
+    assert_eq!((created(&early), early.recheck_after), (None, Some(Duration::from_secs(1))));
+    for (zone, schedule, told) in [
+        ("Asia/Tokyo", "30 20 * * *", "2026-01-01T20:30:00+09:00"),
+        ("America/New_York", "30 6 * * *", "2026-01-01T06:30:00-05:00"),
+        ("Europe/London", "30 11 * * *", "2026-01-01T11:30:00Z"),
+    ] {
+        let plan = in_zone(zone, schedule, "11:30:00");
+        assert_eq!(created(&plan), name_at(90), "{zone}");
+        let job = plan.create.unwrap();
+        let at = &job.annotations()["batch.kubernetes.io/cronjob-scheduled-timestamp"];
+        assert_eq!(at, told);
+    }
+    let elsewhere = in_zone("America/New_York", "30 20 * * *", "11:30:00");
+    assert_eq!(created(&elsewhere), None, "there it is half past six");
 }
 
 #[test]

@@ -95,8 +95,7 @@ impl Controller {
             return Ok(Next::Wait);
         };
         let selector = selector(&set);
-        let uid = set.uid().unwrap_or_default();
-        let backing_off = self.pauses.lock().left(&uid, Instant::now());
+        let backing_off = self.pauses.lock().left(&set, Instant::now());
         let plan = plan(&View {
             set: &set,
             selector: selector.as_ref(),
@@ -146,7 +145,7 @@ impl Controller {
     }
 
     async fn change(&self, hand: &PodsOf<'_, DaemonSet>, plan: &Plan) -> Result<(), Failure> {
-        let uid = hand.owner.uid().unwrap_or_default();
+        self.pauses.lock().note(hand.owner, &plan.delete, Instant::now());
         for (pod, why) in &plan.delete {
             let (reason, word) = match why {
                 Why::Failed => ("FailedDaemonPod", "failed"),
@@ -154,9 +153,6 @@ impl Controller {
                 Why::Surplus | Why::Outdated => continue,
             };
             let (name, node) = (full_name(&pod.metadata), target(pod).unwrap_or_default());
-            if *why == Why::Failed {
-                self.pauses.lock().replaced(&uid, node, Instant::now());
-            }
             let message =
                 format!("Found {word} daemon pod {name} on node {node}, will try to kill it");
             hand.tell(EventType::Warning, reason, message);

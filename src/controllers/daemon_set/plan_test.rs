@@ -198,6 +198,8 @@ fn a_node_is_judged_by_selectors_affinity_and_taints() {
         (spec(json!({})), taint("node.kubernetes.io/not-ready", "NoExecute"), yes),
         (spec(json!({})), taint("node.kubernetes.io/not-ready", "NoSchedule"), stay),
         (spec(json!({})), taint("node.kubernetes.io/memory-pressure", "NoSchedule"), yes),
+        (spec(json!({})), taint("node.kubernetes.io/disk-pressure", "NoSchedule"), yes),
+        (spec(json!({})), taint("node.kubernetes.io/pid-pressure", "NoSchedule"), yes),
         (spec(json!({})), taint("node.kubernetes.io/network-unavailable", "NoSchedule"), stay),
         (
             spec(json!({"hostNetwork": true})),
@@ -231,8 +233,34 @@ fn a_pod_is_meant_for_its_node_and_stays_on_it() {
         {"key": "metadata.name", "operator": "In", "values": ["n"]}]}]);
     assert_eq!(spec.pointer(terms), Some(&wanted));
     assert!(spec.pointer("/affinity/podAntiAffinity").is_some());
-    assert_eq!(spec["tolerations"].as_array().unwrap().len(), 6);
+    let tolerated: Vec<Value> = [
+        ("not-ready", "NoExecute"),
+        ("unreachable", "NoExecute"),
+        ("disk-pressure", "NoSchedule"),
+        ("memory-pressure", "NoSchedule"),
+        ("pid-pressure", "NoSchedule"),
+        ("unschedulable", "NoSchedule"),
+    ]
+    .iter()
+    .map(|(key, effect)| {
+        let key = format!("node.kubernetes.io/{key}");
+        json!({"key": key, "operator": "Exists", "effect": effect})
+    })
+    .collect();
+    assert_eq!(spec["tolerations"], json!(tolerated));
     assert_eq!(target(&pod), Some("n"));
+}
+
+#[test]
+fn no_more_than_so_many_pods_are_made_or_deleted_in_one_run() {
+    let names: Vec<String> = (0..300).map(|at| format!("n{at}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut world = World::new(&names, &json!({}));
+    assert_eq!(world.run().create.len(), 250);
+    assert_eq!(world.run().create.len(), 50);
+    world.change(&json!({"spec": {"template": {"spec": {"nodeSelector": {"os": "other"}}}}}));
+    assert_eq!(world.run().delete.len(), 250);
+    assert_eq!(world.run().delete.len(), 50);
 }
 
 #[test]

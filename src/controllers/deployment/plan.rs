@@ -184,7 +184,10 @@ fn progress(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
     if sets.all().all(|set| is_seen(set)) {
         roll(wish, &mut new, &mut old);
     } else {
-        grow(wish, &mut new, &old);
+        // Pods that their set has not taken away yet leave no room.
+        let there: Vec<_> =
+            sets.old.iter().map(|set| Scale { wanted: there(set), ..scale(set) }).collect();
+        grow(wish, &mut new, &there);
     }
     edit_new(view, wish, sets, new.wanted, plan);
     for (set, scale) in sets.old.iter().zip(&old) {
@@ -273,6 +276,11 @@ fn is_seen(set: &ReplicaSet) -> bool {
 /// `spec.replicas` of a replica set.
 pub(super) fn wanted(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+/// The pods that a replica set has, as far as it is known, or is to have.
+fn there(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().map_or(0, |status| status.replicas).max(wanted(set))
 }
 
 fn scale_annotations(wish: Wish) -> BTreeMap<String, String> {

@@ -197,6 +197,19 @@ fn a_status_from_before_the_spec_takes_nothing_away() {
 }
 
 #[test]
+fn new_pods_wait_until_those_are_gone_that_were_to_make_room() {
+    let (v1, v2) = (deployment("v1", &json!({})), deployment("v2", &json!({})));
+    let mut old = set_of(&v1, 1, 3, 3);
+    Arc::make_mut(&mut old).metadata.generation = Some(2);
+    Arc::make_mut(&mut old).spec.as_mut().unwrap().replicas = Some(2);
+    let new = set_of(&v2, 2, 1, 1);
+    let plan = plan_of(&v2, &[Arc::clone(&old), Arc::clone(&new)]);
+    assert!(scalings(&plan).is_empty(), "three are there, and one more is allowed");
+    let plan = plan_of(&v2, &[set_of(&v1, 1, 2, 3), new]);
+    assert_eq!(scalings(&plan), [("2".to_owned(), 2)]);
+}
+
+#[test]
 fn a_template_changed_again_mid_rollout_demotes_the_half_done_one() {
     let images = ["v1", "v2", "v3"].map(|image| deployment(image, &json!({})));
     let sets = [set_of(&images[0], 1, 3, 3), set_of(&images[1], 2, 1, 0)];

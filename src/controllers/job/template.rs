@@ -58,11 +58,10 @@ fn number(pod: &mut Pod, job: &str, index: u32, failures: Option<(u32, u32)>) {
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(INDEX.to_owned(), index.to_string());
     let Some(spec) = pod.spec.as_mut() else { return };
-    if spec.hostname.as_ref().is_none_or(String::is_empty) {
-        let suffix = format!("-{index}");
-        let base = cut(job, HOST_NAME_BYTES_MAX.saturating_sub(suffix.len()));
-        spec.hostname = Some(format!("{base}{suffix}"));
-    }
+    // Pods of an Indexed Job find each other by it: a name of the template's would be that of all.
+    let suffix = format!("-{index}");
+    let base = cut(job, HOST_NAME_BYTES_MAX.saturating_sub(suffix.len()));
+    spec.hostname = Some(format!("{base}{suffix}"));
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         tell_index(container);
     }
@@ -136,6 +135,17 @@ mod tests {
             assert_eq!(variable.name, "JOB_COMPLETION_INDEX");
             let field = variable.value_from.as_ref().unwrap().field_ref.as_ref().unwrap();
             assert_eq!(field.field_path, format!("metadata.annotations['{INDEX}']"));
+        }
+    }
+
+    #[test]
+    fn a_host_name_of_the_template_is_that_of_pods_without_an_index_only() {
+        let mut job = job("pi");
+        let template = &mut job.spec.as_mut().unwrap().template;
+        template.spec.as_mut().unwrap().hostname = Some("mine".to_owned());
+        for (index, wanted) in [(None, "mine"), (Some(3), "pi-3")] {
+            let pod = pod_of(&job, &NewPod { index, failures: None });
+            assert_eq!(pod.spec.unwrap().hostname.as_deref(), Some(wanted));
         }
     }
 

@@ -1,7 +1,9 @@
 //! The kinds that are worked on as replica sets.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{
@@ -9,11 +11,12 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{ReplicationController, ReplicationControllerStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::Resource;
+use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::{Informer, Informers};
+use crate::controllers::object::controller_of;
 
 /// A kind that keeps a number of equal pods.
 pub(crate) trait Replicated:
@@ -67,6 +70,17 @@ impl Replicated for ReplicationController {
     }
 }
 
+/// The uids of `owner` and of those of `all` that have the same controller: replica sets of one
+/// deployment.
+pub(super) fn siblings<K: Replicated>(owner: &K, all: &[Arc<K>]) -> BTreeSet<String> {
+    let above = controller_of(owner.meta()).map(|above| &above.uid);
+    let is_sibling = |other: &&Arc<K>| {
+        above.is_some() && controller_of(other.meta()).map(|above| &above.uid) == above
+    };
+    let others = all.iter().filter(is_sibling).filter_map(|other| other.uid());
+    owner.uid().into_iter().chain(others).collect()
+}
+
 fn status(status: ReplicationControllerStatus) -> ReplicaSetStatus {
     let conditions = status.conditions.map(|conditions| {
         let of = conditions.into_iter().map(|condition| ReplicaSetCondition {
@@ -94,6 +108,29 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn siblings_are_those_of_the_same_controller() {
+        let set = |uid: &str, above: Option<&str>| -> Arc<ReplicaSet> {
+            let owners = above.map(|above| {
+                json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": above,
+                    "controller": true}])
+            });
+            let metadata = json!({"name": uid, "uid": uid, "ownerReferences": owners});
+            Arc::new(serde_json::from_value(json!({ "metadata": metadata })).unwrap())
+        };
+        let all = [
+            set("new", Some("d")),
+            set("old", Some("d")),
+            set("other", Some("e")),
+            set("alone", None),
+            set("single", None),
+        ];
+        let of = |at: usize| siblings(&*all[at], &all).into_iter().collect::<Vec<_>>();
+        assert_eq!(of(0), ["new", "old"]);
+        assert_eq!(of(2), ["other"]);
+        assert_eq!(of(3), ["alone"], "without a controller it is on its own");
+    }
 
     #[test]
     fn a_replication_controller_says_what_a_replica_set_would() {

@@ -20,12 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{Change, EventRecorder};
 use crate::controllers::Context;
-use crate::controllers::object::{
-    Key, controller_of, is_active, is_controlled_by, key, selector_of,
-};
+use crate::controllers::object::{Key, is_active, is_controlled_by, key, selector_of};
 use crate::controllers::owned::{CATCH_UP_MAX, Failure, PLAIN_WORDS, PodsOf, pod_of};
 use crate::controllers::owner_keys::keys_of_pod_change;
 use crate::controllers::queue::{Next, Queue, Workers};
+use crate::controllers::replica_set::kinds::siblings;
 use crate::controllers::replica_set::plan::{Plan, View, plan, status};
 
 mod kinds;
@@ -97,17 +96,8 @@ impl<K: Replicated> Controller<K> {
     }
 
     fn siblings(&self, owner: &K) -> BTreeSet<String> {
-        let above = controller_of(owner.meta()).map(|above| &above.uid);
         let namespace = owner.namespace().unwrap_or_default();
-        let mut siblings: BTreeSet<_> = owner.uid().into_iter().collect();
-        if above.is_some() {
-            let all = K::informer(&self.context.informers).store.in_namespace(&namespace);
-            siblings.extend(all.iter().filter_map(|other| {
-                let is_sibling = controller_of(other.meta()).map(|above| &above.uid) == above;
-                other.uid().filter(|_| is_sibling)
-            }));
-        }
-        siblings
+        siblings(owner, &K::informer(&self.context.informers).store.in_namespace(&namespace))
     }
 
     /// Writes what the cache shows after the run's writes, if it differs from what is written.

@@ -77,6 +77,8 @@ fn missing_pods_are_created_and_surplus_ones_deleted() {
         assert_eq!((plan.create, plan.delete.len()), (creates, deletes), "{wanted} of {have}");
     }
     assert_eq!(plan_for(&replica_set(10_000), &[]).create, BURST_MAX);
+    let many: Vec<_> = (0..501).map(|at| ready(&format!("p{at}"))).collect();
+    assert_eq!(plan_for(&replica_set(0), &many).delete.len(), BURST_MAX);
 }
 
 #[test]
@@ -176,18 +178,107 @@ fn the_least_useful_pods_are_deleted_first() {
 }
 
 #[test]
-fn the_pod_that_became_ready_last_goes_before_its_elders() {
-    let ready_at = |name: &str, time: &str| {
+fn what_is_not_known_goes_after_what_waits_and_before_what_runs() {
+    let pods = [("a", "Running"), ("b", "Unknown"), ("c", "Pending")]
+        .map(|(name, phase)| pod(name, &json!({ "status": { "phase": phase, "conditions": [] } })));
+    assert_eq!(names(&plan_for(&replica_set(0), &pods).delete), ["c", "b", "a"]);
+}
+
+#[test]
+fn pods_of_siblings_crowd_a_node_and_those_of_strangers_do_not() {
+    let of = |uid: &str| {
+        json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "n", "uid": uid,
+            "controller": true}])
+    };
+    let other = |name: &str, owner: &str, node: &str| {
+        let labels = json!({ "app": "other" });
         pod(
             name,
-            &json!({ "status": { "conditions": [{
-                "type": "Ready", "status": "True", "lastTransitionTime": time,
-            }]}}),
+            &json!({
+                "metadata": { "ownerReferences": of(owner), "labels": labels },
+                "spec": { "nodeName": node },
+            }),
+        )
+    };
+    let pods = [
+        pod("a", &json!({ "spec": { "nodeName": "two" } })),
+        pod("z", &json!({ "spec": { "nodeName": "one" } })),
+        other("s", "old", "one"),
+        other("t", "stranger", "two"),
+        other("u", "stranger", "two"),
+    ];
+    let replica_set = replica_set(1);
+    let plan = plan(&View {
+        replica_set: &replica_set,
+        selector: Some(&selector(&replica_set)),
+        pods: &pods,
+        siblings: &BTreeSet::from(["rs-uid".to_owned(), "old".to_owned()]),
+        now: now(),
+    });
+    assert_eq!(names(&plan.delete), ["z"]);
+}
+
+/// A pod that became ready so many seconds ago, and whose container restarted so often.
+fn ready_for(name: &str, seconds: i64, restarts: i32) -> Arc<Pod> {
+    let at = now() - jiff::SignedDuration::from_secs(seconds);
+    pod(
+        name,
+        &json!({ "status": {
+            "conditions":
+                [{ "type": "Ready", "status": "True", "lastTransitionTime": at.to_string() }],
+            "containerStatuses": [{
+                "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": restarts,
+            }],
+        }}),
+    )
+}
+
+#[test]
+fn the_pod_that_became_ready_last_goes_before_its_elders() {
+    let pods = [ready_for("elder", 3_590, 0), ready_for("newcomer", 10, 0)];
+    assert_eq!(names(&plan_for(&replica_set(1), &pods).delete), ["newcomer"]);
+}
+
+#[test]
+fn of_pods_ready_for_nearly_as_long_the_uid_decides_and_of_those_ready_at_once_restarts_do() {
+    let doomed = |pods: &[Arc<Pod>]| {
+        let plan = plan_for(&replica_set(0), pods);
+        names(&plan.delete).concat()
+    };
+    // 40 s and 60 s are of one class.
+    let of_one_class = [ready_for("z", 40, 4), ready_for("a", 60, 0), ready_for("y", 5, 0)];
+    assert_eq!(doomed(&of_one_class), "yaz");
+    assert_eq!(doomed(&[ready_for("a", 40, 0), ready_for("z", 40, 4)]), "za");
+    // By uid a is before b and b before c, by restarts c before a: those ready at once stay together.
+    let circle = [ready_for("a", 40, 0), ready_for("b", 60, 0), ready_for("c", 40, 4)];
+    assert_eq!(doomed(&circle), "cab");
+}
+
+#[test]
+fn restarts_of_containers_decide_before_those_of_sidecars_and_others_do_not_count() {
+    let status = |restarts: i32, name: &str| {
+        let mut status = json!({"image": "", "imageID": "", "ready": true});
+        status["name"] = json!(name);
+        status["restartCount"] = json!(restarts);
+        json!([status])
+    };
+    let with = |name: &str, [container, sidecar, once]: [i32; 3]| {
+        let mut inits = status(sidecar, "sidecar");
+        inits.as_array_mut().unwrap().extend(status(once, "once").as_array().cloned().unwrap());
+        pod(
+            name,
+            &json!({
+                "spec": { "initContainers":
+                    [{ "name": "sidecar", "restartPolicy": "Always" }, { "name": "once" }] },
+                "status": {
+                    "containerStatuses": status(container, "c"), "initContainerStatuses": inits,
+                },
+            }),
         )
     };
     let pods =
-        [ready_at("elder", "2026-01-01T00:00:10Z"), ready_at("newcomer", "2026-01-01T00:59:50Z")];
-    assert_eq!(names(&plan_for(&replica_set(1), &pods).delete), ["newcomer"]);
+        [with("a", [0, 0, 9]), with("b", [0, 1, 0]), with("c", [1, 0, 0]), with("d", [1, 2, 0])];
+    assert_eq!(names(&plan_for(&replica_set(0), &pods).delete), ["d", "c", "b", "a"]);
 }
 
 #[test]

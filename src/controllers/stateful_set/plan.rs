@@ -339,8 +339,11 @@ impl Step<'_> {
         if is_serving(pod, self.wish, self.view.now) {
             return true;
         }
-        // It would be in the way for ever: nobody mends a template that was given up.
-        if self.wish.partition.is_some() && self.is_abandoned(pod) && !is_running_and_ready(pod) {
+        // It would be in the way for ever: nobody mends a template that was given up. In a parallel
+        // set nothing waits for it, and its turn comes with the update.
+        let is_in_the_way =
+            self.wish.partition.is_some_and(|least| self.wish.is_ordered || ordinal < least);
+        if is_in_the_way && self.is_abandoned(pod) && !is_running_and_ready(pod) {
             plan.delete.push((Arc::clone(pod), Why::Abandoned));
         }
         false
@@ -352,10 +355,18 @@ impl Step<'_> {
             .is_some_and(|revision| revision != self.known.current && revision != self.known.update)
     }
 
-    /// Removes pods that are not wanted, the highest first.
+    /// Removes pods that are not wanted, the highest first. In order, one that does not serve is
+    /// waited for while a lower one does not serve either.
     fn drain(&self, condemned: &BTreeMap<i32, Arc<Pod>>, plan: &mut Plan) -> Go {
-        for pod in condemned.values().rev() {
-            if !is_deleting(&pod.metadata) {
+        let serves = |pod: &Pod| is_serving(pod, self.wish, self.view.now);
+        let first_idle = condemned.iter().find(|(_, pod)| !serves(pod)).map(|(at, _)| *at);
+        for (ordinal, pod) in condemned.iter().rev() {
+            // One that has ended will never serve: nothing would come of waiting.
+            let may_go = !self.wish.is_ordered
+                || serves(pod)
+                || first_idle == Some(*ordinal)
+                || is_terminal(pod);
+            if may_go && !is_deleting(&pod.metadata) {
                 plan.delete.push((Arc::clone(pod), Why::ScaledDown));
             }
             if self.wish.is_ordered {
@@ -366,28 +377,27 @@ impl Step<'_> {
     }
 
     /// Deletes pods of other templates, the highest first, so that they come back with the present
-    /// one. A pod that does not serve costs nothing; of the others only as many as may be missing.
+    /// one. Those that are missing on the way down are waited for: a lower pod has its turn when
+    /// those above it serve, even one that does not serve itself.
     fn update(&self, wanted: &BTreeMap<i32, Arc<Pod>>, plan: &mut Plan) {
         let Some(partition) = self.wish.partition else { return };
-        let doomed: Vec<String> = plan.delete.iter().map(|(pod, _)| pod.name_any()).collect();
-        let serves = |pod: &Pod| {
-            is_serving(pod, self.wish, self.view.now) && !doomed.contains(&pod.name_any())
-        };
-        let serving = wanted.values().filter(|pod| serves(pod)).count();
-        let serving = i32::try_from(serving).unwrap_or(i32::MAX);
-        let mut room = self.wish.max_unavailable - (self.wish.replicas - serving);
-        for pod in wanted.range(partition..).rev().map(|(_, pod)| pod) {
-            let is_done = revision_of(pod) == Some(self.known.update);
-            if is_done || is_deleting(&pod.metadata) || doomed.contains(&pod.name_any()) {
-                continue;
+        let doomed: BTreeSet<String> = plan.delete.iter().map(|(pod, _)| pod.name_any()).collect();
+        let end = self.wish.start.saturating_add(self.wish.replicas);
+        let mut missing = 0;
+        for ordinal in (partition..end).rev() {
+            let pod = wanted.get(&ordinal).filter(|pod| !doomed.contains(&pod.name_any()));
+            let is_outdated = |pod: &&Arc<Pod>| {
+                revision_of(pod) != Some(self.known.update) && !is_deleting(&pod.metadata)
+            };
+            if let Some(outdated) = pod.filter(is_outdated) {
+                plan.delete.push((Arc::clone(outdated), Why::Outdated));
+                missing += 1;
+            } else if pod.is_none_or(|pod| !is_serving(pod, self.wish, self.view.now)) {
+                missing += 1;
             }
-            if serves(pod) {
-                if room <= 0 {
-                    continue;
-                }
-                room -= 1;
+            if missing >= self.wish.max_unavailable {
+                return;
             }
-            plan.delete.push((Arc::clone(pod), Why::Outdated));
         }
     }
 }

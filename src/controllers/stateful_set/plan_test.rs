@@ -89,6 +89,43 @@ fn scaling_down_takes_the_highest_and_waits_until_it_is_gone() {
 }
 
 #[test]
+fn a_pod_that_does_not_serve_is_waited_for_while_a_lower_one_does_not_either() {
+    let down = |name: &str| [(name.to_owned(), Why::ScaledDown)];
+    let mut world = World::new(&json!({}));
+    world.settle();
+    for name in ["db-0", "db-1", "db-2"] {
+        world.set_status(name, "Running", false);
+    }
+    world.change(&json!({"spec": {"replicas": 0}}));
+    let plan = world.run();
+    assert_eq!((doomed(&plan), plan.status.replicas), (vec![], 3));
+    world.ready("db-2");
+    assert_eq!(doomed(&world.run()), down("db-2"), "it serves, whatever those below it do");
+    assert_eq!(doomed(&world.run()), [], "it is still there");
+    world.end();
+    assert_eq!(doomed(&world.run()), [], "neither of the two that are left serves");
+    world.ready("db-0");
+    assert_eq!(doomed(&world.run()), down("db-1"), "all below it serve");
+    world.end();
+    world.set_status("db-0", "Running", false);
+    assert_eq!(doomed(&world.run()), down("db-0"), "there is none below it");
+}
+
+#[test]
+fn nothing_waits_for_pods_that_have_ended_when_a_set_is_scaled_down() {
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.change(&json!({"spec": {"replicas": 1}}));
+    for name in ["db-1", "db-2"] {
+        world.set_status(name, "Failed", false);
+    }
+    for name in ["db-2", "db-1"] {
+        assert_eq!(doomed(&world.run()), [(name.to_owned(), Why::ScaledDown)]);
+        world.end();
+    }
+}
+
+#[test]
 fn a_pod_that_ended_is_replaced_once_the_old_one_is_gone() {
     for policy in ["OrderedReady", PARALLEL] {
         for (phase, why) in [("Failed", Why::Failed), ("Succeeded", Why::Succeeded)] {
@@ -125,6 +162,32 @@ fn a_new_template_comes_from_the_highest_to_the_lowest() {
     assert_eq!(status.current_revision, status.update_revision);
     assert_eq!((status.current_replicas, status.updated_replicas), (Some(3), Some(3)));
     assert_ne!(status.current_revision, first.current_revision);
+}
+
+#[test]
+fn a_parallel_set_too_is_updated_from_the_highest_to_the_lowest() {
+    let outdated = |name: &str| [(name.to_owned(), Why::Outdated)];
+    let mut world = World::new(&json!({"spec": {"podManagementPolicy": PARALLEL}}));
+    world.settle();
+    world.set_status("db-0", "Running", false);
+    world.image("v2");
+    assert_eq!(doomed(&world.run()), outdated("db-2"), "those above db-0 come first");
+    assert_eq!(doomed(&world.run()), [], "db-2 is on its way out");
+    world.end();
+    assert_eq!(born(&world.run()), ["db-2"]);
+    assert_eq!(doomed(&world.run()), [], "db-2 does not serve yet");
+    world.ready("db-2");
+    assert_eq!(doomed(&world.run()), outdated("db-1"));
+    // A broken template does not get past the highest, and going on replaces that one first.
+    world.settle();
+    world.image("broken");
+    world.settle();
+    world.set_status("db-0", "Running", false);
+    world.is(&[("db-0", "v2"), ("db-1", "v2"), ("db-2", "broken")]);
+    world.image("v3");
+    assert_eq!(doomed(&world.run()), outdated("db-2"));
+    world.settle();
+    world.is(&[("db-0", "v3"), ("db-1", "v3"), ("db-2", "v3")]);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::controllers::object::{is_deleting, is_ready};
-use crate::controllers::stateful_set::plan::Why;
+use crate::controllers::object::{is_deleting, is_ready, is_terminal};
+use crate::controllers::stateful_set::plan::{Plan, Why};
 use crate::controllers::stateful_set::world_test::{PARALLEL, World};
 
 /// What users, agents and time do between two runs.
@@ -77,21 +78,44 @@ fn happen(world: &mut World, happening: &Happening) {
     world.now += 1;
 }
 
+fn serves(pod: &Pod) -> bool {
+    !is_deleting(&pod.metadata) && is_ready(pod)
+}
+
+fn ordinal(pod: &Pod) -> i32 {
+    pod.name_any().trim_start_matches("db-").parse().unwrap()
+}
+
+/// What holds of the pods that a run has just deleted.
+fn check_order(world: &World, plan: &Plan, is_parallel: bool) -> Result<(), TestCaseError> {
+    let spec = world.set.spec.as_ref().unwrap();
+    let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0);
+    let end = start + spec.replicas.unwrap();
+    for (pod, why) in &plan.delete {
+        let own = ordinal(pod);
+        if *why == Why::Outdated {
+            let mut above = (own + 1..end).map(|at| world.pods.get(&format!("db-{at}")));
+            let all_serve = above.all(|pod| pod.is_some_and(serves));
+            prop_assert!(all_serve, "db-{own} is updated before those above it serve");
+        } else if *why == Why::ScaledDown && !is_parallel && !serves(pod) && !is_terminal(pod) {
+            let mut below = world.pods.values().filter(|pod| ordinal(pod) < own);
+            prop_assert!(below.all(serves), "db-{own} goes, and neither it nor all below it serve");
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     /// Goal: whatever happens, an ordinal never has two pods (asserted by the world), an ordered set
-    /// changes one pod a run and never takes one that serves while another does not, and in the end
-    /// the wish is fulfilled. Method: plays users, agents and failures at random.
+    /// changes one pod a run and never takes one that serves while another does not, updates go from
+    /// the highest to the lowest, and in the end the wish is fulfilled. Method: plays users, agents
+    /// and failures at random.
     #[test]
     fn no_order_of_events_breaks_a_set(happenings in happenings(), is_parallel in any::<bool>()) {
         let policy = if is_parallel { PARALLEL } else { "OrderedReady" };
         let mut world = World::new(&json!({"spec": {"podManagementPolicy": policy}}));
         for happening in &happenings {
-            let serving = |world: &World| {
-                let ready = |pod: &Pod| {
-                    !is_deleting(&pod.metadata) && is_ready(pod)
-                };
-                world.pods.values().filter(|pod| ready(pod)).count()
-            };
+            let serving = |world: &World| world.pods.values().filter(|pod| serves(pod)).count();
             let wanted = world.set.spec.as_ref().unwrap().replicas.unwrap();
             let before = serving(&world);
             let plan = world.run();
@@ -99,8 +123,9 @@ proptest! {
                 prop_assert!(plan.create.len() + plan.delete.len() <= 1);
             }
             let outdated = plan.delete.iter().filter(|(_, why)| *why == Why::Outdated).count();
-            let is_down = plan.delete.iter().any(|(_, why)| *why == Why::ScaledDown);
-            if outdated > 0 && !is_down {
+            prop_assert!(outdated <= 1, "{outdated} pods are updated at once");
+            check_order(&world, &plan, is_parallel)?;
+            if outdated > 0 && !is_parallel {
                 let after = i32::try_from(serving(&world)).unwrap();
                 let costs = serving(&world) < before;
                 prop_assert!(!costs || after >= wanted - 1, "{after} of {wanted} serve");
