@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Resource};
@@ -59,6 +59,14 @@ impl Regarding {
     #[must_use]
     pub fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
         Self(object.object_ref(&()))
+    }
+
+    /// The node of that name as its kubelet refers to it: by its name also for the uid.
+    #[must_use]
+    pub fn node(name: &str) -> Self {
+        let name = Some(name.to_owned());
+        let metadata = ObjectMeta { uid: name.clone(), name, ..ObjectMeta::default() };
+        Self::of(&Node { metadata, ..Node::default() })
     }
 
     /// The part of the object at `path`, such as `spec.containers{web}`.

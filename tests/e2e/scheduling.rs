@@ -85,4 +85,23 @@ fn a_gpio_line_goes_to_the_more_important_pod_and_the_other_is_told_why() {
     assert_eq!(refused.status.code(), Some(1));
     succeed(&mut node.kubectl(&["delete", "pod", "vital"]));
     until(&node, "late", ".status.phase", "Running");
+
+    // As Kubernetes' documentation has it: a thing that somebody says the node has can be asked for.
+    apply(&node, "plugged", &pod("plugged", &image, "restartPolicy: Always", "{example.com/d: 1}"));
+    until(&node, "plugged", ".status.conditions[?(@.type=='PodScheduled')].status", "False");
+    let capacity = r#"[{"op":"add","path":"/status/capacity/example.com~1d","value":"2"}]"#;
+    let patch = ["patch", "node", "one", "--subresource=status", "--type=json", "-p", capacity];
+    succeed(&mut node.kubectl(&patch));
+    until(&node, "plugged", ".status.phase", "Running");
+    eventually("the node tells of it", PATIENCE, || {
+        let path = "jsonpath={.status.allocatable.example\\.com/d}";
+        let told = succeed(&mut node.kubectl(&["get", "node", "one", "-o", path]));
+        if told == "2" { Ok(()) } else { Err(told) }
+    });
+    succeed(&mut node.kubectl(&["cordon", "one"]));
+    eventually("events of the node", PATIENCE, || {
+        let told = succeed(&mut node.kubectl(&["describe", "node", "one"]));
+        let has = |word: &str| told.contains(word);
+        if has("NodeReady") && has("NodeNotSchedulable") { Ok(()) } else { Err(told) }
+    });
 }

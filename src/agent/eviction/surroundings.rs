@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::ObjectMeta;
 
 use crate::agent::image::Images;
 use crate::client::{EventRecorder, EventType, Informer, Regarding};
@@ -63,9 +62,6 @@ impl Surroundings for ClusterSurroundings {
     }
 
     fn tell(&self, kind: EventType, reason: &'static str, message: String) {
-        let name = Some(self.node_name.clone());
-        let metadata = ObjectMeta { uid: name.clone(), name, ..ObjectMeta::default() };
-        let regarding = Regarding::of(&Node { metadata, ..Node::default() });
-        self.events.record(regarding, kind, reason, message);
+        self.events.record(Regarding::node(&self.node_name), kind, reason, message);
     }
 }

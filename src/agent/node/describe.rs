@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use crate::agent::config::AgentConfig;
 use crate::agent::eviction::Pressure;
 use crate::agent::node::hardware::Hardware;
+use crate::api::json::entries_at;
 use crate::api::local_volume::VOLUMES_PATH;
 use crate::api::node_place;
+use crate::api::resource_names::is_extended;
+use crate::api::schema::canonicalize_type;
 use crate::config::{Signal, Threshold};
 
 /// Version of the kubelet's part, as clients read it.
@@ -114,7 +117,8 @@ pub(crate) fn allocatable_disk(config: &AgentConfig) -> u64 {
     disk.saturating_sub(kept.map_or(0, |threshold| threshold.least.of(disk)))
 }
 
-/// The Node's status, but for the conditions that others own. `had` keeps transition times.
+/// The Node's status, but for the conditions that others own. `had` keeps transition times, and what others
+/// say that the machine has: it can be asked for, as from a kubelet.
 pub(super) fn status(
     config: &AgentConfig,
     pressure: Pressure,
@@ -124,6 +128,9 @@ pub(super) fn status(
 ) -> Value {
     let ((cpu, memory), (cpu_free, memory_free)) = (capacity(config), allocatable(config));
     let (disk, disk_free) = (disk_bytes(&config.data_dir), allocatable_disk(config));
+    let of_others: Vec<(&String, &Value)> = entries_at(had, "/capacity")
+        .filter(|(name, _)| is_extended(name) && !config.extended_resources.contains_key(*name))
+        .collect();
     let resources = |cpu: u64, memory: u64, disk: u64| {
         let mut amounts = json!({
             "cpu": crate::api::quantity::format_cpu_millis(i64::try_from(cpu).unwrap_or(i64::MAX)),
@@ -133,6 +140,9 @@ pub(super) fn status(
         });
         for (name, count) in &config.extended_resources {
             crate::api::json::set(&mut amounts, name, count.to_string());
+        }
+        for (name, count) in &of_others {
+            crate::api::json::set(&mut amounts, name, (*count).clone());
         }
         amounts
     };
@@ -153,13 +163,18 @@ pub(super) fn status(
     let all = always.into_iter().chain(measured.into_iter().flatten());
     let conditions: Vec<Value> =
         all.map(|condition| self::condition(had, condition, now)).collect();
-    json!({
+    let mut status = json!({
         "capacity": resources(cpu, memory, disk),
         "allocatable": resources(cpu_free, memory_free, disk_free),
         "addresses": addresses,
         "conditions": conditions,
         "nodeInfo": node_info(),
-    })
+    });
+    // As the server stores them, or there would be something to write for ever.
+    if let Err(what) = canonicalize_type("v1", "NodeStatus", &mut status) {
+        tracing::warn!(what, "the node's status has a bad quantity");
+    }
+    status
 }
 
 /// Type, status, reason and message.

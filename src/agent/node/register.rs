@@ -20,7 +20,7 @@ use crate::agent::image::HeldImage;
 use crate::agent::ipam::Ranges;
 use crate::agent::node::hardware::Hardware;
 use crate::agent::node::{describe, facts};
-use crate::client::{is_not_found, revision_of};
+use crate::client::{EventRecorder, EventType, Regarding, is_not_found, revision_of};
 
 /// Pause after the API did not answer.
 const RETRY: Duration = Duration::from_millis(500);
@@ -49,6 +49,10 @@ pub(crate) struct Registration {
     pub(crate) settled: u64,
     /// Labels that say what the machine is like.
     pub(crate) facts: BTreeMap<String, String>,
+    /// Tells what became of the node.
+    pub(crate) events: EventRecorder,
+    /// Whether the node was cordoned when it was last seen, if it was.
+    pub(crate) was_cordoned: Option<bool>,
 }
 
 /// Where the Node is read.
@@ -141,6 +145,10 @@ impl Registration {
                 Err(err) => return Err(err),
             },
         };
+        let is_cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+        if self.was_cordoned.replace(is_cordoned).is_some_and(|was| was != is_cordoned) {
+            self.tell(if is_cordoned { "NodeNotSchedulable" } else { "NodeSchedulable" });
+        }
         // Somebody else's change may be in what our own write brought back.
         let node = self.describe(&api, node).await?;
         let cidrs = ranges(&node);
@@ -205,9 +213,24 @@ impl Registration {
         if !is_told || !is_within(&wanted, &status) {
             let patch = Patch::Strategic(status_patch(wanted));
             node = Arc::new(api.patch_status(name, &params, &patch).await?);
+            if !is_ready(&had) {
+                self.tell("NodeReady");
+            }
         }
         Ok(node)
     }
+
+    /// Records an event about the node, in a kubelet's words.
+    fn tell(&self, reason: &'static str) {
+        let name = &self.config.node_name;
+        let message = format!("Node {name} status is now: {reason}");
+        self.events.record(Regarding::node(name), EventType::Normal, reason, message);
+    }
+}
+
+fn is_ready(node: &Value) -> bool {
+    let mut conditions = crate::api::json::items_at(node, "/status/conditions").iter();
+    conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 /// What an agent kept before; it may be of a version that knew one range only.
