@@ -6,7 +6,7 @@
 #
 # Needs a shell, cargo (rustup) and a C compiler. What is missing is installed: the crates and the
 # toolchain of rust-toolchain.toml by cargo and rustup; a compiler for the guests by
-# `wasm-apps/build`; kubectl, docker-registry and skopeo from Debian's packages, when run as root on Debian
+# `wasm-apps/build`; kubectl, docker-registry, skopeo and tzdata from Debian's packages, when run as root on Debian
 # or Ubuntu, otherwise a sentence says what to install. Afterwards plain `cargo test --workspace` passes too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -28,7 +28,7 @@ fi
 say "1/3 guests"
 wasm-apps/build
 
-say "2/3 kubectl, docker-registry and skopeo"
+say "2/3 kubectl, docker-registry, skopeo and tzdata"
 log=$(mktemp)
 readonly log
 trap 'rm -f "$log"' EXIT
@@ -55,6 +55,9 @@ command -v docker-registry >/dev/null || install \
 command -v skopeo >/dev/null || install \
   "skopeo is missing, and the end-to-end tests need it: Debian and Ubuntu have it as the package skopeo" \
   skopeo
+[[ -e /usr/share/zoneinfo/Asia/Tokyo ]] || install \
+  "the zones of time are missing, and tests of CronJobs need them: Debian and Ubuntu have them as the package tzdata" \
+  tzdata
 say "using $(command -v kubectl): $(kubectl version --client 2>/dev/null | head -n 1)"
 
 say "3/3 cargo test (the first time, compiling takes minutes)"
