@@ -226,6 +226,9 @@ pub(super) struct NodeStart {
     /// How many pods this node takes [default: 250]
     #[arg(long, value_name = "N")]
     pub(super) max_pods: Option<u32>,
+    /// Label of the node, as topology.kubernetes.io/zone=barn; it goes when a later start does not name it
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) node_label: Vec<String>,
     /// What this machine has that others have not, as edgeorc.io/gpio=4; pods ask for it by name
     #[arg(long, value_name = "NAME=N")]
     pub(super) extended_resource: Vec<String>,

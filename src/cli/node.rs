@@ -53,6 +53,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         dns_bind: flags.dns_bind,
         dns_upstreams: flags.dns_upstream,
         max_pods: flags.max_pods,
+        node_labels: flags.node_label,
         extended_resources: flags.extended_resource,
         address_bits_max: flags.address_bits_max,
         eviction_hard: flags.eviction_hard,

@@ -54,6 +54,14 @@ pub enum ConfigError {
         /// What was given.
         text: String,
     },
+    /// `--node-label` is no key and value.
+    #[error(
+        "--node-label {text:?} must be KEY=VALUE, as in topology.kubernetes.io/zone=barn: letters, digits, `-`, `_` and `.`, 63 at most"
+    )]
+    NodeLabel {
+        /// What was given.
+        text: String,
+    },
     /// `--extended-resource` is no name with a domain and a number.
     #[error(
         "--extended-resource {text:?} must be NAME=N, the name with a domain, as in edgeorc.io/gpio=4"

@@ -20,6 +20,8 @@ const GC_HIGH_PERCENT: u8 = 85;
 const GC_LOW_PERCENT: u8 = 80;
 /// Default number of pods on a node: as many as a /24 has addresses for.
 const PODS_MAX: u32 = 250;
+/// The longest value of a label, and name in its key.
+const LABEL_BYTES_MAX: usize = 63;
 
 /// How fast the node reacts. The defaults are the design's.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +91,8 @@ pub struct NodeSettings {
     pub dns: Option<DnsSettings>,
     /// How many pods this node takes. Default 250.
     pub max_pods: u32,
+    /// Labels of the Node besides those that every node has. Default: none.
+    pub node_labels: BTreeMap<String, String>,
     /// What this machine has that others have not, by name. Default: nothing.
     pub extended_resources: BTreeMap<String, u64>,
     /// Folder with the `proc` and `sys` that tell what the machine is like and how it fares: `/`, but
@@ -193,6 +197,11 @@ impl NodeSettings {
             service_cidrs,
             dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
+            node_labels: flags
+                .node_labels
+                .iter()
+                .map(|text| node_label(text))
+                .collect::<Result<_, _>>()?,
             extended_resources: flags
                 .extended_resources
                 .iter()
@@ -230,17 +239,33 @@ fn extended_resource(text: &str) -> Result<(String, u64), ConfigError> {
     let refused = || ConfigError::ExtendedResource { text: text.to_owned() };
     let (name, count) = text.split_once('=').ok_or_else(refused)?;
     let (domain, rest) = name.split_once('/').ok_or_else(refused)?;
-    let is_plain = |part: &str, more: &str| {
-        let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        is_end(part.chars().next())
-            && is_end(part.chars().last())
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
-    };
     let is_kubernetes = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
     if !is_plain(domain, "-.") || !is_plain(rest, "-_.") || is_kubernetes || name.len() > 253 {
         return Err(refused());
     }
     Ok((name.to_owned(), count.parse().map_err(|_| refused())?))
+}
+
+/// Reads `KEY=VALUE`; the key may have a domain, the value may be empty.
+fn node_label(text: &str) -> Result<(String, String), ConfigError> {
+    let refused = || ConfigError::NodeLabel { text: text.to_owned() };
+    let (key, value) = text.split_once('=').ok_or_else(refused)?;
+    let (domain, name) =
+        key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    let is_word = |word: &str| is_plain(word, "-_.") && word.len() <= LABEL_BYTES_MAX;
+    let is_domain = |domain: &str| is_plain(domain, "-.") && domain.len() <= 253;
+    if !is_word(name) || !domain.is_none_or(is_domain) || !(value.is_empty() || is_word(value)) {
+        return Err(refused());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Whether `part` is of letters, digits and, but for its ends, of `more`.
+fn is_plain(part: &str, more: &str) -> bool {
+    let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    is_end(part.chars().next())
+        && is_end(part.chars().last())
+        && part.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
 }
 
 fn eviction(
@@ -307,6 +332,24 @@ mod tests {
             ["gpio=1", "a/b", "a/b=x", "a/b=-1", "/b=1", "a/=1", "x.kubernetes.io/b=1", "a b/c=1"]
         {
             assert!(matches!(build(&[bad]), Err(ConfigError::ExtendedResource { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels_of_the_node_have_a_key_and_perhaps_a_value() {
+        let build = |text: &str| {
+            let flags = NodeFlags { node_labels: vec![text.to_owned()], ..flags("n") };
+            NodeSettings::build(flags, &Environment::default())
+        };
+        for (text, key, value) in
+            [("a.b/zone=barn", "a.b/zone", "barn"), ("x=", "x", ""), ("x=1.2_c", "x", "1.2_c")]
+        {
+            let labels = build(text).unwrap().node_labels;
+            assert_eq!(labels, [(key.to_owned(), value.to_owned())].into(), "{text}");
+        }
+        let long = format!("a={}", "x".repeat(64));
+        for bad in ["zone", "=x", "a/=x", "/a=x", "a b=x", "a=b c", "a=-", "A_b/c=d", &long] {
+            assert!(matches!(build(bad), Err(ConfigError::NodeLabel { .. })), "{bad}");
         }
     }
 

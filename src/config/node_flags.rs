@@ -51,6 +51,8 @@ pub struct NodeFlags {
     pub dns_upstreams: Vec<String>,
     /// `--max-pods`.
     pub max_pods: Option<u32>,
+    /// `--node-label`, each `KEY=VALUE`.
+    pub node_labels: Vec<String>,
     /// `--extended-resource`, each `NAME=N`.
     pub extended_resources: Vec<String>,
     /// `--address-bits-max`.

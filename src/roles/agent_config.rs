@@ -42,7 +42,7 @@ pub(super) fn agent_config(base: &Base, is_server: bool, doors: AgentDoors) -> A
         clock: base.clock.clone(),
         rng: base.rng.clone(),
         is_server,
-        labels: std::collections::BTreeMap::new(),
+        labels: base.settings.node_labels.clone(),
         quic_address: Some(base.settings.quic_address()),
         ingress_address: Some(base.settings.ingress_address()),
         capacity: Capacity { pods: base.settings.max_pods, ..Capacity::default() },

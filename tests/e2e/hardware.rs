@@ -43,7 +43,8 @@ fn a_board_tells_of_its_troubles_and_of_what_was_in_use() {
     );
     let flags = ["--machine-root", root.to_str().unwrap()];
     let address = Block::take().address(1);
-    let mut node = Node::start_with(folder.path(), "one", address, None, &flags);
+    let labelled = [&flags[..], &["--node-label", "edgeorc.io/spot=barn"]].concat();
+    let mut node = Node::start_with(folder.path(), "one", address, None, &labelled);
     node.wait_ready();
     let told = eventually("the conditions", PATIENCE, || {
         let node = document(&mut node.kubectl(&["get", "node", "one", "-o", "json"]));
@@ -60,6 +61,7 @@ fn a_board_tells_of_its_troubles_and_of_what_was_in_use() {
     };
     let labels = ["model", "power", "temperature"].map(|name| label(&told, name));
     assert_eq!(labels, ["Raspberry-Pi-4", "battery", "hot"].map(Value::from));
+    assert_eq!(label(&told, "spot"), "barn");
     let shown = succeed(&mut node.kubectl(&["describe", "node", "one"]));
     assert!(shown.contains("TemperatureTooHigh") && shown.contains("SupplyTooWeak"), "{shown}");
 
@@ -79,7 +81,7 @@ fn a_board_tells_of_its_troubles_and_of_what_was_in_use() {
     let shown = succeed(&mut node.edgeorc(&["top", "nodes", "--since", "15m"]));
     assert!(shown.starts_with("NODE   CPU"), "{shown}");
 
-    // The battery is taken out while the node is down: nobody tells of it any more.
+    // The battery is taken out while the node is down, and the flag is: nobody tells of them any more.
     node.process.signal("TERM");
     node.process.end(PATIENCE);
     std::fs::remove_dir_all(root.join("sys/class/power_supply")).unwrap();
@@ -87,9 +89,9 @@ fn a_board_tells_of_its_troubles_and_of_what_was_in_use() {
     node.wait_ready();
     eventually("the label goes", PATIENCE, || {
         let node = document(&mut node.kubectl(&["get", "node", "one", "-o", "json"]));
-        match label(&node, "power") {
-            Value::Null => Ok(()),
-            other => Err(other),
+        match (label(&node, "power"), label(&node, "spot")) {
+            (Value::Null, Value::Null) => Ok(()),
+            others => Err(others),
         }
     });
 }

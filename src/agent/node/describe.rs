@@ -1,6 +1,6 @@
 //! What this machine is and has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ const KUBELET_VERSION: &str = concat!("v1.36.0+edgeorc", env!("CARGO_PKG_VERSION
 /// What runs the containers.
 const RUNTIME_VERSION: &str = "wasmtime://48";
 
-/// Annotation that names the labels which follow from what the machine is like.
+/// Annotation that names the labels which follow from what the machine is like, and from the node's flags.
 const FACTS: &str = "edgeorc.io/fact-labels";
 
 /// Thousandths of a core and bytes of memory that pods may use together.
@@ -70,6 +70,7 @@ pub(super) fn labels(
     facts: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let mut labels = facts.clone();
+    labels.extend(config.labels.clone());
     let own = [
         ("kubernetes.io/hostname", config.node_name.as_str()),
         ("kubernetes.io/os", "linux"),
@@ -81,7 +82,6 @@ pub(super) fn labels(
     if config.is_server {
         labels.insert(node_place::SERVER.to_owned(), String::new());
     }
-    labels.extend(config.labels.clone());
     labels
 }
 
@@ -105,7 +105,8 @@ pub(super) fn annotations(
     ];
     let set = addresses.into_iter().filter_map(|(key, at)| Some((key.to_owned(), at?.to_string())));
     let volumes = config.data_dir.join("volumes").display().to_string();
-    let facts = facts.keys().cloned().collect::<Vec<_>>().join(",");
+    let facts: BTreeSet<&String> = facts.keys().chain(config.labels.keys()).collect();
+    let facts = facts.into_iter().map(String::as_str).collect::<Vec<_>>().join(",");
     set.chain([(VOLUMES_PATH.to_owned(), volumes), (FACTS.to_owned(), facts)]).collect()
 }
 
