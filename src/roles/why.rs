@@ -60,6 +60,7 @@ pub async fn why(
         claims: all(client).await?,
         volumes: all(client).await?,
         classes: all(client).await?,
+        budgets: all(client).await?,
         profiles: plugins.profiles,
     };
     let mut told = snapshot.explain(namespace, name).ok_or_else(|| WhyError::NoPod {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 use serde::Serialize;
@@ -15,7 +16,7 @@ use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME, key_of};
 use crate::scheduler::extension::Profiles;
 use crate::scheduler::filter::{Gone, Round};
 use crate::scheduler::node::{Facts, NodeInfo};
-use crate::scheduler::preempt::preempt;
+use crate::scheduler::preempt::{Budget, preempt};
 use crate::scheduler::reason::Reason;
 use crate::scheduler::run::{is_served, load_of, scheduler_name};
 use crate::scheduler::score::{Candidate, scores};
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub volumes: Vec<PersistentVolume>,
     /// How volumes are made.
     pub classes: Vec<StorageClass>,
+    /// Whose pods rather stay when one has to go.
+    pub budgets: Vec<PodDisruptionBudget>,
     /// Schedulers that the configuration makes, with their plugins.
     pub profiles: Profiles,
 }
@@ -167,6 +170,7 @@ impl Snapshot {
     fn view(&self, asked: &Pod) -> ClusterView {
         let mut view = ClusterView::new();
         view.set_profiles(self.profiles.clone());
+        view.set_budgets(self.budgets.iter().filter_map(Budget::of).collect());
         for namespace in &self.namespaces {
             let labels = namespace.metadata.labels.clone().unwrap_or_default();
             view.set_namespace(&namespace.name_any(), Some(labels));
@@ -373,6 +377,43 @@ mod tests {
         let told = snapshot.explain("default", "first").unwrap();
         assert_eq!((told.node.as_deref(), told.choice), (Some("a"), None));
         assert_eq!(snapshot.explain("default", "third"), None);
+    }
+
+    #[test]
+    fn who_would_go_is_not_whom_a_budget_keeps() {
+        let with = |name: &str, spec: serde_json::Value| {
+            let mut spec = spec;
+            let requests = json!({ "requests": { "cpu": "3" } });
+            spec["containers"] = json!([{ "name": "c", "resources": requests }]);
+            let mut pod = pod(&json!({ "spec": spec }));
+            pod.metadata.labels = Some([("app".to_owned(), name.to_owned())].into());
+            pod.metadata.name = Some(name.to_owned());
+            pod.metadata.uid = Some(name.to_owned());
+            pod
+        };
+        for (kept, goes) in [("low-a", "b"), ("low-b", "a")] {
+            let budget = json!({
+                "metadata": { "namespace": "default" },
+                "spec": { "selector": { "matchLabels": { "app": kept } } },
+                "status": { "disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1,
+                    "expectedPods": 1 },
+            });
+            let snapshot = Snapshot {
+                nodes: vec![node("a", &json!({})), node("b", &json!({}))],
+                pods: vec![
+                    with("low-a", json!({ "nodeName": "a" })),
+                    with("low-b", json!({ "nodeName": "b" })),
+                    with("vital", json!({ "priority": 10 })),
+                ],
+                budgets: vec![serde_json::from_value(budget).unwrap()],
+                ..Snapshot::default()
+            };
+            let told = snapshot.explain("default", "vital").unwrap().message;
+            assert!(
+                told.contains(&format!("1 pod(s) of lower priority on {goes} would go")),
+                "{told}"
+            );
+        }
     }
 
     #[test]
