@@ -313,6 +313,15 @@ mod tests {
     }
 
     #[test]
+    fn all_of_a_kind_are_deleted_at_once_but_for_namespaces() {
+        for res in versions::served() {
+            let verbs = entry(res.group, res.version, res.plural)["verbs"].clone();
+            let has = verbs.as_array().unwrap().contains(&json!("deletecollection"));
+            assert_eq!(has, res.plural != "namespaces", "{}", res.plural);
+        }
+    }
+
+    #[test]
     fn the_scale_of_deployments_is_of_another_group() {
         let scale = entry("apps", "v1", "deployments/scale");
         assert_eq!(scale["kind"], "Scale");

@@ -10,7 +10,7 @@ use crate::api::json::{child, entries_at, items_at, set, text_at};
 use crate::api::kinds::qos_class;
 use crate::api::meta;
 use crate::api::quantity::Quantity;
-use crate::api::quota::amount;
+use crate::api::quota::{Amounts, amounts, containers_need};
 
 /// Tells what a limit range filled in.
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -100,7 +100,8 @@ pub fn check_pod(pod: &Value, ranges: &[Value]) -> Vec<String> {
                 }
             }
             "Pod" => {
-                let (requests, limits) = (of_pod(pod, "requests"), of_pod(pod, "limits"));
+                let (requests, limits) =
+                    (containers_need(pod, "requests"), containers_need(pod, "limits"));
                 check(limit, "Pod", &requests, &limits, &mut errors);
             }
             _ => {}
@@ -134,37 +135,12 @@ pub fn check_claim(claim: &Value, ranges: &[Value]) -> Vec<String> {
     errors
 }
 
-type Amounts = BTreeMap<String, Quantity>;
-
-fn amounts(object: &Value, pointer: &str) -> Amounts {
-    let read = |(name, value): (&String, &Value)| Some((name.clone(), amount(value)?));
-    entries_at(object, pointer).filter_map(read).collect()
-}
-
 fn bounds(limit: &Value, key: &str) -> Amounts {
     amounts(limit, &format!("/{key}"))
 }
 
 fn asked(container: &Value) -> (Amounts, Amounts) {
     (amounts(container, "/resources/requests"), amounts(container, "/resources/limits"))
-}
-
-/// What a pod asks for: its mains together, or its largest init container.
-fn of_pod(pod: &Value, list: &str) -> Amounts {
-    let mut total = Amounts::new();
-    for container in items_at(pod, "/spec/containers") {
-        for (name, amount) in amounts(container, &format!("/resources/{list}")) {
-            let sum = total.get(&name).copied().unwrap_or(Quantity::ZERO).plus(amount);
-            total.insert(name, sum);
-        }
-    }
-    for container in items_at(pod, "/spec/initContainers") {
-        for (name, amount) in amounts(container, &format!("/resources/{list}")) {
-            let most = total.get(&name).map_or(amount, |had| had.or_more(amount));
-            total.insert(name, most);
-        }
-    }
-    total
 }
 
 fn check(
@@ -387,6 +363,24 @@ mod tests {
             "max": {"cpu": "1"}, "maxLimitRequestRatio": {"cpu": "2"}}]}});
         let within = json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}});
         assert_eq!(check_pod(&pod(&within), &[fine]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn sidecars_count_beside_the_mains_and_beside_later_init_containers() {
+        let range = json!({"spec": {"limits": [{"type": "Pod", "max": {"memory": "100Mi"}}]}});
+        let with = |memory: &str| json!({"limits": {"memory": memory}});
+        let check = |inits: Value| {
+            let main = json!({"name": "a", "resources": with("40Mi")});
+            let pod = json!({"spec": {"containers": [main], "initContainers": inits}});
+            joined(&check_pod(&pod, std::slice::from_ref(&range)))
+        };
+        let said = "maximum memory usage per Pod is 100Mi, but limit is";
+        let side = |memory: &str| json!({"restartPolicy": "Always", "resources": with(memory)});
+        let init = |memory: &str| json!({"resources": with(memory)});
+        assert_eq!(check(json!([side("60Mi"), init("40Mi")])), "[]");
+        assert_eq!(check(json!([side("70Mi")])), format!("{said} 110Mi"));
+        assert_eq!(check(json!([side("60Mi"), init("50Mi")])), format!("{said} 110Mi"));
+        assert_eq!(check(json!([init("100Mi"), side("60Mi")])), "[]");
     }
 
     #[test]

@@ -17,7 +17,7 @@ const NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes
 const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
 
 /// NamespaceLifecycle: objects are made only in namespaces that exist and are not ending.
-pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiError> {
+pub(super) async fn namespace(call: &Call) -> Result<(), ApiError> {
     let (Some(name), Some(resource)) = (&call.info.namespace, api::find("", "v1", "namespaces"))
     else {
         return Ok(());
@@ -27,7 +27,7 @@ pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiEr
     for freshness in [Freshness::Any, Freshness::Latest] {
         let found = call.context.store.get(&key, freshness).await;
         let Some(stored) = found.map_err(|error| ApiError::store(error, &key))? else { continue };
-        if meta::deletion_timestamp(&stored.object).is_some() && !is_dry_run {
+        if meta::deletion_timestamp(&stored.object).is_some() {
             let detail = format!(
                 "unable to create new content in namespace {name} because it is being terminated"
             );
@@ -44,17 +44,9 @@ pub(super) async fn namespace(call: &Call, is_dry_run: bool) -> Result<(), ApiEr
     Err(Status::not_found(resource, name).into())
 }
 
-/// DefaultTolerationSeconds, what PodTolerationRestriction adds, and the finalizer and label of a Namespace.
+/// DefaultTolerationSeconds, and what PodTolerationRestriction adds, of a new or changed pod: a list that
+/// somebody replaced has them again.
 pub(super) fn default(resource: &Resource, object: &mut Value) {
-    match resource.plural {
-        "pods" => default_change(resource, object),
-        "namespaces" => complete_namespace(object),
-        _ => {}
-    }
-}
-
-/// The tolerations of a new or changed pod: a list that somebody replaced has them again.
-pub(super) fn default_change(resource: &Resource, object: &mut Value) {
     if resource.plural == "pods" {
         tolerate_lost_nodes(object);
         tolerate_memory_pressure(object);
@@ -97,20 +89,6 @@ fn tolerate_memory_pressure(pod: &mut Value) {
     });
     if !is_tolerated {
         list.push(json!({"key": MEMORY_PRESSURE, "operator": "Exists", "effect": "NoSchedule"}));
-    }
-}
-
-fn complete_namespace(namespace: &mut Value) {
-    let name = meta::name(namespace).to_owned();
-    let Some(fields) = namespace.as_object_mut() else { return };
-    fields.insert("spec".to_owned(), json!({"finalizers": ["kubernetes"]}));
-    fields.insert("status".to_owned(), json!({"phase": "Active"}));
-    let labels = fields
-        .get_mut("metadata")
-        .and_then(Value::as_object_mut)
-        .map(|metadata| metadata.entry("labels").or_insert_with(|| json!({})));
-    if let Some(labels) = labels.and_then(Value::as_object_mut) {
-        labels.insert("kubernetes.io/metadata.name".to_owned(), json!(name));
     }
 }
 

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use crate::api::{self, gateway, local_volume, meta, priority, strategy};
-use crate::apiserver::admission;
 use crate::rt::{Rng, WallClock};
 use crate::store::{Key, Store, StoreError};
 
@@ -79,7 +78,6 @@ async fn ensure(
 ) -> Result<(), StoreError> {
     let Some(resource) = api::find(group, "v1", plural) else { return Ok(()) };
     strategy::prepare_create(resource, &mut object);
-    admission::default(resource, &mut object);
     meta::set_created(&mut object, &rng.uuid().to_string(), &clock.now_rfc3339());
     let key = Key::new(resource, namespace, meta::name(&object));
     match store.create(&key, &object, &[]).await {

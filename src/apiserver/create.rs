@@ -56,7 +56,7 @@ pub(super) async fn create(
         )
         .into());
     }
-    admission::namespace(call, is_dry_run).await?;
+    admission::namespace(call).await?;
     strategy::prepare_create(resource, &mut object);
     limit_range::admit(call, &mut object).await?;
     admission::default(resource, &mut object);

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::api::status::Status;
-use crate::api::{Resource, meta};
+use crate::api::{FieldError, Resource, meta};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::read::{self, Filter};
 use crate::apiserver::router::Call;
@@ -22,12 +22,50 @@ const GRACE_SECONDS_MAX: i64 = 24 * 3600;
 const RETRIES_MAX: usize = 8;
 /// Namespaces the system cannot do without.
 const KEPT_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+/// Finalizer of what goes after all that it owns.
+const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of what goes and leaves behind all that it owns.
+const ORPHAN: &str = "orphan";
+
+/// What becomes of the objects that a deleted one owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Propagation {
+    /// They go after it.
+    Background,
+    /// They go before it.
+    Foreground,
+    /// They stay.
+    Orphan,
+}
+
+impl Propagation {
+    /// Of `propagationPolicy`, or of `orphanDependents`, by which clients of old say it.
+    fn parse(policy: Option<&str>, orphans: Option<bool>) -> Result<Option<Self>, FieldError> {
+        const FIELD: &str = "propagationPolicy";
+        match (policy, orphans) {
+            (None, None) => Ok(None),
+            (None, Some(true)) => Ok(Some(Self::Orphan)),
+            (None, Some(false)) => Ok(Some(Self::Background)),
+            (Some(policy), Some(_)) => {
+                let rule = "orphanDependents and deletionPropagation cannot be both set";
+                Err(FieldError::invalid(FIELD, &json!(policy), rule))
+            }
+            (Some("Background"), None) => Ok(Some(Self::Background)),
+            (Some("Foreground"), None) => Ok(Some(Self::Foreground)),
+            (Some("Orphan"), None) => Ok(Some(Self::Orphan)),
+            (Some(other), None) => {
+                let known = ["Foreground", "Background", "Orphan", "nil"];
+                Err(FieldError::not_supported(FIELD, &json!(other), &known))
+            }
+        }
+    }
+}
 
 /// `DeleteOptions`, from the body or the query.
 #[derive(Debug, Default)]
 pub(super) struct Options {
     grace_seconds: Option<i64>,
-    propagation: Option<String>,
+    propagation: Option<Propagation>,
     pub(super) uid: Option<String>,
     pub(super) revision: Option<String>,
     pub(super) is_dry_run: bool,
@@ -46,7 +84,7 @@ impl Options {
 
     /// The same for one object only, as it was read.
     pub(super) fn for_object(&self, uid: Option<String>, revision: Option<String>) -> Self {
-        Self { propagation: self.propagation.clone(), uid, revision, ..*self }
+        Self { uid, revision, ..*self }
     }
 
     /// Of `sent`, and of the query where that says nothing.
@@ -55,16 +93,15 @@ impl Options {
         let grace = sent.get("gracePeriodSeconds").and_then(Value::as_i64);
         let in_query = call.query.number("gracePeriodSeconds")?;
         let in_query = in_query.and_then(|seconds| i64::try_from(seconds).ok());
-        let propagation = text("/propagationPolicy")
-            .or_else(|| call.query.get("propagationPolicy").map(str::to_owned));
-        if let Some(other) = propagation.as_deref()
-            && !matches!(other, "Background" | "Foreground" | "Orphan")
-        {
-            return Err(Status::unprocessable(format!(
-                "DeleteOptions is invalid: propagationPolicy: Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
-            ))
-            .into());
+        let mut policy = sent.get("propagationPolicy").and_then(Value::as_str);
+        let mut orphans = sent.get("orphanDependents").and_then(Value::as_bool);
+        if policy.is_none() && orphans.is_none() {
+            policy = call.query.get("propagationPolicy");
+            let said = call.query.get("orphanDependents");
+            orphans = said.map(|text| text != "0" && !text.eq_ignore_ascii_case("false"));
         }
+        let propagation = Propagation::parse(policy, orphans)
+            .map_err(|error| Status::invalid_options("DeleteOptions", &error))?;
         let is_dry_run = call.query.is_dry_run()?
             || sent.pointer("/dryRun/0").and_then(Value::as_str) == Some("All");
         Ok(Self {
@@ -97,6 +134,9 @@ pub(super) async fn one(call: Call, request_body: Body) -> Result<Response<Body>
 
 /// Deletes every object that the selectors let through.
 pub(super) async fn collection(call: Call, request_body: Body) -> Result<Response<Body>, ApiError> {
+    if !call.info.resource.has_verb("deletecollection") {
+        return Err(Status::method_not_allowed(call.info.resource, "deletecollection").into());
+    }
     let options = Options::read(&call, request_body).await?;
     let filter = Filter::of(&call)?;
     let found = read::all(&call, &filter).await?;
@@ -220,24 +260,15 @@ fn check(key: &Key, current: &Stored, options: &Options) -> Result<(), ApiError>
 /// The object with its deletion marked, as it would be stored if it had to wait.
 fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp) -> Value {
     let mut object = current.clone();
-    let default = orphans_by_default(resource).then_some("Orphan");
-    let finalizer = match options.propagation.as_deref().or(default) {
-        Some("Foreground") => Some("foregroundDeletion"),
-        Some("Orphan") => Some("orphan"),
-        _ => None,
-    };
-    if let Some(finalizer) = finalizer
-        && !meta::finalizers(current).contains(&finalizer)
-        && meta::deletion_timestamp(current).is_none()
-    {
-        let mut list: Vec<&str> = meta::finalizers(current);
-        list.push(finalizer);
-        meta::set_field(&mut object, "finalizers", json!(list));
-    }
     let grace = grace(resource, current, options);
     let left = current.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64);
     let is_shorter = left.is_none_or(|left| grace < left);
-    if meta::deletion_timestamp(current).is_none() || is_shorter {
+    let is_news = meta::deletion_timestamp(current).is_none() || is_shorter;
+    // A pod that is ending may be given less time, and else nothing about its end changes.
+    if is_news || resource.plural != "pods" {
+        propagate(resource, &mut object, options.propagation);
+    }
+    if is_news {
         let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(now);
         let at = Timestamp::from_second(at.as_second()).unwrap_or(at);
         meta::set_deleted(&mut object, &at.to_string(), grace);
@@ -248,6 +279,37 @@ fn mark(resource: &Resource, current: &Value, options: &Options, now: Timestamp)
         status.insert("phase".to_owned(), json!("Terminating"));
     }
     object
+}
+
+/// Sets the finalizers by which the garbage collector knows what becomes of what the object owns: as
+/// `asked` now, else as they are already, else as is usual for the kind.
+fn propagate(resource: &Resource, object: &mut Value, asked: Option<Propagation>) {
+    let had = meta::finalizers(object);
+    let before = had.iter().find_map(|finalizer| match *finalizer {
+        FOREGROUND => Some(Propagation::Foreground),
+        ORPHAN => Some(Propagation::Orphan),
+        _ => None,
+    });
+    let usual = orphans_by_default(resource).then_some(Propagation::Orphan);
+    // The collector does not follow these: their finalizers would stay for ever.
+    let is_collected = !matches!(resource.kind, "Event" | "Lease");
+    let wanted = match asked.or(before).or(usual).filter(|_| is_collected) {
+        Some(Propagation::Foreground) => Some(FOREGROUND),
+        Some(Propagation::Orphan) => Some(ORPHAN),
+        Some(Propagation::Background) | None => None,
+    };
+    let is_kept = |one: &&str| wanted == Some(*one) || ![FOREGROUND, ORPHAN].contains(one);
+    let mut list: Vec<&str> = had.iter().copied().filter(is_kept).collect();
+    list.extend(wanted.filter(|wanted| !had.contains(wanted)));
+    if list == had {
+        return;
+    }
+    let (is_empty, list) = (list.is_empty(), json!(list));
+    if is_empty {
+        meta::remove_field(object, "finalizers");
+    } else {
+        meta::set_field(object, "finalizers", list);
+    }
 }
 
 /// Whether what an object of that kind owns stays when a delete does not say what becomes of it: so it
@@ -308,27 +370,84 @@ mod tests {
     #[test]
     fn pods_of_a_replication_controller_stay_unless_the_client_says_otherwise() {
         let object = json!({"metadata": {"name": "x"}});
-        let finalizers = |plural, group, propagation: Option<&str>| {
+        let finalizers = |plural, group, propagation: Option<Propagation>| {
             let resource = api::find(group, "v1", plural).unwrap();
-            let propagation = propagation.map(str::to_owned);
             let options = Options { propagation, ..Options::default() };
             let marked = mark(resource, &object, &options, Timestamp::UNIX_EPOCH);
             marked["metadata"]["finalizers"].clone()
         };
         assert_eq!(finalizers("replicationcontrollers", "", None), json!(["orphan"]));
-        assert_eq!(finalizers("replicationcontrollers", "", Some("Background")), Value::Null);
+        let background = Some(Propagation::Background);
+        assert_eq!(finalizers("replicationcontrollers", "", background), Value::Null);
         assert_eq!(finalizers("replicasets", "apps", None), Value::Null);
+        assert_eq!(finalizers("events", "", Some(Propagation::Foreground)), Value::Null);
     }
 
     #[test]
     fn finalizers_and_propagation_keep_an_object() {
         let maps = api::find("", "v1", "configmaps").unwrap();
         let object = json!({"metadata": {"name": "x"}});
-        let options = Options { propagation: Some("Foreground".into()), ..Options::default() };
+        let options = Options { propagation: Some(Propagation::Foreground), ..Options::default() };
         let kept = mark(maps, &object, &options, Timestamp::UNIX_EPOCH);
         assert_eq!(kept["metadata"]["finalizers"], json!(["foregroundDeletion"]));
         assert!(!is_finished(maps, &kept));
         let gone = mark(maps, &object, &Options::default(), Timestamp::UNIX_EPOCH);
         assert!(is_finished(maps, &gone));
+    }
+
+    #[test]
+    fn each_delete_may_say_anew_what_becomes_of_dependents() {
+        let maps = api::find("", "v1", "configmaps").unwrap();
+        let again = |object: &Value, propagation: Option<Propagation>| {
+            let options = Options { propagation, ..Options::default() };
+            mark(maps, object, &options, Timestamp::UNIX_EPOCH)
+        };
+        let finalizers = |object: &Value| object["metadata"]["finalizers"].clone();
+        let plain = json!({"metadata": {"name": "x"}});
+        let foreground = again(&plain, Some(Propagation::Foreground));
+        assert_eq!(again(&foreground, None), foreground, "what was said before counts");
+        let orphan = again(&foreground, Some(Propagation::Orphan));
+        assert_eq!(finalizers(&orphan), json!([ORPHAN]));
+        assert_eq!(again(&orphan, None), orphan);
+        let foreground = again(&orphan, Some(Propagation::Foreground));
+        assert_eq!(finalizers(&foreground), json!([FOREGROUND]));
+        let background = again(&foreground, Some(Propagation::Background));
+        assert_eq!(finalizers(&background), Value::Null);
+        assert!(is_finished(maps, &background), "nothing is left to wait for");
+        let held = json!({"metadata": {"name": "x", "finalizers": [ORPHAN, "a.b/c"]}});
+        assert_eq!(finalizers(&again(&held, None)), json!([ORPHAN, "a.b/c"]));
+        let background = again(&held, Some(Propagation::Background));
+        assert_eq!(finalizers(&background), json!(["a.b/c"]));
+        assert!(!is_finished(maps, &background));
+    }
+
+    #[test]
+    fn nothing_about_the_end_of_a_pod_changes_but_that_it_comes_sooner() {
+        let running = json!({"metadata": {"finalizers": [FOREGROUND]}, "spec": {"nodeName": "n"}});
+        let ending = marked(&running, &Options::default());
+        let propagation = Some(Propagation::Background);
+        let later = Options { propagation, ..Options::default() };
+        assert_eq!(marked(&ending, &later), ending);
+        let sooner = Options { grace_seconds: Some(0), propagation, ..Options::default() };
+        assert_eq!(marked(&ending, &sooner)["metadata"]["finalizers"], Value::Null);
+    }
+
+    #[test]
+    fn what_becomes_of_dependents_is_said_in_one_way_only() {
+        let said = |policy, orphans| {
+            Propagation::parse(policy, orphans).map_err(|error| error.to_string())
+        };
+        assert_eq!(said(None, None), Ok(None));
+        assert_eq!(said(None, Some(true)), Ok(Some(Propagation::Orphan)));
+        assert_eq!(said(None, Some(false)), Ok(Some(Propagation::Background)));
+        assert_eq!(said(Some("Foreground"), None), Ok(Some(Propagation::Foreground)));
+        assert_eq!(
+            said(Some("Orphan"), Some(true)).unwrap_err(),
+            "propagationPolicy: Invalid value: \"Orphan\": orphanDependents and deletionPropagation cannot be both set"
+        );
+        assert_eq!(
+            said(Some("Never"), None).unwrap_err(),
+            "propagationPolicy: Unsupported value: \"Never\": supported values: \"Foreground\", \"Background\", \"Orphan\", \"nil\""
+        );
     }
 }

@@ -11,8 +11,8 @@ use crate::apiserver::error::{self, ApiError};
 use crate::apiserver::negotiate::Shape;
 use crate::apiserver::router::Call;
 use crate::apiserver::{
-    admission, allocate, apply, body, image_policy, managed_fields, priority, quota, response,
-    versions,
+    admission, allocate, apply, body, image_policy, managed_fields, priority, quota, resize,
+    response, versions,
 };
 use crate::store::{Freshness, Key, StoreError, check_fits};
 
@@ -230,16 +230,11 @@ impl Edit<'_> {
         if !apply::is_apply(self.call) {
             managed_fields::track(self.call, self.part, Some(&current.object), &mut new);
         }
-        if key.resource.plural == "priorityclasses"
-            && let Err(refused) = priority::check_default(self.call, &new).await
-        {
-            return Ok(Attempt::Failed(refused));
+        if self.part == Part::Main {
+            resize::admit(self.call, &current.object, &new).await?;
         }
-        if matches!(self.part, Part::Main | Part::EphemeralContainers) {
-            let admitted = image_policy::admit(self.call, Some(&current.object), &new).await;
-            if let Err(refused) = admitted {
-                return Ok(Attempt::Failed(refused));
-            }
+        if let Err(refused) = self.admit(&current.object, &new).await {
+            return Ok(Attempt::Failed(refused));
         }
         let chosen = allocate::held_by(key.resource, &new);
         let mut sides = allocate::claims(source, key.resource, Some(&current.object), &mut new)?;
@@ -278,6 +273,17 @@ impl Edit<'_> {
             Err(error) => Ok(Attempt::Failed(ApiError::store(error, key))),
         }
     }
+
+    /// What others have a say in: their no is final, since to ask them again may cost much.
+    async fn admit(&self, old: &Value, new: &Value) -> Result<(), ApiError> {
+        if self.key.resource.plural == "priorityclasses" {
+            priority::check_default(self.call, new).await?;
+        }
+        if matches!(self.part, Part::Main | Part::EphemeralContainers) {
+            image_policy::admit(self.call, Some(old), new).await?;
+        }
+        Ok(())
+    }
 }
 
 /// A write meant for an object that was deleted and made again is a conflict.
@@ -295,7 +301,7 @@ fn check_identity(key: &Key, old: &Value, new: &Value) -> Result<(), ApiError> {
 fn complete(resource: &Resource, part: Part, old: &Value, new: &mut Value) -> Result<(), ApiError> {
     match part {
         Part::Main => {
-            admission::default_change(resource, new);
+            admission::default(resource, new);
             strategy::prepare_update(resource, old, new);
         }
         Part::Status => strategy::prepare_status_update(resource, old, new),

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::Cluster;
+use crate::support::{Api, Cluster};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const NAMESPACES: &str = "/api/v1/namespaces";
@@ -76,6 +76,34 @@ async fn dependents_go_before_or_after_their_owner_or_stay_as_the_policy_says() 
     cluster.owned("late", &[("two", &one)]).await;
     cluster.until_gone(&map("late")).await;
     assert_eq!(cluster.api.get(&map("shared")).await.code, StatusCode::OK);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_second_delete_may_say_otherwise_what_becomes_of_dependents() {
+    let cluster = Cluster::start().await;
+    let owner = cluster.owned("owner", &[]).await;
+    cluster.owned("held", &[("owner", &owner)]).await;
+    let hold = json!({"metadata": {"finalizers": ["example.com/hold"]}});
+    assert_eq!(cluster.api.patch(&map("held"), "merge", &hold).await.code, StatusCode::OK);
+    cluster.delete_with("owner", "Foreground").await;
+    cluster.until_it(&map("held"), |map| !map["metadata"]["deletionTimestamp"].is_null()).await;
+    assert_eq!(cluster.api.get(&map("owner")).await.code, StatusCode::OK, "it waits");
+    cluster.delete_with("owner", "Background").await;
+    cluster.until_gone(&map("owner")).await;
+    assert_eq!(cluster.api.get(&map("held")).await.code, StatusCode::OK);
+
+    // As clients of old say it, and not in both ways at once.
+    let one = cluster.owned("one", &[]).await;
+    cluster.owned("left", &[("one", &one)]).await;
+    let orphaning = format!("{}?orphanDependents=true", map("one"));
+    let refused = cluster.api.delete(&format!("{orphaning}&propagationPolicy=Orphan")).await;
+    assert_eq!(refused.code.as_u16(), 422, "{refused:?}");
+    assert_eq!(refused.at("/details/causes/0/field"), "propagationPolicy");
+    assert_eq!(cluster.api.delete(&orphaning).await.code, StatusCode::OK);
+    cluster.until_gone(&map("one")).await;
+    let left = cluster.api.get(&map("left")).await;
+    assert_eq!(left.at("/metadata/ownerReferences"), Value::Null);
     cluster.end().await;
 }
 
@@ -176,4 +204,26 @@ async fn a_namespace_has_what_it_needs_goes_with_all_it_holds_and_says_what_it_w
         assert_eq!(answer.code, StatusCode::FORBIDDEN, "{kept}: {answer:?}");
     }
     cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_namespace_keeps_its_label_goes_alone_and_takes_nothing_more_when_it_goes() {
+    let api = Api::start().await;
+    let made = api.post(NAMESPACES, &json!({"metadata": {"generateName": "team-"}})).await;
+    let name = made.at("/metadata/name").as_str().unwrap().to_owned();
+    let labels = json!({"kubernetes.io/metadata.name": name});
+    assert_eq!(made.at("/metadata/labels"), labels);
+    let team = format!("{NAMESPACES}/{name}");
+    let renamed = json!({"metadata": {"labels": {"kubernetes.io/metadata.name": "other"}}});
+    assert_eq!(api.patch(&team, "merge", &renamed).await.at("/metadata/labels"), labels);
+    let replaced = api.put(&team, &json!({"metadata": {"name": name}})).await;
+    assert_eq!(replaced.at("/metadata/labels"), labels);
+
+    let all = api.delete(NAMESPACES).await;
+    assert_eq!(all.code, StatusCode::METHOD_NOT_ALLOWED, "{all:?}");
+    let going = api.delete(&team).await;
+    assert_eq!(going.at("/status/phase"), "Terminating");
+    let late = format!("{team}/configmaps?dryRun=All");
+    let late = api.post(&late, &json!({"metadata": {"name": "late"}})).await;
+    assert_eq!(late.code, StatusCode::FORBIDDEN, "nor would it be taken: {late:?}");
 }

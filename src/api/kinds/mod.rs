@@ -56,6 +56,7 @@ mod service_account;
 mod service_rules;
 mod stateful_set;
 mod storage_class;
+mod taints;
 mod volume_attachment;
 mod volume_attributes_class;
 mod workload;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::decode::typed;
 use crate::api::field_error::Errors;
-use crate::api::json::{child, is_unset, set, set_default_text, text_at};
+use crate::api::json::{child, is_unset, remove, set, set_default_text, text_at};
 use crate::api::kinds::persistent_volume::{protect, short_modes, validate_amount, validate_modes};
 use crate::api::local_volume::CLAIM_FINALIZER;
 use crate::api::meta;
@@ -71,17 +71,20 @@ fn validate(object: &Value, errors: &mut Errors) {
     validate_amount(object, AMOUNT, "spec.resources[storage]", errors);
 }
 
-/// The spec stays, but for the binding itself, a class that was left open, and a larger size.
+/// The spec stays, but for the binding itself, a class that was left open, and, once there is a volume
+/// that can grow, a larger size.
 fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
+    let is_bound = text_at(new, "/status/phase") == "Bound";
     let fixed = |object: &Value| {
         let mut spec = object.get("spec").cloned().unwrap_or_default();
-        if let Some(fields) = spec.as_object_mut() {
-            fields.shift_remove("resources");
-            for open in ["volumeName", "storageClassName"] {
-                if is_unset(old.pointer(&format!("/spec/{open}"))) {
-                    fields.shift_remove(open);
-                }
+        for open in ["volumeName", "storageClassName"] {
+            if is_unset(old.pointer(&format!("/spec/{open}"))) {
+                remove(&mut spec, open);
             }
+        }
+        let requests = spec.pointer_mut("/resources/requests").filter(|_| is_bound);
+        if let Some(requests) = requests {
+            remove(requests, "storage");
         }
         spec
     };
@@ -92,7 +95,7 @@ fn validate_update(old: &Value, new: &Value, errors: &mut Errors) {
         );
     }
     let amount = |object: &Value| quantity::parse_bytes(text_at(object, AMOUNT)).unwrap_or(0);
-    if amount(new) < amount(old) {
+    if is_bound && amount(new) < amount(old) {
         errors.forbidden(
             "spec.resources.requests.storage",
             "field can not be less than status.capacity",
@@ -158,8 +161,15 @@ mod tests {
         );
         assert_eq!(refused(&open, &claim(json!({"accessModes": ["ReadOnlyMany"]}))), 1);
         let sized = |size: &str| claim(json!({"resources": {"requests": {"storage": size}}}));
-        assert_eq!(refused(&open, &sized("2Gi")), 0);
+        assert_eq!(refused(&open, &sized("2Gi")), 1, "there is no volume yet that could grow");
         assert_eq!(refused(&open, &sized("1Mi")), 1);
+        let bound = |size: &str| {
+            let mut claim = sized(size);
+            claim["status"] = json!({"phase": "Bound"});
+            claim
+        };
+        assert_eq!(refused(&bound("1Gi"), &bound("2Gi")), 0);
+        assert_eq!(refused(&bound("1Gi"), &bound("1Mi")), 1);
     }
 
     #[test]

@@ -113,6 +113,10 @@ fn validate_create(pod: &Value, errors: &mut Errors) {
         let detail = "nodeName cannot be set until all schedulingGates have been cleared";
         errors.forbidden("spec.nodeName", detail);
     }
+    if !items_at(pod, "/spec/resourceClaims").is_empty() {
+        let detail = "dynamic resource allocation is not supported here: the pod would run without what it claims; extended resources are supported, see docs/scheduling.md";
+        errors.forbidden("spec.resourceClaims", detail);
+    }
 }
 
 /// How many of the pod's readiness gates are open, of how many.
@@ -261,6 +265,7 @@ fn ended(status: &Value, code: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::strategy;
 
     fn line(pod: &Value) -> String {
         let cells = cells(pod, "2026-01-01T00:01:00Z".parse().unwrap());
@@ -341,6 +346,23 @@ mod tests {
         let mut plain = json!({"spec": {"containers": [{"name": "a", "image": "x"}]}});
         prepare_create(&mut plain);
         assert_eq!(plain["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+    }
+
+    #[test]
+    fn a_pod_does_not_run_without_the_devices_that_it_claims() {
+        let pods = crate::api::find("", "v1", "pods").unwrap();
+        let mut pod = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {
+            "resourceClaims": [{"name": "gpu", "resourceClaimName": "one"}],
+            "containers": [{"name": "a", "image": "x",
+                "resources": {"claims": [{"name": "gpu"}]}}]}});
+        strategy::prepare_create(pods, &mut pod);
+        let errors = strategy::validate_create(pods, &pod);
+        let found: Vec<_> = errors.iter().map(|e| (e.field.as_str(), e.kind.reason())).collect();
+        assert_eq!(found, [("spec.resourceClaims", "FieldValueForbidden")]);
+        // One of before is still to be changed and deleted.
+        let mut labelled = pod.clone();
+        labelled["metadata"]["labels"] = json!({"a": "b"});
+        assert!(strategy::validate_update(pods, &pod, &labelled).is_empty());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Checks of what a pod says about its place: node selector, affinity, topology spread constraints.
+//! Checks of what a pod says about its place: node selector, affinity, tolerations, topology spread
+//! constraints.
 
 use std::collections::BTreeSet;
 
@@ -6,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::api::field_error::Errors;
 use crate::api::json::{items_at, text_at};
+use crate::api::kinds::taints;
 use crate::api::names;
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
@@ -25,6 +27,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
             check_pod_affinity(affinity, kind, &format!("{path}.{kind}"), errors);
         }
     }
+    taints::validate_tolerations(holder, path, errors);
     let constraints = items_at(holder, "/spec/topologySpreadConstraints");
     for (at, constraint) in constraints.iter().enumerate() {
         let field = format!("{path}.topologySpreadConstraints[{at}]");

@@ -312,7 +312,7 @@ fn validate_outside(spec: &Value, errors: &mut Errors) {
     }
 }
 
-fn is_cidr(text: &str) -> bool {
+pub(super) fn is_cidr(text: &str) -> bool {
     let Some((base, prefix)) = text.split_once('/') else { return false };
     let Ok(base) = base.parse::<IpAddr>() else { return false };
     prefix.parse::<u8>().is_ok_and(|prefix| prefix <= if base.is_ipv4() { 32 } else { 128 })

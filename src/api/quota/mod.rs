@@ -20,7 +20,7 @@ use crate::api::quantity::Quantity;
 use crate::api::resource::Resource;
 
 pub use scope::matches;
-pub(crate) use usage::{COMPUTE, must_specify};
+pub(crate) use usage::{COMPUTE, containers_need, must_specify};
 pub use usage::{is_countable, tracks, usage};
 
 /// Amounts by the names that quotas use: `pods`, `requests.cpu`, `count/deployments.apps`.

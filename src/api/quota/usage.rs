@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::api::json::{entries_at, int_at, items_at, text_at};
+use crate::api::json::{int_at, items_at, text_at};
 use crate::api::quantity::Quantity;
-use crate::api::quota::{Amounts, amount};
+use crate::api::quota::{Amounts, add, amount, amounts};
 use crate::api::resource::Resource;
 
 /// What every container must say once a quota is about it.
@@ -108,51 +108,42 @@ fn of_pod(pod: &Value, used: &mut Amounts) {
     }
 }
 
+/// What a pod needs, with what running it costs.
+fn needs(pod: &Value, list: &str) -> Amounts {
+    let mut all = containers_need(pod, list);
+    add(&mut all, &amounts(pod, "/spec/overhead"));
+    all
+}
+
 /// What the containers of a pod need together: the mains and sidecars at once, or the largest init
-/// container with the sidecars that were started before it.
-fn needs(pod: &Value, list: &str) -> BTreeMap<String, Quantity> {
-    let of = |container: &Value| -> Vec<(String, Quantity)> {
-        entries_at(container, &format!("/resources/{list}"))
-            .filter_map(|(name, value)| Some((name.clone(), amount(value)?)))
-            .collect()
-    };
-    let mut beside: BTreeMap<String, Quantity> = BTreeMap::new();
-    let mut largest: BTreeMap<String, Quantity> = BTreeMap::new();
-    let add = |to: &mut BTreeMap<String, Quantity>, all: Vec<(String, Quantity)>| {
-        for (name, amount) in all {
-            let sum = to.get(&name).copied().unwrap_or(Quantity::ZERO).plus(amount);
-            to.insert(name, sum);
-        }
-    };
+/// container with the sidecars that were started before it. `list` is `requests` or `limits`.
+pub(crate) fn containers_need(pod: &Value, list: &str) -> Amounts {
+    let of = |container: &Value| amounts(container, &format!("/resources/{list}"));
+    let (mut beside, mut largest) = (Amounts::new(), Amounts::new());
     for container in items_at(pod, "/spec/initContainers") {
         if text_at(container, "/restartPolicy") == "Always" {
-            add(&mut beside, of(container));
+            add(&mut beside, &of(container));
             continue;
         }
         let mut together = beside.clone();
-        add(&mut together, of(container));
-        for (name, amount) in together {
-            let most = largest.get(&name).map_or(amount, |had| had.or_more(amount));
-            largest.insert(name, most);
-        }
+        add(&mut together, &of(container));
+        raise(&mut largest, together);
     }
     for container in items_at(pod, "/spec/containers") {
-        add(&mut beside, of(container));
+        add(&mut beside, &of(container));
     }
-    for (name, amount) in largest {
-        let most = beside.get(&name).map_or(amount, |had| had.or_more(amount));
-        beside.insert(name, most);
-    }
+    raise(&mut beside, largest);
     // What is set for the pod as a whole stands above its containers.
-    for (name, value) in entries_at(pod, &format!("/spec/resources/{list}")) {
-        beside.extend(amount(value).map(|amount| (name.clone(), amount)));
-    }
-    let overhead = entries_at(pod, "/spec/overhead");
-    add(
-        &mut beside,
-        overhead.filter_map(|(name, value)| Some((name.clone(), amount(value)?))).collect(),
-    );
+    beside.extend(amounts(pod, &format!("/spec/resources/{list}")));
     beside
+}
+
+/// Each amount as large as in `other` at least.
+fn raise(all: &mut Amounts, other: Amounts) {
+    for (name, amount) in other {
+        let most = all.get(&name).map_or(amount, |had| had.or_more(amount));
+        all.insert(name, most);
+    }
 }
 
 fn of_service(service: &Value, used: &mut Amounts) {
