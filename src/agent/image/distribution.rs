@@ -330,7 +330,7 @@ async fn fault(answer: Response<Body>) -> Fault {
         format!(": {text}")
     });
     match status.as_u16() {
-        404 => Fault::Missing("not found".to_owned()),
+        404 => Fault::Missing(format!("not found{said}")),
         401 | 403 => Fault::Denied(format!("{status}{said}")),
         408 | 425 | 429 | 500.. => Fault::Unavailable {
             message: format!("unexpected status {status}{said}"),
