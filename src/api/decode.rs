@@ -162,10 +162,14 @@ pub(crate) type Decoder = fn(&Value) -> Result<Value, String>;
 pub(crate) fn typed<T: DeserializeOwned + serde::Serialize>(
     value: &Value,
 ) -> Result<Value, String> {
-    let object: T = serde_path_to_error::deserialize(value).map_err(|err| {
-        let (path, cause) = (err.path().to_string(), in_words(&err.inner().to_string()));
-        if path == "." { cause } else { format!("{path}: {cause}") }
-    })?;
+    let object =
+        T::deserialize(value).map_err(|err| match serde_path_to_error::deserialize(value) {
+            // To follow the path costs a text for each key: only where there is something to tell.
+            Err::<T, _>(at) if at.path().to_string() != "." => {
+                format!("{}: {}", at.path(), in_words(&err.to_string()))
+            }
+            _ => in_words(&err.to_string()),
+        })?;
     serde_json::to_value(object).map_err(|err| err.to_string())
 }
 

@@ -49,7 +49,7 @@ pub fn prepare_update(res: &Resource, old: &Value, new: &mut Value) {
 #[must_use]
 pub fn validate_update(res: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    (res.strategy.validate)(new, &mut errors);
+    strategy::new_faults(res, old, new).into_iter().for_each(|error| errors.push(error));
     validate_change(old, new, &mut errors);
     errors.into_vec()
 }

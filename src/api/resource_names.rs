@@ -30,7 +30,8 @@ const QUOTA: [&str; 20] = [
 /// What a limit range can be about.
 const LIMITED: [&str; 3] = ["Pod", "Container", "PersistentVolumeClaim"];
 
-/// Whether it is no machine's by nature: somebody's cameras, counted one by one, and never given twice.
+/// Whether it is an extended resource: it has a domain, which is not Kubernetes'. Such things are counted one by
+/// one, and never given twice.
 #[must_use]
 pub fn is_extended(name: &str) -> bool {
     name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))

@@ -21,7 +21,7 @@ pub struct Alias {
     plurals: &'static [&'static str],
     /// The two have different fields.
     pub has_own_fields: bool,
-    /// Makes what a client sends, or a patch, one of the stored version.
+    /// Makes an object that a client sends, or applies, one of the stored version.
     pub to_stored: fn(&mut Value),
     /// Shows a stored object in this version.
     pub to_asked: fn(&mut Value),

@@ -97,6 +97,26 @@ pub(super) fn check(
     duplicates: &[String],
     validation: FieldValidation,
 ) -> Result<Vec<String>, ApiError> {
+    check_with(resource, None, object, duplicates, validation)
+}
+
+/// The same for what a patch made of `old`, in which older versions may have left what is refused now.
+pub(super) fn check_change(
+    resource: &Resource,
+    old: &Value,
+    object: &mut Value,
+    validation: FieldValidation,
+) -> Result<Vec<String>, ApiError> {
+    check_with(resource, Some(old), object, &[], validation)
+}
+
+fn check_with(
+    resource: &Resource,
+    old: Option<&Value>,
+    object: &mut Value,
+    duplicates: &[String],
+    validation: FieldValidation,
+) -> Result<Vec<String>, ApiError> {
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
     let (kind, version) = (text("kind"), text("apiVersion"));
     if (!kind.is_empty() && kind != resource.kind)
@@ -108,7 +128,7 @@ pub(super) fn check(
         ))
         .into());
     }
-    let unknown = strategy::decode(resource, object).map_err(Status::bad_request)?;
+    let unknown = strategy::decode(resource, object, old).map_err(Status::bad_request)?;
     let mut complaints: Vec<String> =
         unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
     complaints.extend(duplicates.iter().map(|field| format!("duplicate field {field:?}")));

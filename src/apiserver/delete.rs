@@ -18,6 +18,8 @@ use crate::store::{Freshness, Key, StoreError, Stored};
 const GRACE_SECONDS: i64 = 30;
 /// Longest grace taken, in seconds.
 const GRACE_SECONDS_MAX: i64 = 24 * 3600;
+/// The longest that a pod may ask for itself: beyond, there are no dates.
+const OWN_GRACE_SECONDS_MAX: i64 = i32::MAX as i64;
 /// How often a delete that named no version is tried anew after a conflict.
 const RETRIES_MAX: usize = 8;
 /// Namespaces the system cannot do without.
@@ -333,6 +335,7 @@ fn grace(resource: &Resource, object: &Value, options: &Options) -> i64 {
         return 0;
     }
     let own = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
+    let own = own.map(|seconds| seconds.clamp(0, OWN_GRACE_SECONDS_MAX));
     options.grace_seconds.or(own).unwrap_or(GRACE_SECONDS)
 }
 
@@ -357,6 +360,14 @@ mod tests {
         assert!(is_finished(pods, &marked(&later, &forced)));
         let waiting = json!({"metadata": {}, "spec": {}});
         assert!(is_finished(pods, &marked(&waiting, &Options::default())));
+    }
+
+    #[test]
+    fn no_grace_leads_out_of_the_calendar() {
+        let spec = json!({"nodeName": "n", "terminationGracePeriodSeconds": i64::MAX});
+        let marked = marked(&json!({"metadata": {}, "spec": spec}), &Options::default());
+        assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], OWN_GRACE_SECONDS_MAX);
+        assert_eq!(marked["metadata"]["deletionTimestamp"], "2038-01-19T03:14:07Z");
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub(super) async fn patch_part(
         let mut patched = versions::patched(call.alias, current, |shown| {
             patched(resource, &media, shown, &sent)
         })?;
-        warnings = body::check(resource, &mut patched, &[], validation)?;
+        warnings = body::check_change(resource, current, &mut patched, validation)?;
         Ok(patched)
     })
     .await?;
@@ -218,7 +218,7 @@ impl Edit<'_> {
         let mut current = found
             .map_err(|error| ApiError::store(error, key))?
             .ok_or_else(|| Status::not_found(key.resource, &key.name))?;
-        // Older versions stored quantities as they were sent; what is none was not refused, and stays.
+        // Older versions stored quantities as they were sent; what is none stays.
         let _ = schema::canonicalize(key.resource, &mut current.object);
         if self.expected.is_some_and(|expected| expected != current.revision) {
             return Err(Status::conflict(key.resource, &key.name, OBJECT_MODIFIED).into());
@@ -308,10 +308,19 @@ fn complete(resource: &Resource, part: Part, old: &Value, new: &mut Value) -> Re
         Part::EphemeralContainers => ephemeral::prepare_update(resource, old, new),
         Part::Internal => return Ok(()),
     }
-    let errors = match part {
+    let check = |old: &Value| match part {
         Part::EphemeralContainers => ephemeral::validate_update(resource, old, new),
         _ => strategy::validate_update(resource, old, new),
     };
+    let mut errors = check(old);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    // Older versions stored nulls and unknown fields as they were sent: to drop them is no change.
+    let mut read = old.clone();
+    if strategy::decode(resource, &mut read, None).is_ok() {
+        errors = check(&read);
+    }
     if errors.is_empty() {
         return Ok(());
     }
@@ -330,4 +339,52 @@ pub(super) fn is_finished(resource: &Resource, object: &Value) -> bool {
         && meta::finalizers(object).is_empty()
         && (resource.plural != "pods" || grace.unwrap_or(0) == 0)
         && (resource.plural != "namespaces" || !has_spec_finalizers)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api;
+
+    /// What older versions stored as it was sent: a null and an unknown field where nothing may change.
+    #[test]
+    fn what_older_versions_stored_can_be_changed() {
+        let sets = api::find("apps", "v1", "statefulsets").unwrap();
+        let labels = json!({"app": "a"});
+        let claim = json!({"metadata": {"name": "c", "creationTimestamp": null}, "wrong": 1,
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+        let mut old = json!({"metadata": {"name": "s", "namespace": "default"}, "spec": {
+            "selector": {"matchLabels": labels}, "serviceName": "s",
+            "template": {"metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "a", "image": "x"}]}},
+            "volumeClaimTemplates": [claim],
+        }});
+        strategy::prepare_create(sets, &mut old);
+        let mut new = old.clone();
+        new["spec"]["template"]["spec"]["containers"][0]["image"] = json!("y");
+        body::check_change(sets, &old, &mut new, body_validation()).unwrap();
+        assert!(new.pointer("/spec/volumeClaimTemplates/0/wrong").is_none());
+        complete(sets, Part::Main, &old, &mut new).unwrap();
+        new["spec"]["serviceName"] = json!("t");
+        assert!(complete(sets, Part::Main, &old, &mut new).is_err(), "that is a change");
+    }
+
+    #[test]
+    fn a_bad_quantity_of_before_stands_in_nobodys_way() {
+        let pods = api::find("", "v1", "pods").unwrap();
+        let volume = json!({"name": "v", "emptyDir": {"sizeLimit": "1Gb"}});
+        let old = json!({"metadata": {"name": "p", "finalizers": ["a/b"]}, "spec": {
+            "containers": [{"name": "a", "image": "x"}], "volumes": [volume]}});
+        let mut new = old.clone();
+        new["metadata"]["finalizers"] = json!([]);
+        body::check_change(pods, &old, &mut new.clone(), body_validation()).unwrap();
+        let fine = json!({"metadata": {"name": "p"}, "spec": {"containers": []}});
+        assert!(body::check_change(pods, &fine, &mut new, body_validation()).is_err(), "it is new");
+    }
+
+    fn body_validation() -> crate::apiserver::query::FieldValidation {
+        crate::apiserver::query::FieldValidation::Ignore
+    }
 }

@@ -87,7 +87,7 @@ async fn reconcile(
     }
     let mut left = Left { is_nothing: true, ..Left::default() };
     let emptied = empty(context, &name, &mut left).await;
-    left.failure = emptied.as_ref().err().map(ToString::to_string);
+    left.failure = emptied.as_ref().err().map(reason_of);
     if emptied.is_err() || !left.is_nothing {
         tell(context, &namespace, &left).await?;
         return emptied.map(|()| Next::After(RECHECK_AFTER));
@@ -95,6 +95,14 @@ async fn reconcile(
     finalize(context, &namespace).await?;
     info!(k8s.namespace.name = name, "namespace emptied");
     Ok(Next::Wait)
+}
+
+/// Why a deletion failed, in the API's own word: what else an error tells is for the log.
+fn reason_of(err: &kube::Error) -> String {
+    match err {
+        kube::Error::Api(status) => status.reason.clone(),
+        _ => "no answer".to_owned(),
+    }
 }
 
 async fn ensure_service_account(context: &Context, namespace: &str) -> Result<(), kube::Error> {

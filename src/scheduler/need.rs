@@ -212,17 +212,17 @@ fn request(pod: &Pod) -> Amounts {
     together.plus(&Amounts::of(spec.overhead.as_ref()))
 }
 
-/// What is asked for the pod as a whole counts instead of what its containers ask for together; its
+/// What is asked for the pod as a whole counts where it is more than what its containers ask for together; its
 /// limit stands in where nobody asks.
 fn of_whole(whole: Option<&ResourceRequirements>, mut together: Amounts) -> Amounts {
     let Some(whole) = whole else { return together };
     let asked = Resources::of(whole.requests.as_ref());
     let limit = Resources::of(whole.limits.as_ref());
-    let first = |amounts: [i64; 3]| amounts.into_iter().find(|amount| *amount > 0).unwrap_or(0);
+    let first = |amounts: [i64; 2]| amounts.into_iter().find(|amount| *amount > 0).unwrap_or(0);
     let sum = together.common;
-    together.common.cpu_millis = first([asked.cpu_millis, sum.cpu_millis, limit.cpu_millis]);
+    together.common.cpu_millis = first([asked.cpu_millis.max(sum.cpu_millis), limit.cpu_millis]);
     together.common.memory_bytes =
-        first([asked.memory_bytes, sum.memory_bytes, limit.memory_bytes]);
+        first([asked.memory_bytes.max(sum.memory_bytes), limit.memory_bytes]);
     together
 }
 

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
 
+use crate::api::resource_names::is_extended;
 use crate::scheduler::need::{HostPort, Need, Resources, extended};
 
 /// What a pod is expected to use at least, until its node has been measured with it.
@@ -92,7 +93,7 @@ impl Facts {
 /// capacity counts as well, which a kubelet takes over into what can be given.
 fn extended_of(status: &NodeStatus) -> BTreeMap<String, i64> {
     let mut amounts = extended(status.capacity.as_ref());
-    amounts.retain(|name, _| name.contains('/') && !name.contains("kubernetes.io/"));
+    amounts.retain(|name, _| is_extended(name));
     amounts.extend(extended(status.allocatable.as_ref()));
     amounts
 }

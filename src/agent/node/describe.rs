@@ -171,7 +171,13 @@ pub(super) fn status(
         "conditions": conditions,
         "nodeInfo": node_info(),
     });
-    // As the server stores them, or there would be something to write for ever.
+    // What the machine does not have any more is not given out: as from a kubelet.
+    let gone = entries_at(had, "/allocatable").map(|(name, _)| name);
+    let gone = gone.filter(|name| is_extended(name) && status["allocatable"].get(*name).is_none());
+    for name in gone.cloned().collect::<Vec<_>>() {
+        crate::api::json::set(&mut status["allocatable"], &name, Value::Null);
+    }
+    // As the server stores them: what is the same is not sent again and again.
     if let Err(what) = canonicalize_type("v1", "NodeStatus", &mut status) {
         tracing::warn!(what, "the node's status has a bad quantity");
     }

@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(text_at(listeners, "/1/tls/mode"), "Terminate");
         assert_eq!(text_at(listeners, "/1/tls/certificateRefs/0/kind"), "Secret");
         assert_eq!(errors(&gateway), Vec::<String>::new());
-        assert_eq!(strategy::decode(&RESOURCE, &mut gateway), Ok(vec![]));
+        assert_eq!(strategy::decode(&RESOURCE, &mut gateway, None), Ok(vec![]));
     }
 
     #[test]

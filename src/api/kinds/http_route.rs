@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(at("/spec/rules/0/backendRefs/0/kind"), "Service");
         assert_eq!(route.pointer("/spec/rules/0/backendRefs/0/weight"), Some(&json!(1)));
         assert_eq!(errors(&route), Vec::<String>::new());
-        assert_eq!(strategy::decode(&RESOURCE, &mut route), Ok(vec![]));
+        assert_eq!(strategy::decode(&RESOURCE, &mut route, None), Ok(vec![]));
 
         let mut bare = json!({"metadata": {"name": "r"}, "spec": {}});
         default(&mut bare);

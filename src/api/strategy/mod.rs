@@ -1,8 +1,8 @@
 //! What happens to an object on its way into the store: complete, prepare, check.
 //!
-//! Order on a create: [`decode`] → [`prepare_create`] → admission → [`validate_create`].
-//! Order on an update: [`decode`] → [`prepare_update`] → [`validate_update`].
-//! On `/status`: [`decode`] → [`prepare_status_update`] → [`validate_update`].
+//! Order on a create: [`decode()`] → [`prepare_create`] → admission → [`validate_create`].
+//! Order on an update: [`decode()`] → [`prepare_update`] → [`validate_update`].
+//! On `/status`: [`decode()`] → [`prepare_status_update`] → [`validate_update`].
 //!
 //! # Invariants
 //!
@@ -118,18 +118,24 @@ pub fn validate_update(res: &Resource, old: &Value, new: &Value) -> Vec<FieldErr
     let mut errors = Errors::default();
     object_meta::validate(res, new, &mut errors);
     object_meta::validate_update(old, new, &mut errors);
+    new_faults(res, old, new).into_iter().for_each(|error| errors.push(error));
+    (res.strategy.validate_update)(old, new, &mut errors);
+    errors.into_vec()
+}
+
+/// What is wrong with `new` and was not with `old`.
+pub(in crate::api) fn new_faults(res: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let of = |object: &Value| {
         let mut errors = Errors::default();
         (res.strategy.validate)(object, &mut errors);
         errors.into_vec()
     };
-    let found = of(new);
+    let mut found = of(new);
     if !found.is_empty() {
         let known = of(old);
-        found.into_iter().filter(|error| !known.contains(error)).for_each(|e| errors.push(e));
+        found.retain(|error| !known.contains(error));
     }
-    (res.strategy.validate_update)(old, new, &mut errors);
-    errors.into_vec()
+    found
 }
 
 /// What the server accepts and ignores, one text for a `Warning` header each.
@@ -138,13 +144,19 @@ pub fn warnings(res: &Resource, object: &Value) -> Vec<String> {
     (res.strategy.warnings)(object)
 }
 
-/// Checks that the object has the types of its kind: numbers where numbers belong. Returns the
-/// paths of fields that the kind does not have, such as `spec.replica`; for `fieldValidation`.
+/// Checks that the object has the types of its kind: numbers where numbers belong; writes its quantities in
+/// canonical form, and drops nulls and fields that the kind does not have. Returns the paths of these
+/// fields, such as `spec.replica`; for `fieldValidation`. With a bad quantity in `old`, which is stored
+/// already, those of the object are not looked at: it could never be changed any more.
 ///
 /// # Errors
 ///
 /// The message of a 400.
-pub fn decode(res: &Resource, object: &mut Value) -> Result<Vec<String>, String> {
+pub fn decode(
+    res: &Resource,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<Vec<String>, String> {
     let handled = |err| {
         let kind = res.kind;
         format!("{kind} in version {:?} cannot be handled as a {kind}: {err}", res.version)
@@ -152,7 +164,12 @@ pub fn decode(res: &Resource, object: &mut Value) -> Result<Vec<String>, String>
     if crate::api::json::is_deeper_than(object, decode::DEPTH_MAX) {
         return Err(format!("the object is nested deeper than {} levels", decode::DEPTH_MAX));
     }
-    schema::canonicalize(res, object).map_err(handled)?;
+    if let Err(why) = schema::canonicalize(res, object) {
+        let was_bad = |old: &Value| schema::canonicalize(res, &mut old.clone()).is_err();
+        if !old.is_some_and(was_bad) {
+            return Err(handled(why));
+        }
+    }
     let known = (res.strategy.decode)(object).map_err(handled)?;
     Ok(decode::drop_lost(object, &known))
 }

@@ -15,7 +15,7 @@ use crate::controllers::daemon_set::plan::Why;
 /// The first pause, and the longest: each is double the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15 * 60));
 
-/// The pauses by set and node. Bounded by their numbers; forgotten when nothing failed for two of the
+/// The pauses by set and node, those of its present generation. Bounded by their numbers; forgotten when nothing failed for two of the
 /// longest.
 #[derive(Debug, Default)]
 pub(super) struct Pauses(BTreeMap<(SetAt, String), Pause>);
@@ -56,7 +56,9 @@ impl Pauses {
 
     fn replaced(&mut self, set: &DaemonSet, node: &str, now: Instant) {
         self.0.retain(|_, pause| now.duration_since(pause.since) < PAUSES.1 * 2);
-        let key = (set_at(set), node.to_owned());
+        let at = set_at(set);
+        self.0.retain(|((uid, generation), _), _| *uid != at.0 || *generation == at.1);
+        let key = (at, node.to_owned());
         let length = self.0.get(&key).map_or(PAUSES.0, |was| (was.length * 2).min(PAUSES.1));
         self.0.insert(key, Pause { length, since: now });
     }

@@ -179,15 +179,12 @@ fn progress(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
         recreate(view, wish, sets, plan);
         return;
     }
-    let mut new = sets.new.as_deref().map_or(Scale { wanted: 0, available: 0 }, scale);
+    let mut new = sets.new.as_deref().map(scale).unwrap_or_default();
     let mut old: Vec<_> = sets.old.iter().map(|set| scale(set)).collect();
     if sets.all().all(|set| is_seen(set)) {
         roll(wish, &mut new, &mut old);
     } else {
-        // Pods that their set has not taken away yet leave no room.
-        let there: Vec<_> =
-            sets.old.iter().map(|set| Scale { wanted: there(set), ..scale(set) }).collect();
-        grow(wish, &mut new, &there);
+        grow(wish, &mut new, &old);
     }
     edit_new(view, wish, sets, new.wanted, plan);
     for (set, scale) in sets.old.iter().zip(&old) {
@@ -248,7 +245,8 @@ fn scale_all(view: &View<'_>, wish: Wish, sets: &Sets, plan: &mut Plan) {
 
 /// Of two of a size, the younger first where there are to be more pods, and the older where fewer.
 fn largest_first(sets: &mut [&Arc<ReplicaSet>], total: i32) {
-    let is_growth = total > sets.iter().map(|set| wanted(set)).sum::<i32>();
+    let has = sets.iter().fold(0_i32, |sum, set| sum.saturating_add(wanted(set)));
+    let is_growth = total > has;
     sets.sort_by(|a, b| {
         let by_age = age_key(a).cmp(&age_key(b));
         wanted(b).cmp(&wanted(a)).then(if is_growth { by_age.reverse() } else { by_age })
@@ -263,7 +261,8 @@ impl Sets {
 
 fn scale(set: &ReplicaSet) -> Scale {
     let available = set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
-    Scale { wanted: wanted(set), available }
+    let there = set.status.as_ref().map_or(0, |status| status.replicas);
+    Scale { wanted: wanted(set), available, there }
 }
 
 /// Whether the status is of the present spec. One from before may tell of pods that are on their way out:
@@ -276,11 +275,6 @@ fn is_seen(set: &ReplicaSet) -> bool {
 /// `spec.replicas` of a replica set.
 pub(super) fn wanted(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
-}
-
-/// The pods that a replica set has, as far as it is known, or is to have.
-fn there(set: &ReplicaSet) -> i32 {
-    set.status.as_ref().map_or(0, |status| status.replicas).max(wanted(set))
 }
 
 fn scale_annotations(wish: Wish) -> BTreeMap<String, String> {

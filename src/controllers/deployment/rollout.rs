@@ -3,12 +3,14 @@
 use crate::controllers::deployment::template::Wish;
 
 /// The numbers of one replica set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Scale {
     /// `spec.replicas`.
     pub(super) wanted: i32,
     /// How many of its pods are available.
     pub(super) available: i32,
+    /// How many pods it has: more than it should while it takes some away.
+    pub(super) there: i32,
 }
 
 impl Scale {
@@ -40,7 +42,8 @@ pub(super) fn grow(wish: Wish, new: &mut Scale, old: &[Scale]) {
         new.wanted = wish.replicas;
         return;
     }
-    let total = new.wanted + old.iter().map(|scale| scale.wanted).sum::<i32>();
+    // Pods that their set has not taken away yet leave no room.
+    let total = new.wanted + old.iter().map(|scale| scale.wanted.max(scale.there)).sum::<i32>();
     let room = (wish.total_max() - total).max(0);
     new.wanted += room.min(wish.replicas - new.wanted);
 }
@@ -80,7 +83,8 @@ pub(super) struct Part {
 /// what rounding leaves, or takes too much, is the first one's. Used when a deployment is scaled while
 /// it rolls. Source: `GetReplicaSetProportion` of Kubernetes' deployment controller.
 pub(super) fn proportional(sets: &[Part], total: i32) -> Vec<i32> {
-    let to_add = total.max(0) - sets.iter().map(|set| set.size).sum::<i32>();
+    let has = sets.iter().fold(0_i32, |sum, set| sum.saturating_add(set.size));
+    let to_add = total.max(0).saturating_sub(has);
     let mut added = 0;
     let mut sizes = Vec::with_capacity(sets.len());
     for set in sets {

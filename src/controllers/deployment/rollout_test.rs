@@ -8,7 +8,7 @@ fn wish(replicas: i32, max_surge: i32, max_unavailable: i32) -> Wish {
 }
 
 fn scale(wanted: i32, available: i32) -> Scale {
-    Scale { wanted, available }
+    Scale { wanted, available, there: wanted }
 }
 
 #[test]
@@ -90,6 +90,7 @@ impl Real {
     /// The replica set's controller has done what the spec says: unavailable pods go first.
     fn settle(&mut self) {
         self.available = self.available.min(self.scale.wanted);
+        self.scale.there = self.scale.wanted;
     }
 }
 

@@ -101,6 +101,11 @@ impl Graph {
         self.objects.get(self.by_uid.get(uid).filter(|owner| owner.may_own(key))?)
     }
 
+    /// Whether the object of that uid is in another namespace than the one at `key`, and does not count there.
+    pub(super) fn is_elsewhere(&self, key: &ObjectKey, uid: &str) -> bool {
+        self.by_uid.get(uid).is_some_and(|owner| !owner.may_own(key))
+    }
+
     pub(super) fn dependents_of(&self, uid: &str) -> Vec<ObjectKey> {
         let owner = self.by_uid.get(uid);
         let all = self.dependents.get(uid).into_iter().flatten();

@@ -19,7 +19,7 @@ use kube::runtime::watcher;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::api::resources;
 use crate::client::{Change, Informer, informer, is_not_found};
@@ -189,6 +189,15 @@ impl Collector {
             let found =
                 dynamic::api(&self.client, resource, &key.namespace).get_opt(&owner.name).await?;
             if found.is_none_or(|found| found.meta().uid.as_ref() != Some(&owner.uid)) {
+                if self.graph.lock().is_elsewhere(key, &owner.uid) {
+                    let (kind, name) = (&key.kind, &key.name);
+                    warn!(
+                        object.kind = kind,
+                        object.name = name,
+                        owner.name,
+                        "its owner is in another namespace and does not count"
+                    );
+                }
                 gone.insert(owner.uid.clone());
             }
         }

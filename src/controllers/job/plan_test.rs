@@ -388,6 +388,9 @@ fn a_pod_on_its_way_out_failed_when_it_was_deleted_and_not_when_its_grace_is_ove
     let nine_minutes_left = "2026-01-01T01:09:00Z";
     let plan = planned(&job(&json!({}), &json!({})), &[going(nine_minutes_left)]);
     assert_eq!((plan.create.len(), plan.recheck_after), (1, None));
+    let meta = json!({"deletionTimestamp": NOW, "deletionGracePeriodSeconds": i64::MAX});
+    let strange = pod("a", "Running", &json!({ "metadata": meta }));
+    assert!(planned(&job(&json!({}), &json!({})), &[strange]).create.len() <= 1, "no panic");
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub(super) fn ended_at(pod: &Pod) -> Option<Timestamp> {
         // The time stamp is when its grace will be over.
         let by = pod.metadata.deletion_timestamp.as_ref()?.0;
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-        Some(by - jiff::SignedDuration::from_secs(grace))
+        by.checked_sub(jiff::SignedDuration::from_secs(grace)).ok()
     };
     let made = || pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
     finished.max().or_else(deleted).or_else(made)

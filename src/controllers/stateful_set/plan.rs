@@ -359,9 +359,10 @@ impl Step<'_> {
     /// waited for while a lower one does not serve either.
     fn drain(&self, condemned: &BTreeMap<i32, Arc<Pod>>, plan: &mut Plan) -> Go {
         let serves = |pod: &Pod| is_serving(pod, self.wish, self.view.now);
-        let first_idle = condemned.iter().find(|(_, pod)| !serves(pod)).map(|(at, _)| *at);
+        // One that has ended will never serve: nothing would come of waiting for it.
+        let is_idle = |pod: &Pod| !serves(pod) && !is_terminal(pod);
+        let first_idle = condemned.iter().find(|(_, pod)| is_idle(pod)).map(|(at, _)| *at);
         for (ordinal, pod) in condemned.iter().rev() {
-            // One that has ended will never serve: nothing would come of waiting.
             let may_go = !self.wish.is_ordered
                 || serves(pod)
                 || first_idle == Some(*ordinal)

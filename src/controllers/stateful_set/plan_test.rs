@@ -123,6 +123,13 @@ fn nothing_waits_for_pods_that_have_ended_when_a_set_is_scaled_down() {
         assert_eq!(doomed(&world.run()), [(name.to_owned(), Why::ScaledDown)]);
         world.end();
     }
+    let mut world = World::new(&json!({}));
+    world.settle();
+    world.change(&json!({"spec": {"replicas": 1}}));
+    world.set_status("db-1", "Failed", false);
+    world.set_status("db-2", "Running", false);
+    let down = [("db-2".to_owned(), Why::ScaledDown)];
+    assert_eq!(doomed(&world.run()), down, "the one below it will never serve");
 }
 
 #[test]

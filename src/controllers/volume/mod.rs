@@ -18,6 +18,7 @@ mod plan;
 mod volumes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -35,6 +36,8 @@ use plan::{Consumer, Step};
 
 /// Claims and volumes looked after at once.
 const RUNS_MAX: usize = 8;
+/// How long the cache may take to show what there is.
+const CATCH_UP_MAX: Duration = Duration::from_secs(5);
 /// Folder of a node's volumes when the node has not said where it is.
 const FOLDER_DEFAULT: &str = "/var/lib/edgeorc/agent/volumes";
 
@@ -152,27 +155,31 @@ async fn reconcile_claim(
         Step::Lose => {
             patch_status(&api, &claim, json!({"phase": "Lost"})).await?;
         }
-        Step::Release => release(context, &api, &claim).await?,
+        Step::Release => return release(context, &api, &claim).await,
     }
     Ok(Next::Wait)
 }
 
-/// Lets a claim go that no pod uses. The cache may be late: the API itself is asked.
+/// Lets a claim go that no pod uses, by a cache that is not late.
 async fn release(
     context: &Context,
     api: &Api<PersistentVolumeClaim>,
     claim: &PersistentVolumeClaim,
-) -> Result<(), kube::Error> {
+) -> Result<Next, kube::Error> {
     let namespace = claim.namespace().unwrap_or_default();
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    let pods = pods.list(&ListParams::default()).await?.items;
-    let pods: Vec<_> = pods.into_iter().map(Arc::new).collect();
-    if plan::consumers(&pods, &claim.name_any()).next().is_some() {
-        // The cache will show that pod, and its end.
-        return Ok(());
+    let newest: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let newest = newest.list(&ListParams::default().limit(1)).await?.metadata.resource_version;
+    let newest = newest.and_then(|revision| revision.parse().ok()).unwrap_or(u64::MAX);
+    let pods = &context.informers.pods;
+    if !pods.catch_up(newest, CATCH_UP_MAX).await {
+        return Ok(Next::After(CATCH_UP_MAX));
     }
-    let kept: Vec<_> = claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
-    patch(api, claim, json!({"metadata": {"finalizers": kept}})).await.map(drop)
+    let pods = pods.store.in_namespace(&namespace);
+    if plan::consumers(&pods, &claim.name_any()).next().is_none() {
+        let kept: Vec<_> = claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
+        patch(api, claim, json!({"metadata": {"finalizers": kept}})).await?;
+    }
+    Ok(Next::Wait)
 }
 
 /// Makes the volume's object; the cache shows it and the claim is bound then.
