@@ -188,25 +188,13 @@ impl NodeSettings {
             ingress_access_log: flags.ingress_access_log,
             join,
             timing,
-            host_paths: flags
-                .host_paths
-                .iter()
-                .map(|text| HostPath::parse(text))
-                .collect::<Result<_, _>>()?,
+            host_paths: each(&flags.host_paths, HostPath::parse)?,
             pod_cidrs: PodCidrs::build(cluster_cidr, mask_size, &service_cidrs)?,
             service_cidrs,
             dns: DnsSettings::build(flags.dns_bind.as_deref(), &flags.dns_upstreams)?,
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
-            node_labels: flags
-                .node_labels
-                .iter()
-                .map(|text| node_label(text))
-                .collect::<Result<_, _>>()?,
-            extended_resources: flags
-                .extended_resources
-                .iter()
-                .map(|text| extended_resource(text))
-                .collect::<Result<_, _>>()?,
+            node_labels: each(&flags.node_labels, node_label)?,
+            extended_resources: each(&flags.extended_resources, extended_resource)?,
             machine_root: flags.machine_root.unwrap_or_else(|| PathBuf::from("/")),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
             tracing: TracingSettings::build(
@@ -232,6 +220,14 @@ impl NodeSettings {
     pub fn ingress_address(&self) -> SocketAddr {
         SocketAddr::new(self.advertise_address, self.ingress_port)
     }
+}
+
+/// Reads all texts of a flag.
+fn each<T, C: FromIterator<T>>(
+    texts: &[String],
+    read: impl Fn(&str) -> Result<T, ConfigError>,
+) -> Result<C, ConfigError> {
+    texts.iter().map(|text| read(text)).collect()
 }
 
 /// Reads `NAME=N`. The name has a domain, as Kubernetes wants of resources that it does not know.

@@ -301,6 +301,8 @@ mod tests {
         let more = container("200m", "36Mi", Value::Null);
         let two = json!([container("500m", "64Mi", Value::Null), more]);
         assert_eq!(asks(json!({ "requests": { "cpu": "2" } }), two.clone()), (2_010, 100));
+        let less = json!({ "requests": { "cpu": "1m" } });
+        assert_eq!(asks(less, two.clone()), (710, 100), "no less than they ask for");
         let limited = json!({ "requests": { "memory": "1Gi" }, "limits": { "cpu": "4" } });
         assert_eq!(asks(limited.clone(), two), (710, 1024));
         assert_eq!(asks(limited, json!([{ "name": "c" }])), (4_010, 1024), "nobody asks for cpu");

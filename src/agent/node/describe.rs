@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::agent::config::AgentConfig;
 use crate::agent::eviction::Pressure;
 use crate::agent::node::hardware::Hardware;
-use crate::api::json::entries_at;
+use crate::api::json::{child, entries_at};
 use crate::api::local_volume::VOLUMES_PATH;
 use crate::api::node_place;
 use crate::api::resource_names::is_extended;
@@ -172,10 +172,12 @@ pub(super) fn status(
         "nodeInfo": node_info(),
     });
     // What the machine does not have any more is not given out: as from a kubelet.
-    let gone = entries_at(had, "/allocatable").map(|(name, _)| name);
-    let gone = gone.filter(|name| is_extended(name) && status["allocatable"].get(*name).is_none());
-    for name in gone.cloned().collect::<Vec<_>>() {
-        crate::api::json::set(&mut status["allocatable"], &name, Value::Null);
+    if let Some(allocatable) = child(&mut status, "allocatable") {
+        for (name, _) in entries_at(had, "/allocatable") {
+            if is_extended(name) && allocatable.get(name).is_none() {
+                crate::api::json::set(allocatable, name, Value::Null);
+            }
+        }
     }
     // As the server stores them: what is the same is not sent again and again.
     if let Err(what) = canonicalize_type("v1", "NodeStatus", &mut status) {
