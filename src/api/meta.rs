@@ -5,6 +5,11 @@ use serde_json::{Map, Value, json};
 use crate::api::json::{child, items_at, remove, set, str_at};
 use crate::api::resource::Resource;
 
+/// Finalizer of an object that goes after all that it owns.
+pub const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of an object that goes and leaves behind all that it owns.
+pub const ORPHAN: &str = "orphan";
+
 /// `metadata.name`, or "".
 #[must_use]
 pub fn name(object: &Value) -> &str {

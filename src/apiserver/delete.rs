@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use crate::api::meta::{FOREGROUND, ORPHAN};
 use crate::api::status::Status;
 use crate::api::{FieldError, Resource, meta};
 use crate::apiserver::error::ApiError;
@@ -24,10 +25,6 @@ const OWN_GRACE_SECONDS_MAX: i64 = i32::MAX as i64;
 const RETRIES_MAX: usize = 8;
 /// Namespaces the system cannot do without.
 const KEPT_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
-/// Finalizer of what goes after all that it owns.
-const FOREGROUND: &str = "foregroundDeletion";
-/// Finalizer of what goes and leaves behind all that it owns.
-const ORPHAN: &str = "orphan";
 
 /// What becomes of the objects that a deleted one owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

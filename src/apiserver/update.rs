@@ -347,6 +347,7 @@ mod tests {
 
     use super::*;
     use crate::api;
+    use crate::apiserver::query::FieldValidation;
 
     /// What older versions stored as it was sent: a null and an unknown field where nothing may change.
     #[test]
@@ -364,7 +365,7 @@ mod tests {
         strategy::prepare_create(sets, &mut old);
         let mut new = old.clone();
         new["spec"]["template"]["spec"]["containers"][0]["image"] = json!("y");
-        body::check_change(sets, &old, &mut new, body_validation()).unwrap();
+        body::check_change(sets, &old, &mut new, FieldValidation::Ignore).unwrap();
         assert!(new.pointer("/spec/volumeClaimTemplates/0/wrong").is_none());
         complete(sets, Part::Main, &old, &mut new).unwrap();
         new["spec"]["serviceName"] = json!("t");
@@ -379,12 +380,11 @@ mod tests {
             "containers": [{"name": "a", "image": "x"}], "volumes": [volume]}});
         let mut new = old.clone();
         new["metadata"]["finalizers"] = json!([]);
-        body::check_change(pods, &old, &mut new.clone(), body_validation()).unwrap();
+        body::check_change(pods, &old, &mut new.clone(), FieldValidation::Ignore).unwrap();
         let fine = json!({"metadata": {"name": "p"}, "spec": {"containers": []}});
-        assert!(body::check_change(pods, &fine, &mut new, body_validation()).is_err(), "it is new");
-    }
-
-    fn body_validation() -> crate::apiserver::query::FieldValidation {
-        crate::apiserver::query::FieldValidation::Ignore
+        assert!(
+            body::check_change(pods, &fine, &mut new, FieldValidation::Ignore).is_err(),
+            "it is new"
+        );
     }
 }

@@ -18,7 +18,7 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// What keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
 /// Finalizers whose names need no domain.
-const STANDARD_FINALIZERS: [&str; 3] = [FINALIZER, "orphan", "foregroundDeletion"];
+const STANDARD_FINALIZERS: [&str; 3] = [FINALIZER, meta::ORPHAN, meta::FOREGROUND];
 
 pub(super) const RESOURCE: Resource = Resource {
     group: "",

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::api::field_error::Errors;
 use crate::api::json::entries_at;
 use crate::api::quantity::Quantity;
+use crate::api::quota::amount;
 use crate::api::resource_names::{check_of_container, is_never_overcommitted};
 
 /// Checks `resources` of `holder`; `field` is the holder's path.
@@ -63,8 +64,8 @@ fn text(amount: &Value) -> String {
     amount.as_str().map_or_else(|| amount.to_string(), str::to_owned)
 }
 
-fn nanos(amount: &Value) -> Option<i128> {
-    text(amount).parse::<Quantity>().ok().map(Quantity::nanos)
+fn nanos(value: &Value) -> Option<i128> {
+    amount(value).map(Quantity::nanos)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use crate::api::meta::{FOREGROUND, ORPHAN};
+
 /// Where an object is: its row in the table of resources, namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ObjectKey {
@@ -173,11 +175,6 @@ pub(super) enum Verdict {
     /// What it waited for has happened: the finalizer goes.
     RemoveFinalizer(&'static str),
 }
-
-/// The finalizer of an owner that goes after its dependents.
-pub(super) const FOREGROUND: &str = "foregroundDeletion";
-/// The finalizer of an owner that leaves its dependents behind.
-pub(super) const ORPHAN: &str = "orphan";
 
 /// Judges the object at `key`; `is_gone` tells whether an owner is known not to exist.
 pub(super) fn judge(
