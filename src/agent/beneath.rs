@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, mknodat, openat, readlinkat};
 use rustix::io::Errno;
 
 /// Handle without access: good for walking on, and for opening again through `/proc/self/fd`.
@@ -22,6 +22,8 @@ const LINKS_MAX: usize = 40;
 const STEPS_MAX: usize = 1024;
 /// Mode of folders made on the way.
 const FOLDER_MODE: u32 = 0o700;
+/// Mode of nodes of devices.
+const NODE_MODE: u32 = 0o600;
 
 /// What happens where nothing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,28 @@ pub(crate) fn open_following(root: &Path, relative: &Path) -> io::Result<Held> {
         }
     }
     Err(Errno::NAMETOOLONG.into())
+}
+
+/// Opens what the administrator calls a device: a folder, a file or a node, through links.
+///
+/// # Errors
+///
+/// What the system says.
+pub(crate) fn open_device(path: &Path) -> io::Result<Held> {
+    let handle = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let is_folder = FileType::from_raw_mode(fstat(&handle)?.st_mode) == FileType::Directory;
+    Ok(Held { handle, is_folder })
+}
+
+/// Makes a node of the same device at `target`; `None` if what is held is none.
+pub(crate) fn make_device_like(held: &Held, target: &Path) -> Option<io::Result<()>> {
+    let found = fstat(&held.handle).ok()?;
+    let kind = FileType::from_raw_mode(found.st_mode);
+    if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+        return None;
+    }
+    let mode = Mode::from_raw_mode(NODE_MODE);
+    Some(mknodat(CWD, target, kind, mode, found.st_rdev).map_err(io::Error::from))
 }
 
 /// The names of a relative path, the last one first; `None` for an absolute path.

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::agent::{CodeCompiler, CodeTrust, ImageSettings, Machine, NodeApi, PeerDialler};
 use crate::client::{Informer, Interned};
-use crate::config::{EvictionSettings, HostPath};
+use crate::config::{DeviceSettings, EvictionSettings, HostPath};
 use crate::rt::{Rng, WallClock};
 
 /// Settings and collaborators of an [`crate::agent::Agent`].
@@ -61,6 +61,8 @@ pub struct AgentConfig {
     pub capacity: Capacity,
     /// What this machine has that others have not, by name: `edgeorc.io/gpio` and how many.
     pub extended_resources: BTreeMap<String, u64>,
+    /// Devices that pods can claim, sorted by name.
+    pub devices: Vec<DeviceSettings>,
     /// Folder with the `proc` and `sys` that tell what the machine is like and how it fares: `/`.
     pub machine_root: PathBuf,
     /// How containers are started again.

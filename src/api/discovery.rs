@@ -81,6 +81,12 @@ fn of_version(group: &str, version: &str) -> impl Iterator<Item = &'static Resou
     served().filter(move |res| res.group == group && res.version == version)
 }
 
+/// Whether this server answers for the version of the group by itself.
+#[must_use]
+pub fn is_served(group: &str, version: &str) -> bool {
+    of_version(group, version).next().is_some()
+}
+
 /// `/api` for clients that ask for an `APIGroupDiscoveryList`.
 #[must_use]
 pub fn aggregated_core(version: AggregatedVersion) -> Value {
@@ -161,7 +167,9 @@ pub fn api_group_list() -> Value {
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": list })
 }
 
-fn group_of(group: &str, versions: &[&str]) -> Value {
+/// A group of `/apis` with its versions, the preferred first.
+#[must_use]
+pub fn group_of(group: &str, versions: &[&str]) -> Value {
     let of_one = |version: &&str| json!({ "groupVersion": format!("{group}/{version}"), "version": version });
     let versions: Vec<Value> = versions.iter().map(of_one).collect();
     json!({ "name": group, "preferredVersion": versions.first(), "versions": versions })

@@ -362,6 +362,12 @@ impl Status {
             .with_cause("", &message, "")
     }
 
+    /// 502: another server's answer may not be passed on.
+    #[must_use]
+    pub fn bad_gateway(message: impl Into<String>) -> Self {
+        Self::failure(502, Reason::InternalError, message)
+    }
+
     /// 503: nothing was done; come back.
     #[must_use]
     pub fn unavailable(message: impl Into<String>) -> Self {

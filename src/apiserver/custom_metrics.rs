@@ -13,6 +13,7 @@ use crate::api::status::Status;
 use crate::api::{self, meta};
 use crate::apiserver::error::ApiError;
 use crate::apiserver::metrics::ask;
+use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::response;
 use crate::apiserver::router::Call;
 use crate::store::{Freshness, Page, Scope};
@@ -23,6 +24,20 @@ const TRAFFIC: &str = "/stats/traffic";
 const WINDOW_SECONDS: u64 = 30;
 /// The name that stands for all that the selector lets through.
 const ALL: &str = "*";
+
+/// Whether a metric is asked for that is not measured here: an adapter may know it.
+pub(super) fn is_foreign(info: &RequestInfo) -> bool {
+    info.resource.group == GROUP
+        && info.subresource.as_deref().is_some_and(|metric| metric != REQUESTS_PER_SECOND)
+}
+
+/// Whether a path is below the version, and not the list of what it serves: metrics of objects other than
+/// pods and Services are an adapter's too.
+pub(super) fn is_below(path: &str) -> bool {
+    let mut parts = path.trim_matches('/').splitn(4, '/');
+    let is_version = parts.by_ref().take(3).eq(["apis", GROUP, VERSION]);
+    is_version && parts.next().is_some()
+}
 
 /// Answers `pods/NAME/requests-per-second` and `services/NAME/requests-per-second`.
 pub(super) async fn respond(call: Call, method: &Method) -> Result<Response<Body>, ApiError> {

@@ -1,7 +1,8 @@
 //! Discovery, OpenAPI and metrics: documents that are no resources.
 
 use axum::body::Body;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use serde_json::Value;
 
 use crate::api::discovery::{self, AggregatedVersion};
@@ -9,7 +10,7 @@ use crate::api::openapi;
 use crate::api::status::Status;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
-use crate::apiserver::{health, response};
+use crate::apiserver::{aggregate, health, response};
 
 /// Media type of the aggregated discovery documents, without their version.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=";
@@ -20,12 +21,12 @@ const OPENAPI_V2_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.
 const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Answers by path.
-pub(super) fn respond(
+pub(super) async fn respond(
     context: &Context,
-    request: &Request<Body>,
+    request: &Parts,
 ) -> Result<Response<Body>, ApiError> {
-    let path = request.uri().path().trim_end_matches('/');
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let path = request.uri.path().trim_end_matches('/');
+    if !matches!(request.method, Method::GET | Method::HEAD) {
         return Err(Status::no_such_path().into());
     }
     if path == "/metrics" {
@@ -34,14 +35,16 @@ pub(super) fn respond(
         return Ok(response::bytes(StatusCode::OK, kind, text));
     }
     if path == "/openapi/v2" {
-        return Ok(openapi_v2(request.headers()));
+        return Ok(openapi_v2(&request.headers));
     }
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let document = match parts.as_slice() {
-        ["api"] => return Ok(root(request.headers(), true)),
-        ["apis"] => return Ok(root(request.headers(), false)),
+        ["api"] => return Ok(root(context, &request.headers, true).await),
+        ["apis"] => return Ok(root(context, &request.headers, false).await),
         ["api", version] => discovery::api_resource_list("", version),
-        ["apis", group] => discovery::api_group(group),
+        ["apis", group] => {
+            aggregate::group_document(context, group, discovery::api_group(group)).await
+        }
         ["apis", group, version] => discovery::api_resource_list(group, version),
         ["openapi", "v3"] => Some(openapi::v3_index()),
         ["openapi", "v3", "api", version] => {
@@ -59,7 +62,7 @@ pub(super) fn respond(
 }
 
 /// `/api` and `/apis`: aggregated when asked for, else the older documents.
-fn root(headers: &HeaderMap, is_core: bool) -> Response<Body> {
+async fn root(context: &Context, headers: &HeaderMap, is_core: bool) -> Response<Body> {
     let accept = accept(headers);
     let asked = accept.split(',').find_map(|entry| {
         let rest = entry.trim().strip_prefix(AGGREGATED)?;
@@ -70,11 +73,14 @@ fn root(headers: &HeaderMap, is_core: bool) -> Response<Body> {
         }
     });
     if let Some((version, name)) = asked {
-        let document = if is_core {
+        let mut document = if is_core {
             discovery::aggregated_core(version)
         } else {
             discovery::aggregated_groups(version)
         };
+        if !is_core {
+            aggregate::add_to_root(context, &mut document).await;
+        }
         let mut answer = response::json(StatusCode::OK, &document);
         let kind = format!("{AGGREGATED}{name};as=APIGroupDiscoveryList");
         if let Ok(kind) = kind.parse() {
@@ -82,8 +88,11 @@ fn root(headers: &HeaderMap, is_core: bool) -> Response<Body> {
         }
         return answer;
     }
-    let document: Value =
+    let mut document: Value =
         if is_core { discovery::api_versions("") } else { discovery::api_group_list() };
+    if !is_core {
+        aggregate::add_to_root(context, &mut document).await;
+    }
     response::json(StatusCode::OK, &document)
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::api;
+use crate::api::discovery;
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
 use crate::api::versions::Alias;
@@ -19,9 +20,9 @@ use crate::apiserver::error::ApiError;
 use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
-    access, body, create, custom_metrics, delete, documents, health, logs, metrics, node_proxy,
-    read, registry, renewals, reviews, service_account, streaming, subresource, update, versions,
-    watch,
+    access, aggregate, body, create, custom_metrics, delete, documents, health, logs, metrics,
+    node_proxy, read, registry, renewals, reviews, service_account, streaming, subresource, update,
+    versions, watch,
 };
 use crate::store::Store;
 
@@ -121,8 +122,22 @@ async fn dispatch(
         if let Some(response) = service_account::discover(&context, request.method(), path).await? {
             return Ok(response);
         }
-        return documents::respond(&context, &request);
+        let foreign = aggregate::group_version(path);
+        if let Some((group, version)) = foreign
+            && (!discovery::is_served(group, version) || custom_metrics::is_below(path))
+            && let Some(api_service) = aggregate::find(&context, group, version).await?
+        {
+            return aggregate::respond(&context, &user, &api_service, request).await;
+        }
+        let (head, _) = request.into_parts();
+        return documents::respond(&context, &head).await;
     };
+    if custom_metrics::is_foreign(&info)
+        && let Some((group, version)) = aggregate::group_version(path)
+        && let Some(api_service) = aggregate::find(&context, group, version).await?
+    {
+        return aggregate::respond(&context, &user, &api_service, request).await;
+    }
     let is_watch = query.is_set("watch") || query.is_set("follow");
     access::check(&user, info.verb(request.method(), is_watch), &info)?;
     if info.subresource.as_deref() != Some(renewals::SUBRESOURCE)

@@ -232,6 +232,9 @@ pub(super) struct NodeStart {
     /// What this machine has that others have not, as edgeorc.io/gpio=4; pods ask for it by name
     #[arg(long, value_name = "NAME=N")]
     pub(super) extended_resource: Vec<String>,
+    /// Device that pods can claim, as camera0=/dev/video0,model=ov5647,pixels=5000000
+    #[arg(long, value_name = "NAME=PATH")]
+    pub(super) device: Vec<String>,
     /// When the node is short of something: like memory.available<100Mi,nodefs.available<10%; or
     /// none [default: kubelet's parts, with bounds]
     #[arg(long, value_name = "LIST")]

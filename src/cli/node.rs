@@ -55,6 +55,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
         max_pods: flags.max_pods,
         node_labels: flags.node_label,
         extended_resources: flags.extended_resource,
+        devices: flags.device,
         address_bits_max: flags.address_bits_max,
         eviction_hard: flags.eviction_hard,
         eviction_transition_period: flags.eviction_pressure_transition_period,

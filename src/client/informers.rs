@@ -14,7 +14,11 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{
+    DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice,
+};
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
 use kube::runtime::watcher;
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -73,6 +77,16 @@ pub struct Informers {
     pub volumes: Informer<PersistentVolume>,
     /// How volumes are made.
     pub storage_classes: Informer<StorageClass>,
+    /// What devices can be asked for by name.
+    pub device_classes: Informer<DeviceClass>,
+    /// Claims of devices in all namespaces.
+    pub resource_claims: Informer<ResourceClaim>,
+    /// What claims of devices are made from, in all namespaces.
+    pub resource_claim_templates: Informer<ResourceClaimTemplate>,
+    /// The devices that nodes have.
+    pub resource_slices: Informer<ResourceSlice>,
+    /// Versions of API groups that other servers answer.
+    pub api_services: Informer<APIService>,
 }
 
 impl Informers {
@@ -112,6 +126,11 @@ impl Informers {
             claims: everywhere(client, tasks),
             volumes: everywhere(client, tasks),
             storage_classes: everywhere(client, tasks),
+            device_classes: everywhere(client, tasks),
+            resource_claims: everywhere(client, tasks),
+            resource_claim_templates: everywhere(client, tasks),
+            resource_slices: everywhere(client, tasks),
+            api_services: everywhere(client, tasks),
         }
     }
 
@@ -139,6 +158,11 @@ impl Informers {
             && self.claims.ready().await
             && self.volumes.ready().await
             && self.storage_classes.ready().await
+            && self.device_classes.ready().await
+            && self.resource_claims.ready().await
+            && self.resource_claim_templates.ready().await
+            && self.resource_slices.ready().await
+            && self.api_services.ready().await
     }
 }
 

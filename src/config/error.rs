@@ -62,6 +62,14 @@ pub enum ConfigError {
         /// What was given.
         text: String,
     },
+    /// `--device` is no name with a place, or one too many.
+    #[error(
+        "--device {text:?} must be NAME=PATH[,KEY=VALUE...], as in camera0=/dev/video0,model=ov5647: a name of lower-case letters, digits and '-' that no other has, an absolute path, attributes but kind once each; 128 devices at most"
+    )]
+    Device {
+        /// What was given.
+        text: String,
+    },
     /// `--extended-resource` is no name with a domain and a number.
     #[error(
         "--extended-resource {text:?} must be NAME=N, the name with a domain, as in edgeorc.io/gpio=4"

@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::device;
 use crate::config::names::{API_PORT, advertise, host_name, is_dns_label, parse_server};
 use crate::config::{
-    ConfigError, DnsSettings, Environment, EvictionSettings, HostPath, NodeFlags, PodCidrs,
-    Proxies, ServiceCidrs, TracingSettings, parse_thresholds,
+    ConfigError, DeviceSettings, DnsSettings, Environment, EvictionSettings, HostPath, NodeFlags,
+    PodCidrs, Proxies, ServiceCidrs, TracingSettings, parse_thresholds,
 };
 
 /// Default port of the HTTP ingress.
@@ -95,6 +96,8 @@ pub struct NodeSettings {
     pub node_labels: BTreeMap<String, String>,
     /// What this machine has that others have not, by name. Default: nothing.
     pub extended_resources: BTreeMap<String, u64>,
+    /// Devices that pods can claim, sorted by name. Default: none.
+    pub devices: Vec<DeviceSettings>,
     /// Folder with the `proc` and `sys` that tell what the machine is like and how it fares: `/`, but
     /// for tests, which have no hot machine at hand.
     pub machine_root: PathBuf,
@@ -195,6 +198,7 @@ impl NodeSettings {
             max_pods: flags.max_pods.unwrap_or(PODS_MAX),
             node_labels: each(&flags.node_labels, node_label)?,
             extended_resources: each(&flags.extended_resources, extended_resource)?,
+            devices: device::devices(&flags.devices)?,
             machine_root: flags.machine_root.unwrap_or_else(|| PathBuf::from("/")),
             eviction: eviction(flags.eviction_hard.as_deref(), flags.eviction_transition_period)?,
             tracing: TracingSettings::build(

@@ -55,6 +55,8 @@ pub struct NodeFlags {
     pub node_labels: Vec<String>,
     /// `--extended-resource`, each `NAME=N`.
     pub extended_resources: Vec<String>,
+    /// `--device`, each `NAME=PATH[,KEY=VALUE...]`.
+    pub devices: Vec<String>,
     /// `--address-bits-max`.
     pub address_bits_max: Option<u32>,
     /// `--eviction-hard`.

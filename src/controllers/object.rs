@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, ObjectMeta, OwnerReference, Time,
 };
-use kube::api::{DeleteParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::Selector;
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use crate::client::is_not_found;
 
@@ -48,6 +49,45 @@ where
         Err(err) if !is_not_found(&err) => Err(err),
         _ => Ok(()),
     }
+}
+
+/// Applies a merge patch to the very version that was read. Returns the object as it is then.
+///
+/// # Errors
+///
+/// A conflict if it has changed, or what the API answers otherwise.
+pub(crate) async fn patch_as_read<K>(
+    api: &Api<K>,
+    read: &K,
+    mut patch: Value,
+) -> Result<K, kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    json_patch::merge(&mut patch, &version(read));
+    api.patch(&read.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await
+}
+
+/// As [`patch_as_read`], for the status.
+///
+/// # Errors
+///
+/// As [`patch_as_read`].
+pub(crate) async fn patch_status_as_read<K>(
+    api: &Api<K>,
+    read: &K,
+    status: Value,
+) -> Result<K, kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let mut patch = json!({ "status": status });
+    json_patch::merge(&mut patch, &version(read));
+    api.patch_status(&read.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await
+}
+
+fn version<K: Resource>(read: &K) -> Value {
+    json!({"metadata": {"uid": read.uid(), "resourceVersion": read.resource_version()}})
 }
 
 /// The owner that controls the object, if one does.

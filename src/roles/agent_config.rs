@@ -48,6 +48,7 @@ pub(super) fn agent_config(base: &Base, is_server: bool, doors: AgentDoors) -> A
         capacity: Capacity { pods: base.settings.max_pods, ..Capacity::default() },
         machine_root: base.settings.machine_root.clone(),
         extended_resources: base.settings.extended_resources.clone(),
+        devices: base.settings.devices.clone(),
         restart: crate::agent::RestartBackoff {
             min: base.settings.timing.restart_backoff_min,
             max: base.settings.timing.restart_backoff_max,

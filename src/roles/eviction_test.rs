@@ -231,6 +231,7 @@ impl Cluster {
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(1),
             host_paths: Vec::new(),
+            devices: Vec::new(),
             peers: None,
             machine: Arc::new(machine),
             eviction: EvictionSettings {

@@ -239,6 +239,7 @@ impl Cluster {
             restart: RestartBackoff::default(),
             shutdown_grace: Duration::from_secs(1),
             host_paths: Vec::new(),
+            devices: Vec::new(),
             machine: Arc::new(Nowhere),
             eviction: crate::config::EvictionSettings::default(),
         });

@@ -60,6 +60,9 @@ pub async fn why(
         claims: all(client).await?,
         volumes: all(client).await?,
         classes: all(client).await?,
+        resource_claims: all(client).await?,
+        device_classes: all(client).await?,
+        resource_slices: all(client).await?,
         budgets: all(client).await?,
         profiles: plugins.profiles,
     };

@@ -28,7 +28,7 @@ pub fn decide<'a>(view: &'a ClusterView, pod: &Pod, seed: u64) -> Result<&'a str
     decide_with(view, pod, &Storage::default(), seed)
 }
 
-/// As [`decide`], for a pod with claims of storage.
+/// As [`decide`], for a pod with claims.
 ///
 /// # Errors
 ///
@@ -60,11 +60,11 @@ pub(super) fn choose(
     storage: &Storage,
     seed: u64,
 ) -> Result<u32, Unschedulable> {
-    if let Some(reason) = &storage.missing {
+    if let Some(reason) = storage.missing.as_ref().or(storage.devices.missing.as_ref()) {
         return Err(Unschedulable {
             nodes: view.nodes_known(),
             reasons: BTreeMap::from([(reason.clone(), 0)]),
-            helped_by: Changes::STORAGE,
+            helped_by: Changes::STORAGE.and(Changes::DEVICES),
             ..Unschedulable::default()
         });
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt as _;
 use serde::Serialize;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use crate::scheduler::configuration::{CONFIG_NAME, CONFIG_NAMESPACE};
 use crate::scheduler::decide::choose;
 use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME, key_of};
+use crate::scheduler::devices::{Assumed, DeviceShelf, Devices, ELSEWHERE, NONE_FREE, Selectors};
 use crate::scheduler::extension::Profiles;
 use crate::scheduler::filter::{Gone, Round};
 use crate::scheduler::node::{Facts, NodeInfo};
@@ -43,6 +45,12 @@ pub struct Snapshot {
     pub volumes: Vec<PersistentVolume>,
     /// How volumes are made.
     pub classes: Vec<StorageClass>,
+    /// Claims of devices of all namespaces.
+    pub resource_claims: Vec<ResourceClaim>,
+    /// What devices can be asked for.
+    pub device_classes: Vec<DeviceClass>,
+    /// The devices that there are.
+    pub resource_slices: Vec<ResourceSlice>,
     /// Whose pods rather stay when one has to go.
     pub budgets: Vec<PodDisruptionBudget>,
     /// Schedulers that the configuration makes, with their plugins.
@@ -119,6 +127,29 @@ impl Shelf for Snapshot {
     }
 }
 
+impl DeviceShelf for Snapshot {
+    fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>> {
+        let is_it = |claim: &&ResourceClaim| {
+            claim.metadata.namespace.as_deref() == Some(namespace)
+                && claim.metadata.name.as_deref() == Some(name)
+        };
+        self.resource_claims.iter().find(is_it).cloned().map(Arc::new)
+    }
+
+    fn resource_claims(&self) -> Vec<Arc<ResourceClaim>> {
+        self.resource_claims.iter().cloned().map(Arc::new).collect()
+    }
+
+    fn device_class(&self, name: &str) -> Option<Arc<DeviceClass>> {
+        let is_it = |class: &&DeviceClass| class.metadata.name.as_deref() == Some(name);
+        self.device_classes.iter().find(is_it).cloned().map(Arc::new)
+    }
+
+    fn resource_slices(&self) -> Vec<Arc<ResourceSlice>> {
+        self.resource_slices.iter().cloned().map(Arc::new).collect()
+    }
+}
+
 impl Snapshot {
     /// What the nodes say to the pod; `None` if there is no such pod.
     #[must_use]
@@ -135,7 +166,8 @@ impl Snapshot {
         }
         let mut view = self.view(pod);
         let class = view.enter_class(demand);
-        let (key, storage) = (key_of(pod), Storage::of(pod, self));
+        let devices = Devices::of(pod, self, &Assumed::default(), &mut Selectors::default());
+        let (key, storage) = (key_of(pod), Storage::of(pod, self).with(devices));
         let round = Round::new(&view, class, Some(&key), &storage)?;
         let choice = choose(&view, class, Some(&key), &storage, SEED);
         let is_placed_here = node.is_none() && is_served(&scheduler_name(pod), &self.profiles);
@@ -236,6 +268,13 @@ fn answers(round: &Round<'_>, storage: &Storage) -> Vec<NodeAnswer> {
                 hint: "make the claim, or the volume it waits for".to_owned(),
             });
         }
+        if let Some(text) = &storage.devices.missing {
+            reasons.push(Because {
+                plugin: "DynamicResources".to_owned(),
+                reason: text.clone(),
+                hint: "make the claim, its template or its device class".to_owned(),
+            });
+        }
         if reasons.is_empty() {
             fitting.push(Candidate { id, node, facts });
         }
@@ -306,6 +345,7 @@ fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: &Reason<'_>) 
             "another pod has the claim, which is ReadWriteOncePod: wait until it is gone".to_owned()
         }
         Reason::Storage(_) => "the pod's volume is, or has to be made, elsewhere".to_owned(),
+        Reason::Devices(text) => device_hint(round.devices(), node, facts, text),
         Reason::Spread => {
             "its domain has too many of these pods already: raise maxSkew, add nodes in the others, \
              or use whenUnsatisfiable: ScheduleAnyway"
@@ -320,6 +360,26 @@ fn hint(round: &Round<'_>, node: &NodeInfo, facts: &Facts, reason: &Reason<'_>) 
         ),
         Reason::NotAsked => "wait: more nodes are looked at with each try".to_owned(),
     }
+}
+
+fn device_hint(devices: &Devices, node: &NodeInfo, facts: &Facts, text: &str) -> String {
+    let shown = "`kubectl get resourceslices,resourceclaims -A` shows what there is and who has it";
+    let lacking = match text {
+        ELSEWHERE => {
+            return "a claim of the pod has its devices elsewhere, and other pods use them: let the pod \
+                    go there, or make another claim"
+                .to_owned();
+        }
+        NONE_FREE => devices.lacking(&node.name, facts),
+        _ => {
+            return "mend the expression: where a device may be without an attribute, ask with has()"
+                .to_owned();
+        }
+    };
+    if lacking.is_empty() {
+        return format!("there are free devices, not all that are asked for at once: {shown}");
+    }
+    format!("no device of class {} that would do is free there: {shown}", lacking.join(", "))
 }
 
 #[cfg(test)]
@@ -414,6 +474,50 @@ mod tests {
                 "{told}"
             );
         }
+    }
+
+    #[test]
+    fn it_is_told_which_devices_are_wanting_and_where() {
+        let claim = |name: &str, status: serde_json::Value| {
+            let wanted = json!({ "deviceClassName": "camera", "allocationMode": "ExactCount",
+                "count": 1 });
+            let claim = json!({
+                "metadata": { "name": name, "namespace": "default", "uid": name },
+                "spec": { "devices": { "requests": [{ "name": "r", "exactly": wanted }] } },
+                "status": status,
+            });
+            serde_json::from_value(claim).unwrap()
+        };
+        let taken = json!({ "allocation": { "devices": { "results": [
+            { "request": "r", "driver": "edgeorc.io", "pool": "a", "device": "only" }] } } });
+        let class = json!({ "metadata": { "name": "camera" }, "spec": {} });
+        let slice = json!({ "metadata": { "name": "a" }, "spec": {
+            "driver": "edgeorc.io", "nodeName": "a", "devices": [{ "name": "only" }],
+            "pool": { "name": "a", "generation": 1, "resourceSliceCount": 1 },
+        }});
+        let claims = json!([{ "name": "c", "resourceClaimName": "c" }]);
+        let mut snapshot = Snapshot {
+            nodes: vec![node("a", &json!({})), node("b", &json!({}))],
+            pods: vec![pod(&json!({ "spec": { "resourceClaims": claims } }))],
+            resource_claims: vec![claim("c", json!({})), claim("other", taken)],
+            device_classes: vec![serde_json::from_value(class).unwrap()],
+            resource_slices: vec![serde_json::from_value(slice).unwrap()],
+            ..Snapshot::default()
+        };
+        let told = snapshot.explain("default", "p").unwrap();
+        let words = "0/2 nodes are available: 2 cannot allocate all claims. preemption: 0/2 nodes \
+                     are available: 2 Preemption is not helpful for scheduling.";
+        assert_eq!(told.message, words);
+        let because = &told.nodes[0].reasons[0];
+        assert_eq!(because.plugin, "DynamicResources");
+        assert!(because.hint.starts_with("no device of class camera that would do is free there"));
+        snapshot.resource_claims.pop();
+        assert_eq!(snapshot.explain("default", "p").unwrap().choice.as_deref(), Some("a"));
+        snapshot.device_classes.clear();
+        let told = snapshot.explain("default", "p").unwrap();
+        let words = "0/2 nodes are available: device class camera does not exist.";
+        assert!(told.message.starts_with(words), "{}", told.message);
+        assert_eq!(told.nodes[0].reasons[0].plugin, "DynamicResources");
     }
 
     #[test]

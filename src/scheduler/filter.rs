@@ -2,6 +2,7 @@
 
 use crate::scheduler::classes::Class;
 use crate::scheduler::demand::Demand;
+use crate::scheduler::devices::Devices;
 use crate::scheduler::extension::Asker;
 use crate::scheduler::need::{HostPort, Need, Resources};
 use crate::scheduler::node::{Facts, NodeInfo};
@@ -162,6 +163,9 @@ impl<'a> Round<'a> {
         if let Some(text) = self.storage.refusal(&node.name, facts) {
             return each(Reason::Storage(text));
         }
+        if let Some(text) = self.devices().refusal(&node.name, facts) {
+            return each(Reason::Devices(text));
+        }
         for skew in &self.spread {
             let awaited = self.awaited(node).filter(|class| class.matches.contains(&skew.term));
             let awaited = u32::try_from(awaited.count()).unwrap_or(u32::MAX);
@@ -176,6 +180,11 @@ impl<'a> Round<'a> {
         if let Some(reason) = reason {
             each(reason);
         }
+    }
+
+    /// What its claims of devices ask for.
+    pub(super) fn devices(&self) -> &'a Devices {
+        self.storage.devices()
     }
 
     fn has_ports(&self, node: &NodeInfo, gone: &Gone) -> bool {

@@ -82,7 +82,8 @@ pub(super) fn preempt(
     seed: u64,
 ) -> Result<Plan, String> {
     let round = Round::new(view, class, Some(who), storage);
-    let Some(round) = round.filter(|_| storage.missing.is_none()) else {
+    let is_complete = storage.missing.is_none() && storage.devices.missing.is_none();
+    let Some(round) = round.filter(|_| is_complete) else {
         return Err(String::new());
     };
     if !round.demand.may_preempt {

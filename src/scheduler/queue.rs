@@ -41,7 +41,15 @@ struct Waiting {
     attempts: u32,
     state: State,
     /// What it asked for when it was tried last.
-    asked: Option<Arc<Demand>>,
+    asked: Option<Asked>,
+}
+
+/// What a pod asked for when it was tried.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) demand: Arc<Demand>,
+    /// How many of its claims of devices were still to be made from their templates.
+    pub(super) unmade: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -118,15 +126,15 @@ impl Queue {
     }
 
     /// Keeps what the pod asked for when it was tried.
-    pub(super) fn note(&mut self, key: &PodKey, asked: Arc<Demand>) {
+    pub(super) fn note(&mut self, key: &PodKey, asked: Asked) {
         if let Some(waiting) = self.pods.get_mut(key) {
             waiting.asked = Some(asked);
         }
     }
 
     /// What it asked for then; `None` if it was not tried yet.
-    pub(super) fn asked(&self, key: &PodKey) -> Option<&Demand> {
-        self.pods.get(key)?.asked.as_deref()
+    pub(super) fn asked(&self, key: &PodKey) -> Option<&Asked> {
+        self.pods.get(key)?.asked.as_ref()
     }
 
     /// The pod was tried in vain: it waits for one of these changes, and at least its back-off.

@@ -1,5 +1,6 @@
 //! Why a node does not take a pod, in Kubernetes' words.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub(super) enum Reason<'a> {
     Extended(&'a str),
     ClaimInUse,
     Storage(&'static str),
+    /// Of claimed devices: Kubernetes' words, or why an expression has no value.
+    Devices(Cow<'static, str>),
     Spread,
     SpreadLabel,
     Affinity,
@@ -57,6 +60,7 @@ impl<'a> Reason<'a> {
             }
             Self::ClaimInUse => "VolumeRestrictions",
             Self::Storage(_) => "VolumeBinding",
+            Self::Devices(_) => "DynamicResources",
             Self::Spread | Self::SpreadLabel => "PodTopologySpread",
             Self::Affinity | Self::AntiAffinity | Self::ExistingAntiAffinity => "InterPodAffinity",
             Self::Extension { plugin, .. } => plugin,
@@ -73,6 +77,7 @@ impl<'a> Reason<'a> {
                 | Self::Taint { .. }
                 | Self::NodeAffinity
                 | Self::Storage(_)
+                | Self::Devices(_)
                 | Self::SpreadLabel
                 | Self::Affinity
                 | Self::Extension { .. }
@@ -100,6 +105,7 @@ impl<'a> Reason<'a> {
             Self::ClaimInUse | Self::Storage(_) => {
                 Changes::NODE.and(Changes::STORAGE).and(Changes::POD_LEFT)
             }
+            Self::Devices(_) => Changes::NODE.and(Changes::DEVICES),
             Self::SpreadLabel => Changes::NODE,
             Self::Extension { .. } => Changes::NODE.and(Changes::EXTENSION),
             Self::NotAsked => Changes::ALL,
@@ -130,6 +136,7 @@ impl fmt::Display for Reason<'_> {
                  access mode"
             }
             Self::Storage(text) => text,
+            Self::Devices(text) => text,
             Self::Spread => "node(s) didn't match pod topology spread constraints",
             Self::SpreadLabel => {
                 "node(s) didn't match pod topology spread constraints (missing required label)"
@@ -167,8 +174,10 @@ impl Changes {
     pub const NAMESPACE: Self = Self(16);
     /// Plugins came, went or were mended.
     pub const EXTENSION: Self = Self(32);
+    /// A claim, a class or a slice of devices changed.
+    pub const DEVICES: Self = Self(64);
     /// All of them.
-    pub const ALL: Self = Self(63);
+    pub const ALL: Self = Self(127);
 
     /// Both.
     #[must_use]

@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Resource, ResourceExt as _};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -17,17 +18,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use crate::api::device_claims;
 use crate::api::node_load::{self, LEASE_NAMESPACE};
 use crate::client::{Change, EventRecorder, EventType, Handler, Informer, Regarding};
 use crate::scheduler::Context;
 use crate::scheduler::bind::{Bound, Refusal, bind, evict, say_displaced, say_unschedulable};
 use crate::scheduler::decide::choose;
 use crate::scheduler::demand::{BINPACK_NAME, Demand, SCHEDULER_NAME};
+use crate::scheduler::devices::{
+    Assumed, Devices, ELSEWHERE, Given, Selectors, Settled, read_back, release, reserve,
+};
 use crate::scheduler::extension::Profiles;
 use crate::scheduler::need::Resources;
 use crate::scheduler::node::Facts;
 use crate::scheduler::preempt::{Budget, Plan, preempt};
-use crate::scheduler::queue::Queue;
+use crate::scheduler::queue::{Asked, Queue};
 use crate::scheduler::reason::{Changes, Unschedulable};
 use crate::scheduler::storage::Storage;
 use crate::scheduler::view::{ClusterView, PodKey};
@@ -48,6 +53,8 @@ struct Dirty {
     nodes: Mutex<BTreeSet<PodKey>>,
     /// Claims, volumes and classes: what changed does not matter, that it did wakes pods.
     storage: Mutex<BTreeSet<PodKey>>,
+    /// The same of claims, classes and slices of devices.
+    devices: Mutex<BTreeSet<PodKey>>,
     namespaces: Mutex<BTreeSet<PodKey>>,
     budgets: Mutex<BTreeSet<PodKey>>,
     wake: Notify,
@@ -107,8 +114,14 @@ enum Done {
         pod: Arc<Pod>,
         node: String,
         outcome: Bound,
+        /// What its claims got.
+        settled: Vec<Settled>,
     },
     Told,
+    /// The pod has given its devices back, or could not.
+    Released {
+        key: PodKey,
+    },
     /// These could not be told to leave: they count as staying again.
     Evicted {
         stay: Vec<PodKey>,
@@ -121,6 +134,11 @@ pub(super) struct Scheduler {
     dirty: Arc<Dirty>,
     view: ClusterView,
     queue: Queue,
+    /// Devices that claims got and the cache does not show yet.
+    assumed: Assumed,
+    selectors: Selectors,
+    /// Pods that are giving devices back: until they have, they get no node.
+    releasing: BTreeSet<PodKey>,
     requests: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
@@ -134,11 +152,24 @@ impl Scheduler {
         watch(&context.informers.claims, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.volumes, &dirty, |dirty| &dirty.storage);
         watch(&context.informers.storage_classes, &dirty, |dirty| &dirty.storage);
+        watch(&context.informers.resource_claims, &dirty, |dirty| &dirty.devices);
+        watch(&context.informers.device_classes, &dirty, |dirty| &dirty.devices);
+        watch(&context.informers.resource_slices, &dirty, |dirty| &dirty.devices);
         watch(&context.informers.namespaces, &dirty, |dirty| &dirty.namespaces);
         watch(&context.informers.pod_disruption_budgets, &dirty, |dirty| &dirty.budgets);
         let mut view = ClusterView::new();
         view.set_profiles(context.profiles.borrow_and_update().clone());
-        Self { context, events, dirty, view, queue, requests: FuturesUnordered::new() }
+        Self {
+            context,
+            events,
+            dirty,
+            view,
+            queue,
+            assumed: Assumed::default(),
+            selectors: Selectors::default(),
+            releasing: BTreeSet::new(),
+            requests: FuturesUnordered::new(),
+        }
     }
 
     pub(super) async fn run(mut self, cancel: CancellationToken) {
@@ -178,6 +209,10 @@ impl Scheduler {
         let mut changes = Changes::NONE;
         if !std::mem::take(&mut *self.dirty.storage.lock()).is_empty() {
             changes = changes.and(Changes::STORAGE);
+        }
+        if !std::mem::take(&mut *self.dirty.devices.lock()).is_empty() {
+            self.assumed.prune(&self.context.informers);
+            changes = changes.and(Changes::DEVICES);
         }
         for (_, name) in nodes {
             let node = self.context.informers.nodes.store.named("", &name);
@@ -241,7 +276,7 @@ impl Scheduler {
                 if let Some(node) = nominated {
                     self.view.nominate(pod, node);
                 }
-            } else if self.queue.asked(key).is_some_and(|asked| *asked != Demand::of(pod)) {
+            } else if self.queue.asked(key).is_some_and(|asked| is_changed(asked, pod)) {
                 self.queue.wake_one(key);
             }
         } else {
@@ -271,33 +306,90 @@ impl Scheduler {
     }
 
     fn place(&mut self, key: &PodKey, pod: Arc<Pod>) {
+        if self.releasing.contains(key) {
+            return self.queue.retry(key, Instant::now());
+        }
         let seed = self.context.rng.below(u64::MAX);
-        let storage = Storage::of(&pod, &self.context.informers);
+        let informers = &self.context.informers;
+        let devices = Devices::of(&pod, informers, &self.assumed, &mut self.selectors);
+        let storage = Storage::of(&pod, informers).with(devices);
         let class = self.view.enter_class(Demand::of(&pod));
         self.view.refresh_class(class);
         match choose(&self.view, class, Some(key), &storage, seed) {
             Ok(id) => {
                 let node = self.view.node_name(id).to_owned();
+                let Some(given) = self.devices_on(id, &storage.devices) else {
+                    debug_assert!(false, "a node that takes the pod has its devices");
+                    return self.queue.retry(key, Instant::now());
+                };
                 self.view.assume_class(&pod, &node, class);
                 self.queue.wake(Changes::POD_CAME);
-                let (client, rng) = (self.context.client.clone(), self.context.rng.clone());
-                let request = async move {
-                    let outcome = bind(&client, &pod, &node, &rng).await;
-                    Done::Bound { pod, node, outcome }
-                };
-                self.requests.push(request.boxed());
+                self.bind(pod, node, given, storage.devices.held().to_vec());
             }
             Err(mut refusal) => {
                 if let Some(class) = self.view.class(class) {
-                    self.queue.note(key, Arc::clone(&class.demand));
+                    let demand = Arc::clone(&class.demand);
+                    self.queue.note(key, Asked { demand, unmade: unmade(&pod) });
                 }
                 match preempt(&self.view, class, key, &storage, seed) {
                     Ok(plan) => self.make_room(&pod, &plan, &mut refusal),
                     Err(text) => refusal.preemption = text,
                 }
+                if refusal.reasons.contains_key(ELSEWHERE) {
+                    self.give_back(key, &pod, &storage.devices);
+                }
                 self.refuse(key, pod, &refusal);
             }
         }
+    }
+
+    /// What the pod's claims get on the node.
+    fn devices_on(&self, id: u32, devices: &Devices) -> Option<Vec<Given>> {
+        let node = self.view.nodes.get(id)?;
+        devices.allocate(&node.name, node.facts.as_ref()?).ok()
+    }
+
+    /// Gives the pod's claims their devices, and the pod its node.
+    fn bind(
+        &mut self,
+        pod: Arc<Pod>,
+        node: String,
+        given: Vec<Given>,
+        held: Vec<Arc<ResourceClaim>>,
+    ) {
+        self.assumed.add(&given);
+        let (client, rng) = (self.context.client.clone(), self.context.rng.clone());
+        let now = self.context.clock.now();
+        let request = async move {
+            let (outcome, settled) = match reserve(&client, &pod, &given, &held, (now, &rng)).await
+            {
+                Ok(settled) => (bind(&client, &pod, &node, &rng).await, settled),
+                Err(err) => {
+                    debug!(%err, "devices not given, the next try does it");
+                    (Bound::No, read_back(&client, &given, &rng).await)
+                }
+            };
+            Done::Bound { pod, node, outcome, settled }
+        };
+        self.requests.push(request.boxed());
+    }
+
+    /// Devices that the pod got for a node which it cannot have any more are given back: others may be
+    /// free elsewhere.
+    fn give_back(&mut self, key: &PodKey, pod: &Arc<Pod>, devices: &Devices) {
+        let own = devices.own(pod);
+        if own.is_empty() {
+            return;
+        }
+        self.releasing.insert(key.clone());
+        let (client, pod, key) = (self.context.client.clone(), Arc::clone(pod), key.clone());
+        let request = async move {
+            if let Err(err) = release(&client, &pod, &own).await {
+                debug!(%err, "devices not given back, the next try does it");
+            }
+            Done::Released { key }
+        };
+        self.requests.push(request.boxed());
     }
 
     /// Tells pods of lower priority to leave for `pod`, and keeps their place for it.
@@ -379,9 +471,13 @@ impl Scheduler {
     }
 
     fn finish(&mut self, done: &Done) {
-        let (pod, node, outcome) = match done {
-            Done::Bound { pod, node, outcome } => (pod, node, outcome),
+        let (pod, node, outcome, settled) = match done {
+            Done::Bound { pod, node, outcome, settled } => (pod, node, outcome, settled),
             Done::Told => return,
+            Done::Released { key } => {
+                self.releasing.remove(key);
+                return;
+            }
             Done::Evicted { stay } => {
                 self.dirty.pods.lock().extend(stay.iter().cloned());
                 return;
@@ -389,6 +485,11 @@ impl Scheduler {
         };
         let key = (pod.namespace().unwrap_or_default(), pod.name_any());
         let uid = pod.uid().unwrap_or_default();
+        self.assumed.settle(settled, &self.context.informers);
+        if settled.iter().any(|settled| settled.revision.is_none()) {
+            // What was not given after all is free for others.
+            self.queue.wake(Changes::DEVICES);
+        }
         match outcome {
             Bound::Yes => {
                 let (namespace, name) = (&key.0, &key.1);
@@ -417,6 +518,16 @@ impl Scheduler {
     fn tell(&self, pod: &Pod, event_type: EventType, reason: &'static str, message: String) {
         self.events.record(Regarding::of(pod), event_type, reason, message);
     }
+}
+
+/// Whether the pod asks for something else than when it was tried, or has claims that it waited for.
+fn is_changed(asked: &Asked, pod: &Pod) -> bool {
+    *asked.demand != Demand::of(pod) || asked.unmade != unmade(pod)
+}
+
+/// How many of the pod's claims of devices are still to be made from their templates.
+fn unmade(pod: &Pod) -> usize {
+    device_claims::of_pod(pod).filter(|named| named.claim.is_none()).count()
 }
 
 async fn sleep_until(due: Option<Instant>) {

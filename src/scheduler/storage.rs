@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 
 use crate::api::local_volume::{self, PROVISIONER};
 use crate::client::Informers;
+use crate::scheduler::devices::Devices;
 use crate::scheduler::node::Facts;
 use crate::scheduler::view::{ClusterView, PodKey};
 
@@ -46,7 +47,7 @@ impl Shelf for Informers {
     }
 }
 
-/// What a pod's claims ask of a node.
+/// What a pod's claims ask of a node: claims of storage, and claims of devices.
 #[derive(Debug, Clone, Default)]
 pub struct Storage {
     /// Why no node will do.
@@ -57,6 +58,8 @@ pub struct Storage {
     open: Vec<Open>,
     /// Claims that one pod alone may use.
     exclusive: Vec<PodKey>,
+    /// Claims of devices.
+    pub(super) devices: Devices,
 }
 
 #[derive(Debug, Clone)]
@@ -84,6 +87,11 @@ impl Storage {
             }
         }
         storage
+    }
+
+    /// With what the pod's claims of devices ask for.
+    pub(super) fn with(self, devices: Devices) -> Self {
+        Self { devices, ..self }
     }
 
     fn add(
@@ -135,7 +143,12 @@ pub(super) struct Placed<'a> {
     pub(super) exclusive: Vec<(&'a PodKey, usize)>,
 }
 
-impl Placed<'_> {
+impl<'a> Placed<'a> {
+    /// The pod's claims of devices.
+    pub(super) fn devices(&self) -> &'a Devices {
+        &self.storage.devices
+    }
+
     /// Why the node cannot have the pod, if its storage speaks against it.
     pub(super) fn refusal(&self, node: &str, facts: &Facts) -> Option<&'static str> {
         let is_usable =

@@ -1,10 +1,12 @@
 //! HorizontalPodAutoscaler: by requests per second, down to none and back, with real requests.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Block, Node, PATIENCE, both, eventually, get, hello, succeed};
+use crate::kubectl::push;
+use crate::support::{Block, Node, PATIENCE, both, eventually, get, guest, hello, succeed};
 
 /// An Ingress to a Service, and an autoscaler led by the Service's requests.
 const MANIFEST: &str = "
@@ -211,4 +213,163 @@ fn a_guest_that_computes_gets_company_until_it_rests() {
     clients.into_iter().for_each(|client| client.join().unwrap());
     until("1");
     assert!(state().contains("All metrics below target"), "{}", state());
+}
+
+/// An adapter outside the cluster, a Deployment that follows it, and files that a pod serves as an API.
+const ADAPTER: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: adapter}
+spec: {type: ExternalName, externalName: localhost, ports: [{port: PORT, appProtocol: http}]}
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta1.external.metrics.k8s.io}
+spec:
+  group: external.metrics.k8s.io
+  version: v1beta1
+  groupPriorityMinimum: 100
+  versionPriority: 100
+  insecureSkipTLSVerify: true
+  service: {namespace: default, name: adapter, port: PORT}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
+  minReplicas: 1
+  maxReplicas: 5
+  metrics:
+  - type: External
+    external:
+      metric: {name: queue-depth, selector: {matchLabels: {queue: orders}}}
+      target: {type: AverageValue, averageValue: '10'}
+  behavior:
+    scaleDown: {stabilizationWindowSeconds: 0}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: files}
+data: {it: '{\"kind\": \"File\", \"said\": \"by a pod\"}'}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: files, labels: {app: files}}
+spec:
+  containers:
+  - name: httpd
+    image: 'HTTPD'
+    ports: [{containerPort: 80}]
+    volumeMounts: [{name: files, mountPath: /usr/local/apache2/htdocs/apis/files.example.com/v1}]
+  volumes: [{name: files, configMap: {name: files}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: files}
+spec: {selector: {app: files}, ports: [{port: 80, appProtocol: http}]}
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1.files.example.com}
+spec:
+  group: files.example.com
+  version: v1
+  groupPriorityMinimum: 100
+  versionPriority: 100
+  insecureSkipTLSVerify: true
+  service: {namespace: default, name: files, port: 80}
+---
+";
+
+/// Answers as a metrics adapter does, until the process ends: `depth` is the length of the queue.
+fn adapter(depth: Arc<AtomicUsize>) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = move |mut stream: std::net::TcpStream| -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().transpose()?.unwrap_or_default();
+        for line in lines.by_ref() {
+            if line?.is_empty() {
+                break;
+            }
+        }
+        let path = first.split(' ').nth(1).unwrap_or_default();
+        let group = "/apis/external.metrics.k8s.io/v1beta1";
+        let metric = "/namespaces/default/queue-depth?labelSelector=queue%3Dorders";
+        let value = depth.load(Ordering::Relaxed);
+        let (code, body) = match path.strip_prefix(group) {
+            Some("") => (
+                200,
+                r#"{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "external.metrics.k8s.io/v1beta1", "resources": []}"#.to_owned(),
+            ),
+            Some(rest) if rest == metric => (
+                200,
+                format!(r#"{{"kind": "ExternalMetricValueList", "apiVersion": "external.metrics.k8s.io/v1beta1", "metadata": {{}}, "items": [{{"metricName": "queue-depth", "timestamp": "2026-01-01T00:00:00Z", "value": "{value}"}}]}}"#),
+            ),
+            _ => (404, path.to_owned()),
+        };
+        write!(
+            stream,
+            "HTTP/1.1 {code} OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = answer(stream);
+        }
+    });
+    port
+}
+
+/// Goal: a Deployment follows a metric of an adapter, which is part of the API; so is what a pod serves.
+#[test]
+fn replicas_follow_an_external_metric_of_an_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let depth = Arc::new(AtomicUsize::new(35));
+    let port = adapter(depth.clone()).to_string();
+    let (web, httpd) =
+        (push(&node, hello().to_str().unwrap()), push(&node, guest("httpd").to_str().unwrap()));
+    let file = folder.path().join("web.yaml");
+    let adapter = ADAPTER.replace("PORT", &port).replace("HTTPD", &httpd);
+    std::fs::write(&file, adapter + &DEPLOYMENT.replace("IMAGE", &web)).unwrap();
+    succeed(&mut node.kubectl(&["apply", "-f", file.to_str().unwrap()]));
+
+    let replicas = |wanted: &str| {
+        eventually(&format!("{wanted} replicas"), PATIENCE * 2, || {
+            let path = "jsonpath={.spec.replicas}";
+            let found = succeed(&mut node.kubectl(&["get", "deploy", "web", "-o", path]));
+            let state = || both(&node.kubectl(&["describe", "hpa", "web"]).output().unwrap());
+            if found == wanted { Ok(()) } else { Err(format!("{found}\n{}", state())) }
+        });
+    };
+    replicas("4");
+    let name = "v1beta1.external.metrics.k8s.io";
+    succeed(&mut node.kubectl(&[
+        "wait",
+        "apiservice",
+        name,
+        "--for=condition=Available",
+        "--timeout=30s",
+    ]));
+    let row = succeed(&mut node.kubectl(&["get", "apiservice", name]));
+    assert!(row.contains("default/adapter") && row.contains("True"), "{row}");
+    depth.store(5, Ordering::Relaxed);
+    replicas("1");
+
+    let path = "/apis/files.example.com/v1/it";
+    eventually("the pod's file", PATIENCE, || {
+        let said = both(&node.kubectl(&["get", "--raw", path]).output().unwrap());
+        if said.contains("by a pod") { Ok(()) } else { Err(said) }
+    });
+    let groups = succeed(&mut node.kubectl(&["api-versions"]));
+    assert!(groups.contains("external.metrics.k8s.io/v1beta1"), "{groups}");
+    succeed(&mut node.kubectl(&["delete", "pod", "files", "--grace-period=1"]));
+    eventually("nobody answers", PATIENCE, || {
+        let said = both(&node.kubectl(&["get", "--raw", path]).output().unwrap());
+        if said.contains("unable to handle the request") { Ok(()) } else { Err(said) }
+    });
 }

@@ -343,13 +343,23 @@ pub(super) fn grow_to(
     granted: u64,
 ) -> bool {
     let meta = file.metadata().ok();
+    // A device takes what is written to it, and no room.
+    if meta.as_ref().is_some_and(|meta| !meta.is_file()) {
+        return true;
+    }
     let length = meta.as_ref().map_or(0, Metadata::len);
     let growth = end.saturating_sub(length.max(granted));
     // A hole takes nothing of the disk until it is filled.
     let is_sparse = meta.is_some_and(|meta| meta.blocks().saturating_mul(BLOCK_BYTES) < length);
     let filled = if is_sparse { end.min(length).saturating_sub(start) } else { 0 };
-    has_room(file, growth.saturating_add(filled), false)
-        && quota.is_none_or(|quota| quota.grow(Size { bytes: growth, entries: 0 }))
+    let is_possible = has_room(file, growth.saturating_add(filled), false) || is_kernels(file);
+    is_possible && quota.is_none_or(|quota| quota.grow(Size { bytes: growth, entries: 0 }))
+}
+
+/// Whether the file is one of sysfs, where devices are set by writing, which takes no room.
+fn is_kernels(file: &File) -> bool {
+    const SYSFS_MAGIC: rustix::fs::FsWord = 0x6265_6572;
+    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == SYSFS_MAGIC)
 }
 
 /// Length of an open file in bytes.

@@ -159,9 +159,12 @@ impl Node {
         self.dir.path().join(name).join("0.log")
     }
 
-    /// The container's log, without the stamps.
+    /// The container's log, without the stamps, up to its last whole line: a flood may be read in
+    /// the midst of one.
     pub(crate) fn log(&self, name: &str) -> String {
-        let text = std::fs::read_to_string(self.log_path(name)).unwrap();
+        let bytes = std::fs::read(self.log_path(name)).unwrap();
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let text = str::from_utf8(&bytes[..end]).unwrap();
         text.lines().map(|line| format!("{}\n", line.split_once(' ').unwrap().1)).collect()
     }
 

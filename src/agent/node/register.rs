@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::agent::config::AgentConfig;
+use crate::agent::devices::Publisher;
 use crate::agent::dirs::{Dirs, read_json, write_json_aside};
 use crate::agent::eviction::Pressure;
 use crate::agent::image::HeldImage;
@@ -51,6 +52,8 @@ pub(crate) struct Registration {
     pub(crate) facts: BTreeMap<String, String>,
     /// Tells what became of the node.
     pub(crate) events: EventRecorder,
+    /// Tells of the devices that pods can claim.
+    pub(crate) devices: Publisher,
     /// Whether the node was cordoned when it was last seen, if it was.
     pub(crate) was_cordoned: Option<bool>,
 }
@@ -107,6 +110,10 @@ impl Registration {
                         self.facts = facts;
                         source = Source::Api;
                     }
+                    if self.devices.has_any() {
+                        self.devices.doubt();
+                        source = Source::Api;
+                    }
                 }
                 () = again => {}
             }
@@ -155,6 +162,13 @@ impl Registration {
         if !cidrs.is_empty() {
             self.keep(&cidrs).await;
             self.learn(&cidrs);
+        }
+        match self.devices.tell(&self.config.client, &node).await {
+            // It is looked at again with the facts; the node itself is all right.
+            Err(kube::Error::Api(refusal)) if refusal.code == 422 => {
+                warn!(message = refusal.message, "the node's devices are not taken");
+            }
+            told => told?,
         }
         self.settled = revision_of(node.as_ref()).unwrap_or(0);
         Ok(())

@@ -9,6 +9,7 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, T
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Api;
 use kube::api::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
 use serde::de::DeserializeOwned;
@@ -77,6 +78,14 @@ pub(crate) trait PodApi: Send + Sync + 'static {
         _ns: &str,
         _name: &str,
     ) -> Result<Option<PersistentVolumeClaim>, PodApiError> {
+        Ok(None)
+    }
+    /// Reads a claim of devices; `None` is "there is none".
+    async fn resource_claim(
+        &self,
+        _ns: &str,
+        _name: &str,
+    ) -> Result<Option<ResourceClaim>, PodApiError> {
         Ok(None)
     }
     /// Reads a persistent volume; `None` is "there is none".
@@ -198,6 +207,15 @@ impl PodApi for KubePodApi {
         name: &str,
     ) -> Result<Option<PersistentVolumeClaim>, PodApiError> {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), ns);
+        call(api.get_opt(name)).await
+    }
+
+    async fn resource_claim(
+        &self,
+        ns: &str,
+        name: &str,
+    ) -> Result<Option<ResourceClaim>, PodApiError> {
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), ns);
         call(api.get_opt(name)).await
     }
 

@@ -9,11 +9,12 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, Pod, ResourceFieldSelector, Secret,
 };
 
+use crate::agent::devices::GivenDevice;
 use crate::agent::pod::names;
 use crate::agent::pod::plan::{bytes, cpu_millis};
 use crate::agent::pod::volumes::TokenKey;
 use crate::agent::pod::volumes::claim::Claim;
-use crate::config::HostPath;
+use crate::config::{DeviceSettings, HostPath};
 
 /// Why a container's configuration cannot be made; the text is for the container's status.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,10 @@ pub(crate) struct Sources {
     pub(crate) tokens: BTreeMap<TokenKey, String>,
     /// By the claim's name.
     pub(crate) claims: BTreeMap<String, Claim>,
+    /// Devices that the pod's claims have, by the name that containers use.
+    pub(crate) given: BTreeMap<String, Vec<GivenDevice>>,
+    /// Devices of this machine.
+    pub(crate) devices: Arc<[DeviceSettings]>,
     /// What the node's configuration allows pods to mount of the host.
     pub(crate) host_paths: Arc<[HostPath]>,
     /// Images that are volumes, by the volume's name.

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
 use crate::agent::backlog::Backlog;
+use crate::agent::devices;
 use crate::agent::dirs::{Dirs, PodDir, read_json};
 use crate::agent::pod::api::{PodApi, PodApiError};
 use crate::agent::pod::env::{ConfigError, Sources};
@@ -20,7 +21,7 @@ use crate::agent::pod::plan::config_name;
 use crate::agent::pod::service_env::service_env;
 use crate::agent::pod::volumes::{claim, token, volumes_of};
 use crate::client::Informer;
-use crate::config::HostPath;
+use crate::config::{DeviceSettings, HostPath};
 use crate::rt::WallClock;
 
 /// How long the API may take when a copy is on this node.
@@ -38,6 +39,8 @@ pub(crate) struct NodeSources {
     pub(crate) services: Informer<Service>,
     /// What pods may mount of the host.
     pub(crate) host_paths: Arc<[HostPath]>,
+    /// Devices of this machine.
+    pub(crate) devices: Arc<[DeviceSettings]>,
     /// Bytes of disk that a container without limits may use.
     pub(crate) ephemeral_bytes: u64,
     /// Told of every pod whose volumes were written for a start.
@@ -114,6 +117,8 @@ pub(crate) async fn collect(
         claim::collect(api, node, pod, dir),
         services(node, pod, (dir, backlog)),
     )?;
+    sources.given = devices::collect(api, &node.node_name, pod, dir).await?;
+    sources.devices = Arc::clone(&node.devices);
     sources.host_paths = Arc::clone(&node.host_paths);
     sources.ephemeral_bytes = node.ephemeral_bytes;
     Ok(())

@@ -296,7 +296,7 @@ impl Worker {
         let lay_out = move || -> Result<Vec<Mount>, ConfigError> {
             forget_old_logs(&dir, &spec.name, run)?;
             let mut mounts = volumes::mounts(&pod, &spec, &dir, &of, &own_env)?;
-            mounts.extend(termination_message::mount(&dir, &spec)?);
+            termination_message::add(&dir, &spec, &mut mounts)?;
             Ok(mounts)
         };
         let turn = self.shared.disk.clone().next().await;

@@ -22,6 +22,26 @@ const FOLDER_BYTES_MAX: u64 = 64 * 1024;
 const LOG_BYTES_MAX: u64 = 2048;
 const LOG_LINES_MAX: usize = 80;
 
+/// Adds the folder to the mounts. Files and devices that are mounted into it stand in it: one folder of
+/// the guest's is one folder of the host's. Files that may only be read have no last words beside them.
+pub(super) fn add(dir: &PodDir, spec: &Container, mounts: &mut Vec<Mount>) -> io::Result<()> {
+    let Some(own) = mount(dir, spec)? else { return Ok(()) };
+    let Some(at) = mounts.iter().position(|other| other.guest_path == own.guest_path) else {
+        mounts.push(own);
+        return Ok(());
+    };
+    if mounts.get(at).is_some_and(|files| files.is_read_only) {
+        return Ok(());
+    }
+    let files = mounts.swap_remove(at);
+    for entry in std::fs::read_dir(&files.host_path)? {
+        let entry = entry?;
+        std::fs::rename(entry.path(), own.host_path.join(entry.file_name()))?;
+    }
+    mounts.push(own);
+    Ok(())
+}
+
 /// The empty folder for a container's next run, unless a volume is mounted there or the path names none.
 pub(super) fn mount(dir: &PodDir, spec: &Container) -> io::Result<Option<Mount>> {
     let Some((guest_path, _)) = split(spec) else { return Ok(None) };
@@ -136,6 +156,30 @@ mod tests {
         assert_eq!(read(&dir, &falling, 0, &exit(1)).len(), 4096);
         assert_eq!(super::mount(&dir, &plain).unwrap().map(|m| m.host_path), Some(mount.host_path));
         assert_eq!(read(&dir, &plain, 0, &exit(1)), "trap", "emptied for the next run");
+    }
+
+    /// Goal: what is mounted into `/dev` is seen there, beside the last words.
+    #[test]
+    fn files_of_the_same_folder_stand_beside_the_last_words() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dirs::create(root.path().to_owned()).unwrap().pod("u");
+        dir.create().unwrap();
+        let files = |is_read_only: bool| {
+            let host_path = dir.files("app").join("0");
+            dir.make(&host_path).unwrap();
+            std::fs::write(host_path.join("zero"), "").unwrap();
+            let guest_path = "/dev".to_owned();
+            vec![Mount { host_path, pin: None, guest_path, is_read_only, limit: None }]
+        };
+        let mut mounts = files(false);
+        add(&dir, &spec(json!({})), &mut mounts).unwrap();
+        assert_eq!(mounts.len(), 1);
+        assert!(mounts[0].host_path.join("zero").exists() && mounts[0].limit.is_some());
+        std::fs::write(mounts[0].host_path.join("termination-log"), "last").unwrap();
+        assert_eq!(read(&dir, &spec(json!({})), 0, &exit(1)), "last");
+        let mut kept = files(true);
+        add(&dir, &spec(json!({})), &mut kept).unwrap();
+        assert!(kept.len() == 1 && kept[0].is_read_only && kept[0].host_path.join("zero").exists());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use crate::api::resource::Resource;
 
+mod api_service;
 mod autoscaler_rules;
 mod config_map;
 mod controller_revision;
@@ -17,6 +18,10 @@ mod csi_node;
 mod csi_storage_capacity;
 mod daemon_set;
 mod deployment;
+mod device_allocation;
+mod device_class;
+mod device_counters;
+mod device_requests;
 mod endpoint_slice;
 mod endpoints;
 mod event;
@@ -37,6 +42,7 @@ mod node;
 mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;
+mod pod_claims;
 mod pod_disruption_budget;
 mod pod_placement;
 mod pod_ports;
@@ -49,7 +55,10 @@ mod pod_volumes;
 mod priority_class;
 mod replica_set;
 mod replication_controller;
+mod resource_claim;
+mod resource_claim_template;
 mod resource_quota;
+mod resource_slice;
 mod secret;
 mod service;
 mod service_account;
@@ -64,6 +73,7 @@ mod workload;
 pub(super) use horizontal_pod_autoscaler::{from_v1, to_v1};
 pub(crate) use pod_qos::qos_class;
 pub(super) use pod_spec::validate_container;
+pub(crate) use resource_claim::CONSUMERS_MAX;
 
 /// Every built-in resource, core group first, as discovery lists them.
 pub(super) static ALL: &[Resource] = &[
@@ -81,6 +91,7 @@ pub(super) static ALL: &[Resource] = &[
     secret::RESOURCE,
     service_account::RESOURCE,
     service::RESOURCE,
+    api_service::RESOURCE,
     controller_revision::RESOURCE,
     daemon_set::RESOURCE,
     deployment::RESOURCE,
@@ -96,6 +107,10 @@ pub(super) static ALL: &[Resource] = &[
     network_policy::RESOURCE,
     priority_class::RESOURCE,
     pod_disruption_budget::RESOURCE,
+    device_class::RESOURCE,
+    resource_claim::RESOURCE,
+    resource_claim_template::RESOURCE,
+    resource_slice::RESOURCE,
     csi_driver::RESOURCE,
     csi_node::RESOURCE,
     csi_storage_capacity::RESOURCE,

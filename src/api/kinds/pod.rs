@@ -8,7 +8,7 @@ use crate::api::decode::typed;
 use crate::api::ephemeral;
 use crate::api::field_error::Errors;
 use crate::api::json::{int_at, items_at, set, str_at, text_at};
-use crate::api::kinds::{pod_qos, pod_spec, pod_update};
+use crate::api::kinds::{pod_claims, pod_qos, pod_spec, pod_update};
 use crate::api::meta;
 use crate::api::names;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
@@ -84,7 +84,10 @@ pub(super) const RESOURCE: Resource = Resource {
     strategy: Strategy {
         default: pod_spec::default,
         prepare_create,
-        validate: |pod, errors| pod_spec::validate(pod, "spec", errors),
+        validate: |pod, errors| {
+            pod_spec::validate(pod, "spec", errors);
+            pod_claims::validate_statuses(pod, errors);
+        },
         validate_create,
         validate_update: pod_update::validate,
         cells,
@@ -112,10 +115,6 @@ fn validate_create(pod: &Value, errors: &mut Errors) {
     if !items_at(pod, GATES).is_empty() && !text_at(pod, "/spec/nodeName").is_empty() {
         let detail = "nodeName cannot be set until all schedulingGates have been cleared";
         errors.forbidden("spec.nodeName", detail);
-    }
-    if !items_at(pod, "/spec/resourceClaims").is_empty() {
-        let detail = "dynamic resource allocation is not supported here: the pod would run without what it claims; extended resources are supported, see docs/scheduling.md";
-        errors.forbidden("spec.resourceClaims", detail);
     }
 }
 
@@ -265,7 +264,6 @@ fn ended(status: &Value, code: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::strategy;
 
     fn line(pod: &Value) -> String {
         let cells = cells(pod, "2026-01-01T00:01:00Z".parse().unwrap());
@@ -346,23 +344,6 @@ mod tests {
         let mut plain = json!({"spec": {"containers": [{"name": "a", "image": "x"}]}});
         prepare_create(&mut plain);
         assert_eq!(plain["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
-    }
-
-    #[test]
-    fn a_pod_does_not_run_without_the_devices_that_it_claims() {
-        let pods = crate::api::find("", "v1", "pods").unwrap();
-        let mut pod = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {
-            "resourceClaims": [{"name": "gpu", "resourceClaimName": "one"}],
-            "containers": [{"name": "a", "image": "x",
-                "resources": {"claims": [{"name": "gpu"}]}}]}});
-        strategy::prepare_create(pods, &mut pod);
-        let errors = strategy::validate_create(pods, &pod);
-        let found: Vec<_> = errors.iter().map(|e| (e.field.as_str(), e.kind.reason())).collect();
-        assert_eq!(found, [("spec.resourceClaims", "FieldValueForbidden")]);
-        // One of before is still to be changed and deleted.
-        let mut labelled = pod.clone();
-        labelled["metadata"]["labels"] = json!({"a": "b"});
-        assert!(strategy::validate_update(pods, &pod, &labelled).is_empty());
     }
 
     #[test]

@@ -47,14 +47,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
 fn check_node_affinity(affinity: &Value, path: &str, errors: &mut Errors) {
     let required = affinity.pointer(&format!("/nodeAffinity/{REQUIRED}"));
     if let Some(required) = required.filter(|it| !it.is_null()) {
-        let path = format!("{path}.{REQUIRED}.nodeSelectorTerms");
-        let terms = items_at(required, "/nodeSelectorTerms");
-        if terms.is_empty() {
-            errors.required_because(&path, "must have at least one node selector term");
-        }
-        for (at, term) in terms.iter().enumerate() {
-            check_node_term(term, true, &format!("{path}[{at}]"), errors);
-        }
+        validate_node_selector(required, &format!("{path}.{REQUIRED}"), errors);
     }
     let preferred = items_at(affinity, &format!("/nodeAffinity/{PREFERRED}"));
     for (at, wish) in preferred.iter().enumerate() {
@@ -63,6 +56,18 @@ fn check_node_affinity(affinity: &Value, path: &str, errors: &mut Errors) {
         if let Some(term) = wish.get("preference") {
             check_node_term(term, false, &format!("{path}.preference"), errors);
         }
+    }
+}
+
+/// Checks a selector of nodes; `path` is its path.
+pub(super) fn validate_node_selector(selector: &Value, path: &str, errors: &mut Errors) {
+    let path = format!("{path}.nodeSelectorTerms");
+    let terms = items_at(selector, "/nodeSelectorTerms");
+    if terms.is_empty() {
+        errors.required_because(&path, "must have at least one node selector term");
+    }
+    for (at, term) in terms.iter().enumerate() {
+        check_node_term(term, true, &format!("{path}[{at}]"), errors);
     }
 }
 
@@ -151,7 +156,8 @@ fn check_values(values: &[Value], path: &str, errors: &mut Errors) {
     }
 }
 
-fn check_labels(labels: &Value, path: &str, errors: &mut Errors) {
+/// Checks labels; `path` is theirs.
+pub(super) fn check_labels(labels: &Value, path: &str, errors: &mut Errors) {
     for (key, value) in labels.as_object().into_iter().flatten() {
         if let Err(detail) = names::check_qualified_name(key) {
             errors.invalid(path, &json!(key), detail);

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use crate::api::ephemeral;
 use crate::api::field_error::Errors;
 use crate::api::json::{child, int_at, is_true, items_at, set_default, set_default_text, text_at};
-use crate::api::kinds::{pod_placement, pod_ports, pod_probes, pod_resources, pod_volumes};
+use crate::api::kinds::{
+    pod_claims, pod_placement, pod_ports, pod_probes, pod_resources, pod_volumes,
+};
 use crate::api::names;
 
 /// Kubernetes' grace of a pod that names none, in seconds.
@@ -136,6 +138,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
         );
     }
     validate_names(holder, path, errors);
+    pod_claims::validate(holder, path, errors);
     pod_volumes::validate(holder, path, errors);
     pod_placement::validate(holder, path, errors);
 }

@@ -30,6 +30,8 @@ PACKAGES = [
     ("events", API, "events/v1", "events.k8s.io/v1", "Event"),
     ("networking", API, "networking/v1", "networking.k8s.io/v1", "Ingress IngressClass NetworkPolicy"),
     ("policy", API, "policy/v1", "policy/v1", "Eviction PodDisruptionBudget"),
+    ("resource", API, "resource/v1", "resource.k8s.io/v1",
+     "DeviceClass ResourceClaim ResourceClaimTemplate ResourceSlice"),
     ("scheduling", API, "scheduling/v1", "scheduling.k8s.io/v1", "PriorityClass"),
     ("storage", API, "storage/v1", "storage.k8s.io/v1", "CSIDriver CSINode CSIStorageCapacity StorageClass "
      "VolumeAttachment VolumeAttributesClass"),

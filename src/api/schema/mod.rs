@@ -1,6 +1,6 @@
 //! The fields of Kubernetes' types: numbers on the wire, names in JSON, and how lists and maps merge.
 //!
-//! Data in: two text files. Data out: one table in memory, made when it is first asked for. The
+//! Data in: three text files. Data out: one table in memory, made when it is first asked for. The
 //! protobuf decoder and server-side apply read it; a kind needs no code of its own for either.
 //!
 //! The files hold one line for each thing. `:core v1` begins a package and says its `apiVersion`; a
@@ -32,9 +32,10 @@ mod quantities;
 pub(crate) use quantities::{canonicalize, canonicalize_type};
 
 /// The text.
-const TEXTS: [&str; 2] = [include_str!("kubernetes.txt"), include_str!("gateway.txt")];
+const TEXTS: [&str; 3] =
+    [include_str!("kubernetes.txt"), include_str!("gateway.txt"), include_str!("aggregator.txt")];
 /// Its length: another text, another number (nearly always), for those who cache what is made of it.
-pub(crate) const TEXT_BYTES: usize = TEXTS[0].len() + TEXTS[1].len();
+pub(crate) const TEXT_BYTES: usize = TEXTS[0].len() + TEXTS[1].len() + TEXTS[2].len();
 
 /// All types.
 pub(crate) static SCHEMA: LazyLock<Schema> = LazyLock::new(|| parse::schema(&TEXTS).0);

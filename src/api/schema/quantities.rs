@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::api::quantity::canonical;
 use crate::api::resource::Resource;
-use crate::api::schema::{Field, Message, SCHEMA, Schema, Type};
+use crate::api::schema::{Field, Message, SCHEMA, Schema, Shape, Type};
 
 /// The fields that are, or hold, quantities, by the number of their type.
 static HOLDERS: LazyLock<Vec<Vec<&'static Field>>> = LazyLock::new(|| holders(&SCHEMA));
@@ -39,9 +39,9 @@ fn of_message(message: usize, object: &mut Value) -> Result<(), String> {
     for field in HOLDERS.get(message).into_iter().flatten() {
         match (field.kind, field.is_inline) {
             (Type::Message(inlined), true) => of_message(inlined, object)?,
-            (kind, _) => {
+            _ => {
                 if let Some(value) = object.get_mut(field.name) {
-                    of_field(kind, value).map_err(|path| format!(".{}{path}", field.name))?;
+                    of_field(field, value).map_err(|path| format!(".{}{path}", field.name))?;
                 }
             }
         }
@@ -49,23 +49,31 @@ fn of_message(message: usize, object: &mut Value) -> Result<(), String> {
     Ok(())
 }
 
-/// A value of this type, or a list or map of them.
-fn of_field(kind: Type, value: &mut Value) -> Result<(), String> {
-    match (kind, value) {
-        (_, Value::Array(items)) => {
+/// A value of the field's type, or a list or map of them.
+fn of_field(field: &Field, value: &mut Value) -> Result<(), String> {
+    match (&field.shape, value) {
+        (Shape::List(_), Value::Array(items)) => {
             for (at, item) in items.iter_mut().enumerate() {
-                of_field(kind, item).map_err(|path| format!("[{at}]{path}"))?;
+                of_value(field.kind, item).map_err(|path| format!("[{at}]{path}"))?;
             }
             Ok(())
         }
-        (Type::Quantity, Value::Object(map)) => {
-            for (key, value) in map.iter_mut() {
-                of_quantity(value).map_err(|()| format!("[{key}]"))?;
+        (Shape::Map, Value::Object(map)) => {
+            for (key, item) in map.iter_mut() {
+                of_value(field.kind, item).map_err(|path| format!("[{key}]{path}"))?;
             }
             Ok(())
         }
-        (Type::Quantity, value) => of_quantity(value).map_err(|()| String::new()),
-        (Type::Message(message), value) => of_message(message, value),
+        (Shape::One, value) => of_value(field.kind, value),
+        // Of another shape: the decoder says so.
+        _ => Ok(()),
+    }
+}
+
+fn of_value(kind: Type, value: &mut Value) -> Result<(), String> {
+    match kind {
+        Type::Quantity => of_quantity(value).map_err(|()| String::new()),
+        Type::Message(message) => of_message(message, value),
         _ => Ok(()),
     }
 }

@@ -33,6 +33,8 @@ use crate::api::status::Status;
 use crate::apiserver::error::ApiError;
 use crate::apiserver::router::Call;
 use negotiate::{Protocol, Switch};
+pub(super) use node::exchange;
+pub(super) use target::Target;
 
 /// A session on which nothing moves for this long is ended, as by kubelet's
 /// `streamingConnectionIdleTimeout`.

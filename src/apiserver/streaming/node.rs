@@ -21,7 +21,7 @@ const REFUSAL_BYTES_MAX: usize = 4 * 1024;
 
 /// Starts an exchange: what is sent to `from_client`'s other end becomes the request's body, until
 /// all senders are gone. The error is a text for the client.
-pub(super) async fn exchange(
+pub(in crate::apiserver) async fn exchange(
     context: &Context,
     target: &Target,
     path: &str,

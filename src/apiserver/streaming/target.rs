@@ -18,13 +18,13 @@ const DEFAULT_CONTAINER: &str = "/metadata/annotations/kubectl.kubernetes.io~1de
 
 /// Where a session goes.
 #[derive(Debug, Clone)]
-pub(super) struct Target {
-    pub(super) namespace: String,
-    pub(super) pod: String,
-    pub(super) uid: String,
-    pub(super) node: String,
+pub(in crate::apiserver) struct Target {
+    pub(in crate::apiserver) namespace: String,
+    pub(in crate::apiserver) pod: String,
+    pub(in crate::apiserver) uid: String,
+    pub(in crate::apiserver) node: String,
     /// Empty for port-forward.
-    pub(super) container: String,
+    pub(in crate::apiserver) container: String,
 }
 
 /// Reads the pod and checks that it can have a session.
@@ -79,7 +79,7 @@ impl Target {
     }
 
     /// The agent's path for a connection to a port.
-    pub(super) fn port_path(&self, port: u16) -> String {
+    pub(in crate::apiserver) fn port_path(&self, port: u16) -> String {
         format!("/portForward/{}/{}?port={port}", self.namespace, self.pod)
     }
 }

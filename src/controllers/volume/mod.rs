@@ -22,15 +22,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::api::local_volume::{self, CLAIM_FINALIZER, VOLUMES_PATH};
 use crate::client::{Change, EventRecorder, EventType, Informer, Regarding, is_already_exists};
 use crate::controllers::Context;
+use crate::controllers::object::{patch_as_read, patch_status_as_read};
 use crate::controllers::queue::{Next, Queue, Workers};
 use plan::{Consumer, Step};
 
@@ -148,12 +149,12 @@ async fn reconcile_claim(
             events.record(about, EventType::Normal, "WaitForFirstConsumer", message);
         }
         Step::SetClass(class) => {
-            patch(&api, &claim, json!({"spec": {"storageClassName": class}})).await?;
+            patch_as_read(&api, &claim, json!({"spec": {"storageClassName": class}})).await?;
         }
         Step::Bind(volume) => bind(context, &api, &claim, &volume).await?,
         Step::Provision(node) => provision(context, events, &claim, &classes, &node).await?,
         Step::Lose => {
-            patch_status(&api, &claim, json!({"phase": "Lost"})).await?;
+            patch_status_as_read(&api, &claim, json!({"phase": "Lost"})).await?;
         }
         Step::Release => return release(context, &api, &claim).await,
     }
@@ -177,7 +178,7 @@ async fn release(
     let pods = pods.store.in_namespace(&namespace);
     if plan::consumers(&pods, &claim.name_any()).next().is_none() {
         let kept: Vec<_> = claim.finalizers().iter().filter(|f| *f != CLAIM_FINALIZER).collect();
-        patch(api, claim, json!({"metadata": {"finalizers": kept}})).await?;
+        patch_as_read(api, claim, json!({"metadata": {"finalizers": kept}})).await?;
     }
     Ok(Next::Wait)
 }
@@ -221,7 +222,7 @@ async fn bind(
     let mut volume = volume.clone();
     if !plan::is_of(&volume, claim) {
         let reference = json!({"spec": {"claimRef": plan::reference(claim)}});
-        volume = patch(&volumes, &volume, reference).await?;
+        volume = patch_as_read(&volumes, &volume, reference).await?;
     }
     // A folder has no size of its own: a larger wish is granted by writing it down.
     if local_volume::is_provisioned(&volume)
@@ -229,10 +230,10 @@ async fn bind(
     {
         let wanted = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
         let capacity = wanted.and_then(|resources| resources.requests.clone());
-        volume = patch(&volumes, &volume, json!({"spec": {"capacity": capacity}})).await?;
+        volume = patch_as_read(&volumes, &volume, json!({"spec": {"capacity": capacity}})).await?;
     }
     if volume.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Bound") {
-        volume = patch_status(&volumes, &volume, json!({"phase": "Bound"})).await?;
+        volume = patch_status_as_read(&volumes, &volume, json!({"phase": "Bound"})).await?;
     }
     let name = volume.name_any();
     let mut claim = claim.clone();
@@ -244,7 +245,7 @@ async fn bind(
             }},
             "spec": {"volumeName": name},
         });
-        claim = patch(api, &claim, bound).await?;
+        claim = patch_as_read(api, &claim, bound).await?;
     }
     let spec = volume.spec.unwrap_or_default();
     let status = json!({
@@ -253,30 +254,7 @@ async fn bind(
     let had = serde_json::to_value(claim.status.clone().unwrap_or_default()).unwrap_or_default();
     let differs = status.as_object().into_iter().flatten().any(|(key, v)| had.get(key) != Some(v));
     if differs {
-        patch_status(api, &claim, status).await?;
+        patch_status_as_read(api, &claim, status).await?;
     }
     Ok(())
-}
-
-/// Applies a merge patch to the very version that was read.
-async fn patch<K>(api: &Api<K>, read: &K, mut patch: Value) -> Result<K, kube::Error>
-where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    json_patch::merge(&mut patch, &version(read));
-    api.patch(&read.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await
-}
-
-/// As [`patch`], for the status.
-async fn patch_status<K>(api: &Api<K>, read: &K, status: Value) -> Result<K, kube::Error>
-where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let mut patch = json!({"status": status});
-    json_patch::merge(&mut patch, &version(read));
-    api.patch_status(&read.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await
-}
-
-fn version<K: kube::Resource>(read: &K) -> Value {
-    json!({"metadata": {"uid": read.uid(), "resourceVersion": read.resource_version()}})
 }

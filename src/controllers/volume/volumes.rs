@@ -9,9 +9,8 @@ use tracing::info;
 use crate::api::local_volume::{self, FOLDER_FINALIZER, VOLUME_FINALIZER};
 use crate::client::is_not_found;
 use crate::controllers::Context;
-use crate::controllers::object::is_deleting;
+use crate::controllers::object::{is_deleting, patch_as_read, patch_status_as_read};
 use crate::controllers::queue::Next;
-use crate::controllers::volume::{patch, patch_status};
 
 /// Brings one volume's phase and finalizers up to date.
 pub(super) async fn reconcile(context: &Context, name: &str) -> Result<Next, kube::Error> {
@@ -31,13 +30,13 @@ pub(super) async fn reconcile(context: &Context, name: &str) -> Result<Next, kub
     }
     if !has_uid {
         if phase != "Available" {
-            patch_status(&api, &volume, json!({"phase": "Available"})).await?;
+            patch_status_as_read(&api, &volume, json!({"phase": "Available"})).await?;
         }
         return Ok(Next::Wait);
     }
     let (wanted, message) = released(&volume);
     if phase != wanted {
-        patch_status(&api, &volume, json!({"phase": wanted, "message": message})).await?;
+        patch_status_as_read(&api, &volume, json!({"phase": wanted, "message": message})).await?;
         // The cache shows it, and this runs again.
         return Ok(Next::Wait);
     }
@@ -111,7 +110,7 @@ async fn let_go(
         })
         .collect();
     if kept.len() < volume.finalizers().len() {
-        patch(api, volume, json!({"metadata": {"finalizers": kept}})).await?;
+        patch_as_read(api, volume, json!({"metadata": {"finalizers": kept}})).await?;
     }
     Ok(Next::Wait)
 }

@@ -184,6 +184,7 @@ impl World {
             Script { node: name.to_owned(), board: Some(Arc::clone(&self.board)), has_logs: true };
         AgentConfig {
             extended_resources: BTreeMap::new(),
+            devices: Vec::new(),
             node_name: name.to_owned(),
             nodes: informer(kube::Api::all(client.clone()), watcher::Config::default(), tasks),
             pods: Interned::default(),

@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::{
 use rustix::fs::{AtFlags, CWD, linkat};
 
 use crate::agent::beneath::{self, Held, Missing};
+use crate::agent::devices::of_container;
 use crate::agent::dirs::{PodDir, remove_folder};
 use crate::agent::pod::env::{ConfigError, Sources, expand};
 use crate::agent::pod::plan;
@@ -92,10 +93,45 @@ pub(crate) fn mounts(
             files.add(&wanted.mount_path, &file, root.limit)?;
         }
     }
+    add_devices(container, sources, &mut mounts, &mut files)?;
     let etc = add_etc(container, dir, &mut files)?;
     files.finish(&mut mounts)?;
     mounts.extend(etc);
     Ok(mounts)
+}
+
+/// The devices of claims that the container names, each where it is on the node.
+fn add_devices(
+    container: &Container,
+    sources: &Sources,
+    mounts: &mut Vec<Mount>,
+    files: &mut FileMounts<'_>,
+) -> Result<(), ConfigError> {
+    for name in of_container(container, &sources.given) {
+        let device = sources.devices.iter().find(|device| device.name == name);
+        let device = device.ok_or_else(|| {
+            ConfigError::Unavailable(format!(
+                "device {name} is not on this node any more; start the node with --device {name}=PATH"
+            ))
+        })?;
+        let held = beneath::open_device(&device.path).map_err(|cause| {
+            ConfigError::Unavailable(format!("device {name} at {}: {cause}", device.path.display()))
+        })?;
+        let guest_path = device.path.to_string_lossy().into_owned();
+        if held.is_folder {
+            mounts.push(Mount {
+                host_path: held.path(),
+                pin: Some(Arc::new(held.handle)),
+                guest_path,
+                is_read_only: false,
+                limit: None,
+            });
+        } else {
+            let file = File { held, is_read_only: false, is_immutable: false };
+            files.add(&guest_path, &file, None)?;
+        }
+    }
+    Ok(())
 }
 
 /// The pod's own files in `/etc`: their folder as it is, or single ones beside those that the
@@ -299,6 +335,11 @@ impl FileMounts<'_> {
         let target = folder.host_path.join(name);
         // The link is made to what is held, not to what has its name by now.
         let link = || linkat(CWD, file.held.path(), CWD, &target, AtFlags::SYMLINK_FOLLOW);
+        if let Some(made) = beneath::make_device_like(&file.held, &target) {
+            return made.map_err(|cause| {
+                refused(&format!("the device cannot be shown to the guest: {cause}; the agent must run as root, on a disk that is not mounted nodev"))
+            });
+        }
         if is_read_only {
             // What never changes need not be there twice.
             if file.is_immutable && link().is_ok() {

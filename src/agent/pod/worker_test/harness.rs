@@ -477,6 +477,7 @@ pub(super) fn node(root: &tempfile::TempDir) -> Arc<NodeSources> {
         clock: WallClock::system(),
         services: informer(services, watcher::Config::default(), &tasks),
         host_paths: Arc::new([]),
+        devices: Arc::new([]),
         ephemeral_bytes: 1 << 30,
         written: Written::default(),
     })
