@@ -162,10 +162,9 @@ impl Node {
     /// The container's log, without the stamps, up to its last whole line: a flood may be read in
     /// the midst of one.
     pub(crate) fn log(&self, name: &str) -> String {
-        let bytes = std::fs::read(self.log_path(name)).unwrap();
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let text = str::from_utf8(&bytes[..end]).unwrap();
-        text.lines().map(|line| format!("{}\n", line.split_once(' ').unwrap().1)).collect()
+        let text = std::fs::read_to_string(self.log_path(name)).unwrap();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| format!("{}\n", line.split_once(' ').unwrap().1)).collect()
     }
 
     /// Waits until the log has a text.
