@@ -34,7 +34,11 @@ struct Nobody;
 
 #[async_trait::async_trait]
 impl Local for Nobody {
-    async fn connect(&self, _: std::net::SocketAddr) -> std::io::Result<BoxIo> {
+    async fn connect(
+        &self,
+        _: Option<std::net::SocketAddr>,
+        _: std::net::SocketAddr,
+    ) -> std::io::Result<BoxIo> {
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }
 

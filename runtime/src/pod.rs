@@ -17,7 +17,7 @@ use crate::imports::{Capability, MissingImports};
 use crate::limits::Gauge;
 use crate::logs::{Log, LogSize};
 use crate::meter::{Meter, nanos};
-use crate::network::{PodNet, UNKNOWN_PEER, VirtualNetwork};
+use crate::network::{PodNet, VirtualNetwork};
 use crate::stdio::{Input, Pipes, Stdio};
 use crate::tls::Trust;
 use crate::types::{BoxIo, Container, ContainerConfig, Pod, StartError, Usage, VolumeLimit};
@@ -259,7 +259,9 @@ impl Pod for WasmPod {
         let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let mut last = std::io::ErrorKind::ConnectionRefused.into();
         for ip in loopback.iter().chain(self.ground.net.ips()) {
-            match self.ground.net.dial(UNKNOWN_PEER, SocketAddr::new(*ip, port)).await {
+            // As from a process of the pod: it sees itself.
+            let from = self.ground.net.source(*ip);
+            match self.ground.net.dial(from, SocketAddr::new(*ip, port)).await {
                 Ok(io) => return Ok(io),
                 Err(error) => last = error,
             }

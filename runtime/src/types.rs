@@ -329,12 +329,18 @@ impl Datagrams {
 /// The way from a guest to everything that is not its own pod. Implemented by the node's mesh.
 #[async_trait]
 pub trait Uplink: Send + Sync + 'static {
-    /// Opens a TCP-like connection to a pod, Service or outside address.
+    /// Opens a TCP-like connection from a guest's socket at `source` to a pod, Service or outside
+    /// address. A pod sees `source` as its peer.
     ///
     /// # Errors
     ///
     /// `ConnectionRefused`, `TimedOut`, `HostUnreachable`, `PermissionDenied` become the WASI codes.
-    async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo>;
+    async fn connect(
+        &self,
+        from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> std::io::Result<BoxIo>;
 
     /// Carries a flow of datagrams from a guest's socket at `source` to a pod, Service or outside
     /// address, until the guest's side lets go of it. Which endpoint of a Service gets them is

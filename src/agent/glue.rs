@@ -30,9 +30,15 @@ impl Local for LocalPods {
         Some(PodOwner { namespace, uid })
     }
 
-    async fn connect(&self, to: SocketAddr) -> std::io::Result<crate::mesh::BoxIo> {
-        let stream = self.0.connect(to).await?;
-        Ok(Box::new(stream))
+    async fn connect(
+        &self,
+        from: Option<SocketAddr>,
+        to: SocketAddr,
+    ) -> std::io::Result<crate::mesh::BoxIo> {
+        match from {
+            Some(from) => self.0.connect_from(from, to).await.map(|io| Box::new(io) as _),
+            None => self.0.connect(to).await.map(|io| Box::new(io) as _),
+        }
     }
 
     async fn datagrams(
@@ -103,8 +109,13 @@ fn caller(pod: &PodId) -> Caller<'_> {
 
 #[async_trait]
 impl Uplink for GuestUplink {
-    async fn connect(&self, from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
-        let stream = self.mesh()?.connect_from(caller(from), to).await?;
+    async fn connect(
+        &self,
+        from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> std::io::Result<BoxIo> {
+        let stream = self.mesh()?.connect_from(caller(from), source, to).await?;
         Ok(Box::new(stream))
     }
 

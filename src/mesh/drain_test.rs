@@ -30,7 +30,7 @@ struct Pods {
 
 #[async_trait]
 impl Local for Pods {
-    async fn connect(&self, _: SocketAddr) -> std::io::Result<BoxIo> {
+    async fn connect(&self, _: Option<SocketAddr>, _: SocketAddr) -> std::io::Result<BoxIo> {
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }
 

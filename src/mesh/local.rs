@@ -32,12 +32,12 @@ pub trait Local: Debug + Send + Sync + 'static {
         None
     }
 
-    /// Opens a byte stream to a listening guest.
+    /// Opens a byte stream to a listening guest, which sees `from` as its peer if there is one.
     ///
     /// # Errors
     ///
     /// `ConnectionRefused` or `HostUnreachable` when nothing listens there.
-    async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo>;
+    async fn connect(&self, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<BoxIo>;
 
     /// Carries a flow of datagrams to a guest's socket, until one side lets go of it.
     ///

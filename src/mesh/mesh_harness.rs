@@ -42,6 +42,8 @@ pub(super) struct Pods {
     pub(super) pods: Mutex<BTreeMap<SocketAddr, Act>>,
     pub(super) seen: Mutex<Vec<String>>,
     pub(super) arrived: tokio::sync::Notify,
+    /// Whom each connection came from.
+    pub(super) callers: Mutex<Vec<Option<SocketAddr>>>,
 }
 
 impl Pods {
@@ -58,10 +60,11 @@ impl Pods {
 
 #[async_trait]
 impl Local for Pods {
-    async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
+    async fn connect(&self, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<BoxIo> {
         if !self.pods.lock().contains_key(&to) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        self.callers.lock().push(from);
         let (here, mut there) = tokio::io::duplex(1024);
         // Greets with its address and echoes the rest; lives as long as the other half.
         #[expect(clippy::disallowed_methods, reason = "a pod of a test needs no owner")]

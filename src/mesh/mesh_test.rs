@@ -177,8 +177,9 @@ async fn a_peer_reaches_pods_of_this_node_only() {
     let conn = soon(nodes[0].peers.get("b", crate::net::Alpn::Mesh)).await.unwrap();
     for address in ["10.42.0.2:8080", "127.0.0.1:22"] {
         let to = address.parse().unwrap();
-        let tcp =
-            soon(wire::open(&conn, wire::Carries::Tcp, to, Sender::Untold)).await.unwrap_err();
+        let tcp = soon(wire::open(&conn, wire::Carries::Tcp { from: None }, to, Sender::Untold))
+            .await
+            .unwrap_err();
         assert_eq!(tcp.kind(), io::ErrorKind::HostUnreachable);
         let http = soon(wire::open(&conn, wire::Carries::Http, to, Sender::Untold)).await.unwrap();
         let stream = HttpStream::new(http).await.unwrap();
@@ -217,6 +218,30 @@ async fn byte_connections_reach_pods_here_and_there() {
         seen.insert(greeting(&mut io).await);
     }
     assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
+async fn a_pod_sees_who_calls_it_from_here_from_there_and_by_a_service() {
+    let nodes = cluster(&["a", "b"]);
+    let caller = Caller { namespace: "default", uid: "c" };
+    let from = "10.42.0.7:40123".parse().unwrap();
+    for (to, on) in [("10.42.0.2:8080", 0), ("10.42.1.2:8080", 1)] {
+        let to = to.parse().unwrap();
+        let _io = soon(nodes[0].mesh.connect_from(caller, from, to)).await.unwrap();
+        assert_eq!(std::mem::take(&mut *nodes[on].pods.callers.lock()), [Some(from)]);
+        let _io = soon(nodes[0].mesh.connect(to)).await.unwrap();
+        assert_eq!(std::mem::take(&mut *nodes[on].pods.callers.lock()), [None]);
+    }
+    // What another node says of a pod's own loopback is not believed.
+    let conn = soon(nodes[0].peers.get("b", crate::net::Alpn::Mesh)).await.unwrap();
+    let carries = wire::Carries::Tcp { from: Some("127.0.0.1:1".parse().unwrap()) };
+    let to = "10.42.1.2:8080".parse().unwrap();
+    let _io = soon(wire::open(&conn, carries, to, Sender::Node)).await.unwrap();
+    assert_eq!(std::mem::take(&mut *nodes[1].pods.callers.lock()), [None]);
+    let service = "10.43.0.9:80".parse().unwrap();
+    let _io = soon(nodes[0].mesh.connect_from(caller, from, service)).await.unwrap();
+    let seen: Vec<_> = nodes.iter().flat_map(|node| node.pods.callers.lock().clone()).collect();
+    assert_eq!(seen, [Some(from)]);
 }
 
 #[tokio::test]

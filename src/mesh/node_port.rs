@@ -204,9 +204,11 @@ impl Mesh {
         };
         // Fails only on a connection that is gone already.
         let _ = client.set_nodelay(true);
-        let who = from.ip().to_canonical().to_string();
-        let backend = self.for_client(backend, &who);
-        match self.connect_backend(&backend, Origin::client(from.ip())).await {
+        let ip = from.ip().to_canonical();
+        let backend = self.for_client(backend, &ip.to_string());
+        // A pod may trust its own loopback, which the node's is not.
+        let peer = (!ip.is_loopback()).then(|| SocketAddr::new(ip, from.port()));
+        match self.connect_backend(&backend, Origin::client(from.ip()), peer).await {
             Ok(pod) => splice(client, pod, self.0.tasks.token()).await,
             Err(err) => {
                 let (namespace, name) = &service;

@@ -27,7 +27,7 @@ struct Pods(TaskGroup);
 
 #[async_trait]
 impl Local for Pods {
-    async fn connect(&self, to: SocketAddr) -> std::io::Result<BoxIo> {
+    async fn connect(&self, _: Option<SocketAddr>, to: SocketAddr) -> std::io::Result<BoxIo> {
         let (near, mut far) = tokio::io::duplex(64);
         self.0.spawn_until_cancelled("pod", async move {
             let _ = far.write_all(to.ip().to_string().as_bytes()).await;

@@ -80,6 +80,11 @@ impl HttpBody for Marked {
     }
 }
 
+/// A caller's address, unless it is a loopback: the pod's own is no other node's to speak for.
+fn outward(from: Option<SocketAddr>) -> Option<SocketAddr> {
+    from.filter(|from| !from.ip().to_canonical().is_loopback())
+}
+
 impl Mesh {
     /// Serves the streams that a node opens on a mesh connection, until it ends. Only pods of this
     /// node are reached.
@@ -147,7 +152,7 @@ impl Mesh {
         if !self.0.table.load().is_local_pod(open.to.ip()) {
             // Routes of the two nodes differ for a moment after a change.
             warn!(%peer, address = %open.to, "asked for a pod that is not here");
-            if open.carries == Carries::Tcp {
+            if let Carries::Tcp { .. } = open.carries {
                 return wire::answer(&mut stream, Opened::Unreachable).await;
             }
         }
@@ -158,12 +163,12 @@ impl Mesh {
                 let serving = self.serve_mesh_datagrams(stream, sender, from, open.to);
                 return cancel.run_until_cancelled(serving).await.unwrap_or(Ok(()));
             }
-            Carries::Tcp
+            Carries::Tcp { .. }
                 if self.admit_peer(peer, &open.sender, open.to, Protocol::Tcp).await.is_err() =>
             {
                 wire::answer(&mut stream, Opened::Denied).await?;
             }
-            Carries::Tcp => match self.0.local.connect(open.to).await {
+            Carries::Tcp { from } => match self.0.local.connect(outward(from), open.to).await {
                 Ok(pod) => {
                     wire::answer(&mut stream, Opened::Connected).await?;
                     splice(stream, pod, self.0.tasks.token()).await;

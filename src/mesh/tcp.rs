@@ -33,11 +33,11 @@ impl Mesh {
     ///
     /// Cancel safe: the attempt is given up.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
-        self.connect_as(Origin::Node, to).await
+        self.connect_as(Origin::Node, None, to).await
     }
 
-    /// As [`Self::connect`], for a pod of this node: its network policies and those of the pod it
-    /// reaches must allow it, else it is refused.
+    /// As [`Self::connect`], for the socket `from` of the pod `caller` of this node: its network
+    /// policies and those of the pod it reaches must allow it, else it is refused.
     ///
     /// # Errors
     ///
@@ -46,11 +46,21 @@ impl Mesh {
     /// # Cancel safety
     ///
     /// Cancel safe: the attempt is given up.
-    pub async fn connect_from(&self, caller: Caller<'_>, to: SocketAddr) -> io::Result<BoxIo> {
-        self.connect_as(Origin::Pod(caller), to).await
+    pub async fn connect_from(
+        &self,
+        caller: Caller<'_>,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> io::Result<BoxIo> {
+        self.connect_as(Origin::Pod(caller), Some(from), to).await
     }
 
-    async fn connect_as(&self, origin: Origin<'_>, to: SocketAddr) -> io::Result<BoxIo> {
+    async fn connect_as(
+        &self,
+        origin: Origin<'_>,
+        from: Option<SocketAddr>,
+        to: SocketAddr,
+    ) -> io::Result<BoxIo> {
         let backend = {
             let table = self.0.table.load();
             match table.cluster_ip(to) {
@@ -61,16 +71,18 @@ impl Mesh {
                 None => Arc::new(table.single(to, |node| self.peer(node))),
             }
         };
-        self.connect_backend(&self.for_client(backend, origin.uid()), origin).await
+        self.connect_backend(&self.for_client(backend, origin.uid()), origin, from).await
     }
 
-    /// Connects to one of a Service's endpoints; another one if that fails.
+    /// Connects to one of a Service's endpoints, which sees `from` as its peer; another one if that
+    /// fails.
     pub(super) async fn connect_backend(
         &self,
         backend: &Backend,
         origin: Origin<'_>,
+        from: Option<SocketAddr>,
     ) -> io::Result<BoxIo> {
-        self.connect_one_of(backend, origin).await.map(|(io, _)| io)
+        self.connect_one_of(backend, origin, from).await.map(|(io, _)| io)
     }
 
     /// The same, and tells which it is.
@@ -78,6 +90,7 @@ impl Mesh {
         &self,
         backend: &Backend,
         origin: Origin<'_>,
+        from: Option<SocketAddr>,
     ) -> io::Result<(BoxIo, Arc<EndpointState>)> {
         let mut tried: Vec<Arc<EndpointState>> = Vec::new();
         let mut last = io::ErrorKind::ConnectionRefused.into();
@@ -91,7 +104,7 @@ impl Mesh {
             };
             let in_flight = InFlight::new(&endpoint);
             let started = Instant::now();
-            match self.connect_endpoint(&endpoint, origin).await {
+            match self.connect_endpoint(&endpoint, origin, from).await {
                 Ok(io) => {
                     endpoint.succeeded(started.elapsed(), self.now_ms());
                     let io: BoxIo = Box::new(Counted { io, _in_flight: in_flight });
@@ -114,16 +127,17 @@ impl Mesh {
         &self,
         endpoint: &EndpointState,
         origin: Origin<'_>,
+        from: Option<SocketAddr>,
     ) -> io::Result<BoxIo> {
         self.admit(origin, endpoint, Protocol::Tcp).await?;
         let to = endpoint.address;
         match &endpoint.place {
-            Place::Local => self.0.local.connect(to).await,
+            Place::Local => self.0.local.connect(from, to).await,
             Place::Outside => Ok(Box::new(outside::connect(to).await?)),
             Place::Node(_) => {
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
                 let conn = wire::connection(peer).await?;
-                Ok(Box::new(wire::open(&conn, Carries::Tcp, to, origin.into()).await?))
+                Ok(Box::new(wire::open(&conn, Carries::Tcp { from }, to, origin.into()).await?))
             }
         }
     }

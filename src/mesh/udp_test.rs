@@ -24,7 +24,7 @@ struct Pods(SocketAddr);
 
 #[async_trait]
 impl Local for Pods {
-    async fn connect(&self, _: SocketAddr) -> io::Result<BoxIo> {
+    async fn connect(&self, _: Option<SocketAddr>, _: SocketAddr) -> io::Result<BoxIo> {
         Err(io::ErrorKind::ConnectionRefused.into())
     }
 

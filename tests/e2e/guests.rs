@@ -138,7 +138,15 @@ spec:
     assert!(shell.body.contains("there is no shell"), "{shell:?}");
     let name = answered(service, "netexec", "/dial?host=netexec&port=80&request=hostname&tries=3");
     assert!(name.starts_with("{\"responses\":[\"netexec-"), "{name}");
-    for ip in field(&node, "pods", ".items[*].status.podIP").split(' ') {
+    // As the pod sees it: the node itself at its port, and a pod that asks by the Service's name.
+    assert_eq!(answered(service, "netexec", "/clientip"), "0.0.0.0:0");
+    let ips = field(&node, "pods", ".items[*].status.podIP");
+    let caller = answered(service, "netexec", "/dial?host=netexec&port=80&request=clientip");
+    assert!(
+        ips.split(' ').any(|ip| caller.starts_with(&format!("{{\"responses\":[\"{ip}:"))),
+        "{caller}"
+    );
+    for ip in ips.split(' ') {
         let path = format!("/dial?host={ip}&port=8083&request=echo%3Fmsg%3Dhello");
         assert_eq!(answered(service, "netexec", &path), "{\"responses\":[\"hello\"]}");
     }

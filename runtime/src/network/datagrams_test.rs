@@ -22,7 +22,7 @@ struct Mesh {
 
 #[async_trait]
 impl Uplink for Mesh {
-    async fn connect(&self, _: &PodId, _: SocketAddr) -> io::Result<BoxIo> {
+    async fn connect(&self, _: &PodId, _: SocketAddr, _: SocketAddr) -> io::Result<BoxIo> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

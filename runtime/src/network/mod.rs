@@ -29,7 +29,7 @@ use arc_swap::ArcSwap;
 
 pub(crate) use self::datagrams::{Arrived, DATAGRAM_BYTES_MAX, DatagramSocket, Refused, SendError};
 pub use self::error::{HttpError, Unsent};
-pub(crate) use self::pod::{PodNet, SocketSlot, UNKNOWN_PEER};
+pub(crate) use self::pod::{PodNet, SocketSlot, unknown_peer};
 pub(crate) use self::ports::{Accepted, BindError, Binding, Intake, Listener};
 use crate::types::{Body, BoxIo, Datagrams};
 
@@ -78,10 +78,11 @@ impl VirtualNetwork {
     ///
     /// Cancel safe: a dropped call leaves no connection behind.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
-        self.connect_from(UNKNOWN_PEER, to).await
+        self.connect_from(unknown_peer(to), to).await
     }
 
-    /// As [`VirtualNetwork::connect`], telling the guest who calls.
+    /// As [`VirtualNetwork::connect`], telling the guest who calls; a caller of another family of
+    /// addresses than the guest's is unspecified.
     ///
     /// # Errors
     ///

@@ -16,8 +16,10 @@ use crate::serve::serve_pipe;
 use crate::tasks::Guests;
 use crate::types::{Body, BodyError, BoxIo, PodConfig, PodId, Uplink};
 
-/// Peer address when the caller has none.
-pub(crate) const UNKNOWN_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+/// Peer address of a connection to `to` whose caller has none.
+pub(crate) fn unknown_peer(to: SocketAddr) -> SocketAddr {
+    SocketAddr::new(unspecified(to.ip()), 0)
+}
 
 /// Sockets that all guests of one pod may have open at the same time.
 const SOCKETS_PER_POD_MAX: usize = 1024;
@@ -188,7 +190,7 @@ impl PodNet {
         if self.is_own(to.ip()) {
             return self.dial(from, to).await;
         }
-        self.uplink.connect(&self.id, to).await
+        self.uplink.connect(&self.id, from, to).await
     }
 
     /// A guest of this pod looks up a name.
@@ -266,7 +268,7 @@ impl PodNet {
         match self.listener(to).await {
             Some(Listener::Http(service)) => service.call(request).await,
             Some(Listener::Tcp(backlog, intake)) => {
-                match enqueue(&backlog, &intake, UNKNOWN_PEER, to) {
+                match enqueue(&backlog, &intake, unknown_peer(to), to) {
                     Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
                     Err(_) => Err(HttpError::Refused(Unsent::new(request))),
                 }
@@ -316,8 +318,9 @@ fn enqueue(
     }
     let (near, far) = tokio::io::duplex(PIPE_BYTES);
     let token = intake.taken.token();
+    let peer = if from.is_ipv4() == to.is_ipv4() { from } else { unknown_peer(to) };
     backlog
-        .try_send(Accepted { io: Box::new(far), peer: from, local: to, token })
+        .try_send(Accepted { io: Box::new(far), peer, local: to, token })
         .map_err(|_| io::ErrorKind::ConnectionRefused)?;
     Ok(near)
 }
@@ -334,7 +337,7 @@ mod tests {
 
     #[async_trait]
     impl Uplink for Outside {
-        async fn connect(&self, _: &PodId, _: SocketAddr) -> io::Result<BoxIo> {
+        async fn connect(&self, _: &PodId, _: SocketAddr, _: SocketAddr) -> io::Result<BoxIo> {
             Err(io::ErrorKind::ConnectionRefused.into())
         }
 

@@ -32,12 +32,17 @@ struct OneNode {
 
 #[async_trait]
 impl Uplink for OneNode {
-    async fn connect(&self, _from: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
+    async fn connect(
+        &self,
+        _from: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> std::io::Result<BoxIo> {
         if to.ip() == ip(OUTSIDE) {
             let host = SocketAddr::new(ip("127.0.0.1"), to.port());
             return Ok(Box::new(tokio::net::TcpStream::connect(host).await?));
         }
-        self.network.connect(to).await
+        self.network.connect_from(source, to).await
     }
 
     async fn datagrams(

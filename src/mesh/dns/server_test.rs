@@ -28,7 +28,7 @@ struct Nothing;
 
 #[async_trait::async_trait]
 impl Local for Nothing {
-    async fn connect(&self, _: SocketAddr) -> std::io::Result<BoxIo> {
+    async fn connect(&self, _: Option<SocketAddr>, _: SocketAddr) -> std::io::Result<BoxIo> {
         Err(std::io::ErrorKind::ConnectionRefused.into())
     }
 

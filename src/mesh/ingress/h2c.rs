@@ -177,7 +177,7 @@ impl Mesh {
         if let Some(sender) = self.0.ingress.http2.get(&place) {
             return Ok(sender);
         }
-        let io = self.connect_endpoint(endpoint, Origin::Node).await?;
+        let io = self.connect_endpoint(endpoint, Origin::Node, None).await?;
         let io = Counted { io, _in_flight: InFlight::new(endpoint) };
         let (sender, connection) = http2::Builder::new(Executor::new(&self.0.tasks))
             .timer(TokioTimer::new())

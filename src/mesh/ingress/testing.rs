@@ -122,7 +122,7 @@ struct Pods(Arc<Echo>);
 #[async_trait]
 impl Local for Pods {
     /// A server of HTTP/1.1 and HTTP/2 on bytes, which upgrades to an echo.
-    async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
+    async fn connect(&self, _: Option<SocketAddr>, to: SocketAddr) -> io::Result<BoxIo> {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let echo = Arc::clone(&self.0);
         let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {

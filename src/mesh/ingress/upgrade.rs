@@ -56,7 +56,7 @@ impl Mesh {
         let counting = Counting::new(service.map(|one| one.stats(&self.0.metrics.services)));
         let exchange = async {
             let (io, endpoint) =
-                self.connect_one_of(backend, Origin::Node).await.map_err(|err| {
+                self.connect_one_of(backend, Origin::Node, None).await.map_err(|err| {
                     debug!(%err, "no endpoint for an upgrade");
                     if is_denied(&err) { Refusal::Denied } else { Refusal::NoEndpoint }
                 })?;

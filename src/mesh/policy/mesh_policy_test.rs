@@ -58,7 +58,7 @@ impl Local for Pods {
         Some(PodOwner { namespace: "default".into(), uid: uid.as_str().into() })
     }
 
-    async fn connect(&self, to: SocketAddr) -> io::Result<BoxIo> {
+    async fn connect(&self, _: Option<SocketAddr>, to: SocketAddr) -> io::Result<BoxIo> {
         self.owner(to.ip()).ok_or(io::ErrorKind::HostUnreachable)?;
         let (here, there) = tokio::io::duplex(1024);
         // Lives as long as the other half.
@@ -172,7 +172,8 @@ fn caller(uid: &str) -> Caller<'_> {
 }
 
 async fn tcp(mesh: &Mesh, uid: &str, to: &str) -> io::Result<BoxIo> {
-    soon(mesh.connect_from(caller(uid), to.parse().unwrap())).await
+    let from = "10.42.0.250:40000".parse().unwrap();
+    soon(mesh.connect_from(caller(uid), from, to.parse().unwrap())).await
 }
 
 async fn says(io: &mut BoxIo) -> bool {
@@ -306,7 +307,9 @@ async fn a_node_cannot_send_in_the_name_of_pods_that_are_not_its_own() {
     let to: SocketAddr = "10.42.1.9:8080".parse().unwrap();
     let peer = a.peers.handle("b", Alpn::Mesh);
     let conn = soon(wire::connection(&peer)).await.unwrap();
-    let open = async |sender: Sender| soon(wire::open(&conn, Carries::Tcp, to, sender)).await;
+    let open = async |sender: Sender| {
+        soon(wire::open(&conn, Carries::Tcp { from: None }, to, sender)).await
+    };
     let client = || Sender::Pod("default/client".to_owned());
     open(client()).await.unwrap();
     for lie in [
@@ -340,7 +343,7 @@ async fn the_ingress_is_its_node_and_a_client_of_a_node_port_is_itself() {
     let open = async |origin: Origin<'_>, to: &str| {
         let table = a.mesh.0.table.load_full();
         let backend = table.single(to.parse().unwrap(), |node| a.mesh.peer(node));
-        soon(a.mesh.connect_backend(&backend, origin)).await.is_ok()
+        soon(a.mesh.connect_backend(&backend, origin, None)).await.is_ok()
     };
     let outside = Origin::client("198.51.100.7".parse().unwrap());
     for (_, pod, _) in SERVERS {

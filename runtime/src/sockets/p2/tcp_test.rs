@@ -28,8 +28,13 @@ struct Mesh(Weak<VirtualNetwork>);
 
 #[async_trait]
 impl Uplink for Mesh {
-    async fn connect(&self, _: &PodId, to: SocketAddr) -> std::io::Result<BoxIo> {
-        self.0.upgrade().unwrap().connect(to).await
+    async fn connect(
+        &self,
+        _: &PodId,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> std::io::Result<BoxIo> {
+        self.0.upgrade().unwrap().connect_from(source, to).await
     }
 
     async fn resolve(&self, _: &PodId, name: &str) -> Vec<IpAddr> {
@@ -168,6 +173,24 @@ async fn two_guests_talk_and_each_side_ends_for_itself() {
     assert_eq!(SocketAddr::from(local), "10.0.0.1:80".parse().unwrap());
     let remote = client.view().remote_address(same(&near.socket)).unwrap();
     assert_eq!(SocketAddr::from(remote), "10.0.0.1:80".parse().unwrap());
+    let caller = SocketAddr::from(client.view().local_address(same(&near.socket)).unwrap());
+    assert_eq!(caller.ip(), "10.0.0.2".parse::<std::net::IpAddr>().unwrap());
+    let peer = server.view().remote_address(same(&far.socket)).unwrap();
+    assert_eq!(SocketAddr::from(peer), caller, "the server sees who calls");
+}
+
+#[tokio::test]
+async fn callers_without_an_address_of_the_guests_family_are_unspecified() {
+    let (mut server, _client, (network, _guests)) = two_pods();
+    let listener = server.listen("0.0.0.0:80").await.unwrap();
+    let to = "10.0.0.1:80".parse().unwrap();
+    let _unknown = network.connect(to).await.unwrap();
+    let _other = network.connect_from("[2001:db8::1]:4000".parse().unwrap(), to).await.unwrap();
+    for _ in 0..2 {
+        let end = server.accept(&listener).unwrap();
+        let peer = server.view().remote_address(same(&end.socket)).unwrap();
+        assert_eq!(SocketAddr::from(peer), "0.0.0.0:0".parse().unwrap());
+    }
 }
 
 #[tokio::test]
