@@ -123,7 +123,9 @@ impl Mesh {
         if !self.0.table.load().is_local_pod(to.ip()) {
             return Ok(());
         }
-        if !is_sources_node(&self.0.table.load().routes.place_of(from.ip()), peer) {
+        // A pod's loopback is nobody's to speak for.
+        let is_loopback = from.ip().to_canonical().is_loopback();
+        if is_loopback || !is_sources_node(&self.0.table.load().routes.place_of(from.ip()), peer) {
             warn!(%peer, address = %from, "datagrams in the name of another node's pod");
             return Ok(());
         }

@@ -178,7 +178,7 @@ impl Cluster {
             rng: rng.clone(),
             node_name: "one".to_owned(),
             predecessor: None,
-            renewals: Arc::new(|_| 0),
+            last_renewal: Arc::new(|_| None),
             root_ca: "the CA".into(),
             settings: controllers::Settings::default(),
         };

@@ -51,8 +51,8 @@ struct Inner {
     /// Revision of the last write to key, for evicting the oldest.
     by_revision: BTreeMap<u64, Bytes>,
     history: VecDeque<Event>,
-    /// Of objects that are renewed without a write: how often they were, and when last.
-    renewals: BTreeMap<Bytes, (u64, Instant)>,
+    /// Of objects that are renewed without a write: when they were last.
+    renewals: BTreeMap<Bytes, Instant>,
 }
 
 impl Volatile {
@@ -155,7 +155,7 @@ impl Volatile {
         Ok(revision)
     }
 
-    /// Counts that the object is renewed, which no watch is told. Returns how long ago it was renewed last.
+    /// Notes that the object is renewed, which no watch is told. Returns how long ago it was renewed last.
     pub(super) fn renew(&self, key: &Key) -> Result<Option<Duration>, StoreError> {
         let key = key.bytes();
         let mut inner = self.leading()?;
@@ -163,16 +163,13 @@ impl Volatile {
             return Err(StoreError::NotFound);
         };
         let (key, now) = (key.clone(), Instant::now());
-        let before = inner.renewals.get(&key).copied();
-        let count = before.map_or(1, |(count, _)| count + 1);
-        inner.renewals.insert(key, (count, now));
-        Ok(before.map(|(_, at)| now - at))
+        let before = inner.renewals.insert(key, now);
+        Ok(before.map(|at| now - at))
     }
 
-    /// How often the object was renewed; 0 where this server does not lead.
-    pub(super) fn renewals(&self, key: &Key) -> u64 {
-        let inner = self.inner.lock();
-        inner.renewals.get(key.bytes().as_slice()).map_or(0, |(count, _)| *count)
+    /// When the object was last renewed; `None` where this server does not lead.
+    pub(super) fn last_renewal(&self, key: &Key) -> Option<Instant> {
+        self.inner.lock().renewals.get(key.bytes().as_slice()).copied()
     }
 
     pub(super) fn watch(

@@ -105,9 +105,9 @@ impl Api {
     }
 
     /// What the controllers are told of heartbeats.
-    pub(crate) fn renewals(&self) -> controllers::Renewals {
+    pub(crate) fn last_renewal(&self) -> controllers::LastRenewal {
         let store = self.store.clone();
-        Arc::new(move |node| store.renewals(node))
+        Arc::new(move |node| store.last_renewal(node))
     }
 
     /// As the administrator.
@@ -209,7 +209,7 @@ impl Cluster {
             node_name: "one".to_owned(),
             settings,
             predecessor: None,
-            renewals: api.renewals(),
+            last_renewal: api.last_renewal(),
             root_ca: "ca".into(),
         };
         tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

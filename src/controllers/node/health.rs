@@ -29,7 +29,12 @@ pub(super) fn lateness(silences: impl Iterator<Item = Duration>) -> f64 {
 }
 
 /// What of a Lease changes when its node renews it.
-type Beat = (Option<String>, Option<String>, Option<String>, u64);
+#[derive(Debug, PartialEq)]
+struct Beat {
+    lease: (Option<String>, Option<String>, Option<String>),
+    /// The last renewal without a write.
+    renewal: Option<Instant>,
+}
 
 /// What of a Node's `Ready` changes when its agent writes it.
 pub(super) type Word = (String, Option<String>, Option<String>);
@@ -100,31 +105,34 @@ impl Hearing {
         is_over
     }
 
-    /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, of how often it was
+    /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, of when it was last
     /// renewed without a write, and of its agent's own word.
     pub(super) fn listen(
         &mut self,
         node: &str,
-        (lease, renewals): (Option<&Lease>, u64),
+        (lease, renewal): (Option<&Lease>, Option<Instant>),
         word: Option<Word>,
         now: Instant,
     ) {
         let spec = lease.and_then(|lease| lease.spec.as_ref());
-        let beat = (
+        let written = (
             lease.and_then(|lease| lease.metadata.uid.clone()),
             spec.and_then(|spec| spec.holder_identity.clone()),
             spec.and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0.to_string()),
-            renewals,
         );
+        let beat = Beat { lease: written, renewal };
         let was_listening = self.started < now;
         match self.heard.get_mut(node) {
             Some(known) => {
                 // A Lease that vanished is no sign of life.
-                let has_beaten = known.beat != beat && lease.is_some();
+                let has_written = known.beat.lease != beat.lease && lease.is_some();
+                let has_renewed = known.beat.renewal != beat.renewal && lease.is_some();
                 let has_spoken = word.is_some() && known.word != word;
                 known.beat = beat;
-                if has_beaten || has_spoken {
-                    (known.at, known.is_proved, known.before) = (now, true, None);
+                // When a write came is not told: it counts from when it is seen.
+                let at = if has_written || has_spoken { Some(now) } else { renewal };
+                if let Some(at) = at.filter(|_| has_written || has_renewed || has_spoken) {
+                    (known.at, known.is_proved, known.before) = (known.at.max(at), true, None);
                 }
                 known.word = word.or(known.word.take());
             }
@@ -148,9 +156,9 @@ impl Hearing {
         now.duration_since(before.or(known.map(|heard| heard.at)).unwrap_or(self.started))
     }
 
-    /// What was last noted of the renewals of `node`.
-    pub(super) fn renewals(&self, node: &str) -> u64 {
-        self.heard.get(node).map_or(0, |heard| heard.beat.3)
+    /// The last renewal of `node` that was noted.
+    pub(super) fn last_renewal(&self, node: &str) -> Option<Instant> {
+        self.heard.get(node)?.beat.renewal
     }
 
     fn hears_most(&self) -> bool {
@@ -181,11 +189,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_renewal_is_a_change_even_when_the_clock_of_the_node_goes_back() {
         let mut hearing = Hearing::new(Instant::now());
-        hearing.listen("a", (Some(&lease("2026-01-01T00:00:10.000000Z")), 0), None, Instant::now());
+        hearing.listen(
+            "a",
+            (Some(&lease("2026-01-01T00:00:10.000000Z")), None),
+            None,
+            Instant::now(),
+        );
         tokio::time::advance(Duration::from_secs(2)).await;
-        hearing.listen("a", (Some(&lease("2026-01-01T00:00:10.000000Z")), 0), None, Instant::now());
+        hearing.listen(
+            "a",
+            (Some(&lease("2026-01-01T00:00:10.000000Z")), None),
+            None,
+            Instant::now(),
+        );
         assert_eq!(hearing.silent_for("a", Instant::now()), Duration::from_secs(2));
-        hearing.listen("a", (Some(&lease("1970-01-01T00:00:01.000000Z")), 0), None, Instant::now());
+        hearing.listen(
+            "a",
+            (Some(&lease("1970-01-01T00:00:01.000000Z")), None),
+            None,
+            Instant::now(),
+        );
         assert_eq!(hearing.silent_for("a", Instant::now()), Duration::ZERO);
     }
 
@@ -201,27 +224,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_renewal_without_a_write_is_a_sign_of_life() {
+    async fn a_renewal_without_a_write_is_a_sign_of_life_from_when_it_came() {
         let same = lease("2026-01-01T00:00:10.000000Z");
         let mut hearing = Hearing::new(Instant::now());
-        for (renewals, silent) in [(7, 0), (7, 2), (8, 0), (8, 2), (1, 0)] {
-            tokio::time::advance(Duration::from_secs(2)).await;
-            hearing.listen("a", (Some(&same), renewals), None, Instant::now());
+        let (mut came, second) = (None, Duration::from_secs(1));
+        for (is_renewed, silent) in [(true, 0), (false, 3), (true, 1), (false, 4), (true, 1)] {
+            tokio::time::advance(second * 2).await;
+            came = if is_renewed { Some(Instant::now()) } else { came };
+            tokio::time::advance(second).await;
+            hearing.listen("a", (Some(&same), came), None, Instant::now());
             let heard = hearing.silent_for("a", Instant::now());
-            assert_eq!(heard, Duration::from_secs(silent), "{renewals}");
-            assert_eq!(hearing.renewals("a"), renewals);
+            assert_eq!(heard, second * silent, "{is_renewed}");
+            assert_eq!(hearing.last_renewal("a"), came);
         }
-        tokio::time::advance(Duration::from_secs(2)).await;
-        hearing.listen("a", (None, 0), None, Instant::now());
-        assert_eq!(hearing.silent_for("a", Instant::now()), Duration::from_secs(2));
+        tokio::time::advance(second).await;
+        hearing.listen("a", (None, None), None, Instant::now());
+        assert_eq!(hearing.silent_for("a", Instant::now()), second * 2, "the Lease is gone");
+        let late = Some(Instant::now());
+        tokio::time::advance(second).await;
+        let written = lease("2026-01-01T00:00:20.000000Z");
+        hearing.listen("a", (Some(&written), late), None, Instant::now());
+        assert_eq!(hearing.silent_for("a", Instant::now()), Duration::ZERO, "it was written, too");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_vanishes_is_no_sign_of_life() {
         let mut hearing = Hearing::new(Instant::now());
-        hearing.listen("a", (Some(&lease("2026-01-01T00:00:10.000000Z")), 0), None, Instant::now());
+        hearing.listen(
+            "a",
+            (Some(&lease("2026-01-01T00:00:10.000000Z")), None),
+            None,
+            Instant::now(),
+        );
         tokio::time::advance(Duration::from_secs(2)).await;
-        hearing.listen("a", (None, 0), None, Instant::now());
+        hearing.listen("a", (None, None), None, Instant::now());
         assert_eq!(hearing.silent_for("a", Instant::now()), Duration::from_secs(2));
     }
 
@@ -230,7 +266,7 @@ mod tests {
         let mut hearing = Hearing::new(Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(hearing.silent_for("never-seen", Instant::now()), Duration::from_secs(1));
-        hearing.listen("registered-late", (None, 0), None, Instant::now());
+        hearing.listen("registered-late", (None, None), None, Instant::now());
         assert_eq!(hearing.silent_for("registered-late", Instant::now()), Duration::ZERO);
     }
 
@@ -242,13 +278,13 @@ mod tests {
         let silent = |lease: Option<&Lease>, others: [Option<&Lease>; 2]| {
             let before = Some(("old".to_owned(), last));
             let mut hearing = Hearing::after(before, Instant::now());
-            hearing.listen("old", (lease, 0), None, Instant::now());
+            hearing.listen("old", (lease, None), None, Instant::now());
             for (name, _) in ["a", "b"].iter().zip(others) {
-                hearing.listen(name, (None, 0), None, Instant::now());
+                hearing.listen(name, (None, None), None, Instant::now());
                 assert_eq!(hearing.silent_for(name, Instant::now()), Duration::ZERO);
             }
             for (name, lease) in ["a", "b"].iter().zip(others) {
-                hearing.listen(name, (lease, 0), None, Instant::now());
+                hearing.listen(name, (lease, None), None, Instant::now());
             }
             hearing.silent_for("old", Instant::now())
         };
@@ -258,12 +294,12 @@ mod tests {
         let one = [Some(&beaten), None];
         assert_eq!(silent(None, one), Duration::ZERO, "most may be cut off, and it with them");
         let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now() + RECENT);
-        hearing.listen("old", (None, 0), None, Instant::now() + RECENT);
+        hearing.listen("old", (None, None), None, Instant::now() + RECENT);
         assert_eq!(hearing.silent_for("old", Instant::now() + RECENT), Duration::ZERO);
         let mut hearing = Hearing::after(Some(("old".to_owned(), last)), Instant::now());
-        hearing.listen("old", (None, 0), None, Instant::now());
+        hearing.listen("old", (None, None), None, Instant::now());
         hearing.retain(|_| false);
-        hearing.listen("old", (None, 0), None, Instant::now());
+        hearing.listen("old", (None, None), None, Instant::now());
         assert_eq!(hearing.silent_for("old", Instant::now()), Duration::ZERO, "it joined anew");
     }
 
@@ -271,11 +307,11 @@ mod tests {
     async fn whoever_was_deaf_gives_every_node_the_same_start_again() {
         let same = lease("2026-01-01T00:00:10.000000Z");
         let mut hearing = Hearing::new(Instant::now());
-        hearing.listen("late", (Some(&same), 0), None, Instant::now());
+        hearing.listen("late", (Some(&same), None), None, Instant::now());
         assert!(!hearing.doubt(false, Instant::now()));
         tokio::time::advance(Duration::from_secs(8)).await;
         assert!(!hearing.doubt(true, Instant::now()) && !hearing.doubt(true, Instant::now()));
-        hearing.listen("late", (Some(&same), 0), None, Instant::now());
+        hearing.listen("late", (Some(&same), None), None, Instant::now());
         assert_eq!(hearing.silent_for("late", Instant::now()), Duration::from_secs(8));
         assert!(hearing.doubt(false, Instant::now()), "somebody is heard again");
         assert_eq!(hearing.silent_for("late", Instant::now()), Duration::ZERO);
@@ -296,7 +332,7 @@ mod tests {
         let mut hearing = Hearing::new(Instant::now());
         let mut listen = |node: &Node| {
             let now = Instant::now();
-            hearing.listen("a", (Some(&same), 0), word(node), now);
+            hearing.listen("a", (Some(&same), None), word(node), now);
             hearing.silent_for("a", now)
         };
         listen(&node("True", early));

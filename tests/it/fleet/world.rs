@@ -139,7 +139,7 @@ impl World {
             node_name: "n0".to_owned(),
             settings: controllers::Settings::default(),
             predecessor: None,
-            renewals: self.api.renewals(),
+            last_renewal: self.api.last_renewal(),
             root_ca: "ca".into(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

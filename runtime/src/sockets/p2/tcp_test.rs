@@ -174,7 +174,7 @@ async fn two_guests_talk_and_each_side_ends_for_itself() {
     let remote = client.view().remote_address(same(&near.socket)).unwrap();
     assert_eq!(SocketAddr::from(remote), "10.0.0.1:80".parse().unwrap());
     let caller = SocketAddr::from(client.view().local_address(same(&near.socket)).unwrap());
-    assert_eq!(caller.ip(), "10.0.0.2".parse::<std::net::IpAddr>().unwrap());
+    assert_eq!(caller.ip(), "10.0.0.2".parse::<IpAddr>().unwrap());
     let peer = server.view().remote_address(same(&far.socket)).unwrap();
     assert_eq!(SocketAddr::from(peer), caller, "the server sees who calls");
 }
