@@ -13,6 +13,8 @@ const TOLERATION_SECONDS: i64 = 2;
 /// Taints every pod tolerates for that long.
 const NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
+/// Taint of a node until the node controller finds it ready.
+const NOT_READY: &str = NODE_TAINTS[0];
 /// Taint of a node that is short of memory.
 const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
 
@@ -50,6 +52,25 @@ pub(super) fn default(resource: &Resource, object: &mut Value) {
     if resource.plural == "pods" {
         tolerate_lost_nodes(object);
         tolerate_memory_pressure(object);
+    }
+}
+
+/// TaintNodesByCondition: nothing is put on a new node before it is found ready.
+pub(super) fn default_new(resource: &Resource, object: &mut Value) {
+    if resource.group.is_empty() && resource.plural == "nodes" {
+        taint_until_ready(object);
+    }
+}
+
+fn taint_until_ready(node: &mut Value) {
+    let Some(node) = node.as_object_mut() else { return };
+    let spec = node.entry("spec").or_insert_with(|| json!({}));
+    let Some(spec) = spec.as_object_mut() else { return };
+    let taints = spec.entry("taints").or_insert_with(|| json!([]));
+    let Some(list) = taints.as_array_mut() else { return };
+    let is_it = |taint: &Value| taint["key"] == NOT_READY && taint["effect"] == "NoSchedule";
+    if !list.iter().any(is_it) {
+        list.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
     }
 }
 
@@ -106,6 +127,22 @@ mod tests {
         let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array).unwrap();
         let seconds: Vec<_> = tolerations.iter().map(|t| t["tolerationSeconds"].as_i64()).collect();
         assert_eq!(seconds, [Some(300), Some(TOLERATION_SECONDS)]);
+    }
+
+    #[test]
+    fn a_new_node_takes_no_pods_until_it_is_found_ready() {
+        let nodes = api::find("", "v1", "nodes").unwrap();
+        let own = json!({"key": "a", "effect": "NoExecute"});
+        let not_ready = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+        for (had, has) in [
+            (json!({}), json!([not_ready])),
+            (json!({"spec": {"taints": [own]}}), json!([own, not_ready])),
+            (json!({"spec": {"taints": [not_ready]}}), json!([not_ready])),
+        ] {
+            let mut node = had;
+            default_new(nodes, &mut node);
+            assert_eq!(node["spec"]["taints"], has);
+        }
     }
 
     #[test]

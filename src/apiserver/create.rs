@@ -60,6 +60,7 @@ pub(super) async fn create(
     strategy::prepare_create(resource, &mut object);
     limit_range::admit(call, &mut object).await?;
     admission::default(resource, &mut object);
+    admission::default_new(resource, &mut object);
     priority::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;

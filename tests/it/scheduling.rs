@@ -25,6 +25,10 @@ async fn node(api: &Api, name: &str, cpu: &str, memory: &str) {
     }});
     let path = format!("/api/v1/nodes/{name}/status");
     assert_eq!(api.patch(&path, "merge", &status).await.code, 200);
+    // As the node controller, which does not run here, does with a node that is ready.
+    assert_eq!(made.at("/spec/taints/0/key"), "node.kubernetes.io/not-ready");
+    let ready = json!({"spec": {"taints": null}});
+    assert_eq!(api.patch(&format!("/api/v1/nodes/{name}"), "merge", &ready).await.code, 200);
     let lease = json!({"metadata": {"name": name, "annotations": annotations(cpu, memory)},
         "spec": {"holderIdentity": name}});
     let made = api.post(LEASES, &lease).await;
