@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub enum CallError {
     /// No answer in time; the endpoint may have acted.
     #[error("no answer in time")]
     Timeout,
-    /// The request's own body could not be read. Nothing was sent.
+    /// The request's own body could not be read to its end; no endpoint is at fault.
     #[error("the request's body broke off: {0}")]
     RequestBody(#[source] BodyError),
     /// A network policy of the pod that asks, or of the one that is asked, forbids it. Give up;
@@ -148,6 +149,48 @@ impl<T: Unpin> http_body::Body for Keeping<T> {
     }
 }
 
+/// The body of a request, read while it is sent, that remembers whether it failed: then no endpoint is at fault.
+struct Own {
+    body: Body,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl Own {
+    /// Has the body watched, unless it is at its end already.
+    fn watch(request: Request<Body>) -> (Request<Body>, Option<Arc<AtomicBool>>) {
+        if request.body().is_end_stream() {
+            return (request, None);
+        }
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let own = |body| Self { body, has_failed: Arc::clone(&has_failed) }.boxed_unsync();
+        (request.map(own), Some(has_failed))
+    }
+}
+
+impl http_body::Body for Own {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// How long a call may take, to the head of the response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
@@ -209,6 +252,11 @@ impl Mesh {
         } else {
             (request, None)
         };
+        let own_failed;
+        (request, own_failed) =
+            if replay.is_none() { Own::watch(request) } else { (request, None) };
+        let has_own_failed =
+            || own_failed.as_ref().is_some_and(|failed| failed.load(Ordering::Relaxed));
         let (mut tried, mut last): (Vec<Arc<EndpointState>>, _) = (Vec::new(), None);
         // The one that came while the request waited.
         let mut newer: Option<Arc<Backend>> = None;
@@ -243,7 +291,9 @@ impl Mesh {
             let failure = match attempt.await.unwrap_or(Err(Failure::Timeout)) {
                 Ok(response) => {
                     let now = Instant::now();
-                    self.answered(backend, &endpoint, response.status(), (started, now));
+                    if !has_own_failed() {
+                        self.answered(backend, &endpoint, response.status(), (started, now));
+                    }
                     if let Some(span) = &mut span {
                         span.answered(response.status());
                     }
@@ -253,6 +303,9 @@ impl Mesh {
                 Err(failure) => failure,
             };
             drop(in_flight);
+            if has_own_failed() {
+                return Err(CallError::RequestBody("it failed while it was sent".into()));
+            }
             let Some(fault) = failure.fault() else { return Err(CallError::Denied) };
             if let Some(mut span) = span {
                 span.failed(fault.name());

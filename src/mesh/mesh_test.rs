@@ -232,12 +232,22 @@ async fn a_pod_sees_who_calls_it_from_here_from_there_and_by_a_service() {
         let _io = soon(nodes[0].mesh.connect(to)).await.unwrap();
         assert_eq!(std::mem::take(&mut *nodes[on].pods.callers.lock()), [None]);
     }
-    // What another node says of a pod's own loopback is not believed.
+    // What another node says of a pod's own loopback is not believed, nor of pods that are not its own.
     let conn = soon(nodes[0].peers.get("b", crate::net::Alpn::Mesh)).await.unwrap();
-    let carries = wire::Carries::Tcp { from: Some("127.0.0.1:1".parse().unwrap()) };
-    let to = "10.42.1.2:8080".parse().unwrap();
-    let _io = soon(wire::open(&conn, carries, to, Sender::Node)).await.unwrap();
-    assert_eq!(std::mem::take(&mut *nodes[1].pods.callers.lock()), [None]);
+    for (told, seen) in [
+        ("127.0.0.1:1", Some("192.0.0.8:1")),
+        ("[::ffff:127.0.0.1]:1", Some("192.0.0.8:1")),
+        ("10.42.1.2:1", None),
+        ("[::ffff:10.42.1.2]:1", None),
+        ("10.42.0.9:1", Some("10.42.0.9:1")),
+        ("192.0.2.7:1", Some("192.0.2.7:1")),
+    ] {
+        let carries = wire::Carries::Tcp { from: Some(told.parse().unwrap()) };
+        let to = "10.42.1.2:8080".parse().unwrap();
+        let _io = soon(wire::open(&conn, carries, to, Sender::Node)).await.unwrap();
+        let callers = std::mem::take(&mut *nodes[1].pods.callers.lock());
+        assert_eq!(callers, [seen.map(|seen| seen.parse().unwrap())], "{told}");
+    }
     let service = "10.43.0.9:80".parse().unwrap();
     let _io = soon(nodes[0].mesh.connect_from(caller, from, service)).await.unwrap();
     let seen: Vec<_> = nodes.iter().flat_map(|node| node.pods.callers.lock().clone()).collect();

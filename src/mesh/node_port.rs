@@ -17,7 +17,7 @@ use super::Mesh;
 use super::balancer::Backend;
 use super::cidr::Cidr;
 use super::policy::Origin;
-use super::routes::ServiceKey;
+use super::routes::{Place, ServiceKey};
 use super::splice::splice;
 
 /// Connections to all ports of this node at once; more wait to be accepted.
@@ -194,8 +194,16 @@ impl Mesh {
 
     async fn serve_node_port(&self, door: Door, client: TcpStream, from: SocketAddr) {
         self.0.metrics.node_port_connections.inc();
-        let route = self.0.table.load().door(door).cloned();
-        let Some(route) = route.filter(|route| route.admits(from.ip())) else { return };
+        let ip = from.ip().to_canonical();
+        let (route, place) = {
+            let table = self.0.table.load();
+            (table.door(door).cloned(), table.routes.place_of(ip))
+        };
+        if place != Place::Outside {
+            // Pods come by other ways: somebody uses a pod's address.
+            return;
+        }
+        let Some(route) = route.filter(|route| route.admits(ip)) else { return };
         let (service, backend) = match route {
             DoorRoute::Service { service, backend, .. } => (service, backend),
             DoorRoute::Health { service, count } => {
@@ -204,15 +212,14 @@ impl Mesh {
         };
         // Fails only on a connection that is gone already.
         let _ = client.set_nodelay(true);
-        let ip = from.ip().to_canonical();
         let backend = self.for_client(backend, &ip.to_string());
-        // A pod may trust its own loopback, which the node's is not.
-        let peer = (!ip.is_loopback()).then(|| SocketAddr::new(ip, from.port()));
-        match self.connect_backend(&backend, Origin::client(from.ip()), peer).await {
+        match self.connect_backend(&backend, Origin::client(from.ip()), Some(from)).await {
             Ok(pod) => splice(client, pod, self.0.tasks.token()).await,
             Err(err) => {
                 let (namespace, name) = &service;
                 debug!(?door, namespace, name, %err, "no endpoint for a node port connection");
+                // A reset: nothing was served, which an orderly end would not say.
+                let _ = client.set_zero_linger();
             }
         }
     }

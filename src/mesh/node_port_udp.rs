@@ -2,7 +2,7 @@
 //! datagram was given until it is silent for a while or the endpoint is no longer the Service's.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::balancer::{Backend, Tier};
 use super::endpoint::EndpointState;
 use super::node_port::{Door, DoorRoute};
 use super::policy::Origin;
+use super::routes::Place;
 use super::table::Table;
 use super::udp::{DATAGRAM_BYTES_MAX, Datagrams};
 
@@ -28,11 +29,6 @@ const WAITING_MAX: usize = 32;
 const FLOW_IDLE_MAX: Duration = Duration::from_secs(120);
 /// Pause after the socket failed.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Whom a pod sees in place of a client whose address it must not take for one of its own, or cannot write: the
-/// dummy address of RFC 7600 for IPv4, one of the discard prefix of RFC 6666 for IPv6.
-const NOBODY: (Ipv4Addr, Ipv6Addr) =
-    (Ipv4Addr::new(192, 0, 0, 8), Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 8));
 
 /// One client of one port.
 struct Flow {
@@ -101,6 +97,10 @@ impl Mesh {
     ) -> Option<mpsc::Sender<Bytes>> {
         let table = self.0.table.load_full();
         let route = table.door(door).filter(|route| route.admits(client.ip()))?;
+        if table.routes.place_of(client.ip().to_canonical()) != Place::Outside {
+            // Pods come by other ways: somebody forged a pod's address.
+            return None;
+        }
         let DoorRoute::Service { backend, .. } = route else { return None };
         let who = client.ip().to_canonical().to_string();
         let backend = self.for_client(Arc::clone(backend), &who);
@@ -128,8 +128,7 @@ impl Flow {
         let only = Backend::new(vec![Arc::clone(&self.endpoint)], |_| Tier::Node);
         let mesh = self.mesh.clone();
         let origin = Origin::client(self.client.ip());
-        let from = shown(self.client, self.endpoint.address.ip());
-        let carrying = mesh.datagrams_to(&only, origin, from, far);
+        let carrying = mesh.datagrams_to(&only, origin, self.client, far);
         tokio::pin!(carrying);
         loop {
             tokio::select! {
@@ -166,35 +165,5 @@ impl Flow {
         let is_there = backend.endpoints.iter().any(|one| Arc::ptr_eq(one, &self.endpoint));
         *seen_in = Arc::clone(&table);
         is_there
-    }
-}
-
-/// The sender that the pod at `to` sees: `client` itself, unless that is on this node's loopback, which is not the
-/// pod's, or of another family than the pod's address.
-fn shown(client: SocketAddr, to: IpAddr) -> SocketAddr {
-    let ip = client.ip().to_canonical();
-    let is_itself = !ip.is_loopback() && ip.is_ipv4() == to.is_ipv4();
-    let nobody = if to.is_ipv4() { NOBODY.0.into() } else { NOBODY.1.into() };
-    SocketAddr::new(if is_itself { ip } else { nobody }, client.port())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pod_sees_its_client_unless_that_is_on_the_nodes_loopback_or_of_another_family() {
-        let seen = |client: &str, to: &str| {
-            shown(client.parse().unwrap(), to.parse().unwrap()).to_string()
-        };
-        let (v4, v6) = ("10.42.0.2", "fd00::2");
-        assert_eq!(seen("192.0.2.7:9", v4), "192.0.2.7:9");
-        assert_eq!(seen("[::ffff:192.0.2.7]:9", v4), "192.0.2.7:9");
-        assert_eq!(seen("[2001:db8::7]:9", v6), "[2001:db8::7]:9");
-        assert_eq!(seen("127.0.0.1:9", v4), "192.0.0.8:9");
-        assert_eq!(seen("[::ffff:127.0.0.1]:9", v4), "192.0.0.8:9");
-        assert_eq!(seen("[::1]:9", v6), "[100::8]:9");
-        assert_eq!(seen("[2001:db8::7]:9", v4), "192.0.0.8:9");
-        assert_eq!(seen("192.0.2.7:9", v6), "[100::8]:9");
     }
 }

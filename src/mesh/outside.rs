@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::{TcpStream, UdpSocket};
 
+use super::caller;
 use super::udp::{DATAGRAM_BYTES_MAX, Datagrams};
 
 /// Wait for a TCP connect.
@@ -112,6 +113,7 @@ pub(super) async fn lookup(name: &str) -> Vec<IpAddr> {
 /// neighbours' configuration services, a cloud's metadata) are never reached, in whatever notation.
 pub(super) fn is_allowed(ip: IpAddr) -> bool {
     match ip {
+        ip if caller::is_nobody(ip) => false,
         IpAddr::V4(ip) => is_allowed_v4(ip),
         IpAddr::V6(ip) => match embedded_v4(ip) {
             Some(ip) => is_allowed_v4(ip),
@@ -173,6 +175,8 @@ mod tests {
             "0.1.2.3",
             "224.0.0.1",
             "255.255.255.255",
+            "192.0.0.8",
+            "100::8",
             "::1",
             "::",
             "fe80::1",

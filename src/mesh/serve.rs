@@ -21,12 +21,13 @@ use tracing::{debug, trace, warn};
 
 use super::Mesh;
 use super::call::mesh_error;
+use super::caller;
 use super::local::LocalError;
 use super::policy::{SENDER, Sender};
 use super::routes::Protocol;
 use super::splice::splice;
 use super::wire::{self, Carries, DENIED, FAILED, MESH_ERROR, Opened, REFUSED};
-use crate::net::{Body, BodyError, Connection, Stream};
+use crate::net::{Body, BodyError, BoxIo, Connection, Stream};
 
 /// Bytes of a head, and of a body's chunk in memory.
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
@@ -78,11 +79,6 @@ impl HttpBody for Marked {
     fn size_hint(&self) -> SizeHint {
         HttpBody::size_hint(&self.body)
     }
-}
-
-/// A caller's address, unless it is a loopback: the pod's own is no other node's to speak for.
-fn outward(from: Option<SocketAddr>) -> Option<SocketAddr> {
-    from.filter(|from| !from.ip().to_canonical().is_loopback())
 }
 
 impl Mesh {
@@ -168,7 +164,7 @@ impl Mesh {
             {
                 wire::answer(&mut stream, Opened::Denied).await?;
             }
-            Carries::Tcp { from } => match self.0.local.connect(outward(from), open.to).await {
+            Carries::Tcp { from } => match self.connect_local(from, peer, open.to).await {
                 Ok(pod) => {
                     wire::answer(&mut stream, Opened::Connected).await?;
                     splice(stream, pod, self.0.tasks.token()).await;
@@ -180,6 +176,20 @@ impl Mesh {
             },
         }
         Ok(())
+    }
+
+    /// Connects to a pod of this node, which sees `from` if that is one that `peer` may speak for.
+    async fn connect_local(
+        &self,
+        from: Option<SocketAddr>,
+        peer: &str,
+        to: SocketAddr,
+    ) -> io::Result<BoxIo> {
+        let from = from.filter(|from| {
+            let place = self.0.table.load().routes.place_of(from.ip().to_canonical());
+            caller::speaks_for(&place, peer)
+        });
+        self.0.local.connect(from.map(|from| caller::shown(from, to.ip())), to).await
     }
 
     async fn serve_mesh_http(

@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::Mesh;
 use super::balancer::Backend;
+use super::caller;
 use super::decisions::Fault;
 use super::endpoint::{EndpointState, InFlight};
 use super::outside;
@@ -132,11 +133,14 @@ impl Mesh {
         self.admit(origin, endpoint, Protocol::Tcp).await?;
         let to = endpoint.address;
         match &endpoint.place {
-            Place::Local => self.0.local.connect(from, to).await,
+            Place::Local => {
+                self.0.local.connect(from.map(|from| caller::shown(from, to.ip())), to).await
+            }
             Place::Outside => Ok(Box::new(outside::connect(to).await?)),
             Place::Node(_) => {
                 let peer = endpoint.peer.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
                 let conn = wire::connection(peer).await?;
+                let from = from.map(|from| caller::shown(from, to.ip()));
                 Ok(Box::new(wire::open(&conn, Carries::Tcp { from }, to, origin.into()).await?))
             }
         }

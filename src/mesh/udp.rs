@@ -18,6 +18,7 @@ use tracing::{trace, warn};
 
 use super::Mesh;
 use super::balancer::Backend;
+use super::caller;
 use super::endpoint::InFlight;
 use super::outside;
 use super::policy::{Caller, Origin, Sender};
@@ -96,6 +97,7 @@ impl Mesh {
         self.admit(origin, &endpoint, Protocol::Udp).await?;
         let _in_flight = InFlight::new(&endpoint);
         let to = endpoint.address;
+        let from = caller::shown(from, to.ip());
         match &endpoint.place {
             Place::Local => self.0.local.datagrams(from, to, flow).await,
             Place::Outside => {
@@ -123,9 +125,8 @@ impl Mesh {
         if !self.0.table.load().is_local_pod(to.ip()) {
             return Ok(());
         }
-        // A pod's loopback is nobody's to speak for.
-        let is_loopback = from.ip().to_canonical().is_loopback();
-        if is_loopback || !is_sources_node(&self.0.table.load().routes.place_of(from.ip()), peer) {
+        let place = self.0.table.load().routes.place_of(from.ip().to_canonical());
+        if !caller::speaks_for(&place, peer) {
             warn!(%peer, address = %from, "datagrams in the name of another node's pod");
             return Ok(());
         }
@@ -135,7 +136,7 @@ impl Mesh {
         }
         let (near, far) = Datagrams::pair();
         let carried = tokio::select! {
-            carried = self.0.local.datagrams(from, to, far) => carried,
+            carried = self.0.local.datagrams(caller::shown(from, to.ip()), to, far) => carried,
             carried = carry(stream, near) => carried.map(|_| ()),
         };
         if let Err(err) = carried {
@@ -143,15 +144,6 @@ impl Mesh {
             trace!(%err, address = %to, "flow of datagrams ended");
         }
         Ok(())
-    }
-}
-
-/// Whether datagrams with this source may come from a node: its own pods' and clients' outside.
-fn is_sources_node(place: &Place, peer: &str) -> bool {
-    match place {
-        Place::Node(node) => **node == *peer,
-        Place::Local => false,
-        Place::Outside => true,
     }
 }
 

@@ -92,7 +92,8 @@ impl From<CarriesV1> for Carries {
     }
 }
 
-/// The head, in the oldest version that says all of it: older nodes read that.
+/// The head, in the oldest version that says all of it. What tells who connects, as guests' own connections do, no node
+/// reads that knows version 2 only: nodes are updated together.
 fn to_frame(open: Open) -> Result<(u16, Vec<u8>), FrameError> {
     let carries = match open.carries {
         Carries::Http => CarriesV1::Http,

@@ -419,6 +419,34 @@ async fn peers_are_dialled_once_shared_and_dialled_again_when_lost() {
     assert!(!handle.is_down() && pool.is_connected("b", Alpn::Mesh));
 }
 
+/// Goal: a node is found as long as there is a connection to it. Method: both dial; the peer's own takes the place
+/// of ours, and is given up by it, as one through a tunnel is once there is a direct one.
+#[tokio::test]
+async fn a_connection_whose_place_another_took_serves_again_when_that_is_lost() {
+    let ca = authority();
+    let (a, ta) = endpoint(&ca, "a", NodeClass::Server);
+    let (b, _tb) = endpoint(&ca, "b", NodeClass::Server);
+    let pool = peers(&a, &ta);
+    pool.set_address("b", address(&b));
+    let ours = soon(pool.get("b", Alpn::Raft)).await.unwrap();
+    assert!(soon(a.accept()).await.unwrap().is_dialled());
+    let theirs = soon(b.connect(address(&a), Some("a"), Alpn::Raft)).await.unwrap();
+    let inbound = soon(a.accept()).await.unwrap();
+    pool.adopt(&inbound);
+    assert_eq!(soon(pool.get("b", Alpn::Raft)).await.unwrap().id(), inbound.id());
+    theirs.close("replaced");
+    soon(inbound.closed()).await;
+    let handle = pool.handle("b", Alpn::Raft);
+    soon(async {
+        while handle.connection().is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(handle.connection().unwrap().id(), ours.id());
+    assert!(!handle.is_down());
+}
+
 /// Destination connection ID of a packet with a long header (RFC 9000, 17.2).
 fn connection_id(packet: &[u8]) -> Option<Vec<u8>> {
     let length = usize::from(*packet.get(5)?);

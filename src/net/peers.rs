@@ -141,6 +141,16 @@ impl PeerHandle {
     }
 }
 
+/// Resolves once nothing is kept: what the peer dialled took the place of another connection, and was lost.
+async fn bereft(slot: &Slot) {
+    let mut changed = slot.changed.subscribe();
+    while slot.live().is_some() {
+        if changed.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// Resolves once this side, if it alone opens streams, has none open and sent nothing on any for `time`.
 async fn unused(slot: &Slot, conn: &Connection, time: Duration) {
     if slot.alpn.listener_opens_streams() {
@@ -376,7 +386,13 @@ impl Peers {
             if let Some(conn) = slot.live() {
                 let since = tokio::time::Instant::now();
                 let lost = tokio::select! {
+                    biased;
                     lost = conn.closed() => lost,
+                    () = bereft(slot), if !conn.is_closed() => {
+                        // Both dialled at once, and the peer gave its own up for this one.
+                        slot.set(conn);
+                        continue;
+                    }
                     () = self.find_direct(slot, &conn) => {
                         self.retire(conn);
                         continue;

@@ -172,7 +172,7 @@ impl Cluster {
             rng: rng.clone(),
             node_name: "one".to_owned(),
             predecessor: None,
-            last_renewal: Arc::new(|_| None),
+            last_heartbeat: Arc::new(|_| None),
             root_ca: "the CA".into(),
             settings: controllers::Settings::default(),
         };

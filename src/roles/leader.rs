@@ -100,7 +100,7 @@ impl Leader {
             rng: self.rng.clone(),
             node_name: self.node_name.clone(),
             predecessor: self.predecessor(),
-            last_renewal: self.last_renewal(),
+            last_heartbeat: self.last_heartbeat(),
             root_ca: self.ca_pem.as_str().into(),
             settings: controllers::Settings {
                 pod_cidrs: self.pod_cidrs,
@@ -123,9 +123,9 @@ impl Leader {
         group.spawn("scheduler", |cancel| scheduler::run(context, cancel));
     }
 
-    fn last_renewal(&self) -> controllers::LastRenewal {
+    fn last_heartbeat(&self) -> controllers::LastHeartbeat {
         let store = self.store.clone();
-        Arc::new(move |node| store.last_renewal(node))
+        Arc::new(move |node| store.last_heartbeat(node))
     }
 
     /// The node of the leader before this one, and when that was last heard.

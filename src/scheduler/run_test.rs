@@ -296,6 +296,28 @@ async fn a_claim_that_changed_meanwhile_is_looked_at_again() {
     assert_eq!(world.bindings("p"), 1);
 }
 
+/// Goal: a device is given once, also when a write that was given up lands later. Method: the claim, which has none
+/// yet, is changed on the version that was read before its device is given to another.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_lands_late_gives_nothing() {
+    let mut world = World::with_camera();
+    let mut open = claim("c", &json!({}));
+    world.have_claim(&open);
+    world.show(&user("p", "c"));
+    world.answer(&format!("PATCH {CLAIMS}/c/status"), StatusCode::CONFLICT, conflict());
+    open["metadata"]["resourceVersion"] = json!("9");
+    world.answer(&format!("GET {CLAIMS}/c"), StatusCode::OK, open);
+    world.turn().await;
+    let written = world.written(&Method::PATCH, &format!("{CLAIMS}/c"));
+    let fence = &written.last().unwrap()["metadata"];
+    assert_eq!(fence["resourceVersion"], "9");
+    assert!(fence["annotations"]["edgeorc.io/allocation-fence"].is_string(), "{fence}");
+    assert_eq!(world.bindings("p"), 0);
+    world.answers.lock().remove(&format!("PATCH {CLAIMS}/c/status"));
+    world.turn_later().await;
+    assert_eq!(world.bindings("p"), 1);
+}
+
 /// Goal: an answer that does not tell what was written frees nothing that was.
 #[tokio::test(start_paused = true)]
 async fn a_device_that_was_given_after_all_is_nobody_elses() {

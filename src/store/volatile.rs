@@ -167,9 +167,11 @@ impl Volatile {
         Ok(before.map(|at| now - at))
     }
 
-    /// When the object was last renewed; `None` where this server does not lead.
-    pub(super) fn last_renewal(&self, key: &Key) -> Option<Instant> {
-        self.inner.lock().renewals.get(key.bytes().as_slice()).copied()
+    /// When the object was last renewed or written; `None` where this server does not lead.
+    pub(super) fn last_heard(&self, key: &Key) -> Option<Instant> {
+        let (key, inner) = (key.bytes(), self.inner.lock());
+        let written = inner.objects.get(key.as_slice()).map(|(_, at)| *at);
+        written.max(inner.renewals.get(key.as_slice()).copied())
     }
 
     pub(super) fn watch(

@@ -73,11 +73,11 @@ async fn each_line_counts_and_comes_back_and_nothing_is_written() {
     for (said, heard) in [("a 1\n", "a 1\n"), ("a 2\na", "a 2\n"), (" 3\n", "a 3\n")] {
         stream.say(said).await;
         assert_eq!(stream.answer().await.unwrap(), heard);
-        let renewal = api.store.last_renewal("a");
+        let renewal = api.store.last_heartbeat("a");
         assert!(renewal > last, "{heard}");
         last = renewal;
     }
-    assert_eq!(api.store.last_renewal("b"), None);
+    assert_eq!(api.store.last_heartbeat("b"), None);
     assert_eq!(api.get(&format!("{LEASES}/a")).await.json(), before);
 }
 
@@ -88,11 +88,12 @@ async fn a_node_without_a_lease_is_told_by_the_end_of_its_stream_and_others_are_
     stream.say("a 1\n").await;
     assert_eq!(stream.answer().await, None, "it writes a Lease, then opens another stream");
     make_lease(&api, "a").await;
+    let made = api.store.last_heartbeat("a");
     let server = ["system:nodes", "edgeorc:servers"];
     let mut line = Stream::open_as(&api, &server, ("b", "b"), MEDIA_TYPE).await;
     line.say("c 1\na 2\n").await;
     assert_eq!(line.answer().await.unwrap(), "a 2\n");
-    assert!(api.store.last_renewal("a").is_some() && api.store.last_renewal("c").is_none());
+    assert!(api.store.last_heartbeat("a") > made && api.store.last_heartbeat("c").is_none());
 }
 
 #[tokio::test]
@@ -100,13 +101,15 @@ async fn a_node_renews_its_own_lease_only() {
     let api = Api::start().await;
     make_lease(&api, "a").await;
     make_lease(&api, "b").await;
+    let before = ["a", "b"].map(|node| api.store.last_heartbeat(node));
     assert_eq!(Stream::open(&api, "b", "a", MEDIA_TYPE).await.code, StatusCode::FORBIDDEN);
     let mut stream = Stream::open(&api, "a", "a", MEDIA_TYPE).await;
     stream.say("a 1\n").await;
     assert_eq!(stream.answer().await.unwrap(), "a 1\n");
     stream.say("a 2\nb 3\n").await;
     assert_eq!(stream.answer().await, None, "the stream is over");
-    assert!(api.store.last_renewal("a").is_some() && api.store.last_renewal("b").is_none());
+    assert!(api.store.last_heartbeat("a") > before[0]);
+    assert_eq!(api.store.last_heartbeat("b"), before[1]);
 }
 
 #[tokio::test]

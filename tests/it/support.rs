@@ -105,9 +105,9 @@ impl Api {
     }
 
     /// What the controllers are told of heartbeats.
-    pub(crate) fn last_renewal(&self) -> controllers::LastRenewal {
+    pub(crate) fn last_heartbeat(&self) -> controllers::LastHeartbeat {
         let store = self.store.clone();
-        Arc::new(move |node| store.last_renewal(node))
+        Arc::new(move |node| store.last_heartbeat(node))
     }
 
     /// As the administrator.
@@ -209,7 +209,7 @@ impl Cluster {
             node_name: "one".to_owned(),
             settings,
             predecessor: None,
-            last_renewal: api.last_renewal(),
+            last_heartbeat: api.last_heartbeat(),
             root_ca: "ca".into(),
         };
         tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

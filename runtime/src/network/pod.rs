@@ -190,6 +190,10 @@ impl PodNet {
         if self.is_own(to.ip()) {
             return self.dial(from, to).await;
         }
+        if from.ip().is_loopback() {
+            // Nothing leads out of the loopback, and nobody else may look as if from there.
+            return Err(io::ErrorKind::HostUnreachable.into());
+        }
         self.uplink.connect(&self.id, from, to).await
     }
 

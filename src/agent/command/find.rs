@@ -3,7 +3,8 @@
 //! 1. A component in the container's volumes: `/bin/NAME`, `/bin/NAME.wasm`, or the path given.
 //! 2. A tool of the node: `tools/NAME.wasm`, or for one of [`APPLETS`] `tools/busybox.wasm`, or the
 //!    image `busybox` of the cluster's registry.
-//! 3. The container's own component, by the container's name or its image's, or for an applet if it
+//! 3. The container's own component, by the container's name or its image's (`/NAME`, too, as images of others
+//!    have it), or for an applet if it
 //!    is `busybox`.
 
 use std::path::{Component, Path, PathBuf};
@@ -77,12 +78,13 @@ impl Commands {
         if let Some(adopted) = adopted {
             return adopted.map(with_root).map_err(broken);
         }
-        if !is_tool {
-            return Err(not_found(name));
-        }
-        if plain == container.config.name || plain == image_name(&container.image) {
+        let own = plain.strip_prefix('/').unwrap_or(plain);
+        if own == container.config.name || own == image_name(&container.image) {
             let compiled = container.config.compiled.clone();
             return Ok(Found { compiled, root: None });
+        }
+        if !is_tool {
+            return Err(not_found(name));
         }
         if is_applet && image_name(&container.image) == BUSYBOX {
             return Ok(with_root(container.config.compiled.clone()));

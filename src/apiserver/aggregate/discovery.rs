@@ -44,7 +44,6 @@ async fn foreign(context: &Context) -> Vec<Value> {
         .filter(|it| {
             !discovery::is_served(text_at(it, "/spec/group"), text_at(it, "/spec/version"))
         })
-        .take(SERVICES_MAX)
         .collect();
     let priority = |it: &Value, field: &str| -int_at(it, field).unwrap_or(0);
     services.sort_by_key(|it| {
@@ -54,6 +53,7 @@ async fn foreign(context: &Context) -> Vec<Value> {
             priority(it, "/spec/versionPriority"),
         )
     });
+    services.truncate(SERVICES_MAX);
     services
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 
@@ -89,6 +89,8 @@ pub(super) async fn respond(
     let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let uri: Uri = path.parse().map_err(|_| Status::no_such_path())?;
     *request.uri_mut() = uri;
+    // The backend is asked by HTTP/1.1, where a body of unknown length comes in chunks.
+    *request.version_mut() = Version::HTTP_11;
     let request = request.map(|body| {
         let limited = Limited::new(body, BODY_BYTES_MAX);
         Body::new(limited.map_err(axum::Error::new))

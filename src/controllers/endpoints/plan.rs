@@ -29,7 +29,15 @@ pub(super) fn plan(service: &Service, slices: &[Arc<EndpointSlice>]) -> Endpoint
     let mut subsets: BTreeMap<Ports, EndpointSubset> = BTreeMap::new();
     let family = primary_family(service);
     let mut all = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == family) {
+    let has_ports = service
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.ports.as_ref().is_some_and(|ports| !ports.is_empty()));
+    // Pods that have none of the service's ports are no endpoints of it.
+    let leads_nowhere =
+        |slice: &EndpointSlice| has_ports && slice.ports.as_ref().is_none_or(Vec::is_empty);
+    let slices = slices.iter().filter(|slice| slice.address_type == family);
+    for slice in slices.filter(|slice| !leads_nowhere(slice)) {
         for endpoint in slice.endpoints.iter().flatten() {
             all.extend(address(endpoint).map(|(address, is_ready)| (slice, address, is_ready)));
         }
@@ -180,6 +188,18 @@ mod tests {
                 {"addresses": [{"ip": ip(5)}], "ports": [{"port": 81, "protocol": "TCP"}]},
             ])
         );
+    }
+
+    #[test]
+    fn pods_with_none_of_the_services_ports_are_no_endpoints_and_a_service_may_have_none() {
+        let mut slice = (*slice(80, &[(ip(1), true, false)])).clone();
+        slice.ports = Some(Vec::new());
+        let slices = [Arc::new(slice)];
+        assert_eq!(plan(&service(), &slices).subsets.unwrap().len(), 1, "headless without ports");
+        let mut named = service();
+        let ports = json!([{"port": 80, "targetPort": "none"}]);
+        named.spec.as_mut().unwrap().ports = Some(serde_json::from_value(ports).unwrap());
+        assert_eq!(plan(&named, &slices).subsets, None);
     }
 
     #[test]

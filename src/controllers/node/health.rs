@@ -32,8 +32,8 @@ pub(super) fn lateness(silences: impl Iterator<Item = Duration>) -> f64 {
 #[derive(Debug, PartialEq)]
 struct Beat {
     lease: (Option<String>, Option<String>, Option<String>),
-    /// The last renewal without a write.
-    renewal: Option<Instant>,
+    /// When the last one came, written or not, if that is known.
+    came: Option<Instant>,
 }
 
 /// What of a Node's `Ready` changes when its agent writes it.
@@ -105,12 +105,12 @@ impl Hearing {
         is_over
     }
 
-    /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, of when it was last
-    /// renewed without a write, and of its agent's own word.
+    /// Takes note of the Lease of `node` as it is at `now`, `None` when it has none, of when the last
+    /// heartbeat came, and of its agent's own word.
     pub(super) fn listen(
         &mut self,
         node: &str,
-        (lease, renewal): (Option<&Lease>, Option<Instant>),
+        (lease, came): (Option<&Lease>, Option<Instant>),
         word: Option<Word>,
         now: Instant,
     ) {
@@ -120,18 +120,16 @@ impl Hearing {
             spec.and_then(|spec| spec.holder_identity.clone()),
             spec.and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0.to_string()),
         );
-        let beat = Beat { lease: written, renewal };
+        let beat = Beat { lease: written, came };
         let was_listening = self.started < now;
         match self.heard.get_mut(node) {
             Some(known) => {
                 // A Lease that vanished is no sign of life.
-                let has_written = known.beat.lease != beat.lease && lease.is_some();
-                let has_renewed = known.beat.renewal != beat.renewal && lease.is_some();
+                let has_beaten = known.beat != beat && lease.is_some();
                 let has_spoken = word.is_some() && known.word != word;
                 known.beat = beat;
-                // When a write came is not told: it counts from when it is seen.
-                let at = if has_written || has_spoken { Some(now) } else { renewal };
-                if let Some(at) = at.filter(|_| has_written || has_renewed || has_spoken) {
+                if has_beaten || has_spoken {
+                    let at = came.filter(|_| !has_spoken).unwrap_or(now);
                     (known.at, known.is_proved, known.before) = (known.at.max(at), true, None);
                 }
                 known.word = word.or(known.word.take());
@@ -156,9 +154,9 @@ impl Hearing {
         now.duration_since(before.or(known.map(|heard| heard.at)).unwrap_or(self.started))
     }
 
-    /// The last renewal of `node` that was noted.
-    pub(super) fn last_renewal(&self, node: &str) -> Option<Instant> {
-        self.heard.get(node)?.beat.renewal
+    /// When the last heartbeat of `node` came that was noted.
+    pub(super) fn last_heartbeat(&self, node: &str) -> Option<Instant> {
+        self.heard.get(node)?.beat.came
     }
 
     fn hears_most(&self) -> bool {
@@ -224,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_renewal_without_a_write_is_a_sign_of_life_from_when_it_came() {
+    async fn a_heartbeat_is_a_sign_of_life_from_when_it_came() {
         let same = lease("2026-01-01T00:00:10.000000Z");
         let mut hearing = Hearing::new(Instant::now());
         let (mut came, second) = (None, Duration::from_secs(1));
@@ -235,7 +233,7 @@ mod tests {
             hearing.listen("a", (Some(&same), came), None, Instant::now());
             let heard = hearing.silent_for("a", Instant::now());
             assert_eq!(heard, second * silent, "{is_renewed}");
-            assert_eq!(hearing.last_renewal("a"), came);
+            assert_eq!(hearing.last_heartbeat("a"), came);
         }
         tokio::time::advance(second).await;
         hearing.listen("a", (None, None), None, Instant::now());
@@ -244,7 +242,7 @@ mod tests {
         tokio::time::advance(second).await;
         let written = lease("2026-01-01T00:00:20.000000Z");
         hearing.listen("a", (Some(&written), late), None, Instant::now());
-        assert_eq!(hearing.silent_for("a", Instant::now()), Duration::ZERO, "it was written, too");
+        assert_eq!(hearing.silent_for("a", Instant::now()), second, "it was written");
     }
 
     #[tokio::test(start_paused = true)]

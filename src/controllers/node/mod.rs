@@ -4,8 +4,7 @@
 //!
 //! # Invariants
 //!
-//! - Silence is measured by this leader's own clock: from the last renewal it took, or the last change it saw of
-//!   a Lease.
+//! - Silence is measured by this leader's own clock: from when the last heartbeat came.
 //! - No evictions while the leader itself may be the one cut off.
 //! - A pod CIDR belongs to one node: it is entered in one book before the node hears of it.
 
@@ -176,7 +175,7 @@ impl Controller {
         for node in nodes {
             let name = node.name_any();
             let lease = informers.leases.store.named(LEASE_NAMESPACE, &name);
-            let beat = (lease.as_deref(), (self.context.last_renewal)(&name));
+            let beat = (lease.as_deref(), (self.context.last_heartbeat)(&name));
             self.hearing.listen(&name, beat, health::word(&node), now);
             for taint in node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()) {
                 let key = (name.clone(), taint.key.clone());
@@ -266,7 +265,7 @@ impl Controller {
 
     /// Asks the leader's own memory, not the cache, whether the node is still silent.
     async fn has_beaten(&self, node: &str) -> Result<bool, kube::Error> {
-        if (self.context.last_renewal)(node) != self.hearing.last_renewal(node) {
+        if (self.context.last_heartbeat)(node) != self.hearing.last_heartbeat(node) {
             return Ok(true);
         }
         let client = self.context.client.clone();

@@ -122,17 +122,21 @@ pub(super) fn record(record: &records::Record, asked: &Query) -> Option<Record> 
         Data::Pointer(target) => RData::PTR(PTR(self::name(target)?)),
         Data::Alias(target) => RData::CNAME(CNAME(self::name(target)?)),
         Data::Text(text) => RData::TXT(TXT::new(vec![text.clone()])),
-        Data::Authority => return authority(),
+        Data::Authority => return authority(&record.name),
     };
     Some(Record::from_rdata(name, TTL, data))
 }
 
-/// Who answers for the cluster's domain, and for how long "no" is true.
-pub(super) fn authority() -> Option<Record> {
+/// Who answers for `asked`, and for how long "no" is true: for a name in the cluster's domain that, for one of an
+/// address the names of its neighbours.
+pub(super) fn authority(asked: &str) -> Option<Record> {
+    let is_reverse = asked.ends_with(".in-addr.arpa") || asked.ends_with(".ip6.arpa");
+    let above = asked.split_once('.').map(|(_, above)| above);
+    let zone = above.filter(|_| is_reverse).unwrap_or(CLUSTER_DOMAIN);
     let primary = name(&format!("ns.dns.{CLUSTER_DOMAIN}"))?;
     let mailbox = name(&format!("hostmaster.{CLUSTER_DOMAIN}"))?;
     let soa = SOA::new(primary, mailbox, 1, 7200, 1800, 86_400, TTL);
-    Some(Record::from_rdata(name(CLUSTER_DOMAIN)?, TTL, RData::SOA(soa)))
+    Some(Record::from_rdata(name(zone)?, TTL, RData::SOA(soa)))
 }
 
 /// A whole name.

@@ -278,7 +278,8 @@ fn yes(query: &Message, answers: Vec<Record>, additional: Vec<Record>) -> Messag
 fn no(query: &Message, code: ResponseCode, aliases: Vec<Record>) -> Message {
     let mut answer = yes(query, aliases, Vec::new());
     answer.metadata.response_code = code;
-    answer.add_authorities(message::authority());
+    let asked = query.queries.first().map(|query| message::text_of(query.name()));
+    answer.add_authorities(message::authority(&asked.unwrap_or_default()));
     answer
 }
 

@@ -248,9 +248,15 @@ async fn no_such_name_is_told_from_nothing_of_the_kind() {
     assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
     let nothing = server.udp(&query("db.default.svc.cluster.local.", RecordType::AAAA)).await;
     assert_eq!(nothing.metadata.response_code, ResponseCode::NoError);
-    for answer in [none, nothing] {
+    let address = server.udp(&query("99.0.43.10.in-addr.arpa.", RecordType::PTR)).await;
+    assert_eq!(address.metadata.response_code, ResponseCode::NXDomain);
+    // The zone of "no" is above the name, or nobody would keep it (RFC 2308).
+    for (answer, zone) in
+        [(none, "cluster.local."), (nothing, "cluster.local."), (address, "0.43.10.in-addr.arpa.")]
+    {
         assert!(answer.answers.is_empty());
         assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
+        assert_eq!(answer.authorities[0].name.to_ascii(), zone);
     }
 }
 

@@ -1,17 +1,20 @@
 //! Bodies at the ingress: requests with a limit, and the bodies of its answers.
 
 use std::future::Future as _;
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::{Instant, Sleep};
 
+use super::refusal::Refusal;
 use super::stalled;
 use crate::mesh::call::Tracked;
 use crate::net::{Body, BodyError};
@@ -19,6 +22,9 @@ use crate::telemetry::trace::Span;
 
 /// Longest pause within a request's body.
 pub(super) const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the first piece of an answer may keep back its head.
+const BEGIN_MAX: Duration = Duration::from_millis(20);
 
 /// A pod's body, or a line of ours.
 pub(super) enum AnswerBody {
@@ -30,6 +36,11 @@ pub(super) enum AnswerBody {
     },
     Other {
         body: Body,
+    },
+    /// Any of them, whose first piece was taken already; `rest` is `None` if that was all.
+    Begun {
+        first: Option<Frame<Bytes>>,
+        rest: Option<Box<AnswerBody>>,
     },
     /// Any of them, with the span of a sampled trace that lasts as long.
     Traced {
@@ -58,6 +69,11 @@ impl HttpBody for AnswerBody {
                 HttpBody::poll_frame(Pin::new(body), cx).map_err(|never| match never {})
             }
             Self::Other { body } => HttpBody::poll_frame(Pin::new(body), cx),
+            Self::Begun { first, rest } => match (first.take(), rest) {
+                (Some(first), _) => Poll::Ready(Some(Ok(first))),
+                (None, Some(rest)) => HttpBody::poll_frame(Pin::new(rest.as_mut()), cx),
+                (None, None) => Poll::Ready(None),
+            },
             Self::Traced { body, .. } => HttpBody::poll_frame(Pin::new(body.as_mut()), cx),
         };
         match &polled {
@@ -72,6 +88,9 @@ impl HttpBody for AnswerBody {
             Self::Pod { body } => HttpBody::is_end_stream(body),
             Self::Line { body } => HttpBody::is_end_stream(body),
             Self::Other { body } => HttpBody::is_end_stream(body),
+            Self::Begun { first, rest } => {
+                first.is_none() && rest.as_ref().is_none_or(|rest| HttpBody::is_end_stream(&**rest))
+            }
             Self::Traced { body, .. } => HttpBody::is_end_stream(body.as_ref()),
         }
     }
@@ -81,6 +100,18 @@ impl HttpBody for AnswerBody {
             Self::Pod { body } => HttpBody::size_hint(body),
             Self::Line { body } => HttpBody::size_hint(body),
             Self::Other { body } => HttpBody::size_hint(body),
+            Self::Begun { first, rest } => {
+                let data = first.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                let data = u64::try_from(data).unwrap_or(u64::MAX);
+                let rest = rest.as_ref().map(|rest| HttpBody::size_hint(&**rest));
+                let rest = rest.unwrap_or_else(|| SizeHint::with_exact(0));
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower().saturating_add(data));
+                if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(data)) {
+                    hint.set_upper(upper);
+                }
+                hint
+            }
             Self::Traced { body, .. } => HttpBody::size_hint(body.as_ref()),
         }
     }
@@ -97,40 +128,75 @@ impl<B> ClientBody for B where
 {
 }
 
-/// Whether a request's body was cut off for its size: what failed later failed for that.
-#[derive(Debug, Clone, Default)]
-pub(super) struct WasTooLarge(Option<Arc<AtomicBool>>);
+/// What became of a request's body that was not there with its head.
+#[derive(Debug, Default)]
+pub(super) struct Fate {
+    /// Why it was cut off; what failed later failed for that.
+    refusal: OnceLock<Refusal>,
+    is_whole: AtomicBool,
+}
 
-impl WasTooLarge {
-    pub(super) fn get(&self) -> bool {
-        self.0.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed))
+impl Fate {
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal.get().cloned()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.is_whole.load(Ordering::Relaxed)
     }
 }
 
-/// A request's body that ends with an error beyond `bytes_max`, or after too long a pause.
+/// A request's body that ends with an error beyond `bytes_max`, or after too long a pause; and its fate, unless it
+/// is at its end already.
 ///
-/// `None`: it says itself that it is larger.
-pub(super) fn limited<B: ClientBody>(body: B, bytes_max: u64) -> Option<(Body, WasTooLarge)> {
+/// # Errors
+///
+/// It says itself that it is larger.
+pub(super) fn limited<B: ClientBody>(
+    body: B,
+    bytes_max: u64,
+) -> Result<(Body, Option<Arc<Fate>>), Refusal> {
     if HttpBody::is_end_stream(&body) {
-        return Some((body.map_err(Into::into).boxed_unsync(), WasTooLarge::default()));
+        return Ok((body.map_err(Into::into).boxed_unsync(), None));
     }
-    let flag = match HttpBody::size_hint(&body).exact() {
-        Some(bytes) if bytes > bytes_max => return None,
-        // The length is kept by the codec; nothing needs to be counted.
-        Some(_) => None,
-        None => Some(Arc::new(AtomicBool::new(false))),
-    };
-    let too_large = WasTooLarge(flag.clone());
-    let limited = Limited { body, left: bytes_max, too_large: flag, pause: None };
-    Some((limited.boxed_unsync(), too_large))
+    if HttpBody::size_hint(&body).exact().is_some_and(|bytes| bytes > bytes_max) {
+        return Err(Refusal::TooLarge);
+    }
+    let fate = Arc::new(Fate::default());
+    let limited = Limited { body, left: bytes_max, fate: Arc::clone(&fate), pause: None };
+    Ok((limited.boxed_unsync(), Some(fate)))
 }
 
 struct Limited<B> {
     body: B,
     left: u64,
-    too_large: Option<Arc<AtomicBool>>,
+    fate: Arc<Fate>,
     /// Made when the client first lets us wait.
     pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B: ClientBody> Limited<B> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        let Poll::Ready(frame) = HttpBody::poll_frame(Pin::new(&mut self.body), cx) else {
+            let pause =
+                self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE_MAX)));
+            return pause.as_mut().poll(cx).map(|()| Some(Err(Refusal::TooSlow)));
+        };
+        if let Some(pause) = &mut self.pause {
+            pause.as_mut().reset(Instant::now() + BODY_PAUSE_MAX);
+        }
+        let Some(frame) = frame else { return Poll::Ready(None) };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(err) => return Poll::Ready(Some(Err(unreadable(&err.into())))),
+        };
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        match self.left.checked_sub(u64::try_from(bytes).unwrap_or(u64::MAX)) {
+            Some(left) => self.left = left,
+            None => return Poll::Ready(Some(Err(Refusal::TooLarge))),
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
 }
 
 impl<B: ClientBody> HttpBody for Limited<B> {
@@ -141,34 +207,18 @@ impl<B: ClientBody> HttpBody for Limited<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        let Poll::Ready(frame) = HttpBody::poll_frame(Pin::new(&mut this.body), cx) else {
-            let pause =
-                this.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_PAUSE_MAX)));
-            return match pause.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Some(Err("the client sends too slowly".into()))),
-                Poll::Pending => Poll::Pending,
-            };
-        };
-        if let Some(pause) = &mut this.pause {
-            pause.as_mut().reset(Instant::now() + BODY_PAUSE_MAX);
+        let piece = std::task::ready!(self.poll_piece(cx));
+        if piece.is_none() || HttpBody::is_end_stream(&self.body) {
+            self.fate.is_whole.store(true, Ordering::Relaxed);
         }
-        let Some(frame) = frame else { return Poll::Ready(None) };
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(err) => return Poll::Ready(Some(Err(err.into()))),
-        };
-        if let (Some(flag), Some(data)) = (&this.too_large, frame.data_ref()) {
-            let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
-            match this.left.checked_sub(bytes) {
-                Some(left) => this.left = left,
-                None => {
-                    flag.store(true, Ordering::Relaxed);
-                    return Poll::Ready(Some(Err("the body is too large".into())));
-                }
-            }
-        }
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(piece.map(|piece| {
+            piece.map_err(|refusal| {
+                let err = refusal.to_string();
+                // The first reason is the one.
+                let _ = self.fate.refusal.set(refusal);
+                err.into()
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -178,4 +228,41 @@ impl<B: ClientBody> HttpBody for Limited<B> {
     fn size_hint(&self) -> SizeHint {
         HttpBody::size_hint(&self.body)
     }
+}
+
+/// Why a body cannot be read: it is no chunks, or its client is gone.
+fn unreadable(err: &BodyError) -> Refusal {
+    let cause = err.downcast_ref::<hyper::Error>().and_then(std::error::Error::source);
+    let kind = cause.and_then(|cause| cause.downcast_ref()).map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Refusal::Malformed,
+        _ => Refusal::Broken,
+    }
+}
+
+/// Waits for the first piece of an answer that came before the client's body was whole, for [`BEGIN_MAX`] at
+/// most: what turns out bad meanwhile can be refused, as it cannot once a head was sent.
+///
+/// # Errors
+///
+/// What the client's body was refused for; [`Refusal::BadGateway`] when the answer broke off.
+pub(super) async fn begun(
+    answer: Response<AnswerBody>,
+    fate: &Fate,
+) -> Result<Response<AnswerBody>, Refusal> {
+    if fate.is_whole() || HttpBody::is_end_stream(answer.body()) {
+        return fate.refusal().map_or(Ok(answer), Err);
+    }
+    let (parts, mut body) = answer.into_parts();
+    let first = tokio::time::timeout(BEGIN_MAX, body.frame()).await;
+    if let Some(refusal) = fate.refusal() {
+        return Err(refusal);
+    }
+    let body = match first {
+        Err(_) => body,
+        Ok(None) => AnswerBody::Begun { first: None, rest: None },
+        Ok(Some(Ok(first))) => AnswerBody::Begun { first: Some(first), rest: Some(body.into()) },
+        Ok(Some(Err(_))) => return Err(Refusal::BadGateway),
+    };
+    Ok(Response::from_parts(parts, body))
 }

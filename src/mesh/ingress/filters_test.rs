@@ -444,10 +444,7 @@ async fn routes_are_counted_by_name() {
     for _ in 0..3 {
         site.get("h", "/").await;
     }
-    let mut registry = prometheus_client::registry::Registry::default();
-    site.mesh.metrics().register(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let text = site.metrics();
     let line = r#"edgeorc_mesh_route_requests_total{route="httproute/default/r0/0",code="2xx"} 3"#;
     assert!(text.contains(line), "{text}");
 }

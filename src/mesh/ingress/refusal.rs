@@ -29,6 +29,8 @@ pub(super) enum Refusal {
     Host(&'static str),
     /// Its length is told in two ways.
     Length,
+    /// A coding of the body that cannot be undone here.
+    Coding,
     /// A method that is not served.
     Method,
     /// The body is larger than the route allows.
@@ -56,6 +58,7 @@ impl Refusal {
             Self::TooSlow | Self::NotRead => (StatusCode::REQUEST_TIMEOUT, "the client is slow"),
             Self::Host(text) => (StatusCode::BAD_REQUEST, text),
             Self::Length => (StatusCode::BAD_REQUEST, "the request has two lengths"),
+            Self::Coding => (StatusCode::NOT_IMPLEMENTED, "only chunks are a known coding"),
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the request's body is too large"),
             Self::NotFound(text) => (StatusCode::NOT_FOUND, text),
@@ -90,11 +93,27 @@ impl Refusal {
         let headers = response.headers_mut();
         let kind = HeaderValue::from_static("text/plain; charset=utf-8");
         headers.insert(header::CONTENT_TYPE, kind);
-        if matches!(self, Self::Host(_) | Self::Length | Self::Malformed | Self::TooLarge) {
+        let is_last = matches!(
+            self,
+            Self::Host(_)
+                | Self::Length
+                | Self::Coding
+                | Self::Malformed
+                | Self::TooLarge
+                | Self::TooSlow
+                | Self::Broken
+        );
+        if is_last {
             // What follows on the connection cannot be trusted, or is not wanted.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.parts().1)
     }
 }
 

@@ -9,7 +9,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
 use super::action::{Action, Arrival, Choice, Protocol, Redirect, Rewrite};
-use super::body::{AnswerBody, ClientBody, limited};
+use super::body::{AnswerBody, ClientBody, begun, limited};
 use super::headers::{self, Target};
 use super::refusal::Refusal;
 use super::server::Client;
@@ -159,6 +159,10 @@ impl Mesh {
         {
             return Err(Refusal::Length);
         }
+        let codings = fields.get_all(header::TRANSFER_ENCODING);
+        if codings.iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+            return Err(Refusal::Coding);
+        }
         let target = headers::target(&request)?;
         let found = {
             let table = self.0.table.load();
@@ -200,7 +204,7 @@ impl Mesh {
         let wants_trailers = choice.protocol == Protocol::H2c
             && headers::has_word(request.headers(), &header::TE, "trailers");
         let (parts, body) = request.into_parts();
-        let (body, too_large) = limited(body, action.body_bytes_max).ok_or(Refusal::TooLarge)?;
+        let (body, fate) = limited(body, action.body_bytes_max)?;
         let mut request = Request::from_parts(parts, body);
         headers::prepare(&mut request, client.from.as_ref(), client.entry.scheme());
         action.request.apply(request.headers_mut());
@@ -215,6 +219,7 @@ impl Mesh {
         if !action.mirrors.is_empty() {
             request = self.mirror(&action.mirrors, request);
         }
+        let is_both_ways = upgrade.is_some() || choice.protocol == Protocol::H2c;
         let answered = if let Some(upgrade) = upgrade {
             Box::pin(self.upgrade(backend, request, upgrade)).await
         } else if choice.protocol == Protocol::H2c {
@@ -222,9 +227,12 @@ impl Mesh {
         } else {
             self.call_client(backend, request).await
         };
-        let mut answer = match answered {
-            Err(_) if too_large.get() => return Err(Refusal::TooLarge),
-            other => other?,
+        let mut answer = match (answered, fate) {
+            (Err(err), fate) => {
+                return Err(fate.and_then(|fate| fate.refusal()).unwrap_or(err));
+            }
+            (Ok(answer), Some(fate)) if !is_both_ways => Box::pin(begun(answer, &fate)).await?,
+            (Ok(answer), _) => answer,
         };
         choice.response.apply(answer.headers_mut());
         action.response.apply(answer.headers_mut());

@@ -50,7 +50,8 @@ pub(super) fn object<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
     Arc::new(serde_json::from_value(value).unwrap())
 }
 
-/// Pods of one node. They answer with the Service, the request line, the header and the body.
+/// Pods of one node. They answer with the Service, the request line, the header and the body; at `/stream` with the body
+/// while it comes, at `/strict` not at all if it breaks off.
 #[derive(Debug, Default)]
 pub(super) struct Echo {
     /// Services in the order in which their pods were asked, with the path.
@@ -72,6 +73,9 @@ impl Echo {
             let frames = (0..BIG_BYTES / BIG_PIECE_BYTES).map(frame);
             let body = StreamBody::new(futures_util::stream::iter(frames));
             return Response::new(body.boxed_unsync());
+        }
+        if request.uri().path() == "/stream" {
+            return Response::new(request.into_body());
         }
         let (parts, body) = request.into_parts();
         let mut text = format!("{service}: {} {} {:?}\n", parts.method, parts.uri, parts.version);
@@ -148,7 +152,12 @@ impl Local for Pods {
         to: SocketAddr,
         request: Request<Body>,
     ) -> Result<Response<Body>, LocalError> {
-        Ok(self.0.answer(to, request).await)
+        let is_strict = request.uri().path() == "/strict";
+        let response = self.0.answer(to, request).await;
+        if is_strict && response.status().is_server_error() {
+            return Err(LocalError::Failed("the guest has ended".into()));
+        }
+        Ok(response)
     }
 }
 
@@ -237,6 +246,15 @@ impl Site {
 
     pub(super) async fn get(&self, host: &str, path: &str) -> Got {
         self.ask(get(host, path)).await
+    }
+
+    /// What `/metrics` says of the mesh.
+    pub(super) fn metrics(&self) -> String {
+        let mut registry = prometheus_client::registry::Registry::default();
+        self.mesh.metrics().register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
     }
 
     /// Sends bytes and reads until the end or for a while.

@@ -21,6 +21,8 @@ use crate::rt::Rng;
 use crate::scheduler::devices::{Given, allocation, key};
 use crate::scheduler::view::PodKey;
 
+/// Changed in a claim so that a write of before conflicts.
+const FENCE: &str = "edgeorc.io/allocation-fence";
 /// How long the claims of one pod may take to be written, and how long one of them to be read.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits between questions whether a claim was written.
@@ -91,9 +93,11 @@ pub(in crate::scheduler) async fn reserve(
 /// What the API says of the claims after they may not have been written. Asks until it has an answer: a
 /// device that may be given must not be given twice, and without the API no pod gets a node.
 ///
+/// A claim without devices is changed before that is believed: a write of before that lands late meets a conflict.
+///
 /// # Cancel safety
 ///
-/// Only reads.
+/// Cancel safe: what was changed says nothing.
 pub(in crate::scheduler) async fn read_back(
     client: &kube::Client,
     given: &[Given],
@@ -104,20 +108,36 @@ pub(in crate::scheduler) async fn read_back(
         let namespace = given.claim.namespace().unwrap_or_default();
         let claims: Api<ResourceClaim> = Api::namespaced(client.clone(), &namespace);
         let mut backoff = Backoff::new(RETRY, rng.clone());
-        let live = loop {
-            match tokio::time::timeout(TIMEOUT, claims.get_opt(&given.claim.name_any())).await {
-                Ok(Ok(live)) => break live,
+        let revision = loop {
+            match tokio::time::timeout(TIMEOUT, settle(&claims, &given.claim, rng)).await {
+                Ok(Ok(revision)) => break revision,
                 Ok(Err(err)) => debug!(%err, "claim not read"),
                 Err(_) => debug!("claim not read in time"),
             }
             tokio::time::sleep(backoff.next_delay()).await;
         };
-        let is_given =
-            |live: &ResourceClaim| live.uid() == given.claim.uid() && allocation(live).is_some();
-        let revision = live.filter(is_given).map(|live| revision(&live));
         settled.push(Settled { claim: key(&given.claim), revision });
     }
     settled
+}
+
+/// The revision at which the claim has devices; `None` if it has none, and gets none by a write of before.
+async fn settle(
+    claims: &Api<ResourceClaim>,
+    claim: &ResourceClaim,
+    rng: &Rng,
+) -> kube::Result<Option<u64>> {
+    let live = claims.get_opt(&claim.name_any()).await?;
+    let Some(live) = live.filter(|live| live.uid() == claim.uid()) else { return Ok(None) };
+    if allocation(&live).is_some() {
+        return Ok(Some(revision(&live)));
+    }
+    let mut fence = version(&live);
+    if let Some(metadata) = child(&mut fence, "metadata") {
+        set(metadata, "annotations", json!({ FENCE: rng.uuid().to_string() }));
+    }
+    claims.patch(&live.name_any(), &PatchParams::default(), &Patch::Merge(&fence)).await?;
+    Ok(None)
 }
 
 /// Writes that the pod uses a claim that has devices already. Other pods do so at the same time.

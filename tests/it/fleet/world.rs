@@ -139,7 +139,7 @@ impl World {
             node_name: "n0".to_owned(),
             settings: controllers::Settings::default(),
             predecessor: None,
-            last_renewal: self.api.last_renewal(),
+            last_heartbeat: self.api.last_heartbeat(),
             root_ca: "ca".into(),
         };
         self.tasks.spawn("controllers", |cancel| controllers::run(context, cancel));

@@ -101,6 +101,19 @@ impl Guest {
 
     async fn connect(&mut self, to: &str) -> SocketResult<End> {
         let socket = self.socket();
+        self.connect_by(socket, to).await
+    }
+
+    async fn connect_from(&mut self, at: &str, to: &str) -> SocketResult<End> {
+        let socket = self.socket();
+        let network = self.view().instance_network().unwrap();
+        let at: SocketAddr = at.parse().unwrap();
+        self.view().start_bind(same(&socket), network, at.into()).await?;
+        self.view().finish_bind(same(&socket))?;
+        self.connect_by(socket, to).await
+    }
+
+    async fn connect_by(&mut self, socket: Resource<TcpSocket>, to: &str) -> SocketResult<End> {
         let network = self.view().instance_network().unwrap();
         let to: SocketAddr = to.parse().unwrap();
         self.view().start_connect(same(&socket), network, to.into())?;
@@ -152,6 +165,19 @@ fn two_pods() -> (Guest, Guest, (Arc<VirtualNetwork>, Arc<Guests>)) {
     let server = Guest::new(&network, &guests, "10.0.0.1");
     let client = Guest::new(&network, &guests, "10.0.0.2");
     (server, client, (network, guests))
+}
+
+#[tokio::test]
+async fn nothing_leads_out_of_the_loopback() {
+    let (mut server, mut client, _kept) = two_pods();
+    let listener = server.listen("0.0.0.0:80").await.unwrap();
+    let refused = client.connect_from("127.0.0.1:4000", "10.0.0.1:80").await;
+    assert_eq!(code(refused), ErrorCode::RemoteUnreachable);
+    assert_eq!(code(server.accept(&listener)), ErrorCode::WouldBlock);
+    let _near = client.connect_from("10.0.0.2:4000", "10.0.0.1:80").await.unwrap();
+    let far = server.accept(&listener).unwrap();
+    let peer = server.view().remote_address(same(&far.socket)).unwrap();
+    assert_eq!(SocketAddr::from(peer), "10.0.0.2:4000".parse().unwrap());
 }
 
 #[tokio::test]
