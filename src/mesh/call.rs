@@ -157,13 +157,22 @@ struct Own {
 
 impl Own {
     /// Has the body watched, unless it is at its end already.
-    fn watch(request: Request<Body>) -> (Request<Body>, Option<Arc<AtomicBool>>) {
+    fn watch(request: Request<Body>) -> (Request<Body>, OwnFate) {
         if request.body().is_end_stream() {
-            return (request, None);
+            return (request, OwnFate(None));
         }
         let has_failed = Arc::new(AtomicBool::new(false));
         let own = |body| Self { body, has_failed: Arc::clone(&has_failed) }.boxed_unsync();
-        (request.map(own), Some(has_failed))
+        (request.map(own), OwnFate(Some(has_failed)))
+    }
+}
+
+/// What became of a request's own body; of one that was there whole, nothing can.
+struct OwnFate(Option<Arc<AtomicBool>>);
+
+impl OwnFate {
+    fn has_failed(&self) -> bool {
+        self.0.as_ref().is_some_and(|failed| failed.load(Ordering::Relaxed))
     }
 }
 
@@ -244,19 +253,7 @@ impl Mesh {
     ) -> Result<(Response<Tracked>, Instant), CallError> {
         let mut ends_at = started + timeouts.total;
         self.0.retries.earn();
-        let may_be_sent_again = backend.endpoints.len() > 1 || backend.awaited.is_some();
-        let (mut request, replay) = if may_be_sent_again {
-            // A client may be slow to send even a small body.
-            let preparing = tokio::time::timeout_at(ends_at, prepare(request));
-            preparing.await.map_err(|_| self.timed_out())??
-        } else {
-            (request, None)
-        };
-        let own_failed;
-        (request, own_failed) =
-            if replay.is_none() { Own::watch(request) } else { (request, None) };
-        let has_own_failed =
-            || own_failed.as_ref().is_some_and(|failed| failed.load(Ordering::Relaxed));
+        let (mut request, replay, own) = self.make_ready(backend, request, ends_at).await?;
         let (mut tried, mut last): (Vec<Arc<EndpointState>>, _) = (Vec::new(), None);
         // The one that came while the request waited.
         let mut newer: Option<Arc<Backend>> = None;
@@ -291,7 +288,7 @@ impl Mesh {
             let failure = match attempt.await.unwrap_or(Err(Failure::Timeout)) {
                 Ok(response) => {
                     let now = Instant::now();
-                    if !has_own_failed() {
+                    if !own.has_failed() {
                         self.answered(backend, &endpoint, response.status(), (started, now));
                     }
                     if let Some(span) = &mut span {
@@ -303,18 +300,14 @@ impl Mesh {
                 Err(failure) => failure,
             };
             drop(in_flight);
-            if has_own_failed() {
+            if own.has_failed() {
                 return Err(CallError::RequestBody("it failed while it was sent".into()));
             }
             let Some(fault) = failure.fault() else { return Err(CallError::Denied) };
             if let Some(mut span) = span {
                 span.failed(fault.name());
             }
-            let verdict = backend.failed(&endpoint, fault, self.now_ms());
-            self.0.metrics.decisions.judged(fault, verdict);
-            if matches!(failure, Failure::Timeout) {
-                self.0.metrics.decisions.timed_out();
-            }
+            self.blame(backend, &endpoint, fault);
             let (again, err) = again(failure, replay.as_ref());
             debug!(endpoint = %endpoint.address, %err, is_safe = again.is_some(), "endpoint failed");
             tried.push(endpoint);
@@ -323,6 +316,35 @@ impl Mesh {
                 None => return Err(err),
             }
             last = Some(err);
+        }
+    }
+
+    /// Reads the body of a request that may be sent again, if it is small, and watches that of any other.
+    async fn make_ready(
+        &self,
+        backend: &Backend,
+        request: Request<Body>,
+        ends_at: Instant,
+    ) -> Result<(Request<Body>, Option<Replay>, OwnFate), CallError> {
+        let mut request = request;
+        if backend.endpoints.len() > 1 || backend.awaited.is_some() {
+            // A client may be slow to send even a small body.
+            let preparing = tokio::time::timeout_at(ends_at, prepare(request));
+            let (prepared, replay) = preparing.await.map_err(|_| self.timed_out())??;
+            if replay.is_some() {
+                return Ok((prepared, replay, OwnFate(None)));
+            }
+            request = prepared;
+        }
+        let (request, own) = Own::watch(request);
+        Ok((request, None, own))
+    }
+
+    fn blame(&self, backend: &Backend, endpoint: &EndpointState, fault: Fault) {
+        let verdict = backend.failed(endpoint, fault, self.now_ms());
+        self.0.metrics.decisions.judged(fault, verdict);
+        if fault == Fault::Timeout {
+            self.0.metrics.decisions.timed_out();
         }
     }
 
