@@ -149,54 +149,30 @@ impl<T: Unpin> http_body::Body for Keeping<T> {
     }
 }
 
-/// The body of a request, read while it is sent, that remembers whether it failed: then no endpoint is at fault.
-struct Own {
-    body: Body,
-    has_failed: Arc<AtomicBool>,
-}
-
-impl Own {
-    /// Has the body watched, unless it is at its end already.
-    fn watch(request: Request<Body>) -> (Request<Body>, OwnFate) {
-        if request.body().is_end_stream() {
-            return (request, OwnFate(None));
-        }
-        let has_failed = Arc::new(AtomicBool::new(false));
-        let own = |body| Self { body, has_failed: Arc::clone(&has_failed) }.boxed_unsync();
-        (request.map(own), OwnFate(Some(has_failed)))
-    }
-}
-
 /// What became of a request's own body; of one that was there whole, nothing can.
 struct OwnFate(Option<Arc<AtomicBool>>);
 
 impl OwnFate {
+    /// Remembers whether the body of `request` fails while it is read, unless that is at its end already.
+    fn watch(request: Request<Body>) -> (Request<Body>, Self) {
+        if request.body().is_end_stream() {
+            return (request, Self(None));
+        }
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let failed = Arc::clone(&has_failed);
+        let watched = |body: Body| {
+            let noted = body.map_err(move |err| {
+                failed.store(true, Ordering::Relaxed);
+                err
+            });
+            noted.boxed_unsync()
+        };
+        (request.map(watched), Self(Some(has_failed)))
+    }
+
+    /// Then no endpoint is at fault.
     fn has_failed(&self) -> bool {
         self.0.as_ref().is_some_and(|failed| failed.load(Ordering::Relaxed))
-    }
-}
-
-impl http_body::Body for Own {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if matches!(polled, Poll::Ready(Some(Err(_)))) {
-            self.has_failed.store(true, Ordering::Relaxed);
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -323,10 +299,9 @@ impl Mesh {
     async fn make_ready(
         &self,
         backend: &Backend,
-        request: Request<Body>,
+        mut request: Request<Body>,
         ends_at: Instant,
     ) -> Result<(Request<Body>, Option<Replay>, OwnFate), CallError> {
-        let mut request = request;
         if backend.endpoints.len() > 1 || backend.awaited.is_some() {
             // A client may be slow to send even a small body.
             let preparing = tokio::time::timeout_at(ends_at, prepare(request));
@@ -336,7 +311,7 @@ impl Mesh {
             }
             request = prepared;
         }
-        let (request, own) = Own::watch(request);
+        let (request, own) = OwnFate::watch(request);
         Ok((request, None, own))
     }
 

@@ -200,7 +200,8 @@ impl Mesh {
             (table.door(door).cloned(), table.routes.place_of(ip))
         };
         if place != Place::Outside {
-            // Pods come by other ways: somebody uses a pod's address.
+            // Pods come by other ways.
+            debug!(?door, peer = %from, "a client with a pod's address is not let in");
             return;
         }
         let Some(route) = route.filter(|route| route.admits(ip)) else { return };

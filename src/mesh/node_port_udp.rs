@@ -98,7 +98,8 @@ impl Mesh {
         let table = self.0.table.load_full();
         let route = table.door(door).filter(|route| route.admits(client.ip()))?;
         if table.routes.place_of(client.ip().to_canonical()) != Place::Outside {
-            // Pods come by other ways: somebody forged a pod's address.
+            // Pods come by other ways.
+            debug!(?door, peer = %client, "a client with a pod's address is not let in");
             return None;
         }
         let DoorRoute::Service { backend, .. } = route else { return None };

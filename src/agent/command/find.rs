@@ -4,8 +4,7 @@
 //! 2. A tool of the node: `tools/NAME.wasm`, or for one of [`APPLETS`] `tools/busybox.wasm`, or the
 //!    image `busybox` of the cluster's registry.
 //! 3. The container's own component, by the container's name or its image's (`/NAME`, too, as images of others
-//!    have it), or for an applet if it
-//!    is `busybox`.
+//!    have it), or for an applet if it is `busybox`.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -18,6 +18,17 @@ async fn site() -> Site {
     Site::new(rules(json!([{"backendRefs": to("a")}]))).await
 }
 
+/// A site that takes bodies of 1 KiB.
+async fn site_of_small_bodies() -> Site {
+    let site = Site::new(super::testing::gateway(&json!([]), &[])).await;
+    let ingress = super::testing::object(json!({
+        "metadata": {"namespace": "default", "name": "i",
+            "annotations": {"edgeorc.io/max-body-size": "1Ki"}},
+        "spec": {"defaultBackend": {"service": {"name": "a", "port": {"number": 80}}}}}));
+    site.publish(super::HttpObjects { ingresses: vec![ingress], ..Default::default() });
+    site
+}
+
 /// The ingress serves others, and no pod has seen anything of it.
 async fn is_well(site: &Site) {
     assert_eq!(*site.echo.seen.lock(), Vec::<String>::new());
@@ -107,12 +118,7 @@ async fn connect_is_refused() {
 /// which then breaks off, answers while it reads, or says 500; more often than an endpoint may fail.
 #[tokio::test]
 async fn a_body_that_turns_out_bad_is_refused_and_no_endpoints_fault() {
-    let site = Site::new(super::testing::gateway(&json!([]), &[])).await;
-    let ingress = super::testing::object(json!({
-        "metadata": {"namespace": "default", "name": "i",
-            "annotations": {"edgeorc.io/max-body-size": "1Ki"}},
-        "spec": {"defaultBackend": {"service": {"name": "a", "port": {"number": 80}}}}}));
-    site.publish(super::HttpObjects { ingresses: vec![ingress], ..Default::default() });
+    let site = site_of_small_bodies().await;
     let large = format!("1000\r\n{}\r\n0\r\n\r\n", "x".repeat(0x1000));
     for path in ["/strict", "/stream", "/"] {
         let head = format!("POST {path} HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n");
@@ -181,12 +187,7 @@ async fn a_coding_that_is_not_known_is_refused() {
 
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_413_also_when_its_length_is_not_told() {
-    let site = Site::new(super::testing::gateway(&json!([]), &[])).await;
-    let ingress = super::testing::object(json!({
-        "metadata": {"namespace": "default", "name": "i",
-            "annotations": {"edgeorc.io/max-body-size": "1Ki"}},
-        "spec": {"defaultBackend": {"service": {"name": "a", "port": {"number": 80}}}}}));
-    site.publish(super::HttpObjects { ingresses: vec![ingress], ..Default::default() });
+    let site = site_of_small_bodies().await;
     let stream = |chunks: usize| {
         let frame = || Ok::<_, BodyError>(Frame::data(Bytes::from(vec![b'x'; 512])));
         let frames = futures_util::stream::iter((0..chunks).map(move |_| frame()));
