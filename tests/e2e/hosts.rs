@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    API_PORT, INGRESS_PORT, PATIENCE, Process, both, edgeorc, eventually, get, succeed,
+    API_PORT, INGRESS_PORT, PATIENCE, Process, edgeorc, eventually, get, succeed, taking_pods,
 };
 
 /// Longest a request may take.
@@ -199,17 +199,12 @@ pub(crate) fn enter(space: &str) {
     .unwrap();
 }
 
-/// Waits until the nodes of these names are ready.
+/// Waits until the nodes of these names are ready and take pods.
 pub(crate) fn wait_ready(asked: &Host, names: &[&str]) {
     eventually("the nodes are ready", 2 * PATIENCE, || {
-        let output = asked.edgeorc(&["get", "nodes"]).output().unwrap();
-        let text = both(&output);
-        let is_ready = |name: &&str| {
-            text.lines().any(|line| {
-                let mut words = line.split_whitespace();
-                words.next() == Some(name) && words.next() == Some("Ready")
-            })
-        };
-        if names.iter().all(is_ready) { Ok(()) } else { Err(text) }
+        let output = asked.edgeorc(&["get", "nodes", "-o", "json"]).output().unwrap();
+        let ready = taking_pods(&output)?;
+        let is_ready = |name: &&str| ready.iter().any(|one| one == name);
+        if names.iter().all(is_ready) { Ok(()) } else { Err(format!("{ready:?}")) }
     });
 }

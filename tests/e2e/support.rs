@@ -229,19 +229,17 @@ impl Node {
         command
     }
 
-    /// Waits until the API is ready.
+    /// Waits until this node is ready and takes pods.
     pub(crate) fn wait_ready(&self) {
         eventually(
             &format!("{} is ready: {}", self.name, self.process.log.display()),
             PATIENCE,
             || {
-                let output = self.edgeorc(&["get", "nodes"]).output().unwrap();
-                let text = both(&output);
-                let is_ready = text.lines().any(|line| {
-                    let mut words = line.split_whitespace();
-                    words.next() == Some(self.name.as_str()) && words.next() == Some("Ready")
-                });
-                if is_ready { Ok(()) } else { Err(format!("{text}\n{}", self.process.stderr())) }
+                let output = self.edgeorc(&["get", "nodes", "-o", "json"]).output().unwrap();
+                match taking_pods(&output) {
+                    Ok(names) if names.contains(&self.name) => Ok(()),
+                    names => Err(format!("{names:?}\n{}", self.process.stderr())),
+                }
             },
         );
     }
@@ -249,6 +247,21 @@ impl Node {
     pub(crate) fn ingress(&self) -> SocketAddr {
         SocketAddr::new(self.address, INGRESS_PORT)
     }
+}
+
+/// Names of the nodes among `edgeorc get nodes -o json` that are ready, and free of the taint that
+/// goes a moment after that: a pod that is made before then lands elsewhere.
+pub(crate) fn taking_pods(output: &Output) -> Result<Vec<String>, String> {
+    let list: serde_json::Value =
+        serde_json::from_slice(&output.stdout).map_err(|err| format!("{err}: {}", both(output)))?;
+    let takes_pods = |node: &&serde_json::Value| {
+        let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        let mut taints = node["spec"]["taints"].as_array().into_iter().flatten();
+        conditions.any(|one| one["type"] == "Ready" && one["status"] == "True")
+            && !taints.any(|one| one["key"] == "node.kubernetes.io/not-ready")
+    };
+    let nodes = list["items"].as_array().into_iter().flatten().filter(takes_pods);
+    Ok(nodes.filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned)).collect())
 }
 
 /// An HTTP answer.
