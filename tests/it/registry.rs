@@ -399,3 +399,51 @@ async fn a_stranger_is_asked_for_a_password_and_a_token_is_one() {
     let elsewhere = login(token, Method::GET, "/api/v1/namespaces/default/pods").await;
     assert_eq!(elsewhere.code, StatusCode::FORBIDDEN);
 }
+
+#[tokio::test]
+async fn an_account_that_is_told_to_pushes_below_its_namespace_and_nowhere_else() {
+    let api = Api::start().await;
+    let path = "/api/v1/namespaces/shop/serviceaccounts";
+    let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    api.post("/api/v1/namespaces", &shop).await;
+    let account = |name: &str, value: &str| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": name, "annotations": {"edgeorc.io/registry-push": value}},
+        })
+    };
+    for (name, value) in [("ci", "true"), ("reader", "no")] {
+        let made = api.post(path, &account(name, value)).await;
+        assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    }
+    let user =
+        |name: &str| Some(UserInfo::new(name, &["system:serviceaccounts", "system:authenticated"]));
+    let push = async |name: &str, repository: &str| {
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={}", digest(b"bytes"));
+        ask_as(&api, user(name), Method::POST, &path, &[], "bytes").await.code
+    };
+    let ci = "system:serviceaccount:shop:ci";
+    assert_eq!(push(ci, "shop/cart").await, StatusCode::CREATED);
+    let manifest = json!({"schemaVersion": 2, "layers": []}).to_string();
+    let media = [(header::CONTENT_TYPE, "application/vnd.oci.image.manifest.v1+json")];
+    let tag = "/v2/shop/cart/manifests/v1";
+    let tagged = ask_as(&api, user(ci), Method::PUT, tag, &media, manifest.clone()).await;
+    assert_eq!(tagged.code, StatusCode::CREATED, "{tagged:?}");
+    for repository in ["shop", "shopper/cart", "other/shop/cart", "_replicas", "shop/../other"] {
+        let code = push(ci, repository).await;
+        assert!(code.is_client_error(), "{repository} {code}");
+    }
+    for name in [
+        "system:serviceaccount:shop:reader",
+        "system:serviceaccount:shop:nobody",
+        "system:serviceaccount:other:ci",
+    ] {
+        assert_eq!(push(name, "shop/cart").await, StatusCode::FORBIDDEN, "{name}");
+    }
+    let refused =
+        ask_as(&api, user(ci), Method::PUT, "/v2/cart/manifests/v1", &media, manifest.clone());
+    let refused = refused.await;
+    assert_eq!(refused.at("/errors/0/code"), json!("DENIED"));
+    assert!(refused.at("/errors/0/message").to_string().contains("edgeorc.io/registry-push"));
+}

@@ -13,56 +13,113 @@ use crate::apiserver::context::Context;
 use crate::apiserver::query::Query;
 use crate::apiserver::registry::name::{self, OciError};
 use crate::apiserver::registry::{manifests, push, referrers, replicas};
-use crate::apiserver::{access, response};
+use crate::apiserver::{access, response, service_account};
+
+/// `"true"` on a service account: its tokens push to the repositories of its namespace.
+const PUSH_ANNOTATION: &str = "edgeorc.io/registry-push";
 
 pub(super) type Answer = Result<Response<Body>, OciError>;
+
+/// What is asked of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint<'a> {
+    /// An upload by its session, or a new one.
+    Upload(&'a str),
+    /// A blob by its digest.
+    Blob(&'a str),
+    /// A manifest by its tag or digest.
+    Manifest(&'a str),
+    Tags,
+    /// Manifests that name the one of this digest as their subject.
+    Referrers(&'a str),
+}
+
+impl<'a> Endpoint<'a> {
+    /// Takes a path apart: the repository's name, and what is asked of it.
+    fn parse(path: &'a str) -> Option<(&'a str, Self)> {
+        if let Some((repository, session)) = path.split_once("/blobs/uploads") {
+            return Some((repository, Self::Upload(session.trim_start_matches('/'))));
+        }
+        if let Some((repository, digest)) = path.rsplit_once("/blobs/") {
+            return Some((repository, Self::Blob(digest)));
+        }
+        if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
+            return Some((repository, Self::Manifest(reference)));
+        }
+        if let Some(repository) = path.strip_suffix("/tags/list") {
+            return Some((repository, Self::Tags));
+        }
+        let (repository, digest) = path.rsplit_once("/referrers/")?;
+        Some((repository, Self::Referrers(digest)))
+    }
+}
 
 /// Answers by path and method.
 pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request<Body>) -> Answer {
     if !access::may_pull(user) {
         return Err(OciError::unauthorized());
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) && !access::may_push(user) {
-        let text = "only administrators push to the cluster's registry";
-        return Err(OciError::new(StatusCode::FORBIDDEN, "DENIED", text));
-    }
     let path = request.uri().path().trim_start_matches("/v2").trim_matches('/').to_owned();
+    let asked = Endpoint::parse(&path);
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        check_push(context, user, asked.map(|(repository, _)| repository)).await?;
+    }
     if path.is_empty() {
         return Ok(response::json(StatusCode::OK, &json!({})));
     }
     if let Some(digest) = path.strip_prefix(&format!("{}/blobs/", replicas::REPLICA)) {
         return replicas::respond(context, user, digest, request).await;
     }
+    let Some((repository, endpoint)) = asked else {
+        return Err(OciError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"));
+    };
+    name::repository(repository)?;
     let query = Query::parse(request.uri().query());
-    if let Some((repository, session)) = path.split_once("/blobs/uploads") {
-        name::repository(repository)?;
-        return push::respond(
-            context,
-            repository,
-            session.trim_start_matches('/'),
-            &query,
-            request,
-        )
-        .await;
+    match endpoint {
+        Endpoint::Upload(session) => {
+            push::respond(context, repository, session, &query, request).await
+        }
+        Endpoint::Blob(digest) => {
+            blob(context, digest, request.method(), range_start(request.headers())).await
+        }
+        Endpoint::Manifest(reference) => {
+            manifests::respond(context, repository, reference, request).await
+        }
+        Endpoint::Tags => manifests::tags(context, repository, &query).await,
+        Endpoint::Referrers(digest) => referrers::list(context, repository, digest, &query).await,
     }
-    if let Some((repository, digest)) = path.rsplit_once("/blobs/") {
-        name::repository(repository)?;
-        let start = range_start(request.headers());
-        return blob(context, digest, request.method(), start).await;
+}
+
+/// Refuses who may not change `repository`: all but administrators, servers, and a service account
+/// that is told to push, in the repositories below its namespace's name.
+async fn check_push(
+    context: &Context,
+    user: &UserInfo,
+    repository: Option<&str>,
+) -> Result<(), OciError> {
+    if access::may_push(user) {
+        return Ok(());
     }
-    if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
-        name::repository(repository)?;
-        return manifests::respond(context, repository, reference, request).await;
+    let own = repository.and_then(|name| name.split_once('/')).map(|(namespace, _)| namespace);
+    if let Some(namespace) = own
+        && service_account::is_annotated(context, user, namespace, PUSH_ANNOTATION).await.map_err(
+            |_| {
+                OciError::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "UNKNOWN",
+                    "the store does not answer",
+                )
+            },
+        )?
+    {
+        return Ok(());
     }
-    if let Some(repository) = path.strip_suffix("/tags/list") {
-        name::repository(repository)?;
-        return manifests::tags(context, repository, &query).await;
-    }
-    if let Some((repository, digest)) = path.rsplit_once("/referrers/") {
-        name::repository(repository)?;
-        return referrers::list(context, repository, digest, &query).await;
-    }
-    Err(OciError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"))
+    let text = format!(
+        "{:?} may not push here: administrators may, and service accounts with the annotation \
+         {PUSH_ANNOTATION}: \"true\", to repositories that begin with their namespace and a slash",
+        user.name
+    );
+    Err(OciError::new(StatusCode::FORBIDDEN, "DENIED", text))
 }
 
 pub(super) fn not_allowed() -> OciError {

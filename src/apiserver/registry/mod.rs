@@ -12,6 +12,7 @@
 //! - A file under `sha256/` holds exactly the bytes its name says: it is renamed there only after
 //!   its digest was checked.
 //! - Every error is an OCI error document.
+//! - A service account pushes only where its annotation and its namespace let it.
 
 mod blobs;
 mod handler;

@@ -25,6 +25,7 @@ pub(super) use token::request_token;
 use serde_json::Value;
 
 use crate::api;
+use crate::api::user::UserInfo;
 use crate::apiserver::context::ContextInner;
 use crate::apiserver::error::ApiError;
 use crate::store::{Freshness, Key};
@@ -35,6 +36,24 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 const CLAIMS: &str = "kubernetes.io";
 /// Prefix of an account's user name: `system:serviceaccount:<namespace>:<name>`.
 const USER_PREFIX: &str = "system:serviceaccount:";
+
+/// Whether `user` is a service account of `namespace` whose `annotation` is `"true"`.
+///
+/// # Errors
+///
+/// When the store does not answer.
+pub(super) async fn is_annotated(
+    context: &ContextInner,
+    user: &UserInfo,
+    namespace: &str,
+    annotation: &str,
+) -> Result<bool, ApiError> {
+    let account = user.name.strip_prefix(USER_PREFIX).and_then(|name| name.split_once(':'));
+    let Some((_, name)) = account.filter(|(own, _)| *own == namespace) else { return Ok(false) };
+    let found = find(context, "serviceaccounts", Some(namespace), name).await?;
+    let annotations = found.as_ref().and_then(|object| object.pointer("/metadata/annotations"));
+    Ok(annotations.and_then(|all| all.get(annotation)).is_some_and(|value| value == "true"))
+}
 
 /// Reads an object of the core group; the local copy is enough when it has it.
 pub(super) async fn find(
