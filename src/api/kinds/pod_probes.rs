@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{int_at, is_unset, items_at, set_default, set_default_text, text_at};
+use crate::api::names;
 
 /// Probes of a container.
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
@@ -158,7 +159,11 @@ fn is_header_name(name: &str) -> bool {
 fn validate_port(port: Option<&Value>, field: &str, errors: &mut Errors) {
     let port = port.unwrap_or(&Value::Null);
     match port {
-        Value::String(name) if !name.is_empty() && name.len() <= 15 => {}
+        Value::String(name) => {
+            if let Err(rule) = names::check_port_name(name) {
+                errors.invalid(field, port, rule);
+            }
+        }
         Value::Number(number) if number.as_i64().is_some_and(|n| (1..=65535).contains(&n)) => {}
         _ => errors.invalid(field, port, PORT_RANGE),
     }

@@ -1,9 +1,11 @@
 //! Checks of what a container asks for, and of what it is limited to.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::api::field_error::Errors;
-use crate::api::json::entries_at;
+use crate::api::json::{entries_at, items_at, text_at};
 use crate::api::quantity::Quantity;
 use crate::api::quota::amount;
 use crate::api::resource_names::{check_of_container, is_never_overcommitted};
@@ -26,6 +28,16 @@ pub(super) fn validate(holder: &Value, field: &str, errors: &mut Errors) {
                 }
                 Some(_) => {}
             }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (at, policy) in items_at(holder, "/resizePolicy").iter().enumerate() {
+        let of = |key: &str| policy.get(key).unwrap_or(&Value::Null);
+        let path = format!("{field}.resizePolicy");
+        errors.one_of(&path, of("resourceName"), &["cpu", "memory"]);
+        errors.one_of(&path, of("restartPolicy"), &["NotRequired", "RestartContainer"]);
+        if !seen.insert(text_at(policy, "/resourceName")) {
+            errors.duplicate(format!("{path}[{at}]"), of("resourceName"));
         }
     }
     for (name, request) in entries_at(holder, "/resources/requests") {
@@ -73,6 +85,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_resource_has_one_way_to_be_resized() {
+        let policy =
+            |name: &str, policy: &str| json!({"resourceName": name, "restartPolicy": policy});
+        let refused = |policies: Value| {
+            let mut errors = Errors::default();
+            validate(&json!({"resizePolicy": policies}), "c", &mut errors);
+            errors.into_vec().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let cpu = policy("cpu", "NotRequired");
+        assert_eq!(refused(json!([cpu, policy("memory", "RestartContainer")])), "");
+        assert_eq!(refused(json!([cpu, cpu])), "c.resizePolicy[1]: Duplicate value: \"cpu\"");
+        for (policy, said) in [
+            (policy("gpu", "NotRequired"), "c.resizePolicy: Unsupported value: \"gpu\""),
+            (policy("cpu", "Foo"), "c.resizePolicy: Unsupported value: \"Foo\""),
+        ] {
+            assert!(refused(json!([policy])).starts_with(said), "{said}");
+        }
+    }
 
     #[test]
     fn what_is_asked_for_has_a_name_and_a_right_amount() {

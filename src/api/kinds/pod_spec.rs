@@ -1,14 +1,16 @@
 //! What Pods and pod templates share: defaults and checks of a pod's spec.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
 use crate::api::ephemeral;
 use crate::api::field_error::Errors;
-use crate::api::json::{child, int_at, is_true, items_at, set_default, set_default_text, text_at};
+use crate::api::json::{child, int_at, items_at, set_default, set_default_text, text_at};
 use crate::api::kinds::{
-    pod_claims, pod_placement, pod_ports, pod_probes, pod_resources, pod_volumes,
+    pod_claims, pod_env, pod_placement, pod_ports, pod_probes, pod_resources, pod_security,
+    pod_volumes,
 };
 use crate::api::names;
 
@@ -113,14 +115,7 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
     }
     let policy = holder.pointer("/spec/restartPolicy").unwrap_or(&Value::Null);
     errors.one_of(format!("{path}.restartPolicy"), policy, &["Always", "Never", "OnFailure"]);
-    for field in ["hostPID", "hostIPC", "hostNetwork"] {
-        if is_true(holder, &format!("/spec/{field}")) {
-            errors.forbidden(
-                format!("{path}.{field}"),
-                "a WebAssembly pod has no namespaces of the host to share",
-            );
-        }
-    }
+    pod_security::validate_pod(holder, path, errors);
     let deadline = holder.pointer("/spec/activeDeadlineSeconds").filter(|d| !d.is_null());
     if let Some(deadline) = deadline
         && !deadline.as_i64().is_some_and(|seconds| (1..=i64::from(i32::MAX)).contains(&seconds))
@@ -178,20 +173,8 @@ pub(in crate::api) fn validate_container(container: &Value, field: &str, errors:
         errors.one_of(format!("{field}.terminationMessagePolicy"), policy, policies);
     }
     pod_ports::validate(container, field, errors);
-    for (at, variable) in items_at(container, "/env").iter().enumerate() {
-        let name = text_at(variable, "/name");
-        if name.is_empty() {
-            errors.required(format!("{field}.env[{at}].name"));
-        } else if let Err(detail) = names::check_env_name(name) {
-            errors.invalid(format!("{field}.env[{at}].name"), &json!(name), detail);
-        }
-    }
-    if is_true(container, "/securityContext/privileged") {
-        errors.forbidden(
-            format!("{field}.securityContext.privileged"),
-            "a WebAssembly container has no privileges of the host to get",
-        );
-    }
+    pod_env::validate(container, field, errors);
+    pod_security::validate(container, field, errors);
     pod_resources::validate(container, field, errors);
 }
 
@@ -218,6 +201,25 @@ fn validate_names(holder: &Value, path: &str, errors: &mut Errors) {
             errors.invalid(field, &json!(name), rule);
         } else if !gates.insert(name) {
             errors.duplicate(field, &json!(name));
+        }
+    }
+    for (at, gate) in items_at(holder, "/spec/readinessGates").iter().enumerate() {
+        let name = text_at(gate, "/conditionType");
+        if let Err(rule) = names::check_qualified_name(name) {
+            let field = format!("{path}.readinessGates[{at}].conditionType");
+            errors.invalid(field, &json!(name), rule);
+        }
+    }
+    for (at, alias) in items_at(holder, "/spec/hostAliases").iter().enumerate() {
+        let (field, ip) = (format!("{path}.hostAliases[{at}]"), text_at(alias, "/ip"));
+        if ip.parse::<IpAddr>().is_err() {
+            let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+            errors.invalid(format!("{field}.ip"), &json!(ip), detail);
+        }
+        for name in items_at(alias, "/hostnames").iter().map(|name| text_at(name, "")) {
+            if let Err(rule) = names::check_dns1123_subdomain(name) {
+                errors.invalid(format!("{field}.hostnames"), &json!(name), rule);
+            }
         }
     }
     let policy = holder.pointer("/spec/dnsPolicy").unwrap_or(&Value::Null);
@@ -326,6 +328,12 @@ mod tests {
             (json!({"nodeName": "Bad Node"}), "spec.nodeName: Invalid value"),
             (json!({"schedulingGates": [gate("no good")]}), "spec.schedulingGates[0]: Invalid"),
             (json!({"schedulingGates": [gate("a"), gate("a")]}), "spec.schedulingGates[1]: Dup"),
+            (json!({"readinessGates": [{"conditionType": "a b"}]}), "spec.readinessGates[0].cond"),
+            (json!({"hostAliases": [{"ip": "a"}]}), "spec.hostAliases[0].ip: Invalid value: \"a\""),
+            (
+                json!({"hostAliases": [{"ip": "::1", "hostnames": ["a", "A_b"]}]}),
+                "spec.hostAliases[0].hostnames: Invalid value: \"A_b\"",
+            ),
             (json!({"dnsPolicy": "Foo"}), "spec.dnsPolicy: Unsupported value: \"Foo\""),
             (json!({"dnsPolicy": "None"}), "spec.dnsConfig.nameservers: Required value"),
             (

@@ -6,10 +6,22 @@ use serde_json::{Value, json};
 
 use crate::api::field_error::Errors;
 use crate::api::json::{is_unset, items_at, set, set_default, set_default_text, text_at};
+use crate::api::kinds::pod_env;
 use crate::api::kinds::pod_spec::{items_of, pull_policy};
 
 /// Mode of files in volumes.
 const FILE_MODE: i64 = 0o644;
+const MODES: std::ops::RangeInclusive<i64> = 0..=0o777;
+const HOST_PATH_TYPES: &[&str] = &[
+    "",
+    "BlockDevice",
+    "CharDevice",
+    "Directory",
+    "DirectoryOrCreate",
+    "File",
+    "FileOrCreate",
+    "Socket",
+];
 /// Life of a token that names none, in seconds, and the shortest one.
 const TOKEN_SECONDS: i64 = 3600;
 const TOKEN_SECONDS_MIN: i64 = 600;
@@ -84,32 +96,16 @@ fn validate_volume(volume: &Value, field: &str, errors: &mut Errors) {
         let detail = "SizeLimit field must be a valid resource quantity";
         errors.forbidden(format!("{field}.emptyDir.sizeLimit"), detail);
     }
-    for (source, path) in [
-        ("configMap", "/configMap/items"),
-        ("secret", "/secret/items"),
-        ("downwardAPI", "/downwardAPI/items"),
-    ] {
-        validate_items(items_at(volume, path), &format!("{field}.{source}"), errors);
-    }
-    for (at, source) in items_at(volume, "/projected/sources").iter().enumerate() {
-        let field = format!("{field}.projected.sources[{at}]");
-        for (name, path) in [
-            ("configMap", "/configMap/items"),
-            ("secret", "/secret/items"),
-            ("downwardAPI", "/downwardAPI/items"),
-        ] {
-            validate_items(items_at(source, path), &format!("{field}.{name}"), errors);
+    for (key, name) in [("configMap", "name"), ("secret", "secretName"), ("downwardAPI", "")] {
+        let Some(source) = volume.get(key).filter(|source| source.is_object()) else { continue };
+        let field = format!("{field}.{key}");
+        if !name.is_empty() && text_at(source, &format!("/{name}")).is_empty() {
+            errors.required(format!("{field}.{name}"));
         }
-        let Some(token) = source.get("serviceAccountToken").filter(|t| t.is_object()) else {
-            continue;
-        };
-        validate_path(text_at(token, "/path"), &format!("{field}.path"), errors);
-        let seconds = token.get("expirationSeconds").unwrap_or(&Value::Null);
-        if seconds.as_i64().is_some_and(|seconds| seconds < TOKEN_SECONDS_MIN) {
-            let field = format!("{field}.expirationSeconds");
-            errors.invalid(field, seconds, "may not specify a duration less than 10 minutes");
-        }
+        validate_mode(source.get("defaultMode"), format!("{field}.defaultMode"), errors);
+        validate_items(key, source, &field, errors);
     }
+    validate_projected(volume, &format!("{field}.projected"), errors);
     if volume.get("persistentVolumeClaim").is_some_and(Value::is_object)
         && text_at(volume, "/persistentVolumeClaim/claimName").is_empty()
     {
@@ -131,16 +127,80 @@ fn validate_volume(volume: &Value, field: &str, errors: &mut Errors) {
         let supported = ["Always", "IfNotPresent", "Never"];
         errors.one_of(format!("{field}.image.pullPolicy"), policy, &supported);
     }
-    if volume.get("hostPath").is_some_and(Value::is_object)
-        && text_at(volume, "/hostPath/path").is_empty()
-    {
-        errors.required(format!("{field}.hostPath.path"));
+    if volume.get("hostPath").is_some_and(Value::is_object) {
+        let path = text_at(volume, "/hostPath/path");
+        if path.is_empty() {
+            errors.required(format!("{field}.hostPath.path"));
+        } else if path.split('/').any(|name| name == "..") {
+            let field = format!("{field}.hostPath.path");
+            errors.invalid(field, &json!(path), "must not contain '..'");
+        }
+        let kind = volume.pointer("/hostPath/type").filter(|kind| !kind.is_null());
+        if let Some(kind) = kind {
+            errors.one_of(format!("{field}.hostPath.type"), kind, HOST_PATH_TYPES);
+        }
     }
 }
 
-fn validate_items(items: &[Value], field: &str, errors: &mut Errors) {
-    for (at, item) in items.iter().enumerate() {
-        validate_path(text_at(item, "/path"), &format!("{field}.items[{at}].path"), errors);
+fn validate_projected(volume: &Value, field: &str, errors: &mut Errors) {
+    let mut paths = BTreeSet::new();
+    let mode = volume.pointer("/projected/defaultMode");
+    validate_mode(mode, format!("{field}.defaultMode"), errors);
+    for (at, source) in items_at(volume, "/projected/sources").iter().enumerate() {
+        let field = format!("{field}.sources[{at}]");
+        let named = source.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+        if named.count() > 1 {
+            errors.forbidden(&field, "may not specify more than 1 volume type");
+        }
+        for key in ["configMap", "secret", "downwardAPI"] {
+            let Some(part) = source.get(key).filter(|part| part.is_object()) else { continue };
+            let field = format!("{field}.{key}");
+            let name = text_at(part, "/name");
+            if key != "downwardAPI" && name.is_empty() {
+                errors.required(format!("{field}.name"));
+            }
+            validate_items(key, part, &field, errors);
+            for path in items_at(part, "/items").iter().map(|item| text_at(item, "/path")) {
+                if !path.is_empty() && !paths.insert(path) {
+                    errors.invalid(&field, &json!(name), "conflicting duplicate paths");
+                }
+            }
+        }
+        let Some(token) = source.get("serviceAccountToken").filter(|t| t.is_object()) else {
+            continue;
+        };
+        let path = text_at(token, "/path");
+        validate_path(path, &format!("{field}.path"), errors);
+        if !path.is_empty() && !paths.insert(path) {
+            errors.invalid(&field, &json!(path), "conflicting duplicate paths");
+        }
+        let seconds = token.get("expirationSeconds").unwrap_or(&Value::Null);
+        if seconds.as_i64().is_some_and(|seconds| seconds < TOKEN_SECONDS_MIN) {
+            let field = format!("{field}.expirationSeconds");
+            errors.invalid(field, seconds, "may not specify a duration less than 10 minutes");
+        }
+    }
+}
+
+/// Checks the files of a source by the name `key`; `field` is the source's path.
+fn validate_items(key: &str, source: &Value, field: &str, errors: &mut Errors) {
+    for (at, item) in items_at(source, "/items").iter().enumerate() {
+        let field = format!("{field}.items[{at}]");
+        if key == "downwardAPI" {
+            pod_env::validate_file(item, &field, errors);
+        } else if text_at(item, "/key").is_empty() {
+            errors.required(format!("{field}.key"));
+        }
+        validate_path(text_at(item, "/path"), &format!("{field}.path"), errors);
+        validate_mode(item.get("mode"), format!("{field}.mode"), errors);
+    }
+}
+
+fn validate_mode(mode: Option<&Value>, field: String, errors: &mut Errors) {
+    if let Some(mode) = mode.filter(|mode| mode.as_i64().is_some_and(|mode| !MODES.contains(&mode)))
+    {
+        let detail = "must be a number between 0 and 0777 (octal), both inclusive";
+        errors.invalid(field, mode, detail);
     }
 }
 
@@ -167,7 +227,7 @@ fn validate_mounts(container: &Value, path: &str, volumes: &BTreeSet<&str>, erro
         let field = format!("{path}.volumeMounts[{at}]");
         let name = text_at(mount, "/name");
         if !volumes.contains(name) {
-            errors.invalid(format!("{field}.name"), &json!(name), "no volume has this name");
+            errors.not_found(format!("{field}.name"), &json!(name));
         }
         let place = text_at(mount, "/mountPath");
         if is_unset(mount.get("mountPath")) || place.is_empty() {
@@ -255,10 +315,64 @@ mod tests {
             "volumeMounts[0].subPath: Invalid value: \"a/../../b\": must not contain '..'",
             "volumeMounts[1].mountPath: Invalid value: \"/d\": must be unique",
             "volumeMounts[1].subPath: Invalid value: \"/a\": must be a relative path",
-            "volumeMounts[2].name: Invalid value: \"w\"",
+            "volumeMounts[2].name: Not found: \"w\"",
             "mutually exclusive",
         ] {
             assert!(found.contains(part), "{part} in {found}");
+        }
+    }
+
+    #[test]
+    fn sources_have_names_modes_and_paths_of_their_own() {
+        let field = json!({"path": "x", "fieldRef": {"fieldPath": "metadata.uid"}});
+        let item = |path: &str| json!([{"key": "k", "path": path}]);
+        let projected = |sources: Value| json!({"projected": {"sources": sources}});
+        for (volume, said) in [
+            (json!({"configMap": {}}), "volumes[0].configMap.name: Required value"),
+            (json!({"secret": {}}), "volumes[0].secret.secretName: Required value"),
+            (
+                json!({"configMap": {"name": "c", "defaultMode": 1000}}),
+                "volumes[0].configMap.defaultMode: Invalid value: 1000: must be a number between 0 \
+                 and 0777 (octal), both inclusive",
+            ),
+            (
+                json!({"secret": {"secretName": "s", "items": [{"path": "a", "mode": -1}]}}),
+                "volumes[0].secret.items[0].key: Required value\nspec.volumes[0].secret.items[0].mode: \
+                 Invalid value: -1",
+            ),
+            (
+                json!({"downwardAPI": {"items": [field, {"path": "y"}]}}),
+                "volumes[0].downwardAPI.items[1]: Required value",
+            ),
+            (
+                json!({"hostPath": {"path": "/a/../b"}}),
+                "volumes[0].hostPath.path: Invalid value: \"/a/../b\": must not contain '..'",
+            ),
+            (
+                json!({"hostPath": {"path": "/a", "type": "Foo"}}),
+                "volumes[0].hostPath.type: Unsupported value: \"Foo\"",
+            ),
+            (
+                projected(json!([{"configMap": {}}])),
+                "volumes[0].projected.sources[0].configMap.name: Required value",
+            ),
+            (
+                projected(json!([
+                    {"configMap": {"name": "a", "items": item("x")}},
+                    {"secret": {"name": "b", "items": item("x")}},
+                ])),
+                "volumes[0].projected.sources[1].secret: Invalid value: \"b\": conflicting duplicate \
+                 paths",
+            ),
+            (
+                projected(json!([{"configMap": {"name": "a"}, "secret": {"name": "b"}}])),
+                "volumes[0].projected.sources[0]: Forbidden: may not specify more than 1 volume type",
+            ),
+        ] {
+            let mut volume = volume;
+            volume["name"] = json!("v");
+            let found = errors(volume, json!([]));
+            assert!(found.starts_with(&format!("spec.{said}")), "{said} in {found}");
         }
     }
 

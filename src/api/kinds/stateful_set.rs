@@ -242,7 +242,7 @@ mod tests {
                 "volumes": [{"name": "data", "emptyDir": {}}]}}}}))
         };
         assert_eq!(texts(&mounting("data")), Vec::<String>::new());
-        assert!(texts(&mounting("other"))[0].contains("no volume has this name"));
+        assert!(texts(&mounting("other"))[0].contains("Not found"));
     }
 
     #[test]
