@@ -12,7 +12,7 @@ use crate::apiserver::router::Call;
 use crate::apiserver::update::Part;
 use crate::apiserver::{
     admission, allocate, apply, body, image_policy, limit_range, managed_fields, priority, quota,
-    response, service_account,
+    response, runtime_class, service_account,
 };
 use crate::store::{Key, StoreError, check_fits};
 
@@ -62,6 +62,7 @@ pub(super) async fn create(
     admission::default(resource, &mut object);
     admission::default_new(resource, &mut object);
     priority::admit(call, &mut object).await?;
+    runtime_class::admit(call, &mut object).await?;
     service_account::admit(call, &mut object).await?;
     image_policy::admit(call, None, &object).await?;
     if !apply::is_apply(call) {

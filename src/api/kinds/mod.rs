@@ -61,6 +61,7 @@ mod resource_claim;
 mod resource_claim_template;
 mod resource_quota;
 mod resource_slice;
+mod runtime_class;
 mod secret;
 mod service;
 mod service_account;
@@ -113,6 +114,7 @@ pub(super) static ALL: &[Resource] = &[
     resource_claim::RESOURCE,
     resource_claim_template::RESOURCE,
     resource_slice::RESOURCE,
+    runtime_class::RESOURCE,
     csi_driver::RESOURCE,
     csi_node::RESOURCE,
     csi_storage_capacity::RESOURCE,

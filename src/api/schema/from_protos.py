@@ -29,6 +29,7 @@ PACKAGES = [
     ("discovery", API, "discovery/v1", "discovery.k8s.io/v1", "EndpointSlice"),
     ("events", API, "events/v1", "events.k8s.io/v1", "Event"),
     ("networking", API, "networking/v1", "networking.k8s.io/v1", "Ingress IngressClass NetworkPolicy"),
+    ("node", API, "node/v1", "node.k8s.io/v1", "RuntimeClass"),
     ("policy", API, "policy/v1", "policy/v1", "Eviction PodDisruptionBudget"),
     ("resource", API, "resource/v1", "resource.k8s.io/v1",
      "DeviceClass ResourceClaim ResourceClaimTemplate ResourceSlice"),
