@@ -215,7 +215,7 @@ impl PodDir {
     /// Removes what takes space and what a pod that has ended needs no more: its volumes, its logs.
     /// What tells that it has ended stays.
     pub(crate) fn shed(&self) -> io::Result<()> {
-        for part in ["volumes", "files", "logs", "termination", "roots"] {
+        for part in ["volumes", "files", "logs", "termination", "scratch", "roots"] {
             match std::fs::remove_dir_all(self.path.join(part)) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
                 _ => {}
@@ -432,6 +432,11 @@ impl PodDir {
     /// Where a container leaves its last words.
     pub(crate) fn termination(&self, container: &str) -> PathBuf {
         self.path.join("termination").join(file_name(container))
+    }
+
+    /// A container's `/tmp`.
+    pub(crate) fn scratch(&self, container: &str) -> PathBuf {
+        self.path.join("scratch").join(file_name(container))
     }
 
     pub(crate) fn exec_root(&self, container: &str) -> PathBuf {

@@ -154,7 +154,7 @@ fn exec_carries_streams_and_exit_codes() {
         let name = exec(&["sh", "-c", "echo $POD_NAME $(hostname); ls /"]);
         assert_eq!(
             String::from_utf8_lossy(&name.stdout),
-            "p p\ndata\ndev\netc\nvar\n",
+            "p p\ndata\ndev\netc\ntmp\nvar\n",
             "{}",
             both(&name)
         );

@@ -32,6 +32,7 @@ pub(crate) mod objects;
 pub(crate) mod plan;
 pub(crate) mod probe;
 mod run;
+mod scratch;
 pub(crate) mod service_env;
 pub(crate) mod start;
 pub(crate) mod state;

@@ -27,7 +27,7 @@ use crate::agent::pod::state::{
     CREATE_CONTAINER_CONFIG_ERROR, CREATE_CONTAINER_ERROR, RUN_CONTAINER_ERROR, RunState,
 };
 use crate::agent::pod::worker::Worker;
-use crate::agent::pod::{names, objects, termination_message, volumes};
+use crate::agent::pod::{names, objects, scratch, termination_message, volumes};
 use crate::agent::sessions::{LiveContainer, Stdin};
 use crate::client::EventType;
 use crate::rt::{Rng, TaskGroup, WallClock};
@@ -297,6 +297,7 @@ impl Worker {
             forget_old_logs(&dir, &spec.name, run)?;
             let mut mounts = volumes::mounts(&pod, &spec, &dir, &of, &own_env)?;
             termination_message::add(&dir, &spec, &mut mounts)?;
+            scratch::add(&dir, &spec, &mut mounts)?;
             Ok(mounts)
         };
         let turn = self.shared.disk.clone().next().await;

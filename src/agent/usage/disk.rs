@@ -67,7 +67,7 @@ pub(crate) fn measure(pod: &Path) -> PodDisk {
     for (name, path, own) in entries(pod, &mut left) {
         let part = match name.as_str() {
             "logs" => &mut disk.logs,
-            "files" | "termination" => &mut disk.files,
+            "files" | "termination" | "scratch" => &mut disk.files,
             "volumes" => &mut disk.volumes,
             _ => {
                 disk.other = disk.other.plus(own).plus(walk(&path, &mut left));
@@ -134,13 +134,14 @@ mod tests {
         write("logs/web/1.log", 50);
         write("files/web/0/app.conf", 10);
         write("termination/web/termination-log", 3);
+        write("scratch/web/left", 7);
         write("volumes/data/deep/er/file", 70_000);
         write("pod.json", 20);
         std::os::unix::fs::symlink("/", root.path().join("volumes/data/link")).unwrap();
         let disk = measure(root.path());
         assert!(disk.is_whole);
         assert_eq!(disk.logs["web"].length, 150);
-        assert_eq!(disk.of_container("web").length, 163);
+        assert_eq!(disk.of_container("web").length, 170);
         let data = disk.volumes["data"];
         assert!(data.bytes >= 65_536 && data.inodes == 5, "{data:?}");
         assert!(data.length >= 70_000 && data.length < 70_100, "{data:?}");

@@ -117,9 +117,12 @@ async fn an_ephemeral_container_joins_a_running_pod_and_changes_nothing_else() {
     assert!(live.stdin.is_some(), "it can be attached to");
     let mut paths: Vec<_> = live.config.mounts.iter().map(|m| m.guest_path.as_str()).collect();
     paths.sort_unstable();
-    let own = ["/", "/dev", "/etc"];
-    let of_target = ["/proc/1/root/data", "/proc/1/root/dev", "/proc/1/root/etc"];
-    assert_eq!(paths, [own, of_target].concat());
+    let own = ["/", "/dev", "/etc", "/tmp"];
+    let of_target =
+        ["/proc/1/root/data", "/proc/1/root/dev", "/proc/1/root/etc", "/proc/1/root/tmp"];
+    let mut wanted = [own, of_target].concat();
+    wanted.sort_unstable();
+    assert_eq!(paths, wanted);
 
     // The pod is as ready as before, and what happens in it does not reach the debugger.
     world.exit("app", 1);
