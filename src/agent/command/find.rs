@@ -21,10 +21,59 @@ use crate::agent::sessions::LiveContainer;
 const BUSYBOX: &str = "busybox";
 /// What [`BUSYBOX`] can do, by `argv[0]`.
 const APPLETS: &[&str] = &[
-    "[", "basename", "busybox", "cat", "cp", "cut", "date", "dirname", "du", "echo", "env",
-    "false", "find", "grep", "head", "hostname", "id", "ls", "mkdir", "mv", "nslookup", "printenv",
-    "printf", "pwd", "rm", "rmdir", "seq", "sh", "sleep", "sort", "stat", "tail", "tar", "tee",
-    "test", "touch", "true", "uname", "uniq", "wc", "wget", "which", "whoami", "yes",
+    "[",
+    "base64",
+    "basename",
+    "busybox",
+    "cat",
+    "chmod",
+    "chown",
+    "cp",
+    "cut",
+    "date",
+    "dirname",
+    "echo",
+    "egrep",
+    "env",
+    "false",
+    "fgrep",
+    "find",
+    "grep",
+    "head",
+    "hostname",
+    "id",
+    "ls",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "nslookup",
+    "printenv",
+    "printf",
+    "pwd",
+    "readlink",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "tail",
+    "tar",
+    "tee",
+    "test",
+    "touch",
+    "tr",
+    "true",
+    "uname",
+    "uniq",
+    "wc",
+    "wget",
+    "which",
+    "whoami",
+    "xargs",
+    "yes",
 ];
 /// Folders in which other systems keep their tools.
 const TOOL_FOLDERS: &[&str] = &["/bin/", "/usr/bin/", "/usr/local/bin/", "/sbin/"];
@@ -248,6 +297,16 @@ mod tests {
         std::fs::remove_file(outer.join("tool.wasm")).unwrap();
         std::os::unix::fs::symlink("../secret", outer.join("tool.wasm")).unwrap();
         assert_eq!(std::fs::read_to_string(held.path()).unwrap(), "o");
+    }
+
+    #[test]
+    fn the_tools_are_those_of_busybox() {
+        let source = include_str!("../../../wasm-apps/busybox/src/lib.rs");
+        let table = source.lines().filter_map(|line| line.strip_prefix("    (\""));
+        let mut has: Vec<&str> = table.filter_map(|row| Some(row.split_once('"')?.0)).collect();
+        has.push(BUSYBOX);
+        has.sort_unstable();
+        assert_eq!(APPLETS, has);
     }
 
     #[test]

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
+use crate::sh::streams::{Input, Output};
+
+/// WASI's error for what a guest has no right to.
+const NOT_CAPABLE: i32 = 76;
+
 /// A tool's surroundings. WASI has no working folder, so paths are made absolute here.
 pub struct Cx {
     /// Working folder, absolute.
@@ -11,11 +16,11 @@ pub struct Cx {
     /// Variables.
     pub env: BTreeMap<String, String>,
     /// Standard input.
-    pub input: Box<dyn Read>,
+    pub input: Input,
     /// Standard output.
-    pub output: Box<dyn Write>,
+    pub output: Output,
     /// Standard error.
-    pub error: Box<dyn Write>,
+    pub error: Output,
 }
 
 impl Cx {
@@ -26,9 +31,9 @@ impl Cx {
         Self {
             cwd: cwd.unwrap_or_else(|| "/".to_owned()),
             env,
-            input: Box::new(io::stdin()),
-            output: Box::new(io::BufWriter::new(io::stdout())),
-            error: Box::new(io::stderr()),
+            input: Input::new(io::stdin()),
+            output: Output::new(io::BufWriter::new(io::stdout())),
+            error: Output::new(io::stderr()),
         }
     }
 
@@ -49,8 +54,8 @@ impl Cx {
 
     /// Opens a file to read; `-` is standard input.
     pub fn open(&mut self, name: &str) -> io::Result<Box<dyn Read>> {
-        if name == "-" {
-            return Ok(std::mem::replace(&mut self.input, Box::new(io::empty())));
+        if matches!(name, "-" | "/dev/stdin") {
+            return Ok(Box::new(self.input.clone()));
         }
         Ok(Box::new(File::open(self.path(name))?))
     }
@@ -93,6 +98,10 @@ impl Cx {
             io::ErrorKind::PermissionDenied => "Permission denied".to_owned(),
             io::ErrorKind::AlreadyExists => "File exists".to_owned(),
             io::ErrorKind::ReadOnlyFilesystem => "Read-only file system".to_owned(),
+            // Beside the folders that a guest is given there is nothing, and nothing can be made.
+            _ if cfg!(target_family = "wasm") && error.raw_os_error() == Some(NOT_CAPABLE) => {
+                "Read-only file system".to_owned()
+            }
             _ => error.to_string(),
         };
         self.say(&format!("{tool}: {name}: {why}"));

@@ -14,8 +14,10 @@ pub fn ls(cx: &mut Cx, args: &[String]) -> i32 {
     let mut code = 0;
     for name in names {
         let path = cx.path(name);
+        let mut folder = false;
         let listed = fs::symlink_metadata(&path).and_then(|meta| {
-            if !meta.is_dir() || options.contains('d') {
+            folder = fs::metadata(&path).is_ok_and(|meta| meta.is_dir()) && !options.contains('d');
+            if !folder {
                 return Ok(vec![(name.clone(), meta)]);
             }
             let mut entries = Vec::new();
@@ -36,9 +38,16 @@ pub fn ls(cx: &mut Cx, args: &[String]) -> i32 {
                 }
                 for (name, meta) in entries {
                     if options.contains('l') {
-                        let kind = if meta.is_dir() { "drwxr-xr-x" } else { "-rw-r--r--" };
+                        let at = if folder { format!("{path}/{name}") } else { path.clone() };
+                        let (kind, to) = match fs::read_link(at) {
+                            Ok(to) if meta.is_symlink() => {
+                                ("lrwxrwxrwx", format!(" -> {}", to.display()))
+                            }
+                            _ if meta.is_dir() => ("drwxr-xr-x", String::new()),
+                            _ => ("-rw-r--r--", String::new()),
+                        };
                         cx.line(&format!(
-                            "{kind}    1 root     root     {:>10} {name}",
+                            "{kind}    1 root     root     {:>10} {name}{to}",
                             meta.len()
                         ));
                     } else {
@@ -211,6 +220,142 @@ pub fn dirname(cx: &mut Cx, args: &[String]) -> i32 {
     0
 }
 
+/// Removes empty folders.
+pub fn rmdir(cx: &mut Cx, args: &[String]) -> i32 {
+    let (_, names) = letters(args);
+    each(cx, "rmdir", names, |path| fs::remove_dir(path))
+}
+
+/// A sandbox has one user, who may do what the volumes allow: there is nothing to change.
+pub fn nothing(_: &mut Cx, _: &[String]) -> i32 {
+    0
+}
+
+/// Where a symbolic link leads.
+pub fn readlink(cx: &mut Cx, args: &[String]) -> i32 {
+    let (options, names) = letters(args);
+    let mut code = i32::from(names.is_empty());
+    for name in names {
+        let path = cx.path(name);
+        match fs::read_link(&path) {
+            Ok(target) => cx.line(&target.display().to_string()),
+            Err(_) if options.contains('f') => cx.line(&path),
+            Err(_) => code = 1,
+        }
+    }
+    code
+}
+
+/// Makes an empty file of a new name, or a folder with `-d`; says the name.
+pub fn mktemp(cx: &mut Cx, args: &[String]) -> i32 {
+    /// Names that are tried.
+    const TRIES_MAX: u32 = 100;
+    let (options, names) = letters(args);
+    let template = names.first().map_or("/tmp/tmp.XXXXXX", String::as_str);
+    let stem = cx.path(template.trim_end_matches('X'));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seed = now.unwrap_or_default().subsec_nanos();
+    for attempt in 0..TRIES_MAX {
+        let path = format!("{stem}{:06x}", seed.wrapping_add(attempt) & 0xff_ffff);
+        let made = if options.contains('d') {
+            fs::create_dir(&path)
+        } else {
+            OpenOptions::new().create_new(true).write(true).open(&path).map(drop)
+        };
+        match made {
+            Ok(()) => {
+                cx.line(&path);
+                return 0;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                cx.fail("mktemp", template, &error);
+                return 1;
+            }
+        }
+    }
+    1
+}
+
+/// Which of these tools there are.
+pub fn which(cx: &mut Cx, args: &[String]) -> i32 {
+    let mut code = 0;
+    for name in args.iter().skip(1) {
+        if crate::applet(name).is_some() {
+            cx.line(&format!("/bin/{}", name.rsplit('/').next().unwrap_or(name)));
+        } else {
+            code = 1;
+        }
+    }
+    code
+}
+
+/// Files below folders: `-name PATTERN`, `-type f|d|l`, `-maxdepth N`, and `-print`.
+pub fn find(cx: &mut Cx, args: &[String]) -> i32 {
+    let mut wanted = Wanted { name: None, kind: None, depth_max: usize::MAX };
+    let mut folders = Vec::new();
+    let mut words = args.iter().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "-name" => wanted.name = words.next().cloned(),
+            "-type" => wanted.kind = words.next().and_then(|kind| kind.chars().next()),
+            "-maxdepth" => match words.next().and_then(|depth| depth.parse().ok()) {
+                Some(depth) => wanted.depth_max = depth,
+                None => return usage(cx),
+            },
+            "-print" => {}
+            option if option.starts_with('-') => return usage(cx),
+            folder => folders.push(folder.to_owned()),
+        }
+    }
+    if folders.is_empty() {
+        folders.push(".".to_owned());
+    }
+    folders.into_iter().fold(0, |code, folder| code.max(walk(cx, &wanted, &folder, 0)))
+}
+
+struct Wanted {
+    name: Option<String>,
+    kind: Option<char>,
+    depth_max: usize,
+}
+
+fn usage(cx: &mut Cx) -> i32 {
+    cx.say("usage: find [FOLDER]... [-maxdepth N] [-name PATTERN] [-type f|d|l] [-print]");
+    1
+}
+
+fn walk(cx: &mut Cx, wanted: &Wanted, shown: &str, depth: usize) -> i32 {
+    let path = cx.path(shown);
+    let meta = match fs::symlink_metadata(&path) {
+        Ok(meta) => meta,
+        Err(error) => {
+            cx.fail("find", shown, &error);
+            return 1;
+        }
+    };
+    let base = path.rsplit('/').next().unwrap_or_default();
+    let is_name = wanted.name.as_ref().is_none_or(|pattern| crate::sh::glob::fits(pattern, base));
+    let is_kind = wanted.kind.is_none_or(|kind| match kind {
+        'd' => meta.is_dir(),
+        'l' => meta.is_symlink(),
+        _ => meta.is_file(),
+    });
+    if is_name && is_kind {
+        cx.line(shown);
+    }
+    if !meta.is_dir() || depth >= wanted.depth_max {
+        return 0;
+    }
+    let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.filter_map(|it| it.file_name().into_string().ok()).collect();
+    names.sort();
+    let above = shown.trim_end_matches('/');
+    names
+        .iter()
+        .fold(0, |code, name| code.max(walk(cx, wanted, &format!("{above}/{name}"), depth + 1)))
+}
+
 /// `test EXPRESSION` and `[ EXPRESSION ]`: 0 true, 1 false, 2 not understood.
 pub fn test(cx: &mut Cx, args: &[String]) -> i32 {
     let mut words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
@@ -260,6 +405,15 @@ fn truth(cx: &Cx, words: &[&str]) -> Option<bool> {
                 _ => left >= right,
             })
         }
-        _ => None,
+        // As POSIX has it, `-a` binds more than `-o`.
+        _ => ["-o", "-a"].into_iter().find_map(|operator| {
+            let at = words.iter().position(|word| *word == operator)?;
+            let (left, right) = (words.get(..at)?, words.get(at + 1..)?);
+            if left.is_empty() || right.is_empty() {
+                return None;
+            }
+            let (left, right) = (truth(cx, left)?, truth(cx, right)?);
+            Some(if operator == "-o" { left || right } else { left && right })
+        }),
     }
 }

@@ -8,10 +8,14 @@
 
 mod cx;
 mod files;
+mod filters;
 #[cfg(target_family = "wasm")]
 mod memory;
 mod net;
 mod nslookup;
+mod pattern;
+mod print;
+mod sed;
 mod sh;
 mod tar;
 mod text;
@@ -39,38 +43,57 @@ type Applet = fn(&mut Cx, &[String]) -> i32;
 /// All tools by name.
 const APPLETS: &[(&str, Applet)] = &[
     ("[", files::test),
+    ("base64", filters::base64),
     ("basename", files::basename),
     ("cat", text::cat),
+    ("chmod", files::nothing),
+    ("chown", files::nothing),
     ("cp", files::cp),
+    ("cut", filters::cut),
     ("date", text::date),
     ("dirname", files::dirname),
     ("echo", text::echo),
+    ("egrep", text::grep),
     ("env", text::env),
     ("false", |_, _| 1),
+    ("fgrep", text::grep),
+    ("find", files::find),
     ("grep", text::grep),
     ("head", text::head),
     ("hostname", text::hostname),
     ("id", text::id),
     ("ls", files::ls),
     ("mkdir", files::mkdir),
+    ("mktemp", files::mktemp),
     ("mv", files::mv),
     ("nslookup", nslookup::main),
     ("printenv", text::env),
+    ("printf", print::printf),
     ("pwd", text::pwd),
+    ("readlink", files::readlink),
     ("rm", files::rm),
+    ("rmdir", files::rmdir),
+    ("sed", sed::main),
     ("seq", text::seq),
+    ("sha256sum", filters::sha256sum),
     ("sh", sh::main),
     ("sleep", text::sleep),
     ("sort", text::sort),
     ("tail", text::tail),
     ("tar", tar::main),
+    ("tee", filters::tee),
     ("test", files::test),
     ("touch", files::touch),
+    ("tr", filters::tr),
     ("true", |_, _| 0),
     ("uname", text::uname),
+    ("uniq", filters::uniq),
     ("wc", text::wc),
     ("wget", wget::main),
+    ("which", files::which),
     ("whoami", text::whoami),
+    ("xargs", filters::xargs),
+    ("yes", filters::yes),
 ];
 
 /// The tool of a name, with or without a folder before it.

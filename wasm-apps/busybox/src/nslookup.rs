@@ -66,17 +66,17 @@ fn server(config: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sh::streams::Output;
 
     #[test]
     fn addresses_are_told_as_the_original_does_and_a_missing_name_is_an_error() {
         let ask = |found: io::Result<Vec<IpAddr>>| {
-            let (held, bytes) = crate::sh::streams::capture();
+            let kept = crate::sh::streams::Kept::default();
             let mut cx = Cx::of_process();
-            (cx.output, cx.error) = (Box::new(held), Box::new(io::sink()));
+            (cx.output, cx.error) = (kept.output(), Output::new(io::sink()));
             let found = std::cell::RefCell::new(Some(found));
             let code = look_up(&mut cx, "web", |_| found.take().unwrap());
-            drop(cx);
-            (code, String::from_utf8(crate::sh::streams::take(&bytes)).unwrap())
+            (code, String::from_utf8(kept.take()).unwrap())
         };
         let (code, text) = ask(Ok(vec!["10.43.0.9".parse().unwrap()]));
         assert!(code == 0 && text.ends_with("Name:\tweb\nAddress: 10.43.0.9\n"), "{text}");

@@ -1,24 +1,25 @@
-//! `sh`: lists, pipelines, variables, redirections. What it does not know (`if`, loops, functions,
-//! subshells, arithmetic, backquotes) is a syntax error before anything of the text runs.
+//! `sh`: the command language of a POSIX shell, with all tools in it. A pod has no processes: a pipeline
+//! runs one command after the other, and nothing runs in the background.
 //!
-//! ```text
-//! list     = pipeline { ("&&" | "||" | ";" | newline) pipeline }
-//! pipeline = [ "!" ] command { "|" command }
-//! command  = { NAME=VALUE } { word | (">" | ">>" | "<" | "2>" | "2>>" | "2>&1") [ word ] }
-//! ```
+//! A text that cannot be read, or that uses what is not here, is a syntax error before anything of it
+//! runs.
 
-use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, IsTerminal as _, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal as _};
 use std::rc::Rc;
 
 use crate::cx::Cx;
-use crate::sh::glob::matches;
-use crate::sh::parse::{Part, Token, check, tokens};
-use crate::sh::streams::{Shared, capture, take};
+use crate::sh::glob::fits;
+use crate::sh::lex::{Fault, Word};
+use crate::sh::parse::{Body, Command, List, assignment, parse};
+use crate::sh::streams::{Input, Kept, Output};
 
-mod glob;
+mod arithmetic;
+mod builtins;
+mod expand;
+pub mod glob;
+mod lex;
 mod parse;
 pub mod streams;
 
@@ -26,36 +27,47 @@ pub mod streams;
 const NOT_FOUND: i32 = 127;
 /// Code of a text that cannot be read.
 const SYNTAX: i32 = 2;
-/// How deep `$(..)` may be nested.
-const DEPTH_MAX: usize = 16;
+/// Code of a command whose reader takes no more.
+const PIPE: i32 = 141;
+/// How deep functions, `eval` and `$(..)` may be nested.
+const CALLS_MAX: usize = 48;
+/// Commands whose arguments may be assignments, which are not split.
+const DECLARING: [&str; 3] = ["export", "local", "readonly"];
 
 /// Runs `-c TEXT [NAME [ARGUMENT]...]`, a script, or lines of standard input.
 pub fn main(cx: &mut Cx, args: &[String]) -> i32 {
-    let mut shell = Shell { last: 0, exit: None, parameters: Vec::new(), depth: 0 };
+    let mut shell = Shell::default();
     let mut words = args.iter().skip(1).peekable();
-    while words
-        .next_if(|word| word.starts_with('-') && *word != "-c" && !word.contains('c'))
-        .is_some()
-    {}
-    let code = match words.next() {
-        Some(word) if word.starts_with('-') => {
-            let text = words.next().cloned().unwrap_or_default();
-            shell.parameters = words.cloned().collect();
-            shell.run(cx, &text)
+    let mut is_text = false;
+    while let Some(word) = words.next_if(|word| word.len() > 1 && word.starts_with('-')) {
+        is_text |= word.contains('c');
+        shell.options.exit_on_error |= word.contains('e');
+        shell.options.trace |= word.contains('x');
+        shell.options.no_unset |= word.contains('u');
+        if is_text {
+            break;
         }
-        Some(file) => {
-            shell.parameters = std::iter::once(file).chain(words).cloned().collect();
-            match fs::read_to_string(cx.path(file)) {
-                Ok(text) => shell.run(cx, &text),
-                Err(error) => {
-                    cx.fail("sh", file, &error);
-                    NOT_FOUND
-                }
+    }
+    let code = if is_text {
+        let text = words.next().cloned().unwrap_or_default();
+        shell.parameters = words.cloned().collect();
+        if shell.parameters.is_empty() {
+            shell.parameters.push("sh".to_owned());
+        }
+        shell.run(cx, &text)
+    } else if let Some(file) = words.next() {
+        shell.parameters = std::iter::once(file).chain(words).cloned().collect();
+        match fs::read_to_string(cx.path(file)) {
+            Ok(text) => shell.run(cx, &text),
+            Err(error) => {
+                cx.fail("sh", file, &error);
+                NOT_FOUND
             }
         }
-        None => shell.interact(cx),
+    } else {
+        shell.interact(cx)
     };
-    shell.exit.unwrap_or(code)
+    shell.end(cx, code)
 }
 
 /// Runs one tool by its words.
@@ -70,393 +82,468 @@ pub fn run(cx: &mut Cx, words: &[String]) -> i32 {
     }
 }
 
+/// Which commands end before their time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    /// The shell.
+    Exit,
+    /// The function.
+    Return,
+    /// So many loops.
+    Break(i32),
+    /// All but one of so many loops, which goes on with its next turn.
+    Continue(i32),
+}
+
+/// What `set` sets.
+#[derive(Debug, Clone, Copy, Default)]
+struct Options {
+    exit_on_error: bool,
+    no_unset: bool,
+    trace: bool,
+    pipe_fails: bool,
+}
+
+#[derive(Default)]
 struct Shell {
     /// `$?`.
     last: i32,
-    /// Set by `exit`.
-    exit: Option<i32>,
+    leaving: Option<Leave>,
     /// `$0`, `$1`, ...
     parameters: Vec<String>,
+    functions: BTreeMap<String, Rc<Command>>,
+    /// Of each function that runs: variables and what they were before.
+    locals: Vec<Vec<(String, Option<String>)>>,
+    options: Options,
+    /// Command of `trap .. EXIT`.
+    at_exit: Option<String>,
+    /// Loops around the present command.
+    loops: usize,
+    /// Tests around it, in which a failure ends nothing.
+    tests: usize,
+    /// Texts around it.
+    calls: usize,
+    /// Values around the present one.
     depth: usize,
-}
-
-/// One command of a pipeline, its words not yet replaced.
-#[derive(Debug, Default, Clone)]
-struct Command {
-    words: Vec<Vec<Part>>,
-    redirections: Vec<(&'static str, Option<Vec<Part>>)>,
+    /// Where commands around the present one write, if that is kept for another to read.
+    pipes: Vec<Kept>,
 }
 
 impl Shell {
     /// Reads commands line by line until the end of input.
     fn interact(&mut self, cx: &mut Cx) -> i32 {
         let is_terminal = io::stdout().is_terminal();
-        let input = std::mem::replace(&mut cx.input, Box::new(io::empty()));
-        let mut lines = io::BufReader::new(input);
+        self.parameters.push("sh".to_owned());
+        let mut text = String::new();
         loop {
             if is_terminal {
-                let prompt = format!("{} # ", cx.cwd);
+                let prompt =
+                    if text.is_empty() { format!("{} # ", cx.cwd) } else { "> ".to_owned() };
                 cx.write(prompt.as_bytes());
             }
             cx.flush();
-            let mut line = String::new();
-            match lines.read_line(&mut line) {
-                Ok(0) | Err(_) => return self.last,
-                Ok(_) => {}
+            let line = cx.input.line().unwrap_or_default();
+            text.push_str(&String::from_utf8_lossy(&line));
+            let is_unfinished = matches!(parse(&text), Err(Fault::Unfinished(_)));
+            if is_unfinished && !line.is_empty() {
+                continue;
             }
-            let code = self.run(cx, &line);
-            cx.flush();
-            if self.exit.is_some() {
-                return code;
+            if !text.is_empty() {
+                self.run(cx, &std::mem::take(&mut text));
+                cx.flush();
+            }
+            if line.is_empty() || self.leaving.take() == Some(Leave::Exit) {
+                return self.last;
             }
         }
+    }
+
+    /// What is to be done when the shell ends.
+    fn end(&mut self, cx: &mut Cx, code: i32) -> i32 {
+        self.leaving = None;
+        let Some(command) = self.at_exit.take() else { return code };
+        self.last = code;
+        self.options.exit_on_error = false;
+        let after = self.run(cx, &command);
+        if self.leaving == Some(Leave::Exit) { after } else { code }
+    }
+
+    /// Says what cannot be gone on with, and ends the shell.
+    fn stop(&mut self, cx: &mut Cx, why: &str) {
+        cx.say(&format!("sh: {why}"));
+        self.last = SYNTAX;
+        self.leaving = Some(Leave::Exit);
     }
 
     /// Runs a text and says the code of its last command.
     fn run(&mut self, cx: &mut Cx, text: &str) -> i32 {
-        let tokens = match tokens(text).and_then(|tokens| check(&tokens).map(|()| tokens)) {
-            Ok(tokens) => tokens,
-            Err(why) => {
-                cx.say(&format!("sh: syntax error: {why}"));
+        if self.calls >= CALLS_MAX {
+            self.stop(cx, "commands call each other too deep");
+            return SYNTAX;
+        }
+        match parse(text) {
+            Ok(list) => {
+                self.calls += 1;
+                self.last = self.list(cx, &list);
+                self.calls -= 1;
+            }
+            Err(fault) => {
+                cx.say(&format!("sh: syntax error: {}", fault.text()));
                 self.last = SYNTAX;
-                return SYNTAX;
             }
-        };
-        let (mut joined, mut pipeline) = (";", Vec::new());
-        for token in tokens.into_iter().chain([Token::Operator(";")]) {
-            let Token::Operator(operator @ (";" | "&&" | "||")) = token else {
-                pipeline.push(token);
-                continue;
-            };
-            let is_due = match joined {
-                "&&" => self.last == 0,
-                "||" => self.last != 0,
-                _ => true,
-            };
-            let tokens = std::mem::take(&mut pipeline);
-            if is_due && !tokens.is_empty() {
-                self.last = self.pipeline(cx, tokens);
-            }
-            if self.exit.is_some() {
-                break;
-            }
-            // What `&&` and `||` skip keeps the code that made them skip it.
-            joined = operator;
         }
         self.last
     }
 
-    fn pipeline(&mut self, cx: &mut Cx, tokens: Vec<Token>) -> i32 {
-        let is_negated = tokens.first() == Some(&Token::Operator("!"));
-        let mut commands = vec![Command::default()];
-        let mut words = tokens.into_iter().skip(usize::from(is_negated));
-        while let Some(token) = words.next() {
-            let Some(command) = commands.last_mut() else { break };
-            match token {
-                Token::Word(word) => command.words.push(word),
-                Token::Operator("|") => commands.push(Command::default()),
-                Token::Operator("2>&1") => command.redirections.push(("2>&1", None)),
-                Token::Operator(operator) => match words.next() {
-                    Some(Token::Word(word)) => command.redirections.push((operator, Some(word))),
-                    _ => {
-                        cx.say("sh: syntax error: a redirection without a file");
-                        return SYNTAX;
-                    }
-                },
+    fn list(&mut self, cx: &mut Cx, list: &List) -> i32 {
+        for (at, step) in list.iter().enumerate() {
+            let is_due = match step.joined {
+                "&&" => self.last == 0,
+                "||" => self.last != 0,
+                _ => true,
+            };
+            if !is_due {
+                continue;
+            }
+            // What is before `&&` and `||` is a test, and so is what is negated.
+            let is_test = step.is_negated
+                || list.get(at + 1).is_some_and(|next| matches!(next.joined, "&&" | "||"));
+            self.tests += usize::from(is_test);
+            let mut code = self.pipeline(cx, &step.commands);
+            self.tests -= usize::from(is_test);
+            if self.leaving.is_none() && step.is_negated {
+                code = i32::from(code == 0);
+            }
+            self.last = code;
+            if code != 0 && self.options.exit_on_error && self.tests == 0 && !is_test {
+                self.leaving.get_or_insert(Leave::Exit);
+            }
+            if self.pipes.last().is_some_and(Kept::is_full) && self.leaving.is_none() {
+                self.leaving = Some(Leave::Exit);
+                self.last = PIPE;
+                return PIPE;
+            }
+            if self.leaving.is_some() {
+                return self.last;
             }
         }
-        let mut code = 0;
-        let count = commands.len();
-        let input = std::mem::replace(&mut cx.input, Box::new(io::empty()));
-        let mut piped = Some(input);
-        for (at, command) in commands.into_iter().enumerate() {
-            cx.input = piped.take().unwrap_or_else(|| Box::new(io::empty()));
-            if at + 1 == count {
-                code = self.command(cx, &command);
+        if list.is_empty() { 0 } else { self.last }
+    }
+
+    fn pipeline(&mut self, cx: &mut Cx, commands: &[Command]) -> i32 {
+        if let [command] = commands {
+            return self.command(cx, command);
+        }
+        let (input, output) = (cx.input.clone(), cx.output.clone());
+        let (mut code, mut failed) = (0, 0);
+        for (at, command) in commands.iter().enumerate() {
+            if at + 1 == commands.len() {
+                cx.output = output.clone();
+                code = self.apart(cx, |shell, cx| shell.command(cx, command));
             } else {
-                let (held, bytes) = capture();
-                let output = std::mem::replace(&mut cx.output, Box::new(held));
-                code = self.command(cx, &command);
-                cx.output = output;
-                piped = Some(Box::new(io::Cursor::new(take(&bytes))));
+                let kept = Kept::default();
+                cx.output = kept.output();
+                self.pipes.push(kept.clone());
+                code = self.apart(cx, |shell, cx| shell.command(cx, command));
+                self.pipes.pop();
+                cx.input = Input::new(io::Cursor::new(kept.take()));
+            }
+            if code != 0 {
+                failed = code;
             }
         }
-        if is_negated { i32::from(code == 0) } else { code }
+        (cx.input, cx.output) = (input, output);
+        if self.options.pipe_fails { failed } else { code }
+    }
+
+    /// Runs something as if in a process of its own: what it sets is gone afterwards.
+    fn apart(&mut self, cx: &mut Cx, act: impl FnOnce(&mut Self, &mut Cx) -> i32) -> i32 {
+        let (env, cwd) = (cx.env.clone(), cx.cwd.clone());
+        let (parameters, functions) = (self.parameters.clone(), self.functions.clone());
+        let (options, loops) = (self.options, std::mem::take(&mut self.loops));
+        let at_exit = self.at_exit.take();
+        let code = act(self, cx);
+        let code = self.end(cx, code);
+        self.leaving = None;
+        (cx.env, cx.cwd) = (env, cwd);
+        (self.parameters, self.functions) = (parameters, functions);
+        (self.options, self.loops, self.at_exit) = (options, loops, at_exit);
+        code
     }
 
     fn command(&mut self, cx: &mut Cx, command: &Command) -> i32 {
-        let words: Vec<String> =
-            command.words.iter().flat_map(|word| self.expand(cx, word)).collect();
-        let is_name = |word: &str| {
-            word.split_once('=').is_some_and(|(name, _)| {
-                !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-            })
-        };
-        let assigned = words.iter().take_while(|word| is_name(word)).count();
-        let (assignments, words) = words.split_at(assigned);
-        let before = cx.env.clone();
-        for (name, value) in assignments.iter().filter_map(|word| word.split_once('=')) {
-            cx.env.insert(name.to_owned(), value.to_owned());
+        if let Body::Simple { assignments, words } = &command.body {
+            return self.simple(cx, assignments, words, &command.redirections);
         }
-        if words.is_empty() && command.redirections.is_empty() {
-            return 0;
-        }
-        let code = match self.redirect(cx, command) {
-            Ok((output, error)) => {
-                let code = self.invoke(cx, words);
-                cx.flush();
-                if let Some(output) = output {
-                    cx.output = output;
-                }
-                if let Some(error) = error {
-                    cx.error = error;
-                }
-                code
-            }
+        let streams = (cx.input.clone(), cx.output.clone(), cx.error.clone());
+        let code = match self.redirect(cx, &command.redirections) {
+            Ok(()) => self.compound(cx, &command.body),
             Err((name, error)) => {
                 cx.fail("sh", &name, &error);
                 1
             }
         };
-        if assigned > 0 && !words.is_empty() {
-            cx.env = before;
+        cx.flush();
+        (cx.input, cx.output, cx.error) = streams;
+        code
+    }
+
+    fn compound(&mut self, cx: &mut Cx, body: &Body) -> i32 {
+        match body {
+            Body::Simple { .. } => 0,
+            Body::If(arms, otherwise) => {
+                for (test, list) in arms {
+                    let is_true = self.test(cx, test);
+                    if self.leaving.is_some() {
+                        return self.last;
+                    }
+                    if is_true {
+                        return self.list(cx, list);
+                    }
+                }
+                self.last = 0;
+                self.list(cx, otherwise)
+            }
+            Body::Loop { is_until, test, body } => {
+                let mut code = 0;
+                while self.test(cx, test) != *is_until && self.leaving.is_none() {
+                    code = self.turn(cx, body);
+                    if self.is_loop_over() {
+                        break;
+                    }
+                }
+                code
+            }
+            Body::For { name, words, body } => {
+                let words = match words {
+                    Some(words) => words.iter().flat_map(|word| self.fields(cx, word)).collect(),
+                    None => self.parameters.get(1..).unwrap_or_default().to_vec(),
+                };
+                let mut code = 0;
+                for word in words {
+                    cx.env.insert(name.clone(), word);
+                    code = self.turn(cx, body);
+                    if self.is_loop_over() {
+                        break;
+                    }
+                }
+                code
+            }
+            Body::Case(word, arms) => {
+                let text = self.text(cx, word);
+                for (patterns, list) in arms {
+                    if patterns.iter().any(|pattern| fits(&self.pattern(cx, pattern), &text)) {
+                        self.last = 0;
+                        return self.list(cx, list);
+                    }
+                }
+                0
+            }
+            Body::Group(list) => self.list(cx, list),
+            Body::Subshell(list) => self.apart(cx, |shell, cx| shell.list(cx, list)),
+            Body::Function(name, command) => {
+                self.functions.insert(name.clone(), Rc::clone(command));
+                0
+            }
+        }
+    }
+
+    fn test(&mut self, cx: &mut Cx, list: &List) -> bool {
+        self.tests += 1;
+        let code = self.list(cx, list);
+        self.tests -= 1;
+        code == 0
+    }
+
+    /// One turn of a loop.
+    fn turn(&mut self, cx: &mut Cx, body: &List) -> i32 {
+        self.loops += 1;
+        self.last = 0;
+        let code = self.list(cx, body);
+        self.loops -= 1;
+        code
+    }
+
+    /// Whether the loop whose turn has ended is over.
+    fn is_loop_over(&mut self) -> bool {
+        match self.leaving {
+            None => false,
+            Some(Leave::Continue(1)) => {
+                self.leaving = None;
+                false
+            }
+            Some(Leave::Break(1)) => {
+                self.leaving = None;
+                true
+            }
+            Some(Leave::Break(more)) if self.loops > 0 => {
+                self.leaving = Some(Leave::Break(more - 1));
+                true
+            }
+            Some(Leave::Continue(more)) if self.loops > 0 => {
+                self.leaving = Some(Leave::Continue(more - 1));
+                true
+            }
+            Some(Leave::Break(_) | Leave::Continue(_)) => {
+                self.leaving = None;
+                true
+            }
+            Some(_) => true,
+        }
+    }
+
+    /// Runs a function with these words as its parameters.
+    fn call(&mut self, cx: &mut Cx, function: &Command, words: &[String]) -> i32 {
+        if self.calls >= CALLS_MAX {
+            self.stop(cx, "commands call each other too deep");
+            return SYNTAX;
+        }
+        let mut parameters = words.to_vec();
+        if let (Some(name), Some(own)) = (parameters.first_mut(), self.parameters.first()) {
+            name.clone_from(own);
+        }
+        let parameters = std::mem::replace(&mut self.parameters, parameters);
+        let loops = std::mem::take(&mut self.loops);
+        self.locals.push(Vec::new());
+        self.calls += 1;
+        self.last = 0;
+        let code = self.command(cx, function);
+        self.calls -= 1;
+        for (name, value) in self.locals.pop().unwrap_or_default().into_iter().rev() {
+            match value {
+                Some(value) => drop(cx.env.insert(name, value)),
+                None => drop(cx.env.remove(&name)),
+            }
+        }
+        (self.parameters, self.loops) = (parameters, loops);
+        if self.leaving == Some(Leave::Return) {
+            self.leaving = None;
         }
         code
     }
 
-    /// Puts files in the place of streams; returns the streams that were there.
-    #[expect(clippy::type_complexity, reason = "two streams, or a file and why it failed")]
+    fn simple(
+        &mut self,
+        cx: &mut Cx,
+        assignments: &[(String, Word)],
+        words: &[Word],
+        redirections: &[(&'static str, Word)],
+    ) -> i32 {
+        let mut fields: Vec<String> = Vec::new();
+        for word in words {
+            let declares = fields.first().is_some_and(|name| DECLARING.contains(&name.as_str()));
+            match assignment(word).filter(|_| declares) {
+                Some((name, value)) => fields.push(format!("{name}={}", self.text(cx, &value))),
+                None => fields.extend(self.fields(cx, word)),
+            }
+        }
+        let is_lasting = fields.is_empty();
+        // Without a command the code is that of the last `$(..)`.
+        if is_lasting {
+            self.last = 0;
+        }
+        let mut before = Vec::new();
+        for (name, value) in assignments {
+            let value = self.text(cx, value);
+            let had = cx.env.insert(name.clone(), value);
+            before.push((name.clone(), had));
+        }
+        if self.leaving.is_some() {
+            return self.last;
+        }
+        if self.options.trace && !is_lasting {
+            cx.say(&format!("+ {}", fields.join(" ")));
+        }
+        let streams = (cx.input.clone(), cx.output.clone(), cx.error.clone());
+        let code = match self.redirect(cx, redirections) {
+            Ok(()) if is_lasting => self.last,
+            Ok(()) => self.invoke(cx, &fields),
+            Err((name, error)) => {
+                cx.fail("sh", &name, &error);
+                1
+            }
+        };
+        cx.flush();
+        // `exec` without a command puts the files in the place of the shell's own streams.
+        if fields.len() != 1 || fields.first().is_none_or(|name| name != "exec") {
+            (cx.input, cx.output, cx.error) = streams;
+        }
+        if !is_lasting {
+            for (name, had) in before.into_iter().rev() {
+                match had {
+                    Some(value) => drop(cx.env.insert(name, value)),
+                    None => drop(cx.env.remove(&name)),
+                }
+            }
+        }
+        code
+    }
+
+    /// Puts files in the place of streams.
     fn redirect(
         &mut self,
         cx: &mut Cx,
-        command: &Command,
-    ) -> Result<(Option<Box<dyn Write>>, Option<Box<dyn Write>>), (String, io::Error)> {
-        let (mut output, mut error) = (None, None);
-        for (operator, word) in &command.redirections {
-            let name =
-                word.as_ref().map(|word| self.expand(cx, word).join(" ")).unwrap_or_default();
-            let failed = |error| (name.clone(), error);
-            let path = cx.path(&name);
-            let open = |is_added: bool| -> io::Result<Box<dyn Write>> {
-                if name == "/dev/null" {
-                    return Ok(Box::new(io::sink()));
-                }
-                let mut options = OpenOptions::new();
-                options.create(true).write(true).append(is_added).truncate(!is_added);
-                Ok(Box::new(options.open(&path)?))
-            };
+        redirections: &[(&'static str, Word)],
+    ) -> Result<(), (String, io::Error)> {
+        for (operator, word) in redirections {
             match *operator {
-                "<" if name == "/dev/null" => cx.input = Box::new(io::empty()),
-                "<" => cx.input = Box::new(File::open(&path).map_err(failed)?),
-                ">" | ">>" => {
-                    let file = open(*operator == ">>").map_err(failed)?;
-                    let had = std::mem::replace(&mut cx.output, file);
-                    output.get_or_insert(had);
+                "2>&1" => cx.error = cx.output.clone(),
+                "1>&2" | ">&2" => cx.output = cx.error.clone(),
+                "<<" => {
+                    let text = self.text(cx, word);
+                    cx.input = Input::new(io::Cursor::new(text.into_bytes()));
                 }
-                "2>" | "2>>" => {
-                    let file = open(*operator == "2>>").map_err(failed)?;
-                    let had = std::mem::replace(&mut cx.error, file);
-                    error.get_or_insert(had);
+                "<" => {
+                    let name = self.text(cx, word);
+                    cx.input = match name.as_str() {
+                        "/dev/null" => Input::new(io::empty()),
+                        "/dev/stdin" => cx.input.clone(),
+                        _ => Input::new(File::open(cx.path(&name)).map_err(|error| (name, error))?),
+                    };
                 }
-                _ => {
-                    // Both share what is standard output now.
-                    let shared = Shared(Rc::new(RefCell::new(std::mem::replace(
-                        &mut cx.output,
-                        Box::new(io::sink()),
-                    ))));
-                    let had = std::mem::replace(&mut cx.error, Box::new(shared.clone()));
-                    error.get_or_insert(had);
-                    cx.output = Box::new(shared.clone());
-                    if output.is_none() {
-                        output = Some(Box::new(shared));
+                ">&1" => {}
+                operator => {
+                    let name = self.text(cx, word);
+                    let output =
+                        open(cx, &name, operator.ends_with(">>")).map_err(|error| (name, error))?;
+                    cx.flush();
+                    if !operator.starts_with('2') {
+                        cx.output = output.clone();
+                    }
+                    if operator.starts_with(['2', '&']) {
+                        cx.error = output;
                     }
                 }
             }
         }
-        Ok((output, error))
-    }
-
-    fn invoke(&mut self, cx: &mut Cx, words: &[String]) -> i32 {
-        let Some(name) = words.first() else { return 0 };
-        let argument = words.get(1);
-        match name.as_str() {
-            ":" | "set" | "umask" | "trap" => 0,
-            "exit" => {
-                let code = argument.and_then(|word| word.parse().ok()).unwrap_or(self.last);
-                self.exit = Some(code);
-                code
-            }
-            "cd" => {
-                let home = cx.env.get("HOME").cloned();
-                let to = argument.cloned().or(home).unwrap_or_else(|| "/".to_owned());
-                let path = cx.path(&to);
-                if !Path::new(&path).is_dir() && path != "/" {
-                    cx.say(&format!("sh: cd: can't cd to {to}: No such file or directory"));
-                    return 2;
-                }
-                cx.env.insert("PWD".to_owned(), path.clone());
-                cx.cwd = path;
-                0
-            }
-            "export" => {
-                for (name, value) in words.iter().skip(1).filter_map(|word| word.split_once('=')) {
-                    cx.env.insert(name.to_owned(), value.to_owned());
-                }
-                0
-            }
-            "unset" => {
-                words.iter().skip(1).for_each(|name| drop(cx.env.remove(name)));
-                0
-            }
-            "exec" => {
-                let code = run(cx, words.get(1..).unwrap_or_default());
-                self.exit = Some(code);
-                code
-            }
-            "sh" => main(cx, words),
-            _ => run(cx, words),
-        }
-    }
-
-    /// A word with variables and commands replaced, split and matched against files.
-    fn expand(&mut self, cx: &mut Cx, parts: &[Part]) -> Vec<String> {
-        let mut words: Vec<String> = Vec::new();
-        let mut current: Option<String> = None;
-        let mut is_pattern = false;
-        for part in parts {
-            let (text, is_quoted, is_split) = match part {
-                Part::Text(text, is_quoted) => (text.clone(), *is_quoted, false),
-                Part::Variable(name, is_quoted) => (self.variable(cx, name), *is_quoted, true),
-                Part::Command(command, is_quoted) => (self.output(cx, command), *is_quoted, true),
-            };
-            if is_quoted || !is_split {
-                is_pattern |= !is_quoted && text.contains('*');
-                current.get_or_insert_default().push_str(&text);
-                continue;
-            }
-            if text.starts_with(char::is_whitespace) {
-                words.extend(current.take());
-            }
-            let mut pieces = text.split_whitespace().peekable();
-            while let Some(piece) = pieces.next() {
-                current.get_or_insert_default().push_str(piece);
-                if pieces.peek().is_some() || text.ends_with(char::is_whitespace) {
-                    words.extend(current.take());
-                }
-            }
-        }
-        words.extend(current);
-        if is_pattern { words.iter().flat_map(|word| matches(cx, word)).collect() } else { words }
-    }
-
-    fn variable(&self, cx: &Cx, name: &str) -> String {
-        match name {
-            "?" => self.last.to_string(),
-            "#" => self.parameters.len().saturating_sub(1).to_string(),
-            "@" | "*" => self.parameters.get(1..).unwrap_or_default().join(" "),
-            "$" => "1".to_owned(),
-            _ => match name.parse::<usize>() {
-                Ok(at) => self.parameters.get(at).cloned().unwrap_or_default(),
-                Err(_) => {
-                    let (name, otherwise) = name.split_once(":-").unwrap_or((name, ""));
-                    let value = cx.env.get(name).filter(|value| !value.is_empty());
-                    value.cloned().unwrap_or_else(|| otherwise.to_owned())
-                }
-            },
-        }
+        Ok(())
     }
 
     /// What a command writes, without the line ends at its end.
     fn output(&mut self, cx: &mut Cx, command: &str) -> String {
-        if self.depth >= DEPTH_MAX {
-            return String::new();
-        }
-        self.depth += 1;
-        let (held, bytes) = capture();
-        let output = std::mem::replace(&mut cx.output, Box::new(held));
-        let exit = self.exit;
-        self.run(cx, command);
-        // `exit` within it ends only it.
-        self.exit = exit;
+        let kept = Kept::default();
+        let output = std::mem::replace(&mut cx.output, kept.output());
+        self.pipes.push(kept.clone());
+        let code = self.apart(cx, |shell, cx| shell.run(cx, command));
+        self.pipes.pop();
+        self.last = code;
         cx.output = output;
-        self.depth -= 1;
-        let bytes = take(&bytes);
-        String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned()
+        String::from_utf8_lossy(&kept.take()).trim_end_matches('\n').to_owned()
     }
+}
+
+fn open(cx: &Cx, name: &str, is_added: bool) -> io::Result<Output> {
+    match name {
+        "/dev/null" => return Ok(Output::new(io::sink())),
+        "/dev/stdout" => return Ok(cx.output.clone()),
+        "/dev/stderr" => return Ok(cx.error.clone()),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).append(is_added).truncate(!is_added);
+    Ok(Output::new(options.open(cx.path(name))?))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sh(text: &str, input: &str) -> (String, i32) {
-        let (held, bytes) = capture();
-        let mut cx = Cx::of_process();
-        cx.cwd = "/".to_owned();
-        cx.env = [("NAME".to_owned(), "a b".to_owned())].into();
-        cx.input = Box::new(io::Cursor::new(input.as_bytes().to_vec()));
-        cx.output = Box::new(held);
-        cx.error = Box::new(io::sink());
-        let code = main(&mut cx, &["sh".to_owned(), "-c".to_owned(), text.to_owned()]);
-        drop(cx);
-        (String::from_utf8(take(&bytes)).unwrap(), code)
-    }
-
-    #[test]
-    fn lists_pipelines_and_quotes() {
-        let cases = [
-            ("echo one; echo two", "one\ntwo\n", 0),
-            ("false && echo no || echo yes", "yes\n", 0),
-            ("true || echo no; echo $?", "0\n", 0),
-            ("echo $NAME '$NAME' \"$NAME\"x", "a b $NAME a bx\n", 0),
-            ("cat | wc -l", "2\n", 0),
-            ("cat | grep -v b | cat", "a\n", 0),
-            ("exit 3; echo no", "", 3),
-            ("x=1 env | grep x; echo $x.", "x=1\n.\n", 0),
-            ("y=5; echo ${y}0 ${z:-none}", "50 none\n", 0),
-            ("echo $(echo a; echo b) \"$(exit 4)\"", "a b \n", 0),
-            ("! true", "", 1),
-            ("echo abcdef | head -c 3", "abc", 0),
-            ("echo abcdef | tail -c3; echo abc | head -c 9", "ef\nabc\n", 0),
-            ("cat | head -n1; echo a | head -f", "a\na\n", 0),
-            ("nothing", "", 127),
-            ("echo a 2>&1 >/dev/null; echo b", "b\n", 0),
-            ("echo 'open", "", 2),
-            ("# nothing\necho a # b\n", "a\n", 0),
-            ("echo if then done '(x)' \"(y)\"", "if then done (x) (y)\n", 0),
-        ];
-        for (text, wanted, code) in cases {
-            assert_eq!(sh(text, "a\nb\n"), (wanted.to_owned(), code), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_text_with_what_the_shell_does_not_have_runs_nothing_of_it() {
-        for text in [
-            "echo ran; if false; then echo body; fi",
-            "echo ran\nfor f in a b\ndo\necho $f\ndone\n",
-            "while true; do echo ran; sleep 1; done",
-            "echo ran && { echo body; }",
-            "(echo ran)",
-            "ran() { echo ran; }; ran",
-            "echo ran `echo body`",
-            "echo ran $((1 + 1))",
-            "case x in x) echo ran;; esac",
-        ] {
-            assert_eq!(sh(text, ""), (String::new(), SYNTAX), "{text}");
-        }
-    }
-
-    #[test]
-    fn files_take_streams_and_fit_patterns() {
-        let folder = std::env::temp_dir().join(format!("busybox-sh-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let at = folder.to_str().unwrap();
-        let text = format!(
-            "cd {at} && echo a > x.txt && echo b >> x.txt && echo c > y.txt && cat < x.txt && echo *.txt && pwd"
-        );
-        assert_eq!(sh(&text, ""), (format!("a\nb\nx.txt y.txt\n{at}\n"), 0));
-        assert_eq!(sh(&format!("ls {at}/none 2>&1 | wc -l"), ""), ("1\n".to_owned(), 0));
-        fs::remove_dir_all(folder).unwrap();
-    }
-}
+#[path = "sh/sh_test.rs"]
+mod tests;

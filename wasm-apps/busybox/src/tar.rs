@@ -118,7 +118,7 @@ fn create(cx: &mut Cx, options: &Options, base: &str) -> io::Result<i32> {
     let mut failures = Vec::new();
     let mut out: Box<dyn Write> = match file {
         Some(file) => Box::new(io::BufWriter::new(file)),
-        None => std::mem::replace(&mut cx.output, Box::new(io::sink())),
+        None => Box::new(cx.output.clone()),
     };
     for name in &options.names {
         let path = folder.path(name);
@@ -399,6 +399,7 @@ fn skip(input: &mut impl Read, size: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sh::streams::Input;
 
     fn words(text: &str) -> Vec<String> {
         text.split(' ').map(str::to_owned).collect()
@@ -429,7 +430,7 @@ mod tests {
         archive.extend_from_slice(&[0; 2 * BLOCK]);
         assert_eq!(archive.len() % BLOCK, 0);
         let mut cx = Cx::of_process();
-        cx.input = Box::new(io::Cursor::new(archive));
+        cx.input = Input::new(io::Cursor::new(archive));
         make_folders(&format!("{root}/to")).unwrap();
         assert_eq!(main(&mut cx, &words(&format!("tar xf - -C {root}/to"))), 0);
         assert_eq!(fs::read(format!("{root}/to/from/deep/{long}")).unwrap(), vec![7; 1000]);

@@ -3,6 +3,8 @@
 use std::io::{Read, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use regex_lite::Regex;
+
 use crate::cx::{Cx, letters};
 
 /// Bytes copied at once.
@@ -72,37 +74,50 @@ pub fn env(cx: &mut Cx, args: &[String]) -> i32 {
     crate::sh::run(cx, rest)
 }
 
-/// Lines that have a text: `-v` that have not, `-i` in any case, `-c` how many, `-n` with numbers,
-/// `-q` only whether, `-o` is not there. The pattern is a text, with `^` and `$` at its ends.
+/// Lines that fit a regular expression, extended with `-E`, or have a text with `-F`: `-v` that do not,
+/// `-i` in any case, `-x` as a whole, `-c` how many, `-n` with numbers, `-o` what fits, `-q` only whether.
 pub fn grep(cx: &mut Cx, args: &[String]) -> i32 {
     let (options, rest) = letters(args);
     let Some((pattern, names)) = rest.split_first() else {
-        cx.say("usage: grep [-cFinqv] PATTERN [FILE]...");
+        cx.say("usage: grep [-cEFinoqvx] PATTERN [FILE]...");
         return 2;
     };
+    let wanted = pattern.as_str();
+    let is_tool = |name: &str| args.first().is_some_and(|tool| tool.ends_with(name));
     let (bytes, failed) = cx.read_all("grep", names);
     let text = String::from_utf8_lossy(&bytes);
     let fold = |text: &str| {
         if options.contains('i') { text.to_lowercase() } else { text.to_owned() }
     };
-    let is_plain = options.contains('F');
-    let wanted = fold(pattern);
-    let head = wanted.strip_prefix('^').filter(|_| !is_plain);
-    let tail = head.unwrap_or(&wanted).strip_suffix('$').filter(|_| !is_plain);
-    let word = tail.or(head).unwrap_or(&wanted);
-    let is_match = |line: &str| {
-        let line = fold(line);
-        match (head.is_some(), tail.is_some()) {
-            (true, true) => line == word,
-            (true, false) => line.starts_with(word),
-            (false, true) => line.ends_with(word),
-            (false, false) => line.contains(word),
+    let pattern = if is_tool("fgrep") || options.contains('F') {
+        Regex::new(&regex_lite::escape(pattern)).map_err(|error| error.to_string())
+    } else {
+        let is_extended = is_tool("egrep") || options.contains('E');
+        crate::pattern::compile(pattern, is_extended, options.contains('i'))
+    };
+    let pattern = match pattern {
+        Ok(pattern) => pattern,
+        Err(why) => {
+            cx.say(&format!("grep: bad regex: {why}"));
+            return 2;
         }
     };
-    let lines = text.lines().enumerate();
-    let found: Vec<_> = lines.filter(|(_, line)| is_match(line) != options.contains('v')).collect();
+    let is_folded = options.contains('F') && options.contains('i');
+    let is_match = |line: &str| {
+        let is_there = match (is_folded, options.contains('x')) {
+            (true, _) => fold(line).contains(&fold(wanted)),
+            (false, true) => pattern.find(line).is_some_and(|found| found.len() == line.len()),
+            (false, false) => pattern.is_match(line),
+        };
+        is_there != options.contains('v')
+    };
+    let found: Vec<_> = text.lines().enumerate().filter(|(_, line)| is_match(line)).collect();
     if options.contains('c') {
         cx.line(&found.len().to_string());
+    } else if options.contains('o') {
+        for part in found.iter().flat_map(|(_, line)| pattern.find_iter(line)) {
+            cx.line(part.as_str());
+        }
     } else if !options.contains('q') {
         for (number, line) in &found {
             let number =
@@ -260,13 +275,9 @@ pub fn sleep(cx: &mut Cx, args: &[String]) -> i32 {
     0
 }
 
-/// The time, in UTC; `+%s` in seconds since 1970.
+/// The time, in UTC, as RFC 3339 or by `+FORMAT` (`%Y %m %d %H %M %S %s %F %T`).
 pub fn date(cx: &mut Cx, args: &[String]) -> i32 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    if args.iter().any(|word| word == "+%s") {
-        cx.line(&now.to_string());
-        return 0;
-    }
     // Counted in years that begin in March, so that the leap day is the last of its year.
     let days = now / 86_400 + 719_468;
     let of_era = days % 146_097;
@@ -277,7 +288,20 @@ pub fn date(cx: &mut Cx, args: &[String]) -> i32 {
     let month = if march_based < 10 { march_based + 3 } else { march_based - 9 };
     let year = days / 146_097 * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (now / 3600 % 24, now / 60 % 60, now % 60);
-    cx.line(&format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"));
+    let format = args.iter().find_map(|word| word.strip_prefix('+'));
+    let mut text = format.unwrap_or("%FT%TZ").replace("%F", "%Y-%m-%d").replace("%T", "%H:%M:%S");
+    for (mark, value) in [
+        ("%Y", format!("{year:04}")),
+        ("%m", format!("{month:02}")),
+        ("%d", format!("{day:02}")),
+        ("%H", format!("{hour:02}")),
+        ("%M", format!("{minute:02}")),
+        ("%S", format!("{second:02}")),
+        ("%s", now.to_string()),
+    ] {
+        text = text.replace(mark, &value);
+    }
+    cx.line(&text);
     0
 }
 

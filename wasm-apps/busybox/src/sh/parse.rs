@@ -1,178 +1,406 @@
-//! Reads a text into words and operators, and refuses what this shell does not have.
+//! Makes commands of words and operators (POSIX shell, 2.9 and 2.10).
+//!
+//! ```text
+//! list     = pipeline { ("&&" | "||" | ";" | newline) pipeline }
+//! pipeline = [ "!" ] command { "|" command }
+//! command  = ( simple | if | while | until | for | case | "{" list "}" | "(" list ")" | function )
+//!            { redirection }
+//! ```
 
-/// A piece of a line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Token {
-    /// A word in parts.
-    Word(Vec<Part>),
-    /// `&&`, `||`, `;`, `|`, `!`, or a redirection.
-    Operator(&'static str),
+use std::rc::Rc;
+
+use crate::sh::lex::{Fault, Part, Token, Word, literal, name_end, tokens};
+
+/// How deep commands may be nested.
+const DEPTH_MAX: usize = 64;
+
+pub type List = Vec<Step>;
+
+/// A pipeline, and when it is run.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Step {
+    /// `"&&"`, `"||"`, or `";"` for always.
+    pub joined: &'static str,
+    pub is_negated: bool,
+    pub commands: Vec<Command>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
-    /// As it stands; `true` if quoted, so that it is never split nor matched.
-    Text(String, bool),
-    /// A variable; `true` if quoted.
-    Variable(String, bool),
-    /// `$(..)`; `true` if quoted.
-    Command(String, bool),
+#[derive(Debug, PartialEq, Eq)]
+pub struct Command {
+    pub body: Body,
+    pub redirections: Vec<(&'static str, Word)>,
 }
 
-const OPERATORS: &[&str] = &["2>&1", "2>>", "&&", "||", ">>", "2>", "|", ";", "\n", ">", "<"];
-
-/// Words that begin, go on with or end what this shell does not have.
-const RESERVED: &[&str] = &[
-    "if", "then", "elif", "else", "fi", "for", "while", "until", "do", "done", "case", "esac",
-    "select", "function", "{", "}", "[[",
-];
-
-/// Refuses a text that uses what this shell does not have: run as far as it goes, its commands would
-/// do what nobody asked for.
-pub fn check(tokens: &[Token]) -> Result<(), String> {
-    let mut begins = true;
-    for token in tokens {
-        match token {
-            Token::Operator(operator) => {
-                begins = matches!(*operator, ";" | "&&" | "||" | "|" | "!");
-            }
-            Token::Word(parts) => {
-                if let [Part::Text(text, false)] = parts.as_slice()
-                    && begins
-                    && RESERVED.contains(&text.as_str())
-                {
-                    return Err(format!("{text:?} is not supported by this shell"));
-                }
-                begins = false;
-            }
-        }
-    }
-    Ok(())
+#[derive(Debug, PartialEq, Eq)]
+pub enum Body {
+    Simple {
+        assignments: Vec<(String, Word)>,
+        words: Vec<Word>,
+    },
+    /// Tests with what is done if they hold, and what is done otherwise.
+    If(Vec<(List, List)>, List),
+    Loop {
+        is_until: bool,
+        test: List,
+        body: List,
+    },
+    /// `None`: over the parameters.
+    For {
+        name: String,
+        words: Option<Vec<Word>>,
+        body: List,
+    },
+    Case(Word, Vec<(Vec<Word>, List)>),
+    Group(List),
+    Subshell(List),
+    Function(String, Rc<Command>),
 }
 
-pub fn tokens(text: &str) -> Result<Vec<Token>, String> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    loop {
-        rest = rest.trim_start_matches([' ', '\t', '\r']);
-        if rest.is_empty() {
-            return Ok(found);
-        }
-        if rest.starts_with('#') {
-            rest = rest.find('\n').and_then(|end| rest.get(end..)).unwrap_or_default();
-            continue;
-        }
-        if let Some((operator, after)) =
-            OPERATORS.iter().find_map(|operator| Some((*operator, rest.strip_prefix(operator)?)))
-        {
-            found.push(Token::Operator(if operator == "\n" { ";" } else { operator }));
-            rest = after;
-            continue;
-        }
-        if let Some(after) = rest.strip_prefix("! ") {
-            found.push(Token::Operator("!"));
-            rest = after;
-            continue;
-        }
-        let (word, after) = word(rest)?;
-        found.push(Token::Word(word));
-        rest = after;
+/// Reads a whole text.
+pub fn parse(text: &str) -> Result<List, Fault> {
+    let tokens = tokens(text)?;
+    let mut parser = Parser { rest: &tokens, depth: 0 };
+    let list = parser.list()?;
+    match parser.rest.first() {
+        None => Ok(list),
+        Some(token) => Err(unexpected(token)),
     }
 }
 
-/// Reads one word; returns what follows it.
-fn word(text: &str) -> Result<(Vec<Part>, &str), String> {
-    let mut parts = Vec::new();
-    let mut rest = text;
-    let mut is_quoted = false;
-    while let Some(first) = rest.chars().next() {
-        let after = rest.get(first.len_utf8()..).unwrap_or_default();
-        match first {
-            '"' => {
-                is_quoted = !is_quoted;
-                parts.push(Part::Text(String::new(), true));
-                rest = after;
-            }
-            '\'' if !is_quoted => {
-                let (inner, after) = after.split_once('\'').ok_or("unterminated quoted string")?;
-                parts.push(Part::Text(inner.to_owned(), true));
-                rest = after;
-            }
-            '\\' => {
-                let next = after.chars().next().unwrap_or('\\');
-                let keeps = is_quoted && !matches!(next, '"' | '\\' | '$' | '`');
-                let text = if keeps { format!("\\{next}") } else { next.to_string() };
-                parts.push(Part::Text(text, true));
-                rest = after.get(next.len_utf8()..).unwrap_or_default();
-            }
-            '$' => {
-                let (part, after) = dollar(after, is_quoted)?;
-                parts.push(part);
-                rest = after;
-            }
-            ' ' | '\t' | '\r' | '\n' | ';' | '|' | '&' | '<' | '>' if !is_quoted => break,
-            '`' => return Err("backquotes are not supported, write $(..)".to_owned()),
-            '(' | ')' if !is_quoted => {
-                return Err("subshells and functions are not supported by this shell".to_owned());
-            }
-            other => {
-                if let Some(Part::Text(text, quoted)) = parts.last_mut()
-                    && *quoted == is_quoted
-                {
-                    text.push(other);
-                } else {
-                    parts.push(Part::Text(other.to_string(), is_quoted));
-                }
-                rest = after;
-            }
-        }
-    }
-    if is_quoted {
-        return Err("unterminated quoted string".to_owned());
-    }
-    if rest.len() == text.len() {
-        return Err(format!("unexpected {:?}", text.chars().next().unwrap_or(' ')));
-    }
-    Ok((parts, rest))
+fn unexpected(token: &Token) -> Fault {
+    Fault::Wrong(match token {
+        Token::Operator("\n") => "unexpected end of line".to_owned(),
+        Token::Operator(operator) => format!("unexpected {operator:?}"),
+        Token::Word(word) => format!("unexpected {:?}", literal(word)),
+        Token::Document(_) => "unexpected here-document".to_owned(),
+    })
 }
 
-/// What a `$` stands for; `text` follows it.
-fn dollar(text: &str, is_quoted: bool) -> Result<(Part, &str), String> {
-    if text.starts_with("((") {
-        return Err("arithmetic is not supported by this shell".to_owned());
+struct Parser<'a> {
+    rest: &'a [Token],
+    depth: usize,
+}
+
+impl<'a> Parser<'a> {
+    fn next(&mut self) -> Option<&'a Token> {
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(first)
     }
-    if let Some(inner) = text.strip_prefix('(') {
-        let mut depth = 1;
-        for (at, c) in inner.char_indices() {
-            depth += match c {
-                '(' => 1,
-                ')' => -1,
-                _ => 0,
+
+    fn operator(&mut self, operator: &str) -> bool {
+        let is_it = matches!(self.rest.first(), Some(Token::Operator(it)) if *it == operator);
+        if is_it {
+            self.next();
+        }
+        is_it
+    }
+
+    fn lines(&mut self) {
+        while self.operator("\n") {}
+    }
+
+    /// The reserved word that comes next.
+    fn reserved(&self) -> Option<&'a str> {
+        match self.rest.first() {
+            Some(Token::Word(word)) => match word.as_slice() {
+                [Part::Text(text, false)] => Some(text.as_str()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn take(&mut self, word: &str) -> bool {
+        let is_it = self.reserved() == Some(word);
+        if is_it {
+            self.next();
+        }
+        is_it
+    }
+
+    fn expect(&mut self, word: &str) -> Result<(), Fault> {
+        if self.take(word) {
+            return Ok(());
+        }
+        match self.rest.first() {
+            Some(token) => match unexpected(token) {
+                Fault::Wrong(text) => Err(Fault::Wrong(format!("{text}, expected {word:?}"))),
+                other => Err(other),
+            },
+            None => Err(Fault::Unfinished(format!("expected {word:?}"))),
+        }
+    }
+
+    /// Commands up to what cannot begin one.
+    fn list(&mut self) -> Result<List, Fault> {
+        let (mut list, mut joined) = (Vec::new(), ";");
+        loop {
+            self.lines();
+            let ends = match self.rest.first() {
+                None => true,
+                Some(Token::Operator(operator)) => matches!(*operator, ")" | ";;"),
+                _ => matches!(
+                    self.reserved(),
+                    Some("then" | "elif" | "else" | "fi" | "do" | "done" | "esac" | "}")
+                ),
             };
-            if depth == 0 {
-                let command = inner.get(..at).unwrap_or_default().to_owned();
-                return Ok((
-                    Part::Command(command, is_quoted),
-                    inner.get(at + 1..).unwrap_or_default(),
-                ));
+            if ends {
+                return match (joined, self.rest.first()) {
+                    (";", _) => Ok(list),
+                    (_, None) => Err(Fault::Unfinished(format!("a command after {joined:?}"))),
+                    (_, Some(token)) => Err(unexpected(token)),
+                };
+            }
+            list.push(self.pipeline(joined)?);
+            joined = match self.rest.first() {
+                Some(Token::Operator(operator @ ("&&" | "||"))) => operator,
+                Some(Token::Operator(";" | "\n")) => ";",
+                Some(Token::Operator("&")) => {
+                    self.check_background()?;
+                    ";"
+                }
+                _ => return Ok(list),
+            };
+            self.next();
+        }
+    }
+
+    /// A pod has no processes beside the shell: what is to run in the background runs in the
+    /// foreground if nothing but `wait` follows, and is refused otherwise.
+    fn check_background(&self) -> Result<(), Fault> {
+        let behind = self.rest.get(1..).unwrap_or_default();
+        let next = behind.iter().find(|token| !matches!(token, Token::Operator("\n" | ";")));
+        match next {
+            None => Ok(()),
+            Some(Token::Word(word)) if literal(word) == "wait" => Ok(()),
+            Some(_) => Err(Fault::Wrong(
+                "nothing can run in the background, a pod has no processes: \"&\" may only stand \
+                 at the end or before wait"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    fn pipeline(&mut self, joined: &'static str) -> Result<Step, Fault> {
+        let mut is_negated = false;
+        while self.take("!") {
+            is_negated = !is_negated;
+        }
+        let mut commands = vec![self.command()?];
+        while self.operator("|") {
+            self.lines();
+            commands.push(self.command()?);
+        }
+        Ok(Step { joined, is_negated, commands })
+    }
+
+    fn command(&mut self) -> Result<Command, Fault> {
+        self.depth += 1;
+        if self.depth > DEPTH_MAX {
+            return Err(Fault::Wrong("commands are nested too deep".to_owned()));
+        }
+        let body = self.body()?;
+        let mut command = Command { body, redirections: Vec::new() };
+        if !matches!(command.body, Body::Simple { .. }) {
+            while self.redirection(&mut command.redirections)? {}
+        } else if let Body::Simple { assignments, words } = &mut command.body {
+            self.simple(assignments, words, &mut command.redirections)?;
+        }
+        self.depth -= 1;
+        Ok(command)
+    }
+
+    fn body(&mut self) -> Result<Body, Fault> {
+        if self.operator("(") {
+            let list = self.list()?;
+            if self.operator(")") {
+                return Ok(Body::Subshell(list));
+            }
+            return Err(self
+                .rest
+                .first()
+                .map_or_else(|| Fault::Unfinished("expected \")\"".to_owned()), unexpected));
+        }
+        let Some(word) = self.reserved() else {
+            return Ok(Body::Simple { assignments: Vec::new(), words: Vec::new() });
+        };
+        if let [_, Token::Operator("("), Token::Operator(")"), ..] = self.rest {
+            return self.function(word);
+        }
+        match word {
+            "if" | "while" | "until" | "for" | "case" | "{" => drop(self.next()),
+            "then" | "elif" | "else" | "fi" | "do" | "done" | "esac" | "}" | "in" => {
+                return Err(Fault::Wrong(format!("unexpected {word:?}")));
+            }
+            "function" | "select" | "[[" => {
+                return Err(Fault::Wrong(format!("{word:?} is not supported by this shell")));
+            }
+            _ => return Ok(Body::Simple { assignments: Vec::new(), words: Vec::new() }),
+        }
+        match word {
+            "if" => self.conditional(),
+            "while" | "until" => {
+                let test = self.list()?;
+                Ok(Body::Loop { is_until: word == "until", test, body: self.loop_body()? })
+            }
+            "for" => self.for_each(),
+            "case" => self.case(),
+            _ => {
+                let list = self.list()?;
+                self.expect("}")?;
+                Ok(Body::Group(list))
             }
         }
-        return Err("unterminated $(".to_owned());
     }
-    if let Some(inner) = text.strip_prefix('{') {
-        let (name, after) = inner.split_once('}').ok_or("unterminated ${")?;
-        return Ok((Part::Variable(name.to_owned(), is_quoted), after));
+
+    fn function(&mut self, name: &str) -> Result<Body, Fault> {
+        self.rest = self.rest.get(3..).unwrap_or_default();
+        if name_end(name) != name.len() {
+            return Err(Fault::Wrong(format!("{name:?} is no name of a function")));
+        }
+        self.lines();
+        if self.rest.is_empty() {
+            return Err(Fault::Unfinished("expected a function's body".to_owned()));
+        }
+        Ok(Body::Function(name.to_owned(), Rc::new(self.command()?)))
     }
-    if let Some(special) =
-        text.chars().next().filter(|c| "?@*#$".contains(*c) || c.is_ascii_digit())
+
+    fn conditional(&mut self) -> Result<Body, Fault> {
+        let mut arms = Vec::new();
+        loop {
+            let test = self.list()?;
+            self.expect("then")?;
+            arms.push((test, self.list()?));
+            if self.take("elif") {
+                continue;
+            }
+            let otherwise = if self.take("else") { self.list()? } else { Vec::new() };
+            self.expect("fi")?;
+            return Ok(Body::If(arms, otherwise));
+        }
+    }
+
+    fn loop_body(&mut self) -> Result<List, Fault> {
+        self.lines();
+        self.expect("do")?;
+        let body = self.list()?;
+        self.expect("done")?;
+        Ok(body)
+    }
+
+    fn word(&mut self, what: &str) -> Result<&'a Word, Fault> {
+        match self.next() {
+            Some(Token::Word(word)) => Ok(word),
+            Some(token) => Err(unexpected(token)),
+            None => Err(Fault::Unfinished(format!("expected {what}"))),
+        }
+    }
+
+    fn for_each(&mut self) -> Result<Body, Fault> {
+        let name = literal(self.word("a name")?);
+        self.lines();
+        let mut words = None;
+        if self.take("in") {
+            let list = words.insert(Vec::new());
+            while let Some(Token::Word(word)) = self.rest.first() {
+                list.push(word.clone());
+                self.next();
+            }
+        }
+        self.operator(";");
+        Ok(Body::For { name, words, body: self.loop_body()? })
+    }
+
+    fn case(&mut self) -> Result<Body, Fault> {
+        let word = self.word("a word")?.clone();
+        self.lines();
+        self.expect("in")?;
+        let mut arms = Vec::new();
+        loop {
+            self.lines();
+            if self.take("esac") {
+                return Ok(Body::Case(word, arms));
+            }
+            self.operator("(");
+            let mut patterns = vec![self.word("a pattern")?.clone()];
+            while self.operator("|") {
+                patterns.push(self.word("a pattern")?.clone());
+            }
+            if !self.operator(")") {
+                return Err(self
+                    .rest
+                    .first()
+                    .map_or_else(|| Fault::Unfinished("expected \")\"".to_owned()), unexpected));
+            }
+            arms.push((patterns, self.list()?));
+            if !self.operator(";;") {
+                self.expect("esac")?;
+                return Ok(Body::Case(word, arms));
+            }
+        }
+    }
+
+    fn simple(
+        &mut self,
+        assignments: &mut Vec<(String, Word)>,
+        words: &mut Vec<Word>,
+        redirections: &mut Vec<(&'static str, Word)>,
+    ) -> Result<(), Fault> {
+        loop {
+            if self.redirection(redirections)? {
+                continue;
+            }
+            let Some(Token::Word(word)) = self.rest.first() else { break };
+            self.next();
+            match assignment(word).filter(|_| words.is_empty()) {
+                Some(assignment) => assignments.push(assignment),
+                None => words.push(word.clone()),
+            }
+        }
+        if !assignments.is_empty() || !words.is_empty() || !redirections.is_empty() {
+            return Ok(());
+        }
+        Err(self
+            .rest
+            .first()
+            .map_or_else(|| Fault::Unfinished("expected a command".to_owned()), unexpected))
+    }
+
+    fn redirection(&mut self, found: &mut Vec<(&'static str, Word)>) -> Result<bool, Fault> {
+        match self.rest.first() {
+            Some(Token::Document(text)) => {
+                found.push(("<<", text.clone()));
+                self.next();
+            }
+            Some(Token::Operator(operator @ ("2>&1" | "1>&2" | ">&2" | ">&1"))) => {
+                found.push((operator, Vec::new()));
+                self.next();
+            }
+            Some(Token::Operator(
+                operator @ (">" | ">>" | "<" | "1>" | "1>>" | "2>" | "2>>" | "&>" | "&>>"),
+            )) => {
+                self.next();
+                found.push((operator, self.word("a file")?.clone()));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// A word of the form `NAME=VALUE`, taken apart.
+pub fn assignment(word: &Word) -> Option<(String, Word)> {
+    let (first, more) = word.split_first()?;
+    let Part::Text(text, false) = first else { return None };
+    let (name, value) = text.split_once('=')?;
+    if name.is_empty()
+        || name_end(name) != name.len()
+        || name.starts_with(|c: char| c.is_ascii_digit())
     {
-        let after = text.get(1..).unwrap_or_default();
-        return Ok((Part::Variable(special.to_string(), is_quoted), after));
+        return None;
     }
-    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
-    let (name, after) = text.split_at(end);
-    if name.is_empty() {
-        return Ok((Part::Text("$".to_owned(), is_quoted), text));
-    }
-    Ok((Part::Variable(name.to_owned(), is_quoted), after))
+    let mut word = vec![Part::Text(value.to_owned(), false)];
+    word.extend_from_slice(more);
+    Some((name.to_owned(), word))
 }
