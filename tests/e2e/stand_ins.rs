@@ -29,6 +29,7 @@ spec:
       exec: {command: [cat, /tmp/healthy]}
       initialDelaySeconds: 2
       periodSeconds: 1
+      timeoutSeconds: 10
       failureThreshold: 1
 ---
 apiVersion: v1
