@@ -9,6 +9,7 @@
 mod cx;
 mod files;
 mod filters;
+mod find;
 #[cfg(target_family = "wasm")]
 mod memory;
 mod net;
@@ -57,7 +58,7 @@ const APPLETS: &[(&str, Applet)] = &[
     ("env", text::env),
     ("false", |_, _| 1),
     ("fgrep", text::grep),
-    ("find", files::find),
+    ("find", find::main),
     ("grep", text::grep),
     ("head", text::head),
     ("hostname", text::hostname),

@@ -5,15 +5,15 @@
 //! runs.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::rc::Rc;
 
 use crate::cx::Cx;
 use crate::sh::glob::fits;
-use crate::sh::lex::{Fault, Word};
-use crate::sh::parse::{Body, Command, List, assignment, parse};
-use crate::sh::streams::{Input, Kept, Output};
+use crate::sh::lex::Fault;
+use crate::sh::parse::{Body, Command, List, parse};
+use crate::sh::streams::{Input, Kept};
 
 mod arithmetic;
 mod builtins;
@@ -21,6 +21,7 @@ mod expand;
 pub mod glob;
 mod lex;
 mod parse;
+mod simple;
 pub mod streams;
 
 /// Code of a command that is not there.
@@ -31,8 +32,6 @@ const SYNTAX: i32 = 2;
 const PIPE: i32 = 141;
 /// How deep functions, `eval` and `$(..)` may be nested.
 const CALLS_MAX: usize = 48;
-/// Commands whose arguments may be assignments, which are not split.
-const DECLARING: [&str; 3] = ["export", "local", "readonly"];
 
 /// Runs `-c TEXT [NAME [ARGUMENT]...]`, a script, or lines of standard input.
 pub fn main(cx: &mut Cx, args: &[String]) -> i32 {
@@ -422,103 +421,6 @@ impl Shell {
         code
     }
 
-    fn simple(
-        &mut self,
-        cx: &mut Cx,
-        assignments: &[(String, Word)],
-        words: &[Word],
-        redirections: &[(&'static str, Word)],
-    ) -> i32 {
-        let mut fields: Vec<String> = Vec::new();
-        for word in words {
-            let declares = fields.first().is_some_and(|name| DECLARING.contains(&name.as_str()));
-            match assignment(word).filter(|_| declares) {
-                Some((name, value)) => fields.push(format!("{name}={}", self.text(cx, &value))),
-                None => fields.extend(self.fields(cx, word)),
-            }
-        }
-        let is_lasting = fields.is_empty();
-        // Without a command the code is that of the last `$(..)`.
-        if is_lasting {
-            self.last = 0;
-        }
-        let mut before = Vec::new();
-        for (name, value) in assignments {
-            let value = self.text(cx, value);
-            let had = cx.env.insert(name.clone(), value);
-            before.push((name.clone(), had));
-        }
-        if self.leaving.is_some() {
-            return self.last;
-        }
-        if self.options.trace && !is_lasting {
-            cx.say(&format!("+ {}", fields.join(" ")));
-        }
-        let streams = (cx.input.clone(), cx.output.clone(), cx.error.clone());
-        let code = match self.redirect(cx, redirections) {
-            Ok(()) if is_lasting => self.last,
-            Ok(()) => self.invoke(cx, &fields),
-            Err((name, error)) => {
-                cx.fail("sh", &name, &error);
-                1
-            }
-        };
-        cx.flush();
-        // `exec` without a command puts the files in the place of the shell's own streams.
-        if fields.len() != 1 || fields.first().is_none_or(|name| name != "exec") {
-            (cx.input, cx.output, cx.error) = streams;
-        }
-        if !is_lasting {
-            for (name, had) in before.into_iter().rev() {
-                match had {
-                    Some(value) => drop(cx.env.insert(name, value)),
-                    None => drop(cx.env.remove(&name)),
-                }
-            }
-        }
-        code
-    }
-
-    /// Puts files in the place of streams.
-    fn redirect(
-        &mut self,
-        cx: &mut Cx,
-        redirections: &[(&'static str, Word)],
-    ) -> Result<(), (String, io::Error)> {
-        for (operator, word) in redirections {
-            match *operator {
-                "2>&1" => cx.error = cx.output.clone(),
-                "1>&2" | ">&2" => cx.output = cx.error.clone(),
-                "<<" => {
-                    let text = self.text(cx, word);
-                    cx.input = Input::new(io::Cursor::new(text.into_bytes()));
-                }
-                "<" => {
-                    let name = self.text(cx, word);
-                    cx.input = match name.as_str() {
-                        "/dev/null" => Input::new(io::empty()),
-                        "/dev/stdin" => cx.input.clone(),
-                        _ => Input::new(File::open(cx.path(&name)).map_err(|error| (name, error))?),
-                    };
-                }
-                ">&1" => {}
-                operator => {
-                    let name = self.text(cx, word);
-                    let output =
-                        open(cx, &name, operator.ends_with(">>")).map_err(|error| (name, error))?;
-                    cx.flush();
-                    if !operator.starts_with('2') {
-                        cx.output = output.clone();
-                    }
-                    if operator.starts_with(['2', '&']) {
-                        cx.error = output;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// What a command writes, without the line ends at its end.
     fn output(&mut self, cx: &mut Cx, command: &str) -> String {
         let kept = Kept::default();
@@ -530,18 +432,6 @@ impl Shell {
         cx.output = output;
         String::from_utf8_lossy(&kept.take()).trim_end_matches('\n').to_owned()
     }
-}
-
-fn open(cx: &Cx, name: &str, is_added: bool) -> io::Result<Output> {
-    match name {
-        "/dev/null" => return Ok(Output::new(io::sink())),
-        "/dev/stdout" => return Ok(cx.output.clone()),
-        "/dev/stderr" => return Ok(cx.error.clone()),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    options.create(true).write(true).append(is_added).truncate(!is_added);
-    Ok(Output::new(options.open(cx.path(name))?))
 }
 
 #[cfg(test)]

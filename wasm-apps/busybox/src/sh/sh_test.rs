@@ -1,4 +1,5 @@
 use super::*;
+use crate::sh::streams::Output;
 
 fn sh(text: &str, input: &str) -> (String, i32) {
     let kept = Kept::default();
