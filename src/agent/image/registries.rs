@@ -105,10 +105,23 @@ struct Config {
     proxy: Option<Option<Proxy>>,
 }
 
+/// A complaint about the file without what stands in it: pods' statuses repeat it, and it has passwords.
+fn without_values(complaint: &str) -> String {
+    match (complaint.find('"'), complaint.rfind('"')) {
+        (Some(from), Some(to)) if from < to => {
+            let (head, rest) = complaint.split_at(from);
+            let (_, tail) = rest.split_at(to + 1 - from);
+            format!("{head}a value{tail}")
+        }
+        _ => complaint.to_owned(),
+    }
+}
+
 impl Settings {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         // An empty file is a wish for the defaults, too.
-        let file: Option<File> = serde_saphyr::from_str(text).map_err(|cause| cause.to_string())?;
+        let file: Option<File> = serde_saphyr::from_str(text)
+            .map_err(|cause| without_values(&cause.without_snippet().to_string()))?;
         let file = file.unwrap_or_default();
         let mut settings = Self::default();
         for (host, entry) in file.mirrors.into_iter().flatten() {
@@ -342,6 +355,22 @@ images:
         ] {
             let refused = Settings::parse(text).unwrap_err();
             assert!(refused.contains(word), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_complaint_names_the_place_and_nothing_that_stands_there() {
+        for (text, said) in [
+            (
+                "configs:\n  a.example:\n    auth:\n      username: robot\n      pasword: s3cret\n",
+                "pasword",
+            ),
+            ("configs:\n  a.example:\n    auth: s3cret\n", "line 3"),
+            ("configs:\n  a.example:\n    auth:\n      password: s3cret\n    tsl: {}\n", "tsl"),
+        ] {
+            let complaint = Settings::parse(text).unwrap_err();
+            assert!(!complaint.contains("s3cret"), "{complaint}");
+            assert!(complaint.contains(said) && complaint.contains("line"), "{complaint}");
         }
     }
 }
