@@ -143,6 +143,13 @@ fn parse(text: &str, node_name: &str) -> Result<Pod, String> {
         json_patch::merge(&mut pod, &json!({"metadata": {"namespace": "default"}}));
     }
     json_patch::merge(&mut pod, &overlay);
+    // As kubelet does: a taint would have its mirror deleted and made again for ever.
+    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
+        if let Some(list) = tolerations.as_array_mut() {
+            list.push(json!({"operator": "Exists", "effect": "NoExecute"}));
+        }
+    }
     if let Some(error) = strategy::validate_create(resource, &pod).first() {
         return Err(error.to_string());
     }
@@ -163,6 +170,11 @@ mod tests {
         let spec = pod.spec.as_ref().unwrap();
         assert_eq!(spec.node_name.as_deref(), Some("pi-1"));
         assert_eq!(spec.termination_grace_period_seconds, Some(30));
+        let tolerations = spec.tolerations.iter().flatten();
+        let is_all = |one: &&k8s_openapi::api::core::v1::Toleration| {
+            one.key.is_none() && one.effect.as_deref() == Some("NoExecute")
+        };
+        assert_eq!(tolerations.filter(is_all).count(), 1, "no taint drives its mirror away");
         assert_eq!(pod.metadata.uid, parse(POD, "pi-1").unwrap().metadata.uid);
         assert_ne!(pod.metadata.uid, parse(POD, "pi-2").unwrap().metadata.uid);
         assert_ne!(pod.metadata.uid, parse(&POD.replace(":1", ":2"), "pi-1").unwrap().metadata.uid);

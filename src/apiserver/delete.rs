@@ -104,7 +104,7 @@ impl Options {
         let is_dry_run = call.query.is_dry_run()?
             || sent.pointer("/dryRun/0").and_then(Value::as_str) == Some("All");
         Ok(Self {
-            grace_seconds: grace.or(in_query).map(|seconds| seconds.clamp(0, GRACE_SECONDS_MAX)),
+            grace_seconds: grace.or(in_query).map(grace_of),
             propagation,
             uid: text("/preconditions/uid"),
             revision: text("/preconditions/resourceVersion"),
@@ -324,6 +324,11 @@ fn warning(resource: &Resource, options: &Options) -> Option<String> {
     is_surprising.then(|| format!("child pods are preserved by default when {plural} are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"))
 }
 
+/// The grace that is meant: one that is negative is a second, not none.
+fn grace_of(seconds: i64) -> i64 {
+    if seconds < 0 { 1 } else { seconds.min(GRACE_SECONDS_MAX) }
+}
+
 /// Seconds a pod has to end by itself: none when it does not run.
 fn grace(resource: &Resource, object: &Value, options: &Options) -> i64 {
     let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
@@ -353,6 +358,7 @@ mod tests {
         let later = marked(&running, &Options::default());
         assert_eq!(later["metadata"]["deletionTimestamp"], "1970-01-01T00:00:07Z");
         assert!(!is_finished(pods, &later));
+        assert_eq!([-5, 0, 9].map(grace_of), [1, 0, 9]);
         let forced = Options { grace_seconds: Some(0), ..Options::default() };
         assert!(is_finished(pods, &marked(&later, &forced)));
         let waiting = json!({"metadata": {}, "spec": {}});

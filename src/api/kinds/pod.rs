@@ -199,9 +199,15 @@ impl Shown {
         if items_at(pod, "/status/conditions").iter().any(is_gated) {
             GATED.0.clone_into(&mut shown.reason);
         }
-        let is_initializing = shown.init_reason(pod, inits);
-        if !is_initializing {
-            shown.main_reason(mains);
+        let is_true = |wanted: &str| {
+            let mut conditions = items_at(pod, "/status/conditions").iter();
+            conditions.any(|c| text_at(c, "/type") == wanted && text_at(c, "/status") == "True")
+        };
+        if shown.init_reason(pod, inits) && !is_true("Initialized") {
+            shown.restarts = inits.iter().filter_map(|s| int_at(s, "/restartCount")).sum();
+            shown.last_restart = inits.iter().filter_map(|s| finished(&s)).max();
+        } else {
+            shown.main_reason(mains, is_true("Ready"));
         }
         if meta::deletion_timestamp(pod).is_some() && !matches!(phase, "Succeeded" | "Failed") {
             shown.reason =
@@ -237,7 +243,7 @@ impl Shown {
         false
     }
 
-    fn main_reason(&mut self, mains: &[Value]) {
+    fn main_reason(&mut self, mains: &[Value], is_pod_ready: bool) {
         let mut is_running = false;
         for status in mains.iter().rev() {
             let waiting = text_at(status, "/state/waiting/reason");
@@ -250,7 +256,8 @@ impl Shown {
             }
         }
         if self.reason == "Completed" && is_running {
-            "Running".clone_into(&mut self.reason);
+            let reason = if is_pod_ready { "Running" } else { "NotReady" };
+            reason.clone_into(&mut self.reason);
         }
     }
 }
@@ -308,6 +315,27 @@ mod tests {
             "containerStatuses": [{"name": "a", "ready": true, "state": {"running": {}}}],
         }});
         assert_eq!(line(&pod), "2/2 Running 0");
+    }
+
+    #[test]
+    fn a_pod_that_is_initialized_is_shown_by_its_mains_and_one_that_is_not_by_its_inits() {
+        let of = |initialized: &str, init: Value, mains: Value| {
+            line(&json!({"metadata": {}, "spec": {
+                "containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+            }, "status": {"phase": "Running", "initContainerStatuses": [init], "containerStatuses": mains,
+                "conditions": [{"type": "Initialized", "status": initialized}, {"type": "Ready", "status": "False"}]}}))
+        };
+        let ended =
+            |code: i64, reason: &str| json!({"terminated": {"exitCode": code, "reason": reason}});
+        let stopped =
+            json!({"name": "s", "started": false, "restartCount": 4, "state": ended(137, "Error")});
+        let done = json!({"name": "a", "state": ended(0, "Completed")});
+        assert_eq!(of("True", stopped.clone(), json!([done, done])), "0/3 Completed 4");
+        assert_eq!(of("False", stopped, json!([])), "0/3 Init:Error 4");
+        let sidecar =
+            json!({"name": "s", "started": true, "ready": true, "state": {"running": {}}});
+        let runs = json!({"name": "b", "ready": true, "state": {"running": {}}});
+        assert_eq!(of("True", sidecar, json!([done, runs])), "2/3 NotReady 0");
     }
 
     #[test]

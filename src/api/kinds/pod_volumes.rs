@@ -8,6 +8,7 @@ use crate::api::field_error::Errors;
 use crate::api::json::{is_unset, items_at, set, set_default, set_default_text, text_at};
 use crate::api::kinds::pod_env;
 use crate::api::kinds::pod_spec::{items_of, pull_policy};
+use crate::api::names;
 
 /// Mode of files in volumes.
 const FILE_MODE: i64 = 0o644;
@@ -74,7 +75,10 @@ pub(super) fn validate(holder: &Value, path: &str, errors: &mut Errors) {
         let field = format!("{path}.volumes[{at}]");
         if name.is_empty() {
             errors.required(format!("{field}.name"));
-        } else if !volumes.insert(name) {
+        } else if let Err(rule) = names::check_dns1123_label(name) {
+            errors.invalid(format!("{field}.name"), &json!(name), rule);
+        }
+        if !name.is_empty() && !volumes.insert(name) {
             errors.duplicate(format!("{field}.name"), &json!(name));
         }
         validate_volume(volume, &field, errors);
