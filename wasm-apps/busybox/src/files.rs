@@ -141,6 +141,9 @@ pub fn cp(cx: &mut Cx, args: &[String]) -> i32 {
         if Path::new(from).is_dir() && !is_deep {
             return Err(io::Error::other("omitting directory"));
         }
+        if to == from || to.strip_prefix(from).is_some_and(|rest| rest.starts_with('/')) {
+            return Err(io::Error::other("cannot be copied into itself"));
+        }
         copy(from, to)
     })
 }

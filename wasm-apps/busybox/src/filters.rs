@@ -176,7 +176,15 @@ pub fn xargs(cx: &mut Cx, args: &[String]) -> i32 {
                 most = words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(most)
             }
             "-I" => place = words.next().cloned(),
-            _ => {}
+            "-r" => {}
+            _ => match option.split_at_checked(2) {
+                Some(("-n", count)) => most = count.parse().unwrap_or(most).max(1),
+                Some(("-I", word)) => place = Some(word.to_owned()),
+                _ => {
+                    cx.say(&format!("xargs: invalid option {option:?}"));
+                    return 1;
+                }
+            },
         }
     }
     let mut command: Vec<String> = words.cloned().collect();
@@ -304,6 +312,11 @@ mod tests {
             ("uniq -c", "a\na\nb\n", "      2 a\n      1 b\n"),
             ("xargs echo x", "a\nb c\n", "x a b c\n"),
             ("xargs -n 2", "a b c\n", "a b\nc\n"),
+            ("xargs -n1", "a b\n", "a\nb\n"),
+            ("xargs -I{} echo '<{}>'", "a b\n", "<a b>\n"),
+            ("echo -e 'a\\tb'; echo -ne 'c\\n'; echo -n d; echo -x", "", "a\tb\nc\nd-x\n"),
+            ("tail -n+2; echo a | tail -n +1", "x\ny\n", "y\na\n"),
+            ("echo a > f; echo b >> f; tail -n +2 f; rm f", "", "b\n"),
             ("xargs -I {} echo '<{}>'", "a b\nc\n", "<a b>\n<c>\n"),
             ("base64", "hello", "aGVsbG8=\n"),
             ("base64 -d", "aGVsbG8=\n", "hello"),

@@ -1,12 +1,14 @@
 //! Tools for text, and about the system.
 
-use std::io::{Read, Write as _};
+use std::io::{Read, Seek as _, SeekFrom, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regex_lite::Regex;
 
 use crate::cx::{Cx, letters};
 
+/// Pause between two looks at a file that is followed.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes copied at once.
 const COPY_BYTES: usize = 32 * 1024;
 
@@ -36,14 +38,22 @@ pub fn cat(cx: &mut Cx, args: &[String]) -> i32 {
     code
 }
 
-/// Writes its arguments; `-n` without a line end.
+/// Writes its arguments; `-n` without a line end, `-e` with escapes replaced.
 pub fn echo(cx: &mut Cx, args: &[String]) -> i32 {
-    let (words, end) = match args.get(1..).unwrap_or_default().split_first() {
-        Some((first, rest)) if first == "-n" => (rest, ""),
-        _ => (args.get(1..).unwrap_or_default(), "\n"),
-    };
-    let text = format!("{}{end}", words.join(" "));
-    cx.write(text.as_bytes());
+    let mut words = args.get(1..).unwrap_or_default();
+    let (mut end, mut is_escaped) = ("\n", false);
+    while let Some((first, rest)) = words.split_first() {
+        let letters = first.strip_prefix('-').filter(|letters| !letters.is_empty());
+        let Some(letters) = letters.filter(|it| it.chars().all(|c| "neE".contains(c))) else {
+            break;
+        };
+        end = if letters.contains('n') { "" } else { end };
+        is_escaped |= letters.contains('e');
+        words = rest;
+    }
+    let text = words.join(" ");
+    let text = if is_escaped { crate::print::unescaped(&text) } else { text };
+    cx.write(format!("{text}{end}").as_bytes());
     0
 }
 
@@ -173,21 +183,65 @@ pub fn head(cx: &mut Cx, args: &[String]) -> i32 {
     code
 }
 
-/// The last lines, or bytes.
+/// The last lines, or bytes; with `+N` those from the Nth on. `-f` and `-F` go on with what is added to the
+/// file, until the tool is stopped.
 pub fn tail(cx: &mut Cx, args: &[String]) -> i32 {
-    let (wanted, names) = amount(args);
-    let (bytes, code) = cx.read_all("tail", &names);
-    let part = match wanted {
-        Amount::Lines(lines) => {
-            let all: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
-            all.get(all.len().saturating_sub(lines)..).unwrap_or_default().concat()
+    let is_follow = |word: &str| matches!(word, "-f" | "-F");
+    let follows = args.iter().any(|word| is_follow(word));
+    let mut args: Vec<String> = args.iter().filter(|word| !is_follow(word)).cloned().collect();
+    let from = args.iter().position(|word| word.trim_start_matches("-n").starts_with('+'));
+    let from = from.map(|at| {
+        let word = args.remove(at);
+        if args.get(at - 1).is_some_and(|option| option == "-n") {
+            args.remove(at - 1);
         }
-        Amount::Bytes(count) => {
+        word
+    });
+    let (wanted, names) = amount(&args);
+    let (bytes, code) = cx.read_all("tail", &names);
+    let lines = |bytes: &[u8]| -> Vec<Vec<u8>> {
+        bytes.split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect()
+    };
+    let part = match (from, wanted) {
+        (Some(from), _) => {
+            let from: usize = from.trim_start_matches(['-', 'n', '+']).parse().unwrap_or(1);
+            lines(&bytes).get(from.saturating_sub(1)..).unwrap_or_default().concat()
+        }
+        (None, Amount::Lines(count)) => {
+            let all = lines(&bytes);
+            all.get(all.len().saturating_sub(count)..).unwrap_or_default().concat()
+        }
+        (None, Amount::Bytes(count)) => {
             bytes.get(bytes.len().saturating_sub(count)..).unwrap_or_default().to_vec()
         }
     };
     cx.write(&part);
-    code
+    match names.first() {
+        Some(name) if follows => follow(cx, name, bytes.len()),
+        _ => code,
+    }
+}
+
+/// Writes what is added to a file, from a place on; a file that got shorter is read anew.
+fn follow(cx: &mut Cx, name: &str, from: usize) -> i32 {
+    let mut at = u64::try_from(from).unwrap_or(0);
+    let path = cx.path(name);
+    loop {
+        cx.flush();
+        std::thread::sleep(FOLLOW_PAUSE);
+        let Ok(mut file) = std::fs::File::open(&path) else { continue };
+        let length = file.metadata().map_or(at, |meta| meta.len());
+        if length < at {
+            at = 0;
+        }
+        if length == at || file.seek(SeekFrom::Start(at)).is_err() {
+            continue;
+        }
+        let mut added = Vec::new();
+        let Ok(count) = file.read_to_end(&mut added) else { continue };
+        at += u64::try_from(count).unwrap_or(0);
+        cx.write(&added);
+    }
 }
 
 /// Counts lines (`-l`), words (`-w`) and bytes (`-c`).

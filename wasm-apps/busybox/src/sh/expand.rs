@@ -13,6 +13,8 @@ const DEPTH_MAX: usize = 32;
 struct Fields {
     done: Vec<String>,
     current: Option<String>,
+    /// Characters between fields.
+    marks: String,
 }
 
 impl Fields {
@@ -24,17 +26,34 @@ impl Fields {
         self.done.extend(self.current.take());
     }
 
-    /// Adds a value that nobody quoted: it is split at blanks.
+    /// Adds a value that nobody quoted: it is split at what IFS says (2.6.5).
     fn split(&mut self, text: &str) {
-        if text.starts_with(char::is_whitespace) {
-            self.end();
-        }
-        let mut pieces = text.split_whitespace().peekable();
-        while let Some(piece) = pieces.next() {
-            self.push(&piece.replace('\\', "\\\\"));
-            if pieces.peek().is_some() || text.ends_with(char::is_whitespace) {
+        let marks = self.marks.clone();
+        let is_mark = |c: char| marks.contains(c);
+        let is_blank = |c: char| is_mark(c) && c.is_whitespace();
+        let mut rest = text;
+        loop {
+            let after = rest.trim_start_matches(is_blank);
+            if after.len() < rest.len() {
                 self.end();
             }
+            if after.is_empty() {
+                return;
+            }
+            let (piece, after) = after.split_at(after.find(is_mark).unwrap_or(after.len()));
+            if !piece.is_empty() {
+                self.push(&piece.replace('\\', "\\\\"));
+            }
+            let behind = after.trim_start_matches(is_blank);
+            rest = match behind.chars().next().filter(|c| is_mark(*c)) {
+                Some(mark) => {
+                    // What is no blank ends a field even if that is empty.
+                    self.push("");
+                    self.end();
+                    behind.get(mark.len_utf8()..).unwrap_or_default()
+                }
+                None => after,
+            };
         }
     }
 }
@@ -51,7 +70,8 @@ impl Shell {
         {
             return Vec::new();
         }
-        let mut fields = Fields::default();
+        let marks = cx.env.get("IFS").cloned().unwrap_or_else(|| " \t\n".to_owned());
+        let mut fields = Fields { marks, ..Fields::default() };
         self.expand(cx, word, &mut fields);
         fields.end();
         let found = fields.done.into_iter().flat_map(|pattern| {

@@ -102,7 +102,7 @@ fn functions_and_what_changes_the_shell() {
         ("trap 'echo bye' EXIT; echo hi; exit 3", "hi\nbye\n", 3),
         ("export A=\"x  y\"; echo \"$A\"; unset A; echo \"[$A]\"", "x  y\n[]\n", 0),
         ("echo 'a b c' | { read x y; echo \"$y\"; }", "b c\n", 0),
-        ("IFS=:; echo a:b:c | { read x y; echo $y; }", "b:c\n", 0),
+        ("IFS=:; echo a:b:c | { read x y; echo \"$y\"; }", "b:c\n", 0),
         ("set -- a b c; shift; echo $1 $#", "b 2\n", 0),
         ("command -v echo nothing; echo $?", "echo\n127\n", 0),
         ("sleep 0 & wait; echo done", "done\n", 0),
@@ -127,6 +127,12 @@ fn values_are_replaced_cut_and_counted() {
         ("echo $((1 / 0)); echo never", "", 2),
         ("echo ~ ~/x", "/home /home/x\n", 0),
         ("x='*'; echo \"$x\" '?'", "* ?\n", 0),
+        ("IFS=:; x=a::b:c; set -- $x; echo $# \"$2\" $3", "4  b\n", 0),
+        (
+            "IFS=' :'; x=' a : b c '; set -- $x; echo $#; IFS=''; x='a b'; set -- $x; echo $#",
+            "3\n1\n",
+            0,
+        ),
         ("echo a\\ b \"c\\\\d\"", "a b c\\d\n", 0),
     ]);
 }
