@@ -139,11 +139,13 @@ pub struct Exit {
 pub enum ExitReason {
     /// Exit code 0.
     Completed,
+    /// Exit code 0 as well, because it was told to stop: it would have gone on.
+    Stopped,
     /// Non-zero exit or trap.
     Error,
     /// The memory limit stopped it.
     OomKilled,
-    /// Stopped from outside.
+    /// Stopped from outside, before it had done what it had to do.
     Killed,
 }
 

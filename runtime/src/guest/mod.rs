@@ -278,7 +278,10 @@ impl Template {
     pub(crate) fn trapped(&self, exit: &Exit) {
         if exit.reason != ExitReason::Completed {
             self.traps.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            self.log.say(&exit.message);
+            // As the guest's own lines: it may trap as often as it likes.
+            for line in exit.message.lines() {
+                self.log.line(Channel::Stderr, true, line.as_bytes());
+            }
         }
     }
 }

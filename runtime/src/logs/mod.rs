@@ -109,6 +109,9 @@ enum Admission {
     Drop,
 }
 
+/// What stands around a line in the file: its time, its stream, its end. A flood of empty lines is one, too.
+const ENVELOPE_BYTES: usize = 42;
+
 impl Rate {
     fn new(bytes_per_second: u64) -> Self {
         let bytes_per_second = bytes_per_second.max(1);
@@ -191,7 +194,7 @@ impl Log {
 
     /// Adds a line of the guest, without its line end, unless the guest logs too fast.
     pub(crate) fn line(self: &Arc<Self>, channel: Channel, is_full: bool, text: &[u8]) {
-        let admission = self.pending.lock().rate.admit(text.len());
+        let admission = self.pending.lock().rate.admit(text.len() + ENVELOPE_BYTES);
         match admission {
             Admission::Admit => {}
             Admission::Resume(lines, bytes) => {

@@ -40,9 +40,9 @@ pub(crate) use self::reuse::Reuse;
 use self::reuse::{Spare, Turn};
 use self::slot::{Answer, Job, NoRoom};
 pub(crate) use self::worker::{Seed, instantiate};
-use crate::guest::{Template, exit_of_code};
+use crate::guest::Template;
 use crate::network::{Binding, HttpError, Unsent};
-use crate::types::{Body, Exit};
+use crate::types::{Body, Exit, ExitReason};
 
 /// Requests that one container handles at the same time.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -143,7 +143,8 @@ impl HttpService {
     /// It was asked to stop. Drained is a success, as of a server that ends on SIGTERM.
     pub(crate) fn stopped(&self, is_drained: bool) {
         if is_drained {
-            self.pool.conclude(exit_of_code(0));
+            let reason = ExitReason::Stopped;
+            self.pool.conclude(Exit { code: 0, reason, message: String::new() });
         }
     }
 

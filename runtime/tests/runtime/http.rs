@@ -169,7 +169,8 @@ async fn a_stopped_server_finishes_what_it_has_begun() {
     };
     let (response, ()) = tokio::join!(slow, stop);
     assert_eq!(response.unwrap().0, 200);
-    assert_eq!(exit(&container).await.code, 0);
+    let end = exit(&container).await;
+    assert_eq!((end.code, end.reason), (0, ExitReason::Stopped));
     assert!(matches!(node.get(HELLO, "/").await, Err(HttpError::Refused(_))));
 }
 

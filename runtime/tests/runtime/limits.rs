@@ -326,6 +326,20 @@ async fn a_flood_of_lines_is_cut_with_a_notice() {
 }
 
 #[tokio::test]
+async fn a_flood_of_empty_lines_is_cut_as_well() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let mut config =
+        node.container("flood", wat(&FLOODS.replace("a line.", r"\0a\0a\0a\0a\0a\0a\0a")));
+    config.log_bytes_per_second_max = 1000;
+    let container = pod.start(config).await.unwrap();
+    node.logged("flood", "stderr F edgeorc: the container logs too fast").await;
+    container.stop(Duration::ZERO).await;
+    let bytes = node.log("flood").len();
+    assert!(bytes < 4 * 10_000, "{bytes} bytes, what stands around the lines included");
+}
+
+#[tokio::test]
 async fn cpu_time_of_requests_is_counted() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::agent::pod::plan::{Fate, RestartPolicy, Role};
-use crate::agent::pod::state::{ContainerRecord, Outcome, RunState};
+use crate::agent::pod::state::{ContainerRecord, Ended, Outcome, RunState};
 
 /// When a waiting container may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +42,15 @@ pub(crate) fn decide(
     if let Some(outcome) = outcome(policy, containers) {
         return Step::Finish(outcome);
     }
-    let have_mains_begun = containers
-        .iter()
-        .any(|c| c.role == Role::Main && (c.is_running() || matches!(c.state, RunState::Ended(_))));
+    // With the pod's fate they start in their order again and again, with their own only once.
+    let has_begun = |c: &ContainerRecord| match fate {
+        Fate::Pod => !matches!(c.state, RunState::Waiting { .. }),
+        Fate::Container => c.has_begun(),
+    };
+    let have_mains_begun = containers.iter().any(|c| c.role == Role::Main && has_begun(c));
     for (at, container) in containers.iter().enumerate() {
         let RunState::Ended(ended) = &container.state else { continue };
-        if !runs_again(policy, container.role, ended.code) {
+        if !runs_again(policy, container.role, ended) {
             continue;
         }
         let is_shared = container.role != Role::Init
@@ -88,12 +91,13 @@ pub(crate) fn decide(
     Step::Wait(wake)
 }
 
-/// Whether a run that ended with `code` is followed by another.
-pub(super) fn runs_again(policy: RestartPolicy, role: Role, code: i32) -> bool {
+/// Whether a run that ended so is followed by another. One that was stopped has not done its work.
+pub(super) fn runs_again(policy: RestartPolicy, role: Role, ended: &Ended) -> bool {
+    let has_failed = ended.code != 0 || ended.is_stopped;
     match (role, policy) {
         (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
         (Role::Ephemeral, _) => false,
-        (Role::Init, RestartPolicy::Always) | (_, RestartPolicy::OnFailure) => code != 0,
+        (Role::Init, RestartPolicy::Always) | (_, RestartPolicy::OnFailure) => has_failed,
         (_, RestartPolicy::Never) => false,
     }
 }
@@ -106,7 +110,7 @@ fn outcome(policy: RestartPolicy, containers: &[ContainerRecord]) -> Option<Outc
         match (&container.state, container.role) {
             (_, Role::Sidecar | Role::Ephemeral) => {}
             (RunState::Ended(ended), Role::Init) => {
-                if ended.code != 0 && !runs_again(policy, Role::Init, ended.code) {
+                if ended.code != 0 && !runs_again(policy, Role::Init, ended) {
                     return Some(Outcome::Failed {
                         reason: None,
                         message: format!(
@@ -117,7 +121,7 @@ fn outcome(policy: RestartPolicy, containers: &[ContainerRecord]) -> Option<Outc
                 }
             }
             (RunState::Ended(ended), Role::Main) => {
-                have_mains_ended &= !runs_again(policy, Role::Main, ended.code);
+                have_mains_ended &= !runs_again(policy, Role::Main, ended);
                 if ended.code != 0 {
                     failed.get_or_insert(container);
                 }

@@ -1,10 +1,9 @@
 use tokio::time::{Duration, Instant};
 
 use super::*;
-use crate::agent::pod::state::Ended;
 
 /// `i`, `s`, `m` for init, sidecar, main; `w` waiting, `h` running with its postStart hook, `r`
-/// running, `R` running and started, a digit for ended with that code.
+/// running, `R` running and started, a digit for ended with that code, `x` told to end and ended well.
 fn containers(text: &str) -> Vec<ContainerRecord> {
     let of = |word: &str| {
         let mut letters = word.chars();
@@ -25,7 +24,8 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
                     RunState::Running { started_at: at, container_id: String::new() }
                 }
                 code => RunState::Ended(Ended {
-                    code: i32::try_from(code.to_digit(10).unwrap()).unwrap(),
+                    code: i32::try_from(code.to_digit(10).unwrap_or(0)).unwrap(),
+                    is_stopped: code == 'x',
                     reason: String::new(),
                     message: String::new(),
                     started_at: None,
@@ -69,6 +69,9 @@ fn the_next_step_follows_from_policy_fate_and_where_the_containers_are() {
         (OnFailure, Pod, "m0 m0", succeeded()),
         (OnFailure, Pod, "m0 m1", RestartTogether(1)),
         (OnFailure, Container, "m0 m1", Restart(1)),
+        (OnFailure, Pod, "m0 mx", RestartTogether(1)),
+        (OnFailure, Container, "m0 mx", Restart(1)),
+        (Never, Pod, "m0 mx", succeeded()),
         (Always, Pod, "m0", RestartTogether(0)),
         (Always, Container, "mR m0", Restart(1)),
         (Always, Pod, "s1 mR", RestartTogether(0)),
@@ -100,6 +103,11 @@ fn a_container_in_back_off_holds_those_behind_it_only_before_the_mains() {
     assert_eq!(step("mw mw", &[Due::At(later), Due::Now]), Step::Start(1));
     assert_eq!(step("mw mR", &[Due::Never, Due::Now]), Step::Wait(None));
     assert_eq!(step("sw mR", &[Due::At(now), Due::Now]), Step::Start(0));
+    let mut both = containers("sw mw");
+    both[1].last = containers("m1").remove(0).ended().cloned();
+    let step = |fate| decide(RestartPolicy::Always, fate, &both, &[Due::At(later), Due::Now], now);
+    assert_eq!(step(Fate::Pod), Step::Wait(Some(later)));
+    assert_eq!(step(Fate::Container), Step::Start(1), "its fate is its own");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Lifecycle hooks: what a container asks to be told after its start and before its end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ExecAction, LifecycleHandler};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::agent::command::Commands;
 use crate::agent::pod::http_get::http_get;
 use crate::agent::pod::plan::seconds;
-use crate::agent::pod::probe::{Miss, PodNetwork, port_of};
+use crate::agent::pod::probe::{Miss, PodNetwork, tcp_socket};
 
 /// One hook of one container, with all it needs to run.
 pub(super) struct Hook {
@@ -28,13 +28,9 @@ impl Hook {
             tokio::time::sleep(seconds(pause.seconds)).await;
             Ok(())
         } else if let Some(get) = &self.handler.http_get {
-            match http_get(&*self.network, get, &self.spec, ip).await {
-                Ok(_) => Ok(()),
-                Err(Miss::Failed(why) | Miss::Errored(why)) => Err(why),
-            }
+            http_get(&*self.network, get, &self.spec, ip).await.map(drop).map_err(Miss::why)
         } else if let Some(tcp) = &self.handler.tcp_socket {
-            let to = SocketAddr::new(ip, port_of(&tcp.port, &self.spec)?);
-            self.network.connect(to).await.map(drop).map_err(|err| format!("dial {to}: {err}"))
+            tcp_socket(&*self.network, tcp, &self.spec, ip).await.map_err(Miss::why)
         } else if let Some(exec) = &self.handler.exec {
             self.run_command(exec).await
         } else {

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
 
-use crate::agent::pod::probe::{Miss, PodNetwork, port_of};
+use crate::agent::pod::probe::{Miss, PodNetwork, is_elsewhere, port_of};
 
 /// What the agent calls itself.
 const AGENT: &str = "kube-probe/1.36";
@@ -29,7 +29,7 @@ pub(super) async fn http_get(
     if get.scheme.as_deref() == Some("HTTPS") {
         return Err(Miss::Failed("httpGet with scheme HTTPS is not supported".to_owned()));
     }
-    if get.host.as_deref().is_some_and(|host| !host.is_empty() && host != ip.to_string()) {
+    if is_elsewhere(get.host.as_deref(), ip) {
         let why = "httpGet with a host other than the pod is not supported: what the server is to \
                    read as its name is the header Host";
         return Err(Miss::Failed(why.to_owned()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use edgeorc_runtime::{Body, BoxIo, VirtualNetwork};
-use k8s_openapi::api::core::v1::{Container, ExecAction, Probe};
+use k8s_openapi::api::core::v1::{Container, ExecAction, Probe, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +100,14 @@ pub(super) enum Miss {
     Failed(String),
     /// The probe could not be made, which says nothing of the container.
     Errored(String),
+}
+
+impl Miss {
+    pub(super) fn why(self) -> String {
+        match self {
+            Self::Failed(why) | Self::Errored(why) => why,
+        }
+    }
 }
 
 impl From<String> for Miss {
@@ -271,10 +279,7 @@ impl Check {
             if let Some(get) = &self.probe.http_get {
                 http_get(&*self.network, get, &self.spec, self.ip).await
             } else if let Some(tcp) = &self.probe.tcp_socket {
-                let port = port_of(&tcp.port, &self.spec).map_err(Miss::Errored)?;
-                let to = SocketAddr::new(self.ip, port);
-                let dialed = self.network.connect(to).await;
-                dialed.map(|_| None).map_err(|e| Miss::Failed(format!("dial {to}: {e}")))
+                tcp_socket(&*self.network, tcp, &self.spec, self.ip).await.map(|()| None)
             } else if let Some(call) = &self.probe.grpc {
                 let port = u16::try_from(call.port);
                 let port = port.map_err(|_| Miss::Errored("no such port".to_owned()))?;
@@ -307,6 +312,27 @@ impl Check {
             output => Err(Miss::Failed(output.text.trim_end().to_owned())),
         }
     }
+}
+
+/// Whether a probe or hook is to go to another host than the pod.
+pub(super) fn is_elsewhere(host: Option<&str>, ip: IpAddr) -> bool {
+    host.is_some_and(|host| !host.is_empty() && host != ip.to_string())
+}
+
+/// Opens a connection, and closes it.
+pub(super) async fn tcp_socket(
+    network: &dyn PodNetwork,
+    tcp: &TCPSocketAction,
+    spec: &Container,
+    ip: IpAddr,
+) -> Result<(), Miss> {
+    if is_elsewhere(tcp.host.as_deref(), ip) {
+        let why = "tcpSocket with a host other than the pod is not supported";
+        return Err(Miss::Failed(why.to_owned()));
+    }
+    let to = SocketAddr::new(ip, port_of(&tcp.port, spec).map_err(Miss::Errored)?);
+    let dialed = network.connect(to).await;
+    dialed.map(drop).map_err(|err| Miss::Failed(format!("dial {to}: {err}")))
 }
 
 /// The port a probe or hook names, by number or by the name of a port of the container.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::agent::pod::backoff;
 use crate::agent::pod::decide::{Due, runs_again};
 use crate::agent::pod::hooks::{self, Hook};
-use crate::agent::pod::plan::{ContainerPlan, RestartPolicy, Role, deletion_grace};
+use crate::agent::pod::plan::{RestartPolicy, Role, deletion_grace};
 use crate::agent::pod::probe::{ProbeEvent, Verdict};
 use crate::agent::pod::start::StartFailure;
 use crate::agent::pod::state::{CONTAINER_CREATING, CRASH_LOOP_BACK_OFF};
@@ -166,6 +166,9 @@ impl Worker {
             running.cancel.cancel();
             running.since.elapsed()
         });
+        // The node stops, or the pod goes: the next agent must not take that for work that was done.
+        let is_cut_off = self.state.is_terminating
+            && matches!(exit.reason, ExitReason::Stopped | ExitReason::Killed);
         let is_replaced = self.replaced.get_mut(at).is_some_and(std::mem::take);
         let message = self.last_words(at, exit).await;
         let (Some(record), Some(plan)) =
@@ -175,7 +178,12 @@ impl Worker {
         };
         self.live.ended(&record.name);
         record.ran = ran.unwrap_or_default();
-        record.end(exit.code, reason(exit.reason), &message, now);
+        let is_stopped = exit.reason == ExitReason::Stopped;
+        if is_stopped {
+            record.end_stopped(exit.code, reason(exit.reason), &message, now);
+        } else {
+            record.end(exit.code, reason(exit.reason), &message, now);
+        }
         info!(
             k8s.container.name = record.name,
             container.exit_code = exit.code,
@@ -190,9 +198,16 @@ impl Worker {
             if let Some(due) = self.due.get_mut(at) {
                 *due = Due::Now;
             }
-        } else if !runs_again(self.plan.restart_policy, record.role, exit.code) {
+        } else if !is_cut_off && !self.runs_again(at) {
             self.save().await;
         }
+    }
+
+    /// Whether a container that has ended is to run again, by itself.
+    pub(super) fn runs_again(&self, at: usize) -> bool {
+        let policy = self.plan.restart_policy;
+        let record = self.state.containers.get(at);
+        record.is_some_and(|c| c.ended().is_some_and(|ended| runs_again(policy, c.role, ended)))
     }
 
     /// What a container whose run has ended said last.
@@ -232,7 +247,10 @@ impl Worker {
                 record.is_ready = false;
                 let name = record.name.clone();
                 warn!(k8s.container.name = name, probe, "a probe failed, stopping the container");
-                let message = format!("Container {name} failed {probe} probe, will be restarted");
+                let is_once = self.plan.restart_policy == RestartPolicy::Never
+                    && record.role != Role::Sidecar;
+                let then = if is_once { "" } else { ", will be restarted" };
+                let message = format!("Container {name} failed {probe} probe{then}");
                 self.event_of(at, EventType::Normal, "Killing", message);
                 self.kill(at, grace.unwrap_or(self.plan.grace));
             }
@@ -298,17 +316,11 @@ impl Worker {
         self.record_end(at, &exit).await;
     }
 
-    /// Stops what shares the fate of `failed`: at once, since the pod is down until it runs again.
+    /// Stops what shares the fate of `failed`: soon, since the pod is down until it runs again.
     pub(super) async fn stop_siblings(&mut self, failed: usize) {
-        let role = |at| self.plan.containers.get(at).map(|plan: &ContainerPlan| plan.role);
-        let others = (0..self.running.len()).rev();
-        let others = others.filter(|at| *at != failed && role(*at) != Some(Role::Ephemeral));
-        for at in others.collect::<Vec<_>>() {
-            let Some(running) = self.running.get(at).and_then(Option::as_ref) else { continue };
-            let container = Arc::clone(&running.container);
-            container.stop(SIBLING_GRACE).await;
-            self.note_end(at).await;
-        }
+        let now = Instant::now();
+        let is_sibling = |at, role| at != failed && role != Role::Ephemeral;
+        self.stop_in_order(is_sibling, now + SIBLING_GRACE, now).await;
     }
 
     /// Puts containers into the back-off of the one that failed.
@@ -364,7 +376,7 @@ async fn shortened(mut seen: watch::Receiver<Arc<Pod>>, ends_at: Instant) -> Dur
 /// Kubernetes' word for how a run ended.
 fn reason(reason: ExitReason) -> &'static str {
     match reason {
-        ExitReason::Completed => "Completed",
+        ExitReason::Completed | ExitReason::Stopped => "Completed",
         ExitReason::OomKilled => "OOMKilled",
         ExitReason::Error | ExitReason::Killed => "Error",
     }

@@ -34,6 +34,8 @@ const UNSEEN_MESSAGE: &str = "the node's agent was restarted while the container
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) code: i32,
+    /// Somebody stopped it: its code says nothing of whether it has done its work.
+    pub(crate) is_stopped: bool,
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) started_at: Option<Timestamp>,
@@ -123,12 +125,34 @@ impl ContainerRecord {
         self.is_in_post_start = false;
         self.state = RunState::Ended(Ended {
             code,
+            is_stopped: false,
             reason: reason.to_owned(),
             message: message.to_owned(),
             started_at,
             finished_at: now,
             container_id,
         });
+    }
+
+    /// The end of a run that was told to end, and did.
+    pub(crate) fn end_stopped(&mut self, code: i32, reason: &str, message: &str, now: Timestamp) {
+        self.end(code, reason, message, now);
+        if let RunState::Ended(ended) = &mut self.state {
+            ended.is_stopped = true;
+        }
+    }
+
+    /// How its newest run ended, if it has.
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        match &self.state {
+            RunState::Ended(ended) => Some(ended),
+            RunState::Waiting { .. } | RunState::Running { .. } => None,
+        }
+    }
+
+    /// Whether it runs or has run.
+    pub(crate) fn has_begun(&self) -> bool {
+        !matches!(self.state, RunState::Waiting { .. }) || self.last.is_some()
     }
 
     /// It will never run, and its pod is not one that tries again.
@@ -151,6 +175,7 @@ impl ContainerRecord {
             Some(ContainerState { running: Some(running), .. }) => {
                 self.state = RunState::Ended(Ended {
                     code: UNSEEN_CODE,
+                    is_stopped: false,
                     reason: "Unknown".to_owned(),
                     message: UNSEEN_MESSAGE.to_owned(),
                     started_at: running.started_at.as_ref().map(|t| t.0),
@@ -167,6 +192,7 @@ fn ended(state: &ContainerState, now: Timestamp) -> Option<Ended> {
     let t = state.terminated.as_ref()?;
     Some(Ended {
         code: t.exit_code,
+        is_stopped: false,
         reason: t.reason.clone().unwrap_or_default(),
         message: t.message.clone().unwrap_or_default(),
         started_at: t.started_at.as_ref().map(|t| t.0),
@@ -222,6 +248,8 @@ impl PodState {
                 }
             }
         }
+        let mut mains = self.containers.iter().filter(|c| c.role == Role::Main);
+        self.is_initialized |= mains.any(ContainerRecord::has_begun);
     }
 
     /// Whether the pod has ended or is about to.

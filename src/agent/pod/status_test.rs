@@ -14,6 +14,7 @@ fn at(second: i64) -> Timestamp {
 fn ended(code: i32) -> Ended {
     Ended {
         code,
+        is_stopped: false,
         reason: if code == 0 { "Completed" } else { "Error" }.to_owned(),
         message: String::new(),
         started_at: Some(at(10)),

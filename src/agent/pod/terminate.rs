@@ -90,8 +90,8 @@ impl Worker {
         }
     }
 
-    /// Stops the mains and what looks at them together, then the sidecars in reverse order, then the sandbox: hooks and
-    /// all within one grace time. No container is stopped before `not_before`.
+    /// Stops all containers, then the sandbox: hooks and all within one grace time. No container is stopped
+    /// before `not_before`.
     pub(super) async fn stop_all(&mut self, grace: Duration, not_before: Instant) {
         let ends_at = Instant::now() + grace;
         self.fetches.shutdown(FETCHES_GRACE).await;
@@ -99,20 +99,32 @@ impl Worker {
             running.probes.cancel();
         }
         self.replaced.fill(false);
-        let is_last = |role| matches!(role, Role::Main | Role::Ephemeral);
-        let (mains, others): (Vec<usize>, Vec<usize>) = (0..self.plan.containers.len())
-            .partition(|at| self.plan.containers.get(*at).is_some_and(|c| is_last(c.role)));
-        let stopping = mains.iter().filter_map(|at| self.stopping(*at, ends_at, not_before));
-        join_all(stopping.collect::<Vec<_>>()).await;
-        for at in mains {
-            self.note_end(at).await;
-        }
-        for at in others.into_iter().rev() {
-            self.stop(at, ends_at).await;
-        }
+        self.stop_in_order(|_, _| true, ends_at, not_before).await;
         self.live.clear();
         if let Some(sandbox) = self.sandbox.take() {
             sandbox.destroy().await;
+        }
+    }
+
+    /// Stops the mains and what looks at them together, then the sidecars in reverse order: those of
+    /// them that are `wanted`, with their hooks.
+    pub(super) async fn stop_in_order(
+        &mut self,
+        wanted: impl Fn(usize, Role) -> bool,
+        ends_at: Instant,
+        not_before: Instant,
+    ) {
+        let roles = self.plan.containers.iter().map(|c| c.role).enumerate();
+        let (mains, others): (Vec<_>, Vec<_>) = roles
+            .filter(|(at, role)| wanted(*at, *role))
+            .partition(|(_, role)| matches!(role, Role::Main | Role::Ephemeral));
+        let stopping = mains.iter().filter_map(|(at, _)| self.stopping(*at, ends_at, not_before));
+        join_all(stopping.collect::<Vec<_>>()).await;
+        for (at, _) in mains {
+            self.note_end(at).await;
+        }
+        for (at, _) in others.into_iter().rev() {
+            self.stop(at, ends_at).await;
         }
     }
 

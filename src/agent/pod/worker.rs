@@ -15,12 +15,12 @@ use crate::agent::dirs::PodDir;
 use crate::agent::fence::Stretch;
 use crate::agent::pod::arrive::Arrival;
 use crate::agent::pod::backoff::Backoff;
-use crate::agent::pod::decide::{Due, Step, runs_again};
+use crate::agent::pod::decide::{Due, Step};
 use crate::agent::pod::plan::{PodPlan, deletion_grace, is_terminal, seconds};
 use crate::agent::pod::probe::{ProbeEvent, Prober};
 use crate::agent::pod::run::{Event, Running};
 use crate::agent::pod::start::Shared;
-use crate::agent::pod::state::{EVICTED, Outcome, PodState, RunState};
+use crate::agent::pod::state::{EVICTED, Outcome, PodState};
 use crate::agent::pod::status::pod_status;
 use crate::agent::pod::writer::{Numbered, StatusWriter, until_begun};
 use crate::agent::residents::Verdict;
@@ -287,13 +287,8 @@ impl Worker {
 
     /// Containers that have done their work do not run again, and those that wait need no push.
     fn runs_again_with_its_pod(&self, at: usize) -> bool {
-        let policy = self.plan.restart_policy;
-        self.state.containers.get(at).is_some_and(|container| match &container.state {
-            RunState::Waiting { .. } => false,
-            RunState::Running { .. } => container.counts_for_readiness(),
-            RunState::Ended(ended) => {
-                container.counts_for_readiness() && runs_again(policy, container.role, ended.code)
-            }
+        self.state.containers.get(at).is_some_and(|container| {
+            container.counts_for_readiness() && (container.is_running() || self.runs_again(at))
         })
     }
 

@@ -233,10 +233,11 @@ impl Container for ScriptedContainer {
         let patience = if self.name.starts_with("stubborn") { grace } else { Duration::ZERO };
         let _ = tokio::time::timeout(patience, self.wait()).await;
         // One that is called polite ends by itself when it is told to.
-        let code = if self.name.starts_with("polite") { 0 } else { 137 };
+        let told = Exit { code: 0, reason: ExitReason::Stopped, message: String::new() };
+        let end = if self.name.starts_with("polite") { told } else { exit(137) };
         self.exit.send_if_modified(|ended| {
             let is_first = ended.is_none();
-            ended.get_or_insert(exit(code));
+            ended.get_or_insert(end);
             is_first
         });
         self.streams.lock().take();

@@ -74,3 +74,40 @@ async fn an_agent_that_stops_ends_its_containers_and_keeps_the_pod() {
     assert_eq!(world.journal.count("api delete"), 0);
     assert!(world.dir.has_pod());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stopping_node_has_stopped_is_not_done() {
+    for (policy, then) in [("OnFailure", "Running"), ("Never", "Failed")] {
+        let root = root();
+        let world = World::start(
+            &root,
+            json!({"spec": {"restartPolicy": policy, "containers": [{"name": "polite"}]}}),
+        );
+        world.ready().await;
+        world.cancel.cancel();
+        world.journal.until("worker ended", 1).await;
+        let world = World::with(&root, world.dir.read_pod().unwrap());
+        let status = world.phase(then).await;
+        let polite = of(&status, "polite");
+        let ended = [&polite.state, &polite.last_state].map(|s| s.clone().unwrap().terminated);
+        let code = ended.into_iter().flatten().next().unwrap().exit_code;
+        assert_eq!(code, 255, "{policy}: nobody knows what it had done");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ran_is_not_pending_again_while_its_sidecar_starts() {
+    let root = root();
+    let pod = json!({"spec": {
+        "initContainers": [{"name": "proxy", "restartPolicy": "Always",
+            "startupProbe": {"httpGet": {"path": "/up", "port": 80}, "periodSeconds": 1}}],
+        "containers": [{"name": "app"}]}});
+    let world = World::start(&root, pod);
+    world.ready().await;
+    let dir = world.dir.clone();
+    world.cut().await;
+    let world = World::with(&root, dir.read_pod().unwrap());
+    world.ready().await;
+    let lines = world.journal.lines();
+    assert!(lines.iter().all(|line| !line.starts_with("status Pending")), "{lines:#?}");
+}

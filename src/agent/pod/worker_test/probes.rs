@@ -106,6 +106,19 @@ async fn a_pod_is_looked_after_while_a_post_start_hook_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_socket_of_another_host_is_not_taken_for_the_pods() {
+    let root = root();
+    let world = World::start(
+        &root,
+        json!({"spec": {"containers": [{"name": "app",
+        "readinessProbe": {"tcpSocket": {"host": "10.9.9.9", "port": 80}, "periodSeconds": 1}}]}}),
+    );
+    let said = "event Unhealthy app: Readiness probe failed: tcpSocket with a host other than the pod \
+                is not supported";
+    world.journal.until(said, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_startup_probe_holds_the_others() {
     let root = root();
     let probe = |path: &str, failures: u32| json!({"httpGet": {"path": path, "port": 80}, "periodSeconds": 1, "failureThreshold": failures});

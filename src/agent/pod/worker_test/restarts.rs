@@ -50,6 +50,50 @@ async fn with_a_fate_of_their_own_only_the_failed_one_starts_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_was_told_to_end_and_did_runs_again_with_the_one_that_failed() {
+    let root = root();
+    let world = World::start(
+        &root,
+        json!({"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "app"},
+            {"name": "polite", "livenessProbe": {"httpGet": {"path": "/live", "port": 80},
+                "periodSeconds": 1, "failureThreshold": 1}}]}}),
+    );
+    world.ready().await;
+    world.exit("app", 1);
+    world.journal.until("start polite", 2).await;
+    world.ready().await;
+    world.net.broken.lock().push("/live".to_owned());
+    world.journal.until("stop polite within 30s", 1).await;
+    world.net.broken.lock().clear();
+    world.journal.until("start polite", 3).await;
+    world.ready().await;
+    // What it does by itself counts.
+    world.exit("polite", 0);
+    world.exit("app", 0);
+    world.phase("Succeeded").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn siblings_are_stopped_together_with_their_hooks_and_sidecars_after_them() {
+    let root = root();
+    let hook = json!({"preStop": {"httpGet": {"path": "/bye", "port": 80}}});
+    let world = World::start(
+        &root,
+        json!({"spec": {
+            "initContainers": [{"name": "proxy", "restartPolicy": "Always", "lifecycle": hook}],
+            "containers": [{"name": "app"}, {"name": "stubborn-1"}, {"name": "stubborn-2"}]}}),
+    );
+    world.ready().await;
+    let since = Instant::now();
+    world.exit("app", 1);
+    world.journal.until("start stubborn-2", 2).await;
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    let at = |line: &str| world.journal.position(line);
+    assert!(at("stop stubborn-1 within 2s") < at("GET /bye"));
+    assert!(at("GET /bye") < at("stop proxy within 2s"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sidecar_starts_again_whatever_the_policy_and_does_not_hold_the_pod() {
     let root = root();
     let world = World::start(
