@@ -3,9 +3,8 @@
 //! A run of a container writes `<run>.log` in the CRI format, one line each:
 //! `<RFC 3339> stdout|stderr F|P <text>`; when it is full it becomes `<run>.log.1`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,21 +16,18 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::agent::dirs::PodDir;
+use crate::agent::log_file::{LogFile, rotated};
 use crate::agent::pod::state::RunState;
 use crate::agent::pod::writer::Numbered;
 use crate::rt::WallClock;
 
 /// How often a followed log is looked at for more.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
-/// Bytes read at once.
-const READ_BYTES: usize = 64 * 1024;
-/// Most bytes held for `tailLines`: a log and its rotated part are no larger together.
-const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most logs of this node that are read at a time; the next is told to come again.
+const READERS_MAX: usize = 128;
 
 /// A pod whose logs can be read.
 #[derive(Debug, Clone)]
@@ -63,19 +59,12 @@ impl LogSources {
     }
 }
 
-/// Where a full log file goes.
-pub(crate) fn rotated(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".1");
-    PathBuf::from(name)
-}
-
 /// The agent's API.
 pub(crate) fn router(sources: LogSources, clock: WallClock) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(respond))
-        .with_state((sources, clock))
+        .with_state((sources, clock, Arc::new(Semaphore::new(READERS_MAX))))
 }
 
 /// What part of the log is wanted, and how.
@@ -133,10 +122,12 @@ impl Options {
 type Answer = Result<Body, (StatusCode, &'static str)>;
 
 async fn respond(
-    State((sources, clock)): State<(LogSources, WallClock)>,
+    State((sources, clock, turns)): State<(LogSources, WallClock, Arc<Semaphore>)>,
     UrlPath((namespace, pod, container)): UrlPath<(String, String, String)>,
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Answer {
+    let turn = turns.try_acquire_owned();
+    let turn = turn.map_err(|_| (StatusCode::TOO_MANY_REQUESTS, "too many logs are being read"))?;
     let options = Options::read(&query, clock.now());
     let source = sources.find(&namespace, &pod).ok_or((StatusCode::NOT_FOUND, "no such pod"))?;
     let runs = Runs::of(&source, &container).ok_or((StatusCode::NOT_FOUND, "no such container"))?;
@@ -148,17 +139,13 @@ async fn respond(
     if options.is_previous && !is_there() {
         return Err((StatusCode::NOT_FOUND, "no log of the previous run"));
     }
-    let mut reader =
-        Reader { source, container, run, path, options, offset: 0, partial: Vec::new(), sent: 0 };
-    let start = reader.beginning().await;
-    let start = start.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the log cannot be read"))?;
-    let stream = futures_util::stream::unfold((Some(start), reader), |(start, mut reader)| async {
-        let chunk = match start {
-            Some(start) => start,
-            None => reader.more().await?,
-        };
+    let unreadable = |_| (StatusCode::INTERNAL_SERVER_ERROR, "the log cannot be read");
+    let log = LogFile::open(path, options.tail).await.map_err(unreadable)?;
+    let reader = Reader { source, container, run, log, options, sent: 0, _turn: turn };
+    let stream = futures_util::stream::unfold(reader, |mut reader| async {
+        let chunk = reader.more().await?;
         let chunk = reader.within_limit(chunk)?;
-        Some((Ok::<_, io::Error>(Bytes::from(chunk)), (None, reader)))
+        Some((Ok::<_, io::Error>(Bytes::from(chunk)), reader))
     });
     Ok(Body::from_stream(stream))
 }
@@ -186,68 +173,31 @@ impl Runs {
     }
 }
 
-/// Reads one run's log from its beginning to its end.
+/// Shows one run's log.
 struct Reader {
     source: LogSource,
     container: String,
     run: u32,
-    path: PathBuf,
+    log: LogFile,
     options: Options,
-    /// Bytes of the present file that were read.
-    offset: u64,
-    /// The start of a line whose end is not written yet.
-    partial: Vec<u8>,
     sent: u64,
+    _turn: OwnedSemaphorePermit,
 }
 
 impl Reader {
-    /// Everything written so far, cut to the tail.
-    async fn beginning(&mut self) -> io::Result<Vec<u8>> {
-        let mut lines: VecDeque<Vec<u8>> = VecDeque::new();
-        let mut held = 0;
-        for path in [rotated(&self.path), self.path.clone()] {
-            self.offset = 0;
-            self.partial.clear();
-            loop {
-                let bytes = self.read(&path).await?;
-                if bytes.is_empty() {
-                    break;
-                }
-                for line in self.lines(&bytes) {
-                    held += line.len();
-                    lines.push_back(line);
-                    while self.options.tail.is_some_and(|tail| lines.len() > tail)
-                        || held > TAIL_BYTES_MAX
-                    {
-                        held -= lines.pop_front().map_or(held, |line| line.len());
-                    }
-                }
-            }
-        }
-        Ok(lines.into_iter().flatten().collect())
-    }
-
-    /// What was written since; `None` at the end.
+    /// The next that is to be shown; `None` at the end.
     async fn more(&mut self) -> Option<Vec<u8>> {
-        if !self.options.is_followed {
-            return None;
-        }
         loop {
             // Looked at before reading: what is written before the end is then read after it.
-            let is_over = self.is_over();
-            let path = self.path.clone();
-            let size = tokio::fs::metadata(&path).await.map_or(0, |meta| meta.len());
-            if size < self.offset {
-                // Rotated meanwhile: go on in the fresh file.
-                self.offset = 0;
-                self.partial.clear();
-            }
-            let bytes = self.read(&path).await.ok()?;
-            let shown: Vec<u8> = self.lines(&bytes).into_iter().flatten().collect();
+            let is_over = !self.options.is_followed || self.is_over();
+            let lines = self.log.next().await.ok()?;
+            let shown = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+            let shown: Vec<u8> =
+                shown.filter_map(|line| self.options.show(line)).flatten().collect();
             if !shown.is_empty() {
                 return Some(shown);
             }
-            if bytes.is_empty() {
+            if lines.is_empty() {
                 if is_over {
                     return None;
                 }
@@ -264,30 +214,6 @@ impl Reader {
         let (_, state) = self.source.states.borrow().clone();
         let record = state.containers.iter().find(|record| record.name == self.container);
         record.is_none_or(|record| record.restart_count != self.run || !record.is_running())
-    }
-
-    async fn read(&mut self, path: &Path) -> io::Result<Vec<u8>> {
-        let mut file = match File::open(path).await {
-            Ok(file) => file,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(cause) => return Err(cause),
-        };
-        file.seek(SeekFrom::Start(self.offset)).await?;
-        let mut bytes = vec![0; READ_BYTES];
-        let count = file.read(&mut bytes).await?;
-        bytes.truncate(count);
-        self.offset += count as u64;
-        Ok(bytes)
-    }
-
-    /// Whole lines, as the client reads them.
-    fn lines(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        self.partial.extend_from_slice(bytes);
-        let Some(end) = self.partial.iter().rposition(|b| *b == b'\n') else { return Vec::new() };
-        let rest = self.partial.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.partial, rest);
-        let lines = whole.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        lines.filter_map(|line| self.options.show(line)).collect()
     }
 
     /// Cuts a chunk to `limitBytes`; `None` when nothing more may be sent.
@@ -388,7 +314,7 @@ mod tests {
             .await
             .unwrap();
         let status = answer.status();
-        let body = axum::body::to_bytes(answer.into_body(), READ_BYTES).await.unwrap();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.unwrap();
         (status, String::from_utf8_lossy(&body).into_owned())
     }
 

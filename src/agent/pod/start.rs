@@ -383,7 +383,7 @@ fn forget_old_logs(dir: &PodDir, container: &str, run: u32) -> std::io::Result<(
     dir.make(&dir.logs(container))?;
     if let Some(old) = run.checked_sub(2) {
         let path = dir.log_file(container, old);
-        let rotated = crate::agent::logs::rotated(&path);
+        let rotated = crate::agent::log_file::rotated(&path);
         for path in [path, rotated] {
             let _ = std::fs::remove_file(path);
         }

@@ -1,37 +1,32 @@
 //! A client at the streams of a running container: output from now on, and its input.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom};
 use tokio::sync::mpsc;
 
 use super::live::Stdin;
 use super::pump::{Incoming, Outgoing};
 use super::tty::{self, Terminal, Typed};
 use super::{LiveContainer, Options};
+use crate::agent::log_file::LogFile;
 use crate::streaming::frame::Frame;
 
 /// How often the log is looked at for more.
 const POLL: Duration = Duration::from_millis(50);
-/// Bytes read at once.
-const READ_BYTES: usize = 64 * 1024;
 
 /// Serves one client until the container ends or the client is gone.
 pub(super) async fn run(
     container: LiveContainer,
     options: Options,
-    mut log: Follower,
+    mut log: LogFile,
     body: Body,
     out: mpsc::Sender<Bytes>,
 ) {
     let out = Outgoing::begin(out).await;
     let stdin = container.stdin.clone().filter(|_| options.has_stdin);
-    log.is_terminal = options.is_terminal;
     let output = async {
         loop {
             let is_over = tokio::select! {
@@ -39,7 +34,7 @@ pub(super) async fn run(
                 () = tokio::time::sleep(POLL) => false,
             };
             // Once more after the end: its last lines are in the file by then.
-            while let Ok(true) = log.send(&out).await {}
+            while let Ok(true) = send(&mut log, options.is_terminal, &out).await {}
             if is_over {
                 out.send(&Frame::Exit(0)).await;
                 return;
@@ -91,50 +86,19 @@ async fn feed(
     }
 }
 
-/// Reads what is added to a container's log, in the CRI format.
-pub(super) struct Follower {
-    path: PathBuf,
-    offset: u64,
-    partial: Vec<u8>,
-    is_terminal: bool,
-}
-
-impl Follower {
-    /// Skips what is there.
-    pub(super) async fn from_now(path: PathBuf) -> Self {
-        let offset = tokio::fs::metadata(&path).await.map_or(0, |meta| meta.len());
-        Self { path, offset, partial: Vec::new(), is_terminal: false }
-    }
-
-    /// Sends the whole lines that were added; whether there were bytes.
-    async fn send(&mut self, out: &Outgoing) -> io::Result<bool> {
-        let mut file = File::open(&self.path).await?;
-        if file.metadata().await?.len() < self.offset {
-            // Rotated meanwhile: go on in the fresh file.
-            self.offset = 0;
-            self.partial.clear();
-        }
-        file.seek(SeekFrom::Start(self.offset)).await?;
-        let mut bytes = vec![0; READ_BYTES];
-        let count = file.read(&mut bytes).await?;
-        self.offset += count as u64;
-        self.partial.extend(bytes.into_iter().take(count));
-        let Some(end) = self.partial.iter().rposition(|b| *b == b'\n') else {
-            return Ok(count > 0);
-        };
-        let rest = self.partial.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.partial, rest);
-        for line in whole.split(|b| *b == b'\n') {
-            match frame(line) {
-                Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) if self.is_terminal => {
-                    out.send(&Frame::Stdout(tty::screen(&bytes))).await;
-                }
-                Some(frame) => out.send(&frame).await,
-                None => {}
+/// Sends the whole lines that were added to a container's log, in the CRI format; whether there were any.
+async fn send(log: &mut LogFile, is_terminal: bool, out: &Outgoing) -> io::Result<bool> {
+    let lines = log.next().await?;
+    for line in lines.split(|b| *b == b'\n') {
+        match frame(line) {
+            Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) if is_terminal => {
+                out.send(&Frame::Stdout(tty::screen(&bytes))).await;
             }
+            Some(frame) => out.send(&frame).await,
+            None => {}
         }
-        Ok(true)
     }
+    Ok(!lines.is_empty())
 }
 
 /// A line of the log as its stream had it.
@@ -152,6 +116,7 @@ fn frame(line: &[u8]) -> Option<Frame> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::log_file::rotated;
 
     #[test]
     fn a_line_of_the_log_goes_to_its_stream() {
@@ -166,18 +131,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0.log");
         std::fs::write(&path, "t stdout F old\n").unwrap();
-        let mut follower = Follower::from_now(path.clone()).await;
+        let mut log = LogFile::at_end(path.clone()).await.unwrap();
         let (sender, mut sent) = mpsc::channel(16);
         let out = Outgoing::begin(sender).await;
         sent.recv().await.unwrap();
         std::fs::write(&path, "t stdout F old\nt stdout F a\nt stderr F b\nt std").unwrap();
-        assert!(follower.send(&out).await.unwrap());
+        assert!(send(&mut log, false, &out).await.unwrap());
         let frame = |text: &'static str| Bytes::from_static(text.as_bytes());
         assert_eq!(sent.recv().await.unwrap(), Frame::Stdout(frame("a\n")).encode());
         assert_eq!(sent.recv().await.unwrap(), Frame::Stderr(frame("b\n")).encode());
+        std::fs::rename(&path, rotated(&path)).unwrap();
         std::fs::write(&path, "t stdout F c\n").unwrap();
-        assert!(follower.send(&out).await.unwrap());
+        assert!(send(&mut log, false, &out).await.unwrap());
         assert_eq!(sent.recv().await.unwrap(), Frame::Stdout(frame("c\n")).encode());
-        assert!(!follower.send(&out).await.unwrap());
+        assert!(!send(&mut log, false, &out).await.unwrap());
     }
 }

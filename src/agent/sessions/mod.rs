@@ -32,6 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::agent::command::Commands;
 use crate::agent::dirs::PodDir;
+use crate::agent::log_file::LogFile;
 use crate::agent::pod::start::Shared;
 use crate::rt::TaskGroup;
 pub(crate) use live::{Live, LiveContainer, Stdin};
@@ -190,11 +191,14 @@ async fn attach_to(
     let pod = sessions.find(&namespace, &pod)?;
     let container = container_of(&pod, &container)?;
     let permit = admit(&sessions.0.sessions)?;
+    let log = LogFile::at_end(container.config.log_path.clone()).await;
+    let unreadable =
+        |why| (StatusCode::INTERNAL_SERVER_ERROR, format!("the log cannot be read: {why}"));
+    let log = log.map_err(unreadable)?;
     let (out, answer) = answer();
-    let from = attach::Follower::from_now(container.config.log_path.clone()).await;
     sessions.workshop()?.tasks.spawn("attach", |cancel| async move {
         let _permit = permit;
-        let session = attach::run(container, options, from, body, out);
+        let session = attach::run(container, options, log, body, out);
         let _ = cancel.run_until_cancelled(session).await;
     });
     Ok(answer)
