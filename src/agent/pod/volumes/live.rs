@@ -156,42 +156,74 @@ impl<K: Watched> Watches<K> {
             let config = watcher::Config::default().fields(&format!("metadata.name={}", name.1));
             let informer = informer(api, config, &tasks);
             let wake = Arc::downgrade(wake);
+            let wake_of_first = std::sync::Weak::clone(&wake);
             informer.subscribe(Box::new(move |_| {
                 let wake = wake.upgrade();
                 wake.iter().for_each(|wake| wake.notify_one());
                 wake.is_some()
             }));
+            // That there is nothing is news, too.
+            let (first, wake) = (informer.store.clone(), wake_of_first);
+            tasks.spawn_until_cancelled("first-list", async move {
+                first.wait_until_ready().await;
+                wake.upgrade().iter().for_each(|wake| wake.notify_one());
+            });
             self.open.insert(name.clone(), (informer, tasks));
         }
     }
 
-    fn version(&self, name: &Name) -> Option<String> {
-        let (informer, _) = self.open.get(name)?;
-        informer.store.state().pop()?.meta().resource_version.clone()
+    fn sight(&self, name: &Name) -> Sight<K> {
+        let Some((informer, _)) = self.open.get(name) else { return Sight::Unknown };
+        match informer.store.state().pop() {
+            Some(object) => Sight::There(object),
+            None if informer.store.is_ready() => Sight::Gone,
+            None => Sight::Unknown,
+        }
+    }
+
+    fn version(&self, name: &Name) -> Sight<String> {
+        match self.sight(name) {
+            Sight::There(object) => {
+                let version = object.meta().resource_version.clone();
+                Sight::There(Arc::new(version.unwrap_or_default()))
+            }
+            Sight::Gone => Sight::Gone,
+            Sight::Unknown => Sight::Unknown,
+        }
     }
 
     /// The objects of these names, as watched.
-    fn seen(&self, names: &[Name]) -> Vec<(String, Option<Arc<K>>)> {
-        let seen =
-            |name| self.open.get(name).and_then(|(informer, _)| informer.store.state().pop());
-        names.iter().map(|name| (name.1.clone(), seen(name))).collect()
+    fn seen(&self, names: &[Name]) -> Vec<(String, Sight<K>)> {
+        names.iter().map(|name| (name.1.clone(), self.sight(name))).collect()
     }
+}
+
+/// What a watch says of an object.
+#[derive(Debug, PartialEq)]
+enum Sight<T> {
+    There(Arc<T>),
+    /// It was removed, or was never there.
+    Gone,
+    /// The watch has not begun, or there is none.
+    Unknown,
 }
 
 /// The newest of an object that is known: as watched, or as the pod's start read it. Blocks on the
 /// disk.
-fn newest_of<K: Watched>(name: &str, seen: Option<Arc<K>>, dir: &PodDir) -> Option<K> {
+fn newest_of<K: Watched>(name: &str, seen: Sight<K>, dir: &PodDir) -> Option<K> {
     let copy: Option<K> = dir.kept(K::KIND, name);
     match (seen, copy) {
-        (Some(seen), Some(copy)) if !is_newer(&*seen, &copy) => Some(copy),
-        (Some(seen), _) => {
+        (Sight::There(seen), Some(copy)) if !is_newer(&*seen, &copy) => Some(copy),
+        (Sight::There(seen), _) => {
             // The copy is for a start without the API; without it the pod has an older one.
             if let Err(err) = dir.keep(K::KIND, name, &*seen) {
                 debug!(%err, "an object's copy was not written");
             }
             Some(K::clone(&seen))
         }
-        (None, copy) => copy,
+        // The copy stays: a pod that needs the object starts from it while nobody can be asked.
+        (Sight::Gone, _) => None,
+        (Sight::Unknown, copy) => copy,
     }
 }
 
@@ -215,7 +247,7 @@ struct Seen {
 struct Stamp {
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
-    versions: Vec<Option<String>>,
+    versions: Vec<Sight<String>>,
 }
 
 impl Seen {
@@ -366,10 +398,14 @@ impl Live {
             sources.secrets = newest(secrets, &at);
             sources.ips = at.read_addresses();
             at.write_down(backlog)?;
-            update_volumes(&of, &at, &sources)
+            Ok::<_, std::io::Error>(update_volumes(&of, &at, &sources))
         };
         match self.tasks.block("volumes-update", write).await {
-            Some(Ok(changed)) => {
+            Some(Ok((changed, failed))) => {
+                // An object that a running pod needs was removed: its files stay as they are.
+                if let Some(err) = failed {
+                    debug!(%err, k8s.pod.name = pod.metadata.name, "volume not updated");
+                }
                 for volume in changed {
                     info!(
                         k8s.namespace.name = pod.metadata.namespace,
@@ -379,8 +415,7 @@ impl Live {
                     );
                 }
             }
-            // An object that a running pod needs was removed: its files stay as they are.
-            Some(Err(err)) => debug!(%err, k8s.pod.name = pod.metadata.name, "volume not updated"),
+            Some(Err(err)) => debug!(%err, k8s.pod.name = pod.metadata.name, "tokens not kept"),
             None => {}
         }
         seen.made_of = Some(stamp);
@@ -400,11 +435,8 @@ impl Live {
     }
 }
 
-fn newest<K: Watched>(
-    seen: Vec<(String, Option<Arc<K>>)>,
-    dir: &PodDir,
-) -> BTreeMap<String, Option<K>> {
-    let known = |(name, seen): (String, Option<Arc<K>>)| {
+fn newest<K: Watched>(seen: Vec<(String, Sight<K>)>, dir: &PodDir) -> BTreeMap<String, Option<K>> {
+    let known = |(name, seen): (String, Sight<K>)| {
         let newest = newest_of(&name, seen, dir);
         (name, newest)
     };
@@ -469,7 +501,7 @@ mod tests {
             watches.want(&wanted, &client, &tasks, &wake);
             // What is seen first wakes the task.
             wake.notified().await;
-            assert_eq!(watches.version(&name).as_deref(), Some("5"));
+            assert_eq!(watches.version(&name), Sight::There(Arc::new("5".to_owned())));
             watches.want(&wanted, &client, &tasks, &wake);
             assert_eq!(watches.open.contains_key(&name), !is_immutable);
             assert!(asked.lock().iter().all(|uri| uri.contains("metadata.name%3Dc")));
@@ -495,12 +527,13 @@ mod tests {
     fn a_pod_that_was_removed_gets_no_secrets_any_more() {
         let root = tempfile::tempdir().unwrap();
         let dirs = crate::agent::dirs::Dirs::create(root.path().to_owned()).unwrap();
-        let (dir, seen) = (dirs.pod("u"), Some(Arc::new(map("a", "2"))));
+        let (dir, seen) = (dirs.pod("u"), || Sight::There(Arc::new(map("a", "2"))));
         dir.create().unwrap();
-        assert_eq!(newest_of("c", seen.clone(), &dir), Some(map("a", "2")));
-        assert_eq!(newest_of::<ConfigMap>("c", None, &dir), Some(map("a", "2")), "kept");
+        assert_eq!(newest_of("c", seen(), &dir), Some(map("a", "2")));
+        assert_eq!(newest_of::<ConfigMap>("c", Sight::Unknown, &dir), Some(map("a", "2")), "kept");
+        assert_eq!(newest_of::<ConfigMap>("c", Sight::Gone, &dir), None, "but not for ever");
         dir.remove().unwrap();
-        assert_eq!(newest_of("c", seen, &dir), Some(map("a", "2")));
+        assert_eq!(newest_of("c", seen(), &dir), Some(map("a", "2")));
         assert!(dirs.all_pods().unwrap().is_empty(), "it came back");
     }
 }

@@ -88,27 +88,32 @@ fn has_token(volume: &Volume) -> bool {
     sources.into_iter().any(|source| source.service_account_token.is_some())
 }
 
-/// Writes anew what has changed in the volumes that the agent fills. Returns the volumes that did.
+/// Writes anew what has changed in the volumes that the agent fills, each for itself: one that cannot be
+/// made any more stays as it is. Returns the volumes that have changed, and why one has not.
 pub(crate) fn update_volumes(
     pod: &Pod,
     dir: &PodDir,
     sources: &Sources,
-) -> Result<Vec<String>, ConfigError> {
+) -> (Vec<String>, Option<ConfigError>) {
     let _writing = WRITING.lock();
-    let mut changed = Vec::new();
+    let (mut changed, mut failed) = (Vec::new(), None);
     for volume in volumes_of(pod).filter(|volume| is_filled(volume)) {
         let folder = dir.volume(&volume.name);
         // Not yet written: the pod's start will.
         if atomic::data(&folder).is_none() {
             continue;
         }
-        if let Some(payload) = content::payload(pod, volume, sources)?
-            && atomic::write(&folder, &payload)?
-        {
-            changed.push(volume.name.clone());
+        let update = || match content::payload(pod, volume, sources)? {
+            Some(payload) => Ok(atomic::write(&folder, &payload)?),
+            None => Ok::<_, ConfigError>(false),
+        };
+        match update() {
+            Ok(true) => changed.push(volume.name.clone()),
+            Ok(false) => {}
+            Err(cause) => failed = Some(cause),
         }
     }
-    Ok(changed)
+    (changed, failed)
 }
 
 pub(crate) fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {

@@ -72,7 +72,8 @@ pub(crate) fn mounts(
             None => root.held,
             Some(path) => {
                 beneath::open(&root.held.path(), path, root.missing).map_err(|cause| {
-                    ConfigError::Unsupported(format!(
+                    // Somebody may put there what is missing.
+                    ConfigError::Unavailable(format!(
                         "subPath {} is no folder or file of the volume {}: {cause}",
                         path.display(),
                         volume.name

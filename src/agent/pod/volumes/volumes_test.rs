@@ -67,11 +67,51 @@ fn a_config_map_is_read_only_and_keys_that_went_away_go() {
     assert!(mounts[0].is_read_only);
     assert_eq!((mounts[0].guest_path.as_str(), read(&mounts[0], "b").as_str()), ("/data", "2"));
     bench.set(json!({"a": "3"}));
-    let changed = update_volumes(&pod(&volume, at_data), &bench.dir(), &bench.sources).unwrap();
+    let changed = update_volumes(&pod(&volume, at_data), &bench.dir(), &bench.sources).0;
     assert_eq!(changed, ["v"]);
     // The mount of the running container shows the new content.
     assert_eq!(read(&mounts[0], "a"), "3");
     assert!(!mounts[0].host_path.join("b").exists());
+}
+
+#[test]
+fn what_is_optional_goes_with_its_object_and_what_is_needed_stays() {
+    let mut bench = Bench::new(json!({"a": "1"}));
+    let pod: Pod = serde_json::from_value(json!({"metadata": {"labels": {"l": "1"}}, "spec": {
+        "containers": [{"name": "app"}], "volumes": [
+            {"name": "needed", "configMap": {"name": "c"}},
+            {"name": "optional", "configMap": {"name": "c", "optional": true}},
+            {"name": "own", "downwardAPI": {"items": [
+                {"path": "l", "fieldRef": {"fieldPath": "metadata.labels['l']"}}]}}]}}))
+    .unwrap();
+    write_volumes(&pod, &bench.dir(), &bench.sources).unwrap();
+    let mut later = pod;
+    later.metadata.labels = Some(BTreeMap::from([("l".to_owned(), "2".to_owned())]));
+    bench.sources.config_maps = BTreeMap::from([("c".into(), None)]);
+    let (changed, failed) = update_volumes(&later, &bench.dir(), &bench.sources);
+    assert_eq!(changed, ["optional", "own"]);
+    assert_eq!(failed.unwrap().to_string(), "configmap \"c\" not found");
+    let at = |path: &str| bench.dir().volume(path);
+    assert!(at("needed").join("a").exists() && !at("optional").join("a").exists());
+    assert_eq!(fs::read_to_string(at("own").join("l")).unwrap(), "2");
+}
+
+#[test]
+fn a_sub_path_may_come_later() {
+    let mut bench = Bench::new(json!({"a": "1"}));
+    let pod = pod(
+        &json!({"name": "v", "configMap": {"name": "c"}}),
+        json!([{"name": "v", "mountPath": "/b", "subPath": "b"}]),
+    );
+    let container = &pod.spec.as_ref().unwrap().containers[0];
+    let start = |bench: &Bench| {
+        write_volumes(&pod, &bench.dir(), &bench.sources).unwrap();
+        mounts(&pod, container, &bench.dir(), &bench.sources, &[])
+    };
+    let missing = start(&bench).unwrap_err();
+    assert!(matches!(missing, ConfigError::Unavailable(_)), "tried again: {missing}");
+    bench.set(json!({"a": "1", "b": "2"}));
+    start(&bench).unwrap();
 }
 
 #[test]
@@ -95,7 +135,7 @@ fn a_sub_path_shows_the_version_of_its_start_for_ever() {
     assert_eq!(names, ["app.conf", "hostname", "hosts", "resolv.conf"]);
     assert_eq!(mounts.len(), 2);
     bench.set(json!({"a": "2"}));
-    update_volumes(&pod(&volume, wanted.clone()), &bench.dir(), &bench.sources).unwrap();
+    update_volumes(&pod(&volume, wanted.clone()), &bench.dir(), &bench.sources);
     assert_eq!(read(&mounts[1], "app.conf"), "1");
     // The next start has the new one.
     let mounts = bench.start(&volume, wanted).unwrap();
@@ -176,7 +216,7 @@ fn labels_in_a_file_follow_the_pod() {
     assert_eq!(read(&mounts[0], "labels"), "a=\"1\"");
     let mut pod = pod(&volume, wanted);
     pod.metadata.labels.as_mut().unwrap().insert("b".into(), "2".into());
-    update_volumes(&pod, &bench.dir(), &bench.sources).unwrap();
+    update_volumes(&pod, &bench.dir(), &bench.sources);
     assert_eq!(read(&mounts[0], "labels"), "a=\"1\"\nb=\"2\"");
 }
 
