@@ -128,6 +128,8 @@ pub struct Compiler {
     pub env: Vec<(String, String)>,
     /// The child is killed after this long. Default 120 s.
     pub time_max: Duration,
+    /// What has not come to its end after this long lets others pass. Default 10 s.
+    pub slow_after: Duration,
     /// The child's private memory, in bytes; `None` is no limit. Default 1 GiB.
     pub memory_bytes_max: Option<u64>,
 }
@@ -142,6 +144,7 @@ impl Compiler {
             args: vec!["compile".to_owned()],
             env: vec![("MIMALLOC_ARENA_EAGER_COMMIT".to_owned(), "0".to_owned())],
             time_max: Duration::from_secs(120),
+            slow_after: Duration::from_secs(10),
             memory_bytes_max: Some(1024 * 1024 * 1024),
         }
     }

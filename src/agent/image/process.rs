@@ -40,15 +40,17 @@ pub enum CompileFailure {
     Unfinished(String),
 }
 
-/// The compiler of this process: one child at a time, whoever wants it. Cheap to clone; all clones
-/// are one.
+/// The compiler of this process: one child at a time, whoever wants it, and beside it one that takes long.
+/// So a component that keeps the compiler busy holds those of others up for [`Compiler::slow_after`]. Cheap to
+/// clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct CodeCompiler(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     compiler: Compiler,
-    turn: Semaphore,
+    /// The turn of what has begun, and that of what takes long.
+    turns: [Semaphore; 2],
     metrics: CodeMetrics,
 }
 
@@ -56,7 +58,7 @@ impl CodeCompiler {
     /// Compiles as `compiler` says, and counts it.
     #[must_use]
     pub fn new(compiler: Compiler, metrics: CodeMetrics) -> Self {
-        Self(Arc::new(Inner { compiler, turn: Semaphore::new(1), metrics }))
+        Self(Arc::new(Inner { compiler, turns: [1, 1].map(Semaphore::new), metrics }))
     }
 
     /// Whether this node compiles at all.
@@ -87,9 +89,28 @@ impl CodeCompiler {
     /// Dropping the future kills the child.
     pub async fn make(&self, layer: &Path, output: &Path) -> Result<(), CompileFailure> {
         let stopping = |_| CompileFailure::Unfinished("the agent is stopping".to_owned());
-        let _permit = self.0.turn.acquire().await.map_err(stopping)?;
-        let started = Instant::now();
-        let made = self.0.compile(layer, output).await;
+        let [first, slow] = &self.0.turns;
+        let turn = first.acquire().await.map_err(stopping)?;
+        let mut started = Instant::now();
+        let mut compiling = Box::pin(self.0.compile(layer, output));
+        let quick = tokio::time::timeout(self.0.compiler.slow_after, &mut compiling).await;
+        let made = match quick {
+            Ok(made) => made,
+            Err(_) => match slow.try_acquire() {
+                Ok(_slow_turn) => {
+                    drop(turn);
+                    compiling.await
+                }
+                // Begun again when its turn comes: what waits must not hold memory.
+                Err(_) => {
+                    drop(compiling);
+                    drop(turn);
+                    let _slow_turn = slow.acquire().await.map_err(stopping)?;
+                    started = Instant::now();
+                    self.0.compile(layer, output).await
+                }
+            },
+        };
         let result = match &made {
             Ok(()) => "ok",
             Err(CompileFailure::Refused(_)) => "refused",
@@ -208,7 +229,49 @@ fn sentence(complaint: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    /// Takes as long as the component says.
+    const SLEEPS: &str = r#"sleep "$(cat "$1")"; cp "$1" "$2""#;
+
+    #[tokio::test]
+    async fn what_takes_long_lets_others_pass_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiler = CodeCompiler::new(
+            Compiler {
+                args: ["-c", SLEEPS, "sh"].map(str::to_owned).to_vec(),
+                time_max: Duration::from_secs(2),
+                slow_after: Duration::from_millis(100),
+                memory_bytes_max: None,
+                ..Compiler::new("/bin/sh".into())
+            },
+            CodeMetrics::default(),
+        );
+        let make = |name: &str, seconds: &str| {
+            let [layer, output] =
+                ["in", "out"].map(|end| folder.path().join(format!("{name}.{end}")));
+            std::fs::write(&layer, seconds).unwrap();
+            let compiler = compiler.clone();
+            async move { compiler.make(&layer, &output).await }
+        };
+        let ended = parking_lot::Mutex::new(Vec::new());
+        let noted = async |name: &'static str, seconds: &str| {
+            let made = make(name, seconds).await;
+            ended.lock().push(name);
+            made
+        };
+        let (bomb, long, short) = tokio::join!(
+            noted("bomb", "600"),
+            noted("long", "0.5"),
+            // The bomb lets the long one pass, and that this one.
+            noted("short", "0"),
+        );
+        assert!(matches!(bomb, Err(CompileFailure::Unfinished(_))), "{bomb:?}");
+        assert_eq!((long, short), (Ok(()), Ok(())));
+        assert_eq!(*ended.lock(), ["short", "bomb", "long"]);
+    }
 
     #[test]
     fn the_last_line_is_the_sentence() {

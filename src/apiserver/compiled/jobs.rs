@@ -28,6 +28,10 @@ const FAILURE_KEPT: Duration = Duration::from_secs(30);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long another server is asked again that is still compiling.
 const PEER_MAX: Duration = Duration::from_secs(180);
+/// How long a job goes on that nobody asks for: nodes ask every second. Their pod may be gone.
+const UNASKED_MAX: Duration = Duration::from_secs(15);
+/// How often that is looked at.
+const UNASKED_LOOK: Duration = Duration::from_millis(500);
 /// Pause before it is asked again.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Most that is read of an answer without code, in bytes.
@@ -47,8 +51,32 @@ pub(super) enum Reach {
 
 struct Job {
     ended: watch::Receiver<Option<Ended>>,
+    /// When somebody asked last.
+    asked: Instant,
     /// When the failure is forgotten.
     until: Option<Instant>,
+}
+
+/// A file that is of no use once this is dropped, unless it was renamed.
+struct Scrap(PathBuf);
+
+impl Drop for Scrap {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A component that a node brought, while it is compiled.
+struct Brought<'a> {
+    jobs: &'a Jobs,
+    component: &'a str,
+    _file: Scrap,
+}
+
+impl Drop for Brought<'_> {
+    fn drop(&mut self) {
+        self.jobs.brought.lock().remove(self.component);
+    }
 }
 
 /// The jobs by what they bring.
@@ -90,20 +118,30 @@ pub(super) fn join(
         None => job.ended.has_changed().is_ok(),
     });
     let name = (key.clone(), reach);
-    if let Some(job) = jobs.get(&name) {
+    if let Some(job) = jobs.get_mut(&name) {
+        job.asked = now;
         return Some(job.ended.clone());
     }
     if jobs.len() >= JOBS_MAX {
         return None;
     }
     let (tell, ended) = watch::channel(None);
-    jobs.insert(name.clone(), Job { ended: ended.clone(), until: None });
+    jobs.insert(name.clone(), Job { ended: ended.clone(), asked: now, until: None });
     drop(jobs);
     let task = Arc::clone(compiled);
     compiled.tasks.spawn_until_cancelled("compiled-code", async move {
-        let outcome = match reach {
-            Reach::Here => here(&task, &name.0).await,
-            Reach::Fleet => fleet(&task, &name.0).await,
+        let work = async {
+            match reach {
+                Reach::Here => here(&task, &name.0).await,
+                Reach::Fleet => fleet(&task, &name.0).await,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            () = unasked(&task.jobs, &name, &tell) => {
+                tracing::info!(image.digest = name.0.component, "nobody waits for this code any more");
+                Err(none(Absence::OtherEngine, "nobody waited for it any more"))
+            }
         };
         // What took long to find out is not tried again at once.
         let is_kept = outcome
@@ -119,6 +157,21 @@ pub(super) fn join(
         tell.send_replace(Some(outcome));
     });
     Some(ended)
+}
+
+/// Waits until nobody has asked for a job, and nobody waits for it, for a while.
+async fn unasked(jobs: &Jobs, name: &(Key, Reach), waiting: &watch::Sender<Option<Ended>>) {
+    loop {
+        tokio::time::sleep(UNASKED_LOOK).await;
+        let mut jobs = jobs.jobs.lock();
+        let Some(job) = jobs.get_mut(name) else { return };
+        // One receiver is the job's own.
+        if waiting.receiver_count() > 1 {
+            job.asked = Instant::now();
+        } else if job.asked.elapsed() > UNASKED_MAX {
+            return;
+        }
+    }
 }
 
 fn none(reason: Absence, message: impl Into<String>) -> NoCode {
@@ -182,17 +235,14 @@ async fn here(compiled: &Compiled, key: &Key) -> Ended {
     if compiled.shelf.lock().take(key).is_some() {
         return Ok(());
     }
-    let Some((component, was_brought)) = component(compiled, &key.component).await else {
+    let Some((file, was_brought)) = component(compiled, &key.component).await else {
         let message = "no server has this component".to_owned();
         let server = Some(me.clone());
         return Err(NoCode { reason: Absence::NoComponent, message, server });
     };
-    let made = make(compiled, key, &component).await;
-    if was_brought {
-        compiled.jobs.brought.lock().remove(&key.component);
-        let _ = tokio::fs::remove_file(&component).await;
-    }
-    made
+    let (jobs, component) = (&compiled.jobs, key.component.as_str());
+    let _brought = was_brought.then(|| Brought { jobs, component, _file: Scrap(file.clone()) });
+    make(compiled, key, &file).await
 }
 
 /// The file of a component, and whether a node brought it.
@@ -213,6 +263,7 @@ async fn make(compiled: &Compiled, key: &Key, component: &Path) -> Ended {
         none(Absence::Unfinished, "the server cannot use its disk")
     };
     let temporary = compiled.shelf.lock().temporary().map_err(unfinished)?;
+    let _scrap = Scrap(temporary.clone());
     let started = Instant::now();
     let made = compiled.config.maker.make(component, &temporary).await;
     let kept = match made {
@@ -227,8 +278,6 @@ async fn make(compiled: &Compiled, key: &Key, component: &Path) -> Ended {
             elapsed_ms,
             "component compiled for all nodes"
         );
-    } else {
-        let _ = tokio::fs::remove_file(&temporary).await;
     }
     kept
 }
@@ -293,4 +342,30 @@ async fn take(compiled: &Compiled, key: &Key, server: &str, answer: Response<Bod
         let _ = tokio::fs::remove_file(&temporary).await;
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_goes_on_while_somebody_waits_or_asks_and_no_longer() {
+        let jobs = Jobs::default();
+        let key = Key { engine: "e".to_owned(), component: "c".to_owned() };
+        let name = (key, Reach::Here);
+        let (tell, ended) = watch::channel(None);
+        let job = Job { ended: ended.clone(), asked: Instant::now(), until: None };
+        jobs.jobs.lock().insert(name.clone(), job);
+        let over = unasked(&jobs, &name, &tell);
+        tokio::pin!(over);
+        let goes_on = tokio::time::timeout(UNASKED_MAX * 10, &mut over).await;
+        assert!(goes_on.is_err(), "somebody waits");
+        drop(ended);
+        let goes_on = tokio::time::timeout(UNASKED_MAX / 2, &mut over).await;
+        assert!(goes_on.is_err(), "somebody may ask again");
+        jobs.jobs.lock().get_mut(&name).unwrap().asked = Instant::now();
+        let goes_on = tokio::time::timeout(UNASKED_MAX / 2 + UNASKED_LOOK, &mut over).await;
+        assert!(goes_on.is_err(), "somebody has");
+        tokio::time::timeout(UNASKED_MAX, over).await.unwrap();
+    }
 }
