@@ -37,6 +37,9 @@ async fn a_pushed_image_is_pulled_by_tag_and_by_digest() {
     for (range, code, length) in [
         ("bytes=99000-", StatusCode::PARTIAL_CONTENT, 1000),
         ("bytes=100000-", StatusCode::RANGE_NOT_SATISFIABLE, 0),
+        ("bytes=10-19", StatusCode::PARTIAL_CONTENT, 10),
+        ("bytes=99990-200000", StatusCode::PARTIAL_CONTENT, 10),
+        ("bytes=19-10", StatusCode::OK, 100_000),
         ("bytes=5-9,20-30", StatusCode::OK, 100_000),
     ] {
         let request = Request::get(format!("/v2/a/b/blobs/{}", digest(&blob)))
@@ -73,6 +76,62 @@ async fn wrong_bytes_and_strangers_are_refused() {
     assert_eq!(stranger.code, StatusCode::UNAUTHORIZED);
     let escape = api.get("/v2/../etc/blobs/sha256:x").await;
     assert!(escape.code.is_client_error(), "{escape:?}");
+}
+
+#[tokio::test]
+async fn a_manifest_is_taken_when_what_it_names_is_there() {
+    let api = Api::start().await;
+    let layer = push_blob(&api, "a", b"layer").await;
+    let put = async |manifest: String| {
+        ask(&api, Method::PUT, "/v2/a/manifests/v1", &[(header::CONTENT_TYPE, MANIFEST)], manifest)
+            .await
+    };
+    let of = |digest: &str, size: u64| {
+        json!({"schemaVersion": 2, "layers": [{"digest": digest, "size": size}]}).to_string()
+    };
+    let none = digest(b"none");
+    let large =
+        json!({"schemaVersion": 2, "layers": [], "annotations": {"x": "x".repeat(2 << 20)}});
+    for (manifest, code, word) in [
+        (of(&none, 4), StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN"),
+        (of(&layer, 4), StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
+        (of("sha256:x", 4), StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+        ("{}".to_owned(), StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
+        ("[]".to_owned(), StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
+        (large.to_string(), StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
+    ] {
+        let refused = put(manifest).await;
+        assert_eq!(
+            (refused.code, refused.at("/errors/0/code")),
+            (code, json!(word)),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(put(of(&layer, 5)).await.code, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn all_repositories_are_listed_page_by_page() {
+    let api = Api::start().await;
+    let manifest = json!({"schemaVersion": 2, "layers": []});
+    for repository in ["b", "a/b", "a", "a-c", "c"] {
+        push_manifest(&api, &format!("/v2/{repository}/manifests/v1"), &manifest).await;
+    }
+    let all = api.get("/v2/_catalog").await;
+    assert_eq!(all.at("/repositories"), json!(["a", "a-c", "a/b", "b", "c"]));
+    let first = api.get("/v2/_catalog?n=3").await;
+    assert_eq!(first.at("/repositories"), json!(["a", "a-c", "a/b"]));
+    assert_eq!(field(&first, "link"), "</v2/_catalog?n=3&last=a/b>; rel=\"next\"");
+    let next = api.get("/v2/_catalog?n=3&last=a/b").await;
+    assert_eq!(next.at("/repositories"), json!(["b", "c"]));
+    let wrong = api.get("/v2/_catalog?n=many").await;
+    assert_eq!(wrong.at("/errors/0/code"), json!("PAGINATION_NUMBER_INVALID"));
+    for path in
+        ["/v2/", "/v2/_catalog", "/v2/a/tags/list", &format!("/v2/a/referrers/{}", digest(b""))]
+    {
+        let refused = ask(&api, Method::POST, path, &[], "").await;
+        assert_eq!(refused.code, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::io::SeekFrom;
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use serde_json::json;
-use tokio::io::AsyncSeekExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use crate::api::user::UserInfo;
@@ -17,6 +17,9 @@ use crate::apiserver::{access, response, service_account};
 
 /// `"true"` on a service account: its tokens push to the repositories of its namespace.
 const PUSH_ANNOTATION: &str = "edgeorc.io/registry-push";
+
+/// Where clients of Docker's registry look for the names of all repositories.
+const CATALOG: &str = "_catalog";
 
 pub(super) type Answer = Result<Response<Body>, OciError>;
 
@@ -64,8 +67,13 @@ pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         check_push(context, user, asked.map(|(repository, _)| repository)).await?;
     }
-    if path.is_empty() {
-        return Ok(response::json(StatusCode::OK, &json!({})));
+    let query = Query::parse(request.uri().query());
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    match path.as_str() {
+        "" | CATALOG if !is_read => return Err(not_allowed()),
+        "" => return Ok(response::json(StatusCode::OK, &json!({}))),
+        CATALOG => return manifests::catalog(context, &query).await,
+        _ => {}
     }
     if let Some(digest) = path.strip_prefix(&format!("{}/blobs/", replicas::REPLICA)) {
         return replicas::respond(context, user, digest, request).await;
@@ -74,17 +82,17 @@ pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request
         return Err(OciError::new(StatusCode::NOT_FOUND, "UNSUPPORTED", "no such endpoint"));
     };
     name::repository(repository)?;
-    let query = Query::parse(request.uri().query());
     match endpoint {
         Endpoint::Upload(session) => {
-            push::respond(context, repository, session, &query, request).await
+            push::respond(context, &user.name, repository, session, &query, request).await
         }
         Endpoint::Blob(digest) => {
-            blob(context, digest, request.method(), range_start(request.headers())).await
+            blob(context, digest, request.method(), range(request.headers())).await
         }
         Endpoint::Manifest(reference) => {
             manifests::respond(context, repository, reference, request).await
         }
+        Endpoint::Tags | Endpoint::Referrers(_) if !is_read => Err(not_allowed()),
         Endpoint::Tags => manifests::tags(context, repository, &query).await,
         Endpoint::Referrers(digest) => referrers::list(context, repository, digest, &query).await,
     }
@@ -147,11 +155,25 @@ pub(super) const DIGEST_HEADER: header::HeaderName =
 /// First byte of `Range: bytes=N-`: what a transfer that broke off asks for. Other ranges may be
 /// ignored, and are.
 pub(in crate::apiserver) fn range_start(headers: &HeaderMap) -> Option<u64> {
-    let range = headers.get(header::RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+    range(headers).filter(|(_, last)| *last == u64::MAX).map(|(start, _)| start)
 }
 
-async fn blob(context: &Context, digest: &str, method: &Method, start: Option<u64>) -> Answer {
+/// First and last byte of `Range: bytes=N-` or `bytes=N-M`. Those from the end, and several, may be ignored,
+/// and are.
+fn range(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let range = headers.get(header::RANGE)?.to_str().ok()?;
+    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let first = first.parse().ok()?;
+    let last = if last.is_empty() { u64::MAX } else { last.parse().ok()? };
+    (first <= last).then_some((first, last))
+}
+
+async fn blob(
+    context: &Context,
+    digest: &str,
+    method: &Method,
+    range: Option<(u64, u64)>,
+) -> Answer {
     let hex = name::digest(digest)?;
     let blobs = &context.registry.blobs;
     let io = |cause: std::io::Error| OciError::io(&cause);
@@ -169,14 +191,16 @@ async fn blob(context: &Context, digest: &str, method: &Method, start: Option<u6
     match *method {
         Method::HEAD => Ok(with_headers(StatusCode::OK, &headers, Body::empty())),
         Method::GET => {
-            let code = match start {
+            let mut wanted = size;
+            let code = match range {
                 None => StatusCode::OK,
-                Some(start) if start < size => {
+                Some((start, last)) if start < size => {
                     file.seek(SeekFrom::Start(start)).await.map_err(io)?;
+                    let last = last.min(size.saturating_sub(1));
+                    wanted = last - start + 1;
                     headers.retain(|(name, _)| *name != header::CONTENT_LENGTH);
-                    headers.push((header::CONTENT_LENGTH, (size - start).to_string()));
-                    let range = format!("bytes {start}-{}/{size}", size.saturating_sub(1));
-                    headers.push((header::CONTENT_RANGE, range));
+                    headers.push((header::CONTENT_LENGTH, wanted.to_string()));
+                    headers.push((header::CONTENT_RANGE, format!("bytes {start}-{last}/{size}")));
                     StatusCode::PARTIAL_CONTENT
                 }
                 Some(_) => {
@@ -185,7 +209,11 @@ async fn blob(context: &Context, digest: &str, method: &Method, start: Option<u6
                     return Ok(with_headers(code, &range, Body::empty()));
                 }
             };
-            Ok(with_headers(code, &headers, Body::from_stream(ReaderStream::new(file))))
+            Ok(with_headers(
+                code,
+                &headers,
+                Body::from_stream(ReaderStream::new(file.take(wanted))),
+            ))
         }
         _ => Err(not_allowed()),
     }

@@ -1,10 +1,13 @@
 //! Manifests and tags: small, and in the replicated store.
 
+use std::collections::BTreeSet;
+
 use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
 use http::header::HeaderName;
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,15 +17,17 @@ use crate::apiserver::context::Context;
 use crate::apiserver::query::Query;
 use crate::apiserver::registry::handler::{Answer, DIGEST_HEADER, not_allowed, with_headers};
 use crate::apiserver::registry::name::{self, OciError};
-use crate::apiserver::registry::referrers;
+use crate::apiserver::registry::{referrers, replicas};
 use crate::apiserver::response;
 
 /// Root of the manifests in the store.
 const MANIFESTS: &str = "/oci/manifests/";
-/// Largest manifest, in bytes.
+/// Largest manifest, in bytes: it is one entry of the store.
 const MANIFEST_BYTES_MAX: usize = 1024 * 1024;
-/// Most tags in one answer.
-const TAGS_MAX: usize = 1000;
+/// Most that is read of one that is larger.
+const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most tags or repositories in one answer.
+const PAGE_MAX: usize = 1000;
 /// Keys read at once.
 const KEYS_PAGE: usize = 1000;
 /// Follows every key of a digest, and no other of a tag before it.
@@ -103,11 +108,7 @@ async fn put(
     let invalid = |why: &str| OciError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why);
     let named = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let named = named.filter(|named| !named.is_empty()).map(str::to_owned);
-    let content = Limited::new(request.into_body(), MANIFEST_BYTES_MAX)
-        .collect()
-        .await
-        .map_err(|_| invalid("the manifest is too large or ended early"))?
-        .to_bytes();
+    let content = read_manifest(request.into_body()).await?;
     let parsed: Value =
         serde_json::from_slice(&content).map_err(|_| invalid("the manifest is not JSON"))?;
     let inside = parsed.get("mediaType").and_then(Value::as_str).unwrap_or(MANIFEST_TYPE);
@@ -117,6 +118,7 @@ async fn put(
         let why = "the manifest has another digest";
         return Err(OciError::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", why));
     }
+    check(context, &parsed).await?;
     let mut headers = vec![
         (header::LOCATION, format!("/v2/{repository}/manifests/{digest}")),
         (DIGEST_HEADER, digest.clone()),
@@ -136,6 +138,98 @@ async fn put(
     Ok(with_headers(StatusCode::CREATED, &headers, Body::empty()))
 }
 
+/// Reads a manifest. One that is too large is read as well, so that its client reads the answer.
+async fn read_manifest(body: Body) -> Result<Vec<u8>, OciError> {
+    let mut chunks = Limited::new(body, DRAINED_BYTES_MAX).into_data_stream();
+    let (mut content, mut length) = (Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let Ok(chunk) = chunk else {
+            if length > MANIFEST_BYTES_MAX {
+                break;
+            }
+            let why = "the manifest ended early";
+            return Err(OciError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why));
+        };
+        length = length.saturating_add(chunk.len());
+        if length <= MANIFEST_BYTES_MAX {
+            content.extend_from_slice(&chunk);
+        }
+    }
+    if length > MANIFEST_BYTES_MAX {
+        let message = format!("manifests may have at most {MANIFEST_BYTES_MAX} bytes");
+        return Err(OciError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message));
+    }
+    Ok(content)
+}
+
+/// Refuses what is no manifest, and one whose config or layers nobody has pushed.
+async fn check(context: &Context, manifest: &Value) -> Result<(), OciError> {
+    let invalid = |why: &str| OciError::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", why);
+    if manifest.get("schemaVersion").and_then(Value::as_u64) != Some(2) {
+        return Err(invalid("schemaVersion must be 2"));
+    }
+    let layers = manifest.get("layers").and_then(Value::as_array).into_iter().flatten();
+    for part in manifest.get("config").into_iter().chain(layers) {
+        // What says where else it is need not be here.
+        if part.get("urls").is_some() {
+            continue;
+        }
+        let digest = part.get("digest").and_then(Value::as_str);
+        let digest = digest.ok_or_else(|| invalid("config and layers need a digest each"))?;
+        let found = replicas::size(context, name::digest(digest)?).await?;
+        let size = found.ok_or_else(|| OciError::not_found("MANIFEST_BLOB_UNKNOWN", digest))?;
+        let said = part.get("size").and_then(Value::as_u64);
+        if said.is_some_and(|said| said != size) {
+            return Err(invalid(&format!("{digest} has {size} bytes, not as the manifest says")));
+        }
+    }
+    Ok(())
+}
+
+/// The names of all repositories in order: at most `n` after `last`.
+pub(super) async fn catalog(context: &Context, query: &Query) -> Answer {
+    let wanted = page_size(query)?;
+    let last = query.get("last").unwrap_or_default();
+    let mut repositories = BTreeSet::new();
+    let mut after = String::new();
+    loop {
+        let keys = context.store.raw_keys(MANIFESTS, &after, KEYS_PAGE).await?;
+        let Some(end) = keys.last() else { break };
+        after.clone_from(end);
+        let names = keys.iter().filter_map(|key| key.strip_prefix(MANIFESTS)?.rsplit_once('/'));
+        repositories
+            .extend(names.map(|(name, _)| name.to_owned()).filter(|name| name.as_str() > last));
+        // The names of keys are not in the order of repositories: all are looked at, the first are kept.
+        while repositories.len() > wanted.saturating_add(1) {
+            repositories.pop_last();
+        }
+    }
+    let has_more = repositories.len() > wanted;
+    let names: Vec<String> = repositories.into_iter().take(wanted).collect();
+    let mut answer = response::json(StatusCode::OK, &json!({"repositories": names}));
+    if let (true, Some(last)) = (has_more, names.last()) {
+        link(&mut answer, &format!("/v2/_catalog?n={wanted}&last={last}"));
+    }
+    Ok(answer)
+}
+
+/// Most entries that a page is to have.
+fn page_size(query: &Query) -> Result<usize, OciError> {
+    let Some(wanted) = query.get("n") else { return Ok(PAGE_MAX) };
+    let wanted: usize = wanted.parse().map_err(|_| {
+        let why = "n must be a number";
+        OciError::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", why)
+    })?;
+    Ok(wanted.min(PAGE_MAX))
+}
+
+/// Tells where the next page is.
+fn link(answer: &mut Response<Body>, path: &str) {
+    if let Ok(next) = HeaderValue::from_str(&format!("<{path}>; rel=\"next\"")) {
+        answer.headers_mut().insert(header::LINK, next);
+    }
+}
+
 /// Removes a tag; or a manifest by its digest, with all tags that name it. Its blobs stay: they
 /// belong to no repository.
 async fn delete(context: &Context, repository: &str, reference: &str) -> Answer {
@@ -146,7 +240,7 @@ async fn delete(context: &Context, repository: &str, reference: &str) -> Answer 
         let mut last = String::new();
         loop {
             let prefix = key(repository, "");
-            let tags = read_tags(context, &prefix, &last, TAGS_MAX).await?;
+            let tags = read_tags(context, &prefix, &last, PAGE_MAX).await?;
             let Some(end) = tags.last() else { break };
             last.clone_from(end);
             for tag in tags {
@@ -166,7 +260,7 @@ async fn delete(context: &Context, repository: &str, reference: &str) -> Answer 
 
 /// The tags of a repository in order, as the specification pages them: at most `n` after `last`.
 pub(super) async fn tags(context: &Context, repository: &str, query: &Query) -> Answer {
-    let wanted = query.get("n").and_then(|n| n.parse().ok()).unwrap_or(TAGS_MAX).min(TAGS_MAX);
+    let wanted = page_size(query)?;
     let last = query.get("last").unwrap_or_default();
     let prefix = format!("{MANIFESTS}{repository}/");
     // One more than asked for tells whether there is more.
@@ -178,10 +272,7 @@ pub(super) async fn tags(context: &Context, repository: &str, query: &Query) -> 
     tags.truncate(wanted);
     let mut answer = response::json(StatusCode::OK, &json!({"name": repository, "tags": tags}));
     if let (true, Some(last)) = (has_more, tags.last()) {
-        let next = format!("</v2/{repository}/tags/list?n={wanted}&last={last}>; rel=\"next\"");
-        if let Ok(next) = HeaderValue::from_str(&next) {
-            answer.headers_mut().insert(header::LINK, next);
-        }
+        link(&mut answer, &format!("/v2/{repository}/tags/list?n={wanted}&last={last}"));
     }
     Ok(answer)
 }

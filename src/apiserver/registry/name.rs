@@ -86,12 +86,17 @@ pub(super) fn digest(text: &str) -> Result<&str, OciError> {
     })
 }
 
-/// Checks a repository name: lower-case parts with separators, joined by slashes.
+/// Checks a repository name: lower-case parts, joined by slashes. A part is words with a separator between
+/// each two: a dot, one or two underscores, or hyphens.
 pub(super) fn repository(name: &str) -> Result<(), OciError> {
-    let is_edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_separator =
+        |text: &str| matches!(text, "." | "_" | "__") || text.bytes().all(|b| b == b'-');
     let is_part = |part: &str| {
-        let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
-        is_edge(part.chars().next()) && is_edge(part.chars().last()) && part.chars().all(is_inner)
+        let is_edge = |c: Option<char>| c.is_some_and(is_word);
+        is_edge(part.chars().next())
+            && is_edge(part.chars().last())
+            && part.split(is_word).all(is_separator)
     };
     if !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.split('/').all(is_part) {
         return Ok(());
@@ -119,10 +124,12 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_their_folder_are_refused() {
-        for good in ["a", "default/hello", "a/b-c/d.e_f"] {
+        for good in ["a", "default/hello", "a/b-c/d.e_f", "a--b__c.d"] {
             assert!(repository(good).is_ok(), "{good}");
         }
-        for bad in ["", "A", "../x", "a//b", "/a", "a/", "a/..", ".a", "a b"] {
+        for bad in
+            ["", "A", "../x", "a//b", "/a", "a/", "a/..", ".a", "a b", "a..b", "a___b", "a._b"]
+        {
             assert!(repository(bad).is_err(), "{bad}");
         }
         assert!(digest(&format!("sha256:{}", "a".repeat(64))).is_ok());

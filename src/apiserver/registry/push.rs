@@ -12,6 +12,7 @@ use crate::apiserver::registry::replicas::{fetch, replicate};
 /// Answers a request for the upload `session`; without one it begins one.
 pub(super) async fn respond(
     context: &Context,
+    user: &str,
     repository: &str,
     session: &str,
     query: &Query,
@@ -19,7 +20,7 @@ pub(super) async fn respond(
 ) -> Answer {
     let uploads = &context.registry.uploads;
     match (request.method().clone(), session) {
-        (Method::POST, "") => begin(context, repository, query, request).await,
+        (Method::POST, "") => begin(context, user, repository, query, request).await,
         (_, "") => Err(not_allowed()),
         (Method::PATCH, id) => {
             let start = piece_start(request.headers())?;
@@ -51,6 +52,7 @@ pub(super) async fn respond(
 
 async fn begin(
     context: &Context,
+    user: &str,
     repository: &str,
     query: &Query,
     request: Request<Body>,
@@ -68,7 +70,7 @@ async fn begin(
         name::digest(digest)?;
     }
     let id = context.rng.uuid().to_string();
-    context.registry.uploads.begin(&id).await?;
+    context.registry.uploads.begin(&id, user).await?;
     let Some(digest) = query.get("digest") else {
         return Ok(session_answer(StatusCode::ACCEPTED, repository, &id, 0));
     };

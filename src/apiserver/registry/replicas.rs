@@ -104,6 +104,17 @@ async fn while_moving<T>(work: impl Future<Output = T>, moved: &AtomicU64) -> Op
     }
 }
 
+/// The size of a blob that this server has, or now fetches; `None`: nobody has it.
+pub(super) async fn size(context: &Context, hex: &str) -> Result<Option<u64>, OciError> {
+    let blobs = &context.registry.blobs;
+    let io = |cause: std::io::Error| OciError::io(&cause);
+    let mut found = blobs.open(hex).await.map_err(io)?;
+    if found.is_none() && fetch(context, hex).await? {
+        found = blobs.open(hex).await.map_err(io)?;
+    }
+    Ok(found.map(|(_, size)| size))
+}
+
 /// Fetches a blob from another server. `false`: nobody has it.
 pub(super) async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError> {
     for server in context.store.other_servers(&context.node_name) {
@@ -114,7 +125,7 @@ pub(super) async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError
             continue;
         }
         let id = context.rng.uuid().to_string();
-        context.registry.uploads.begin(&id).await?;
+        context.registry.uploads.begin(&id, REPLICA).await?;
         match keep(context, &id, hex, answer.into_body()).await {
             Ok(()) => return Ok(true),
             Err(_) => tracing::warn!(peer = server, "a server sent a damaged blob"),
@@ -145,7 +156,7 @@ pub(super) async fn respond(
         (Method::PUT, Some(_)) => Ok(with_headers(StatusCode::CREATED, &[], Body::empty())),
         (Method::PUT, None) => {
             let id = context.rng.uuid().to_string();
-            context.registry.uploads.begin(&id).await?;
+            context.registry.uploads.begin(&id, REPLICA).await?;
             keep(context, &id, hex, request.into_body()).await?;
             Ok(with_headers(StatusCode::CREATED, &[], Body::empty()))
         }

@@ -15,24 +15,35 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
 use crate::apiserver::registry::name::OciError;
+use crate::apiserver::registry::replicas::REPLICA;
 
-/// Uploads under way at once.
+/// Uploads under way at once, and those of one user.
 const UPLOADS_MAX: usize = 64;
+const USER_UPLOADS_MAX: usize = 16;
 /// Largest blob, in bytes.
 pub(super) const BLOB_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// How long an upload may rest before its place is given away.
+/// How long an upload may rest before it is forgotten, and before it gives way when there is no place left.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+const GIVES_WAY_AFTER: Duration = Duration::from_secs(30);
 /// How long one piece of a body may take to arrive.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An upload that requests take turns at.
 type SharedUpload = Arc<tokio::sync::Mutex<Upload>>;
 
-/// The uploads under way, with the time each was touched last.
+/// The uploads under way.
 #[derive(Debug)]
 pub(super) struct Uploads {
     dir: PathBuf,
-    open: Mutex<BTreeMap<String, (Instant, SharedUpload)>>,
+    open: Mutex<BTreeMap<String, Session>>,
+}
+
+/// An upload with its user, and the time it was touched last.
+#[derive(Debug)]
+struct Session {
+    user: String,
+    touched: Instant,
+    upload: SharedUpload,
 }
 
 /// One upload.
@@ -61,13 +72,15 @@ impl Uploads {
         Self { dir, open: Mutex::default() }
     }
 
-    /// Starts an upload named `id`.
-    pub(super) async fn begin(&self, id: &str) -> Result<(), OciError> {
+    /// Starts an upload of `user` named `id`.
+    pub(super) async fn begin(&self, id: &str, user: &str) -> Result<(), OciError> {
         for path in self.expire() {
             let _ = fs::remove_file(path).await;
         }
         let path = self.dir.join(id);
-        self.reserve(id, &path)?;
+        if let Some(path) = self.reserve(id, user, &path)? {
+            let _ = fs::remove_file(path).await;
+        }
         let create = async {
             fs::create_dir_all(&self.dir).await?;
             File::create(&path).await
@@ -79,26 +92,33 @@ impl Uploads {
         Ok(())
     }
 
-    /// Takes one of the places, before anything is on disk.
-    fn reserve(&self, id: &str, path: &Path) -> Result<(), OciError> {
+    /// Takes one of the places, before anything is on disk. Returns the file of the upload that gives way.
+    fn reserve(&self, id: &str, user: &str, path: &Path) -> Result<Option<PathBuf>, OciError> {
         let upload = Upload { path: path.to_owned(), size: 0, hash: Sha256::new(), is_whole: true };
         let mut open = self.open.lock();
-        if open.len() >= UPLOADS_MAX {
-            let message = format!("{UPLOADS_MAX} uploads are under way, try again later");
-            return Err(OciError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message));
-        }
-        open.insert(id.to_owned(), (Instant::now(), Arc::new(tokio::sync::Mutex::new(upload))));
-        Ok(())
+        let own = open.values().filter(|session| session.user == user).count();
+        // Servers have as many as there are: what they copy, clients have pushed.
+        let gone = if own >= USER_UPLOADS_MAX && user != REPLICA {
+            give_way(&mut open, |session| session.user == user, USER_UPLOADS_MAX)?
+        } else if open.len() >= UPLOADS_MAX {
+            give_way(&mut open, |_| true, UPLOADS_MAX)?
+        } else {
+            None
+        };
+        let upload = Arc::new(tokio::sync::Mutex::new(upload));
+        let session = Session { user: user.to_owned(), touched: Instant::now(), upload };
+        open.insert(id.to_owned(), session);
+        Ok(gone)
     }
 
     /// Forgets uploads that rest for too long, and those that broke off; their files.
     fn expire(&self) -> Vec<PathBuf> {
         let mut open = self.open.lock();
         let mut files = Vec::new();
-        open.retain(|_, (at, upload)| {
+        open.retain(|_, session| {
             // One that is locked is being written.
-            let Ok(upload) = upload.try_lock() else { return true };
-            let is_over = !upload.is_whole || at.elapsed() > IDLE_MAX;
+            let Ok(upload) = session.upload.try_lock() else { return true };
+            let is_over = !upload.is_whole || session.touched.elapsed() > IDLE_MAX;
             if is_over {
                 files.push(upload.path.clone());
             }
@@ -109,11 +129,11 @@ impl Uploads {
 
     fn find(&self, id: &str) -> Result<SharedUpload, OciError> {
         let mut open = self.open.lock();
-        let entry = open.get_mut(id);
-        let (at, upload) =
-            entry.ok_or_else(|| OciError::not_found("BLOB_UPLOAD_UNKNOWN", "this upload"))?;
-        *at = Instant::now();
-        Ok(Arc::clone(upload))
+        let session = open.get_mut(id);
+        let session =
+            session.ok_or_else(|| OciError::not_found("BLOB_UPLOAD_UNKNOWN", "this upload"))?;
+        session.touched = Instant::now();
+        Ok(Arc::clone(&session.upload))
     }
 
     /// Appends a body, which begins at byte `start` if that is given. Returns the size so far. An
@@ -138,8 +158,8 @@ impl Uploads {
         };
         if appended.is_err() {
             self.discard(id).await;
-        } else if let Some((at, _)) = self.open.lock().get_mut(id) {
-            *at = Instant::now();
+        } else if let Some(session) = self.open.lock().get_mut(id) {
+            session.touched = Instant::now();
         }
         appended
     }
@@ -171,11 +191,35 @@ impl Uploads {
     /// Frees the place and the file of an upload, if it is still there.
     pub(super) async fn discard(&self, id: &str) {
         let removed = self.open.lock().remove(id);
-        if let Some((_, upload)) = removed {
-            let path = upload.lock().await.path.clone();
+        if let Some(session) = removed {
+            let path = session.upload.lock().await.path.clone();
             let _ = fs::remove_file(path).await;
         }
     }
+}
+
+/// Forgets the upload that has rested longest of those that are `asked`; its file.
+fn give_way(
+    open: &mut BTreeMap<String, Session>,
+    asked: impl Fn(&Session) -> bool,
+    most: usize,
+) -> Result<Option<PathBuf>, OciError> {
+    let rests = |session: &&Session| asked(session) && session.touched.elapsed() > GIVES_WAY_AFTER;
+    let longest = open
+        .iter()
+        .filter(|(_, session)| rests(session))
+        .filter_map(|(id, session)| {
+            // One that is locked is being written.
+            let path = session.upload.try_lock().ok()?.path.clone();
+            Some((session.touched, id.clone(), path))
+        })
+        .min();
+    let Some((_, id, path)) = longest else {
+        let message = format!("{most} uploads are under way, try again later");
+        return Err(OciError::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message));
+    };
+    open.remove(&id);
+    Ok(Some(path))
 }
 
 impl Upload {
@@ -257,7 +301,7 @@ mod tests {
     async fn pieces_become_one_blob() {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
-        uploads.begin("a").await.unwrap();
+        uploads.begin("a", "u").await.unwrap();
         assert_eq!(uploads.append("a", None, Body::from("one")).await.unwrap(), 3);
         assert_eq!(uploads.append("a", None, Body::from("two")).await.unwrap(), 6);
         let file = uploads.finish("a", &digest(b"onetwo")).await.unwrap();
@@ -269,7 +313,7 @@ mod tests {
     async fn an_upload_that_broke_off_is_never_taken_for_whole() {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
-        uploads.begin("a").await.unwrap();
+        uploads.begin("a", "u").await.unwrap();
         assert!(uploads.append("a", None, breaks_after(b"bytes")).await.is_err());
         assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
         assert_eq!(files(&uploads), 0);
@@ -279,7 +323,7 @@ mod tests {
     async fn an_upload_whose_request_was_dropped_is_never_taken_for_whole() {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
-        uploads.begin("a").await.unwrap();
+        uploads.begin("a", "u").await.unwrap();
         let first = futures_util::stream::iter([Ok::<_, std::io::Error>("bytes")]);
         let body = Body::from_stream(first.chain(futures_util::stream::pending()));
         let dropped =
@@ -294,7 +338,7 @@ mod tests {
     async fn a_file_that_lost_bytes_is_not_taken() {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
-        uploads.begin("a").await.unwrap();
+        uploads.begin("a", "u").await.unwrap();
         uploads.append("a", None, Body::from("bytes")).await.unwrap();
         std::fs::write(uploads.dir.join("a"), b"byt").unwrap();
         assert!(uploads.finish("a", &digest(b"bytes")).await.is_err());
@@ -305,15 +349,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
         for at in 0..UPLOADS_MAX {
-            uploads.begin(&at.to_string()).await.unwrap();
+            uploads.begin(&at.to_string(), &(at / USER_UPLOADS_MAX).to_string()).await.unwrap();
         }
-        assert!(uploads.begin("more").await.is_err());
+        assert!(uploads.begin("more", "another").await.is_err());
         assert_eq!(files(&uploads), UPLOADS_MAX, "a refused upload left a file");
         uploads.append("0", None, breaks_after(b"x")).await.unwrap_err();
         uploads.finish("1", &digest(b"other")).await.unwrap_err();
         uploads.cancel("2").await.unwrap();
         for id in ["a", "b", "c"] {
-            uploads.begin(id).await.unwrap();
+            uploads.begin(id, "u").await.unwrap();
         }
         assert_eq!(files(&uploads), UPLOADS_MAX);
         // A process that starts anew knows none of them.
@@ -325,12 +369,33 @@ mod tests {
     async fn an_upload_that_rests_gives_its_place_away_and_one_that_is_written_does_not() {
         let folder = tempfile::tempdir().unwrap();
         let uploads = uploads(folder.path());
-        uploads.reserve("rests", &uploads.dir.join("rests")).unwrap();
-        uploads.reserve("written", &uploads.dir.join("written")).unwrap();
+        uploads.reserve("rests", "u", &uploads.dir.join("rests")).unwrap();
+        uploads.reserve("written", "u", &uploads.dir.join("written")).unwrap();
         let written = uploads.find("written").unwrap();
         let _writing = written.lock().await;
         tokio::time::advance(IDLE_MAX + Duration::from_secs(1)).await;
         assert_eq!(uploads.expire(), [uploads.dir.join("rests")]);
         assert!(uploads.find("written").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_holds_the_places_of_others_by_resting() {
+        let folder = tempfile::tempdir().unwrap();
+        let uploads = uploads(folder.path());
+        let reserve = |id: &str, user: &str| uploads.reserve(id, user, &uploads.dir.join(id));
+        for at in 0..USER_UPLOADS_MAX {
+            assert!(reserve(&format!("one-{at}"), "one").unwrap().is_none());
+        }
+        assert!(reserve("more", "one").is_err(), "they have their share");
+        tokio::time::advance(GIVES_WAY_AFTER + Duration::from_secs(1)).await;
+        for at in USER_UPLOADS_MAX..UPLOADS_MAX {
+            let user = format!("user-{}", at / USER_UPLOADS_MAX);
+            assert!(reserve(&format!("other-{at}"), &user).unwrap().is_none());
+        }
+        let written = uploads.find("one-0").unwrap();
+        let _writing = written.lock().await;
+        assert_eq!(reserve("a", "two").unwrap(), Some(uploads.dir.join("one-1")));
+        assert_eq!(reserve("b", "one").unwrap(), Some(uploads.dir.join("one-10")));
+        assert!(uploads.find("one-0").is_ok() && uploads.find("one-1").is_err());
     }
 }
