@@ -176,6 +176,12 @@ impl Container for WasmContainer {
         self.kill().await;
     }
 
+    fn hand_over(&self) -> bool {
+        let Work::Http(service) = &self.work else { return false };
+        service.hand_over();
+        true
+    }
+
     fn usage(&self) -> Usage {
         Usage { cpu: self.meter.used(), memory_bytes: self.memory.used() }
     }

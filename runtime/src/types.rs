@@ -302,6 +302,12 @@ pub trait Container: Send + Sync + 'static {
     /// has are done, at the latest after `grace`. Returns when it has ended.
     async fn stop(&self, grace: Duration);
 
+    /// Gives its port up to the run that takes its place, and goes on with the requests that it has; new ones
+    /// wait a second for that run. `false`, and nothing has happened, if it serves no HTTP.
+    fn hand_over(&self) -> bool {
+        false
+    }
+
     /// What it has used so far.
     fn usage(&self) -> Usage;
 }

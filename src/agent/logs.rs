@@ -296,6 +296,7 @@ mod tests {
                 is_started: false,
                 is_ready: false,
                 is_in_post_start: false,
+                is_heir: false,
             }],
             ips: Vec::new(),
             host_ips: Vec::new(),

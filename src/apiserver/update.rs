@@ -59,8 +59,13 @@ pub(super) async fn replace(
     let warnings = body::check(call.info.resource, &mut sent, &parsed.duplicates, validation)?;
     body::check_place(&mut sent, call.info.namespace.as_deref(), call.info.name.as_deref())?;
     let expected = error::sent_revision(&sent)?;
-    let updated = modify(&call, part, expected, |_| Ok(sent.clone())).await?;
-    Ok(answer(&call, &shape, &updated, &warnings))
+    let mut had = 0;
+    let updated = modify(&call, part, expected, |current| {
+        had = meta::generation(current);
+        Ok(sent.clone())
+    })
+    .await?;
+    Ok(answer(&call, &shape, (had, &updated), &warnings))
 }
 
 /// Patches an object.
@@ -86,22 +91,32 @@ pub(super) async fn patch_part(
     let sent = body::json(&bytes)?.value;
     let expected = error::sent_revision(&sent)?;
     let resource = call.info.resource;
-    let mut warnings = Vec::new();
+    let (mut warnings, mut had) = (Vec::new(), 0);
     let updated = modify(&call, part, expected, |current| {
         let mut patched = versions::patched(call.alias, current, |shown| {
             patched(resource, &media, shown, &sent)
         })?;
+        had = meta::generation(current);
         warnings = body::check_change(resource, current, &mut patched, validation)?;
         Ok(patched)
     })
     .await?;
-    Ok(answer(&call, &shape, &updated, &warnings))
+    Ok(answer(&call, &shape, (had, &updated), &warnings))
 }
 
-fn answer(call: &Call, shape: &Shape, object: &Value, warnings: &[String]) -> Response<Body> {
-    let now = call.context.clock.now();
-    let mut answer = shape.respond(StatusCode::OK, call.info.resource, object, now);
+/// The object as it is now, with what is to be said of it if its generation is no longer the one it had.
+fn answer(
+    call: &Call,
+    shape: &Shape,
+    (had, object): (i64, &Value),
+    warnings: &[String],
+) -> Response<Body> {
+    let (resource, now) = (call.info.resource, call.context.clock.now());
+    let mut answer = shape.respond(StatusCode::OK, resource, object, now);
     response::warn(&mut answer, warnings);
+    if meta::generation(object) != had {
+        response::warn(&mut answer, &strategy::warnings(resource, object));
+    }
     response::warn(&mut answer, &call.take_warnings());
     answer
 }

@@ -6,7 +6,7 @@ use http::StatusCode;
 use http::Uri;
 use serde_json::{Value, json};
 
-use crate::support::Api;
+use crate::support::{Answer, Api};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
@@ -133,4 +133,22 @@ async fn a_log_is_asked_of_the_node_once_the_container_has_run() {
     ] {
         assert_eq!(api.get(&format!("{log}?{query}")).await.code.as_u16(), code, "{query}");
     }
+}
+
+#[tokio::test]
+async fn what_has_no_effect_is_told_when_it_is_asked_for_and_not_again() {
+    let api = Api::start().await;
+    let container = json!({"name": "main", "image": "x:1", "workingDir": "/app"});
+    let warned = |answer: &Answer| answer.headers.get_all("warning").iter().count();
+    let made = api.post(PODS, &pod(&json!({"containers": [container]}))).await;
+    assert_eq!(warned(&made), 1, "{made:?}");
+    let said = made.headers["warning"].to_str().unwrap();
+    assert!(
+        said.starts_with("299 - \"spec.containers[0].workingDir: kept without effect"),
+        "{said}"
+    );
+    let labelled = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(warned(&api.patch(&format!("{PODS}/p"), "merge", &labelled).await), 0);
+    let changed = json!({"spec": {"activeDeadlineSeconds": 100}});
+    assert_eq!(warned(&api.patch(&format!("{PODS}/p"), "merge", &changed).await), 1);
 }

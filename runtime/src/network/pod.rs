@@ -46,7 +46,7 @@ pub(crate) struct PodNet {
     guests: Arc<Guests>,
     pub(super) uplink: Arc<dyn Uplink>,
     /// Ends the pod's connections that no guest owns.
-    pub(super) over: CancellationToken,
+    pub(crate) over: CancellationToken,
 }
 
 impl std::fmt::Debug for PodNet {
@@ -171,11 +171,10 @@ impl PodNet {
         match self.listener(to).await.ok_or(io::ErrorKind::ConnectionRefused)? {
             Listener::Udp(_) => Err(io::ErrorKind::ConnectionRefused.into()),
             Listener::Tcp(backlog, intake) => Ok(Box::new(enqueue(&backlog, &intake, from, to)?)),
-            Listener::Http(service) => {
+            Listener::Http(_) => {
                 let (near, far) = tokio::io::duplex(PIPE_BYTES);
-                let over = self.over.clone();
-                // Ends with the connection or with the pod.
-                drop(self.guests.spawn(serve_pipe(far, service, over)));
+                // Ends with the connection or with the pod; who serves its requests may change.
+                drop(self.guests.spawn(serve_pipe(far, Arc::clone(self), to)));
                 Ok(Box::new(near))
             }
         }
@@ -267,17 +266,28 @@ impl PodNet {
     pub(crate) async fn http(
         self: Arc<Self>,
         to: SocketAddr,
-        request: http::Request<Body>,
+        mut request: http::Request<Body>,
     ) -> Result<http::Response<Body>, HttpError> {
-        match self.listener(to).await {
-            Some(Listener::Http(service)) => service.call(request).await,
-            Some(Listener::Tcp(backlog, intake)) => {
-                match enqueue(&backlog, &intake, unknown_peer(to), to) {
-                    Ok(pipe) => client::send(&self.guests, self.over.clone(), pipe, request).await,
-                    Err(_) => Err(HttpError::Refused(Unsent::new(request))),
+        loop {
+            return match self.listener(to).await {
+                Some(Listener::Http(service)) => match service.call(request).await {
+                    // It went between the two: another run has its port by now, or nobody.
+                    Err(HttpError::Refused(unsent)) if service.has_heir() => {
+                        request = unsent.into_request();
+                        continue;
+                    }
+                    answer => answer,
+                },
+                Some(Listener::Tcp(backlog, intake)) => {
+                    match enqueue(&backlog, &intake, unknown_peer(to), to) {
+                        Ok(pipe) => {
+                            client::send(&self.guests, self.over.clone(), pipe, request).await
+                        }
+                        Err(_) => Err(HttpError::Refused(Unsent::new(request))),
+                    }
                 }
-            }
-            Some(Listener::Udp(_)) | None => Err(HttpError::Refused(Unsent::new(request))),
+                Some(Listener::Udp(_)) | None => Err(HttpError::Refused(Unsent::new(request))),
+            };
         }
     }
 

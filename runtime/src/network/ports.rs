@@ -51,10 +51,10 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// Whether it goes because its container ended: another one may soon listen in its place.
+    /// Whether it goes because its container ended or gave it up: another one may soon listen in its place.
     fn goes_with_its_container(&self) -> bool {
         match self {
-            Self::Http(service) => service.is_over(),
+            Self::Http(service) => service.is_over() || service.has_heir(),
             Self::Tcp(_, intake) => intake.over.is_cancelled(),
             Self::Udp(_) => false,
         }

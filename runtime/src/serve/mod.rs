@@ -21,7 +21,7 @@ mod slot;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_channel::oneshot;
@@ -56,6 +56,8 @@ pub(crate) struct HttpService {
     pool: Arc<Pool>,
     in_flight: InFlight,
     bindings: Mutex<Vec<Binding>>,
+    /// Another run takes its place.
+    has_heir: AtomicBool,
     over: CancellationToken,
 }
 
@@ -108,6 +110,7 @@ impl HttpService {
             pool: Pool::new(template, seed),
             in_flight: InFlight::default(),
             bindings: Mutex::new(Vec::new()),
+            has_heir: AtomicBool::new(false),
         })
     }
 
@@ -123,6 +126,17 @@ impl HttpService {
     pub(crate) fn close(&self) {
         let bindings = std::mem::take(&mut *self.bindings.lock());
         drop(bindings);
+    }
+
+    /// As [`HttpService::close`], for a run that takes its place at once.
+    pub(crate) fn hand_over(&self) {
+        self.has_heir.store(true, Ordering::SeqCst);
+        self.close();
+    }
+
+    /// Whether another run listens in its place, or will in a moment.
+    pub(crate) fn has_heir(&self) -> bool {
+        self.has_heir.load(Ordering::SeqCst)
     }
 
     /// Lets go of instances that nobody needs any more. Runs until it is dropped.

@@ -1,6 +1,7 @@
 //! HTTP over a byte stream, for callers that opened a connection to an HTTP component.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,30 +12,25 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::DuplexStream;
-use tokio_util::sync::CancellationToken;
 
-use super::{HttpService, to_hyper};
-use crate::network::HttpError;
+use super::to_hyper;
+use crate::network::{HttpError, PodNet};
 use crate::types::Body;
 
-/// Serves one connection, HTTP/1.1 or HTTP/2 without TLS, until it ends or `over` is cancelled.
-pub(crate) async fn serve_pipe(
-    pipe: DuplexStream,
-    service: Arc<HttpService>,
-    over: CancellationToken,
-) {
+/// Serves one connection to a pod's port, HTTP/1.1 or HTTP/2 without TLS, until it ends or the pod is over.
+pub(crate) async fn serve_pipe(pipe: DuplexStream, pod: Arc<PodNet>, to: SocketAddr) {
     let serve = service_fn(|request: http::Request<Incoming>| {
-        let service = Arc::clone(&service);
+        let pod = Arc::clone(&pod);
         async move {
             let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-            let response = service.call(request).await.unwrap_or_else(|error| answer(&error));
+            let response = pod.http(to, request).await.unwrap_or_else(|error| answer(&error));
             Ok::<_, Infallible>(response.map(to_hyper))
         }
     });
     let server = auto::Builder::new(TokioExecutor::new());
     let connection = server.serve_connection(TokioIo::new(pipe), serve);
     // An error here is the peer's going away.
-    let _ = over.run_until_cancelled(connection).await;
+    let _ = pod.over.run_until_cancelled(connection).await;
 }
 
 /// What a client hears when the guest did not answer. The cause is in the container's log.

@@ -192,6 +192,53 @@ async fn a_server_that_does_not_drain_is_killed() {
 }
 
 #[tokio::test]
+async fn a_run_takes_the_place_of_another_and_no_request_is_lost() {
+    let node = Arc::new(Node::start());
+    let pod = node.pod("10.0.0.1").await;
+    let old = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let slow = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { node.get(HELLO, "/burn?ms=1000").await.map(|(code, _)| code) })
+    };
+    let pipe = node.network.connect(HELLO.parse().unwrap()).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(pipe)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let swaps = async {
+        let mut old = old;
+        // The slow request is under way once it has used CPU time.
+        while old.usage().cpu < Duration::from_millis(4) {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..20 {
+            assert!(old.hand_over());
+            let new = pod.start(node.container("hello", app("hello"))).await.unwrap();
+            old.stop(Duration::from_secs(30)).await;
+            assert_eq!(exit(&old).await.reason, ExitReason::Stopped);
+            old = new;
+        }
+        drop(stop);
+    };
+    let asks = async {
+        let mut asked = 0;
+        while stopped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            let (one, piped) = tokio::join!(
+                node.get(HELLO, "/healthz"),
+                sender.send_request(request("/healthz", ""))
+            );
+            assert_eq!((one.unwrap().0, piped.unwrap().status().as_u16()), (200, 200));
+            asked += 1;
+        }
+        asked
+    };
+    let ((), asked) = tokio::join!(swaps, asks);
+    assert!(asked > 20, "{asked} requests over 20 swaps");
+    assert_eq!(slow.await.unwrap().unwrap(), 200);
+    connection.abort();
+}
+
+#[tokio::test]
 async fn a_request_without_room_for_an_instance_is_given_back_after_a_while() {
     let node = Arc::new(Node::start());
     let pod = node.pod("10.0.0.1").await;

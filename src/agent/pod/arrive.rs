@@ -63,11 +63,16 @@ impl Worker {
         let Arrival { at, image, asked, took, prepared } = arrival;
         let plan = self.plan.containers.get(at);
         let is_same = plan.is_some_and(|plan| plan.image == image);
-        let is_awaited = self.due.get(at) == Some(&Due::Coming) && self.is_waiting(at);
+        let is_ephemeral = plan.is_some_and(|plan| plan.role == Role::Ephemeral);
+        let awaits_image = self.awaits_image(at);
+        let is_awaited =
+            self.due.get(at) == Some(&Due::Coming) && (self.is_waiting(at) || awaits_image);
         if !is_same || !is_awaited {
             return;
         }
-        let is_ephemeral = plan.is_some_and(|plan| plan.role == Role::Ephemeral);
+        if awaits_image && !self.gets_image(at, &prepared) {
+            return;
+        }
         if let Some(due) = self.due.get_mut(at) {
             *due = if is_ephemeral { Due::Never } else { Due::Now };
         }
@@ -97,6 +102,29 @@ impl Worker {
             Err(failure) => self.not_started(at, failure),
         }
         self.publish();
+    }
+
+    /// Makes room for a run with the new image of a container that runs. `false`: not now; the one that runs goes
+    /// on until it is asked to stop.
+    fn gets_image(&mut self, at: usize, prepared: &Result<Prepared, StartFailure>) -> bool {
+        let Err(failure) = prepared else {
+            if let Some(due) = self.due.get_mut(at) {
+                *due = Due::Now;
+            }
+            // Without its turn it is stopped soon, and starts again with the new one.
+            return !self.is_fenced_off() && self.give_way(at);
+        };
+        let message = format!("Error: {}", failure.message);
+        let delay = self.delay_after(at, failure);
+        if failure.is_final {
+            if let Some(due) = self.due.get_mut(at) {
+                *due = Due::Never;
+            }
+        } else {
+            self.fetch(at, delay);
+        }
+        self.event_of(at, EventType::Warning, "Failed", message);
+        false
     }
 
     fn is_waiting(&self, at: usize) -> bool {

@@ -62,12 +62,11 @@ impl Worker {
         self.replaced.push(false);
     }
 
-    /// The container has another image now: one that runs is stopped and starts again with it,
+    /// The container has another image now: one that runs goes on until that is here and is replaced then,
     /// whatever the restart policy says; one that waits waits no longer.
     fn replace(&mut self, at: usize) {
         let Some(plan) = self.plan.containers.get(at) else { return };
-        let (name, image, role) = (plan.name.clone(), plan.image.clone(), plan.role);
-        let grace = self.plan.grace;
+        let (image, role) = (plan.image.clone(), plan.role);
         if let Some(backoff) = self.backoffs.get_mut(at) {
             *backoff = Backoff::new(self.shared.restart);
         }
@@ -82,16 +81,49 @@ impl Worker {
             // An init container's work is done, or about to be.
             RunState::Running { .. } if role != Role::Init => {
                 let Some(is_replaced) = self.replaced.get_mut(at) else { return };
-                if std::mem::replace(is_replaced, true) {
-                    return;
+                *is_replaced = true;
+                // One that ends already starts again with the new one.
+                if !self.is_stopping(at) {
+                    self.fetch(at, Duration::ZERO);
                 }
-                record.is_ready = false;
-                let message = format!("Container {name} definition changed, will be restarted");
-                self.event_of(at, EventType::Normal, "Killing", message);
-                self.kill(at, grace);
             }
             RunState::Running { .. } | RunState::Ended(_) => {}
         }
+    }
+
+    /// Whether it runs, and has an image that is to be replaced.
+    pub(super) fn awaits_image(&self, at: usize) -> bool {
+        self.replaced.get(at).is_some_and(|is_replaced| *is_replaced)
+            && self.state.containers.get(at).is_some_and(ContainerRecord::is_running)
+            && !self.is_stopping(at)
+    }
+
+    fn is_stopping(&self, at: usize) -> bool {
+        let running = self.running.get(at).and_then(Option::as_ref);
+        running.is_none_or(|running| running.probes.is_cancelled())
+    }
+
+    /// The new image of a running container is here: a server of HTTP hands its port over to the next run,
+    /// everything else is stopped. `true` if the next run is to start now.
+    pub(super) fn give_way(&mut self, at: usize) -> bool {
+        let Some(plan) = self.plan.containers.get(at) else { return false };
+        let name = plan.name.clone();
+        let has_given_way = self.hand_over(at);
+        let how = if has_given_way { "replaced" } else { "restarted" };
+        let message = format!("Container {name} definition changed, will be {how}");
+        self.event_of(at, EventType::Normal, "Killing", message);
+        if has_given_way {
+            if let Some(is_replaced) = self.replaced.get_mut(at) {
+                *is_replaced = false;
+            }
+            return true;
+        }
+        if let Some(record) = self.state.containers.get_mut(at) {
+            record.is_ready = false;
+        }
+        self.kill(at, self.plan.grace);
+        self.publish();
+        false
     }
 
     /// Has what an ephemeral container needs brought here, beside all else: the pod must not wait

@@ -41,6 +41,7 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
             is_started: state == 'R',
             is_ready: false,
             is_in_post_start: state == 'h',
+            is_heir: false,
         }
     };
     text.split(' ').map(of).collect()

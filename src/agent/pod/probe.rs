@@ -143,10 +143,12 @@ impl Kind {
 }
 
 impl Prober {
-    /// Probes `spec` at `ip`. Startup first, if there is one; then liveness and readiness.
+    /// Probes `spec` at `ip`. Startup first, if there is one; then liveness and readiness, of which a container
+    /// that `is_ready` only has to tell when it is no more.
     pub(crate) fn watch(
         &self,
         (container, run): (usize, u64),
+        is_ready: bool,
         spec: &Container,
         ip: IpAddr,
         cancel: &CancellationToken,
@@ -162,6 +164,7 @@ impl Prober {
                 news: self.news.clone(),
                 container,
                 run,
+                is_ready,
                 rng: self.rng.clone(),
             })
         };
@@ -202,6 +205,7 @@ struct Check {
     news: mpsc::Sender<Box<News>>,
     container: usize,
     run: u64,
+    is_ready: bool,
     rng: Rng,
 }
 
@@ -212,7 +216,7 @@ impl Check {
         let successes_min = count(self.probe.success_threshold, 1);
         let failures_max = count(self.probe.failure_threshold, FAILURE_THRESHOLD_DEFAULT);
         tokio::time::sleep(whole_seconds(self.probe.initial_delay_seconds, Duration::ZERO)).await;
-        let (mut successes, mut failures, mut is_ready) = (0_u32, 0_u32, false);
+        let (mut successes, mut failures, mut is_ready) = (0_u32, 0_u32, self.is_ready);
         let mut misses = 0_u32;
         loop {
             let result = self.once().await;

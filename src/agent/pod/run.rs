@@ -17,7 +17,7 @@ use crate::agent::pod::plan::{RestartPolicy, Role, deletion_grace};
 use crate::agent::pod::probe::{ProbeEvent, Verdict};
 use crate::agent::pod::start::StartFailure;
 use crate::agent::pod::state::{CONTAINER_CREATING, CRASH_LOOP_BACK_OFF};
-use crate::agent::pod::terminate::GONE_GRACE;
+use crate::agent::pod::terminate::{DRAIN, GONE_GRACE};
 use crate::agent::pod::termination_message;
 use crate::agent::pod::worker::{News, Worker};
 use crate::client::EventType;
@@ -74,11 +74,7 @@ impl Worker {
 
     /// Puts a container that did not start where the failure says.
     pub(super) fn not_started(&mut self, at: usize, failure: StartFailure) {
-        let delay = if failure.is_paced {
-            failure.delay_min
-        } else {
-            self.next_delay(at, Duration::ZERO).max(failure.delay_min)
-        };
+        let delay = self.delay_after(at, &failure);
         let now = self.shared.clock.now();
         let is_once = self.plan.restart_policy == RestartPolicy::Never;
         let Some(record) = self.state.containers.get_mut(at) else { return };
@@ -99,6 +95,14 @@ impl Worker {
             *due = if failure.is_final { Due::Never } else { Due::At(Instant::now() + delay) };
         }
         self.event_of(at, EventType::Warning, "Failed", message);
+    }
+
+    /// How long after a failure the next try is due.
+    pub(super) fn delay_after(&mut self, at: usize, failure: &StartFailure) -> Duration {
+        if failure.is_paced {
+            return failure.delay_min;
+        }
+        self.next_delay(at, Duration::ZERO).max(failure.delay_min)
     }
 
     fn next_delay(&mut self, at: usize, ran: Duration) -> Duration {
@@ -131,13 +135,49 @@ impl Worker {
     pub(super) fn begin(&mut self, at: usize) {
         let Some(running) = self.running.get(at).and_then(Option::as_ref) else { return };
         let Some(plan) = self.plan.containers.get(at) else { return };
-        if let Some(record) = self.state.containers.get_mut(at) {
-            record.is_started = plan.spec.startup_probe.is_none();
-            record.is_ready = record.is_started && plan.spec.readiness_probe.is_none();
-        }
+        let Some(record) = self.state.containers.get_mut(at) else { return };
+        record.is_started = plan.spec.startup_probe.is_none();
+        // One that took the place of a run that was ready is so until its probe says otherwise.
+        let is_heir = std::mem::take(&mut record.is_heir);
+        record.is_ready = record.is_started && (is_heir || plan.spec.readiness_probe.is_none());
         if let Some(ip) = self.state.ips.first() {
-            self.prober.watch((at, running.run), &plan.spec, *ip, &running.probes);
+            let run = (at, running.run);
+            self.prober.watch(run, record.is_ready, &plan.spec, *ip, &running.probes);
         }
+    }
+
+    /// Lets another run take the place of one that serves HTTP, which ends what it has begun beside that.
+    /// `false`, and nothing has happened, if it has to stop first.
+    pub(super) fn hand_over(&mut self, at: usize) -> bool {
+        let (Some(slot), Some(plan), Some(record)) = (
+            self.running.get_mut(at),
+            self.plan.containers.get(at),
+            self.state.containers.get_mut(at),
+        ) else {
+            return false;
+        };
+        let has_hook = plan.spec.lifecycle.as_ref().is_some_and(|all| all.pre_stop.is_some());
+        let is_up = |running: &mut Running| {
+            !running.probes.is_cancelled() && !has_hook && running.container.hand_over()
+        };
+        let Some(running) = slot.take_if(is_up) else { return false };
+        running.cancel.cancel();
+        let was_ready = record.is_ready;
+        let now = self.shared.clock.now();
+        record.ran = running.since.elapsed();
+        record.end_stopped(0, reason(ExitReason::Stopped), "", now);
+        record.restart_count = record.restart_count.saturating_add(1);
+        record.image.clone_from(&plan.image);
+        record.wait(CONTAINER_CREATING, "");
+        (record.is_ready, record.is_heir) = (was_ready, was_ready);
+        self.live.ended(&record.name);
+        let (container, grace) = (running.container, self.plan.grace);
+        self.tasks.spawn_until_cancelled("container-drain", async move {
+            // Who found it before it went has asked by then.
+            tokio::time::sleep(DRAIN).await;
+            container.stop(grace).await;
+        });
+        true
     }
 
     fn is_current(&self, at: usize, run: u64) -> bool {

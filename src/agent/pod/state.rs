@@ -71,6 +71,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) is_ready: bool,
     /// Its postStart hook runs, or has failed.
     pub(crate) is_in_post_start: bool,
+    /// Its next run takes the place of one that was ready.
+    pub(crate) is_heir: bool,
 }
 
 impl ContainerRecord {
@@ -98,6 +100,7 @@ impl ContainerRecord {
             is_started: false,
             is_ready: false,
             is_in_post_start: false,
+            is_heir: false,
         }
     }
 
@@ -109,6 +112,7 @@ impl ContainerRecord {
         self.is_started = false;
         self.is_ready = false;
         self.is_in_post_start = false;
+        self.is_heir = false;
         self.state = RunState::Waiting { reason, message: message.into() };
     }
 

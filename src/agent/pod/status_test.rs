@@ -57,6 +57,7 @@ fn containers(text: &str) -> Vec<ContainerRecord> {
             is_started: letter == 'R',
             is_ready: letter == 'R',
             is_in_post_start: false,
+            is_heir: false,
         }
     };
     text.split(' ').map(of).collect()

@@ -14,7 +14,7 @@ use crate::client::EventType;
 
 /// Time that routing tables get to take the pod out before it stops: an endpoint change reaches
 /// every node within 100 ms.
-const DRAIN: Duration = Duration::from_millis(300);
+pub(super) const DRAIN: Duration = Duration::from_millis(300);
 /// Longest wait for the API to take "not ready".
 const UNREADY_WRITE_MAX: Duration = Duration::from_secs(1);
 /// Time that pulls get to let go: they end at their next wait.

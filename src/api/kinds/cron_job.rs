@@ -8,7 +8,7 @@ use crate::api::cron::{Schedule, time_zone};
 use crate::api::decode::typed;
 use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{child, is_true, items_at, set_default, set_default_text, str_at, text_at};
-use crate::api::kinds::{job, job_rules};
+use crate::api::kinds::{job, job_rules, pod_warnings};
 use crate::api::meta;
 use crate::api::names::check_dns1123_subdomain;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
@@ -50,6 +50,11 @@ pub(super) const RESOURCE: Resource = Resource {
         validate_create,
         validate_update,
         check_name: check_dns1123_subdomain,
+        warnings: |object| {
+            let template =
+                object.pointer("/spec/jobTemplate/spec/template").unwrap_or(&Value::Null);
+            pod_warnings::warnings(template, "spec.jobTemplate.spec.template.spec")
+        },
         cells,
         ..Strategy::plain(typed::<CronJob>)
     },

@@ -47,6 +47,7 @@ pub(super) const RESOURCE: Resource = Resource {
         default,
         validate,
         validate_update: workload::validate_update,
+        warnings: workload::warnings,
         cells,
         ..Strategy::plain(typed::<DaemonSet>)
     },

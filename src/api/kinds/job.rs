@@ -127,7 +127,7 @@ pub(super) fn identity(object: &Value) -> [(&'static str, &str); 4] {
 }
 
 fn warnings(object: &Value) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let mut warnings = workload::warnings(object);
     let name = meta::name(object);
     if !name.is_empty() && names::check_dns1123_label(name).is_err() {
         warnings.push("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended".to_owned());

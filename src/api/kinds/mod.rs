@@ -54,6 +54,7 @@ mod pod_security;
 mod pod_spec;
 mod pod_update;
 mod pod_volumes;
+mod pod_warnings;
 mod priority_class;
 mod replica_set;
 mod replication_controller;

@@ -8,7 +8,7 @@ use crate::api::decode::typed;
 use crate::api::ephemeral;
 use crate::api::field_error::Errors;
 use crate::api::json::{int_at, items_at, set, str_at, text_at};
-use crate::api::kinds::{pod_claims, pod_qos, pod_spec, pod_update};
+use crate::api::kinds::{pod_claims, pod_qos, pod_spec, pod_update, pod_warnings};
 use crate::api::meta;
 use crate::api::names;
 use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
@@ -90,6 +90,7 @@ pub(super) const RESOURCE: Resource = Resource {
         },
         validate_create,
         validate_update: pod_update::validate,
+        warnings: |pod| pod_warnings::warnings(pod, "spec"),
         cells,
         check_name: names::check_dns1123_subdomain,
         ..Strategy::plain(typed::<Pod>)

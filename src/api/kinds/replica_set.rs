@@ -42,6 +42,7 @@ pub(super) const RESOURCE: Resource = Resource {
         default: workload::default,
         validate: |object, errors| workload::validate(object, "replicaset", errors),
         validate_update: workload::validate_update,
+        warnings: workload::warnings,
         cells,
         ..Strategy::plain(typed::<ReplicaSet>)
     },

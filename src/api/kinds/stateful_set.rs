@@ -43,6 +43,7 @@ pub(super) const RESOURCE: Resource = Resource {
         default,
         validate,
         validate_update,
+        warnings: workload::warnings,
         cells,
         ..Strategy::plain(typed::<StatefulSet>)
     },

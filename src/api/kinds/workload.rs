@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::field_error::{Errors, FieldError};
 use crate::api::json::{int_at, items_at, set_default, text_at};
-use crate::api::kinds::pod_spec;
+use crate::api::kinds::{pod_spec, pod_warnings};
 use crate::api::selector::LabelSelector;
 
 /// Fills in the template and the number of replicas.
@@ -41,6 +41,12 @@ pub(super) fn validate(object: &Value, kind: &str, errors: &mut Errors) {
         Some(Ok(_)) => {}
     }
     validate_template(object, errors);
+}
+
+/// What of the template's pods is without effect.
+pub(super) fn warnings(object: &Value) -> Vec<String> {
+    let template = object.pointer("/spec/template").unwrap_or(&Value::Null);
+    pod_warnings::warnings(template, "spec.template.spec")
 }
 
 /// Checks the numbers of the spec, and a template whose pods run for ever.

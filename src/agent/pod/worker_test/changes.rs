@@ -71,6 +71,45 @@ async fn a_container_whose_image_changes_starts_again_with_it_and_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_gets_another_image_without_a_moment_of_not_being_ready() {
+    let root = root();
+    let hook = json!({"preStop": {"sleep": {"seconds": 1}}});
+    let probe = json!({"httpGet": {"path": "/ready", "port": 80}, "periodSeconds": 1, "failureThreshold": 1});
+    let world = World::start(
+        &root,
+        json!({"spec": {"containers": [
+            {"name": "server", "image": "s:1", "readinessProbe": probe},
+            {"name": "server-with-hook", "image": "h:1", "lifecycle": hook}]}}),
+    );
+    world.ready().await;
+    let before = world.journal.lines().len();
+    // One that cannot be had changes nothing but the events.
+    world.set_image("server", "missing");
+    world.journal.until("event Failed server: Error: no such image", 3).await;
+    world.set_image("server", "s:2");
+    world.journal.until("start server", 2).await;
+    let status = world.status(|s| is(s, "server", |c| c.image == "s:2" && c.ready)).await;
+    let server = of(&status, "server");
+    assert_eq!((server.restart_count, server.image_id.as_str()), (1, "s:2"));
+    let last = server.last_state.as_ref().unwrap().terminated.clone().unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (0, Some("Completed")));
+    world.journal.until("stop server within 30s", 1).await;
+    let at = |line: &str| world.journal.position(line);
+    assert!(at("hand over server") < at("stop server within 30s"));
+    let lines = world.journal.lines();
+    let was_unready = lines[before..].iter().any(|line| line.ends_with("ready=false"));
+    assert!(!was_unready, "{lines:#?}");
+    // What its probe says counts.
+    world.net.broken.lock().push("/ready".to_owned());
+    world.status(|s| is(s, "server", |c| !c.ready)).await;
+    // A hook comes before the stop.
+    world.set_image("server-with-hook", "h:2");
+    world.journal.until("start server-with-hook", 2).await;
+    assert_eq!(world.journal.count("hand over server-with-hook"), 0);
+    assert_eq!(world.journal.count("stop server-with-hook within 29s"), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_waits_for_its_image_waits_no_longer_when_that_changes() {
     let root = root();
     let world =

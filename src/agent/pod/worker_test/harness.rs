@@ -243,6 +243,14 @@ impl Container for ScriptedContainer {
         self.streams.lock().take();
     }
 
+    fn hand_over(&self) -> bool {
+        let serves = self.name.starts_with("server");
+        if serves {
+            self.journal.note(format!("hand over {}", self.name));
+        }
+        serves
+    }
+
     fn usage(&self) -> Usage {
         Usage::default()
     }
