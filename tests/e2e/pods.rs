@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::cluster::Load;
 use crate::support::{Block, Node, PATIENCE, eventually, get, guest, hello, succeed};
 
 /// Pushes guests under their own names; gives their images.
@@ -122,4 +123,40 @@ fn a_static_pod_runs_from_a_folder_and_is_mirrored() {
     });
     let gone = get(node.ingress(), "web", "/", Duration::from_secs(5));
     assert!(gone.is_ok_and(|answer| answer.code != 200));
+}
+
+#[test]
+fn an_image_that_changes_loses_no_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let [hello_p3] = push(&node, ["hello-p3"]);
+    let file = hello();
+    succeed(&mut node.edgeorc(&["deploy", file.to_str().unwrap(), "--wait"]));
+    let get_pod = |path: &str| {
+        let path = format!("jsonpath={{.items[0]{path}}}");
+        let label = "app.kubernetes.io/name=hello";
+        succeed(&mut node.kubectl(&["get", "pods", "-l", label, "-o", &path]))
+    };
+    let pod = get_pod(".metadata.name");
+    let first = get_pod(".spec.containers[0].image");
+    let load = Load::start(node.ingress());
+    for swap in 1..=6 {
+        let image = if swap % 2 == 1 { &hello_p3 } else { &first };
+        let change = format!("hello={image}");
+        succeed(&mut node.kubectl(&["set", "image", &format!("pod/{pod}"), &change]));
+        let status = ".status.containerStatuses[0]['restartCount','ready','image']";
+        until(&node, &pod, status, &format!("{swap} true {image}"));
+    }
+    // What cannot be had changes nothing of what serves.
+    let change = format!("hello={}-none", first.split('@').next().unwrap());
+    succeed(&mut node.kubectl(&["set", "image", &format!("pod/{pod}"), &change]));
+    eventually("the failure is told", PATIENCE, || {
+        let events =
+            succeed(&mut node.kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"]));
+        if events.contains("-none") { Ok(()) } else { Err(events) }
+    });
+    let (asked, failures) = load.stop();
+    assert!(failures.is_empty(), "{} of {asked}: {failures:?}", failures.len());
+    assert_eq!(get_pod(".status.containerStatuses[0]['restartCount','ready']"), "6 true");
 }

@@ -109,8 +109,7 @@ impl Worker {
         let Some(plan) = self.plan.containers.get(at) else { return false };
         let name = plan.name.clone();
         let has_given_way = self.hand_over(at);
-        let how = if has_given_way { "replaced" } else { "restarted" };
-        let message = format!("Container {name} definition changed, will be {how}");
+        let message = format!("Container {name} definition changed, will be restarted");
         self.event_of(at, EventType::Normal, "Killing", message);
         if has_given_way {
             if let Some(is_replaced) = self.replaced.get_mut(at) {
