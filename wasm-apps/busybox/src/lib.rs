@@ -103,6 +103,48 @@ pub fn applet(name: &str) -> Option<Applet> {
     APPLETS.iter().find(|(known, _)| *known == name).map(|(_, applet)| *applet)
 }
 
+/// The options of tools that take letters. What is not among them would be ignored, and the tool would do
+/// something else than it was asked for.
+const OPTIONS: &[(&str, &str)] = &[
+    ("cat", "u"),
+    ("cp", "Rafprv"),
+    ("date", "u"),
+    ("egrep", "EFcehinoqsvx"),
+    ("fgrep", "EFcehinoqsvx"),
+    ("grep", "EFcehinoqsvx"),
+    ("id", "Ggnu"),
+    ("ls", "1ACFadhlnp"),
+    ("mkdir", "pv"),
+    ("mktemp", "dq"),
+    ("mv", "fv"),
+    ("readlink", "fn"),
+    ("rm", "Rfrv"),
+    ("rmdir", ""),
+    ("sha256sum", "b"),
+    ("sort", "nru"),
+    ("tee", "a"),
+    ("touch", "am"),
+    ("tr", "Ccds"),
+    ("uname", "amnrsv"),
+    ("uniq", "cd"),
+    ("wc", "clw"),
+];
+
+/// Runs a tool, unless it is given an option that it does not have; its exit code. `None`: there is no such tool.
+pub fn run_applet(cx: &mut Cx, args: &[String]) -> Option<i32> {
+    let name = args.first()?;
+    let applet = applet(name)?;
+    let own = name.rsplit('/').next().unwrap_or(name);
+    if let Some((_, known)) = OPTIONS.iter().find(|(tool, _)| *tool == own)
+        && let Some(unknown) = cx::letters(args).0.chars().find(|letter| !known.contains(*letter))
+    {
+        let options = if known.is_empty() { "none".to_owned() } else { format!("-{known}") };
+        cx.say(&format!("{own}: invalid option -- '{unknown}' (there are: {options})"));
+        return Some(2);
+    }
+    Some(applet(cx, args))
+}
+
 /// Gives the exit code.
 fn main() -> i32 {
     let mut args: Vec<String> = std::env::args().collect();
@@ -110,8 +152,8 @@ fn main() -> i32 {
         args.remove(0);
     }
     let mut cx = Cx::of_process();
-    let code = match args.first().and_then(|name| applet(name)) {
-        Some(applet) => applet(&mut cx, &args),
+    let code = match run_applet(&mut cx, &args) {
+        Some(code) => code,
         None => {
             let names: Vec<&str> = APPLETS.iter().map(|(name, _)| *name).collect();
             cx.say(&format!("usage: busybox TOOL [ARGUMENT]...\ntools: {}", names.join(" ")));

@@ -2,6 +2,9 @@
 
 use crate::cx::Cx;
 
+/// What `once` says of a format that it does not know.
+const INVALID_DIRECTIVE: i32 = 2;
+
 /// Writes a format with its arguments: `%s %b %d %i %u %x %X %o %c %%`, widths, and escapes. The format is
 /// used again until no argument is left.
 pub fn printf(cx: &mut Cx, args: &[String]) -> i32 {
@@ -18,10 +21,14 @@ pub fn printf(cx: &mut Cx, args: &[String]) -> i32 {
         }
     }
     cx.write(text.as_bytes());
-    if code != 0 {
-        cx.say("printf: invalid number");
+    match code {
+        0 => return 0,
+        INVALID_DIRECTIVE => {
+            cx.say("printf: a directive is not one of %s %b %d %i %u %x %X %o %c %%")
+        }
+        _ => cx.say("printf: invalid number"),
     }
-    code
+    1
 }
 
 /// One turn of the format; whether to go on.
@@ -44,6 +51,10 @@ fn once(format: &str, rest: &mut &[String], text: &mut String, code: &mut i32) -
                 if kind == '%' {
                     text.push('%');
                     continue;
+                }
+                if !"sbdiuxXoc".contains(kind) {
+                    *code = INVALID_DIRECTIVE;
+                    return false;
                 }
                 let argument = rest.split_first().map(|(first, more)| {
                     *rest = more;

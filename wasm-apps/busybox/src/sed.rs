@@ -47,6 +47,10 @@ pub fn main(cx: &mut Cx, args: &[String]) -> i32 {
             "-E" | "-r" => is_extended = true,
             "-i" => in_place = true,
             "-e" => scripts.extend(words.next().cloned()),
+            option if option.len() > 1 && option.starts_with('-') => {
+                cx.say(&format!("sed: invalid option {option:?} (there are: -Eein)"));
+                return 1;
+            }
             _ => names.push(word.clone()),
         }
     }

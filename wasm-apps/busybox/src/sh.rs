@@ -72,8 +72,8 @@ pub fn main(cx: &mut Cx, args: &[String]) -> i32 {
 /// Runs one tool by its words.
 pub fn run(cx: &mut Cx, words: &[String]) -> i32 {
     let Some(name) = words.first() else { return 0 };
-    match crate::applet(name) {
-        Some(applet) => applet(cx, words),
+    match crate::run_applet(cx, words) {
+        Some(code) => code,
         None => {
             cx.say(&format!("sh: {name}: not found"));
             NOT_FOUND

@@ -1,6 +1,6 @@
 //! A web server for the files of a folder, on `wasi:http` 0.2.
 //!
-//! Serves `$DOCUMENT_ROOT` (`/usr/local/apache2/htdocs`), which is a volume of the pod; while there
+//! Serves `$DOCUMENT_ROOT` (`/usr/local/apache2/htdocs`, or nginx's `/usr/share/nginx/html`), which is a volume of the pod; while there
 //! is nothing in it, `/` answers `It works!`. Each request is a line on stdout, in the common log
 //! format without the clock and the names, which the log of the pod has anyway.
 
@@ -18,8 +18,8 @@ wasip2::http::proxy::export!(Httpd);
 
 struct Httpd;
 
-/// Folder when `DOCUMENT_ROOT` is not set: that of the image `httpd`.
-const ROOT_DEFAULT: &str = "/usr/local/apache2/htdocs";
+/// Folders when `DOCUMENT_ROOT` is not set: those of the images `httpd` and `nginx`. The first that is there.
+const ROOT_DEFAULTS: [&str; 2] = ["/usr/local/apache2/htdocs", "/usr/share/nginx/html"];
 const GREETING: &str = "<html><body><h1>It works!</h1></body></html>\n";
 /// Longest write that `blocking-write-and-flush` takes, in bytes.
 const WRITE_BYTES_MAX: usize = 4096;
@@ -53,7 +53,11 @@ impl wasip2::exports::http::incoming_handler::Guest for Httpd {
 }
 
 fn root() -> PathBuf {
-    std::env::var_os("DOCUMENT_ROOT").map_or_else(|| PathBuf::from(ROOT_DEFAULT), PathBuf::from)
+    let of_image = || {
+        let there = ROOT_DEFAULTS.into_iter().find(|folder| Path::new(folder).is_dir());
+        PathBuf::from(there.unwrap_or("/"))
+    };
+    std::env::var_os("DOCUMENT_ROOT").map_or_else(of_image, PathBuf::from)
 }
 
 /// Sends an answer. A write that fails is a client that went away: there is nobody to tell.

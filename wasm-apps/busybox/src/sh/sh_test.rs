@@ -112,6 +112,25 @@ fn functions_and_what_changes_the_shell() {
 }
 
 #[test]
+fn what_a_tool_does_not_have_it_refuses() {
+    for line in [
+        "grep -A1 x /",
+        "sort --nope",
+        "date -d yesterday",
+        "printf %f 1",
+        "sed -z s/a/b/",
+        "ls -R",
+        "mkdir -m 755 x",
+        "test a -nt b",
+        "find / -exec ls",
+    ] {
+        let (text, code) = sh(line, "");
+        assert!(text.is_empty() && code != 0, "{line}: {text:?} {code}");
+    }
+    assert_eq!(sh("ls -la /nowhere; grep -qi B", "b\n"), (String::new(), 0));
+}
+
+#[test]
 fn values_are_replaced_cut_and_counted() {
     all(&[
         (
