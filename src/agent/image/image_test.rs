@@ -347,8 +347,11 @@ async fn always_asks_and_a_node_without_a_server_runs_what_it_has() {
         [(StatusCode::SERVICE_UNAVAILABLE, true), (StatusCode::NOT_FOUND, false)]
     {
         *state.lock() = code;
+        node.told(1).await;
         let ready = node.ready("default/app:v1", PullPolicy::Always).await;
         assert_eq!(ready.is_ok(), is_ready, "{code}: {ready:?}");
+        let told = node.told(2).await.join("; ");
+        assert_eq!(told.contains("is on this node is used"), is_ready, "{told}");
     }
 }
 

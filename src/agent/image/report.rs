@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::agent::image::distribution::Fault;
 use crate::agent::image::known::Resolved;
 use crate::agent::image::{ImageError, Images, SIGNATURE_VALIDATION_FAILED, Wanted};
 use crate::client::{EventType, Regarding};
@@ -33,6 +34,15 @@ impl Images {
             wanted.image
         );
         self.tell(wanted, EventType::Normal, "Pulled", message);
+    }
+
+    /// The registry could not be asked whether the image is still the newest of its name.
+    pub(super) fn tell_unasked(&self, wanted: &Wanted<'_>, fault: &Fault) {
+        let message = format!(
+            "Failed to pull image \"{}\": {fault}. The image that is on this node is used",
+            wanted.image
+        );
+        self.tell(wanted, EventType::Warning, "Failed", message);
     }
 
     pub(super) fn tell_pulling(&self, wanted: &Wanted<'_>) {

@@ -124,6 +124,7 @@ impl Images {
             && let Some(known) = self.open_to(wanted, reference, content)
         {
             tracing::warn!(err = %fault, image = wanted.image, "cannot pull, using the image on this node");
+            self.tell_unasked(wanted, &fault);
             return Ok(known);
         }
         if let Fault::Disk(cause) = &fault

@@ -70,7 +70,10 @@ impl Outside {
         let (payload, signature) = signer.payload(hex);
         let layer = json!({"mediaType": SIMPLE_SIGNING_LAYER, "digest": self.blob(payload.as_bytes()),
             "size": payload.len(), "annotations": {SIGNATURE_ANNOTATION: signature}});
-        self.manifest(&format!("sha256-{hex}.sig"), &json!({"layers": [layer]}).to_string());
+        self.manifest(
+            &format!("sha256-{hex}.sig"),
+            &json!({"schemaVersion": 2, "layers": [layer]}).to_string(),
+        );
         let bundle = signer.bundle(hex);
         let kind = "application/vnd.dev.sigstore.bundle.v0.3+json";
         let layer = json!({"mediaType": kind, "digest": self.blob(bundle.as_bytes()), "size": bundle.len()});
