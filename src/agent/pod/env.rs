@@ -96,6 +96,9 @@ pub(crate) fn environment(
         env.set(name, field(pod, path, sources)?);
     }
     env.set("HOSTNAME", names::shown_hostname(pod));
+    if let Some(folder) = container.working_dir.as_ref().filter(|folder| !folder.is_empty()) {
+        env.set("PWD", folder.clone());
+    }
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or("");
         if let Some(wanted) = &from.config_map_ref {

@@ -7,8 +7,9 @@ use crate::api::json::{is_empty, items_at, text_at};
 
 const NO_USERS: &str = "kept without effect: WebAssembly guests have no users, groups, capabilities or system calls. \
      Rules that only take rights away hold for all of them";
-const NO_SIGNALS: &str =
-    "kept without effect: WebAssembly guests have no processes, signals and working directory";
+const NO_SIGNALS: &str = "kept without effect: WebAssembly guests have no processes and signals";
+const NO_FOLDER: &str =
+    "guests begin at / and find it in the variable PWD: WASI has no working directory";
 const NO_HOST_PORT: &str = "kept and not opened on the node: it only keeps pods that name the same one apart. A Service of \
      type NodePort or LoadBalancer, or an Ingress, leads to pods";
 const NO_PROBE: &str = "the probe or hook will fail: the pod's own address is called, without TLS";
@@ -36,7 +37,7 @@ const OF_CONTAINERS: &[(&str, &str)] = &[
     ("/securityContext/seccompProfile/localhostProfile", NO_USERS),
     ("/securityContext/appArmorProfile/localhostProfile", NO_USERS),
     ("/securityContext/procMount", NO_USERS),
-    ("/workingDir", NO_SIGNALS),
+    ("/workingDir", NO_FOLDER),
     ("/lifecycle/stopSignal", NO_SIGNALS),
 ];
 /// Where a container calls itself.
@@ -136,7 +137,7 @@ mod tests {
                     "spec.securityContext.fsGroup, spec.containers[0].securityContext.runAsUser, \
                      spec.containers[0].securityContext.capabilities.add: {NO_USERS}"
                 ),
-                format!("spec.initContainers[0].workingDir: {NO_SIGNALS}"),
+                format!("spec.initContainers[0].workingDir: {NO_FOLDER}"),
                 format!("spec.containers[0].ports[1].hostPort: {NO_HOST_PORT}"),
                 format!(
                     "spec.containers[0].livenessProbe.httpGet.scheme, \
@@ -161,6 +162,6 @@ mod tests {
         let pod = json!({"spec": {"containers": vec![container; 20]}});
         let said = warnings(&pod, "spec");
         assert_eq!(said.len(), 1);
-        assert!(said[0].contains("containers[7].workingDir and 12 more: kept"), "{said:?}");
+        assert!(said[0].contains("containers[7].workingDir and 12 more: guests"), "{said:?}");
     }
 }
