@@ -196,14 +196,13 @@ async fn a_run_takes_the_place_of_another_and_no_request_is_lost() {
     let node = Arc::new(Node::start());
     let pod = node.pod("10.0.0.1").await;
     let old = pod.start(node.container("hello", app("hello"))).await.unwrap();
-    let slow = {
-        let node = Arc::clone(&node);
-        tokio::spawn(async move { node.get(HELLO, "/burn?ms=1000").await.map(|(code, _)| code) })
-    };
+    let (mut slow, asking) = (tokio::task::JoinSet::new(), Arc::clone(&node));
+    slow.spawn(async move { asking.get(HELLO, "/burn?ms=1000").await.map(|(code, _)| code) });
     let pipe = node.network.connect(HELLO.parse().unwrap()).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(pipe)).await.unwrap();
-    let connection = tokio::spawn(connection);
+    let mut connections = tokio::task::JoinSet::new();
+    connections.spawn(connection);
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let swaps = async {
         let mut old = old;
@@ -234,8 +233,7 @@ async fn a_run_takes_the_place_of_another_and_no_request_is_lost() {
     };
     let ((), asked) = tokio::join!(swaps, asks);
     assert!(asked > 20, "{asked} requests over 20 swaps");
-    assert_eq!(slow.await.unwrap().unwrap(), 200);
-    connection.abort();
+    assert_eq!(slow.join_next().await.unwrap().unwrap().unwrap(), 200);
 }
 
 #[tokio::test]
