@@ -20,7 +20,7 @@ pub(super) async fn respond(call: Call, method: &Method) -> Result<Response<Body
     if !matches!(method.as_str(), "GET" | "HEAD") {
         return Err(Status::method_not_allowed(key.resource, method.as_str()).into());
     }
-    let path = PATHS.iter().find(|path| **path == call.info.rest);
+    let path = PATHS.iter().find(|path| **path == call.info.rest.trim_matches('/'));
     let path = path.ok_or_else(Status::no_such_path)?;
     let found = call.context.store.get(&key, Freshness::Any).await;
     if found.map_err(|error| ApiError::store(error, &key))?.is_none() {

@@ -16,7 +16,7 @@ pub(super) struct RequestInfo {
     pub(super) name: Option<String>,
     /// `status`, `scale`, `log`, ...
     pub(super) subresource: Option<String>,
-    /// What follows `nodes/NAME/proxy/`.
+    /// What follows `.../NAME/proxy`, with the slash before it.
     pub(super) rest: String,
 }
 
@@ -24,6 +24,10 @@ impl RequestInfo {
     /// Reads `/api/v1/...` and `/apis/<group>/<version>/...`. `None` is "no such path".
     pub(super) fn parse(path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let below = |rest: &[&str]| {
+            let whole: String = rest.iter().flat_map(|part| ["/", part]).collect();
+            if path.ends_with('/') { whole + "/" } else { whole }
+        };
         let (group, version, rest) = match parts.as_slice() {
             ["api", version, rest @ ..] => ("", *version, rest),
             ["apis", group, version, rest @ ..] => (*group, *version, rest),
@@ -51,6 +55,10 @@ impl RequestInfo {
                 match tail {
                     [] => info(resource, owned(namespace), None, None),
                     [name] => info(resource, owned(namespace), owned(name), None),
+                    [name, sub @ "proxy", rest @ ..] if matches!(*plural, "pods" | "services") => {
+                        let asked = info(resource, owned(namespace), owned(name), owned(sub))?;
+                        Some(Self { rest: below(rest), ..asked })
+                    }
                     [name, sub] => info(resource, owned(namespace), owned(name), owned(sub)),
                     _ => None,
                 }
@@ -61,7 +69,7 @@ impl RequestInfo {
                 info(resource, None, owned(name), None)
             }
             ["nodes", name, sub @ "proxy", rest @ ..] if group.is_empty() => Some(Self {
-                rest: rest.join("/"),
+                rest: below(rest),
                 ..info(find("nodes")?, None, owned(name), owned(sub))?
             }),
             [plural, name, sub] => {
@@ -116,6 +124,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_a_proxy_keeps_its_slashes() {
+        let rest = |path: &str| {
+            RequestInfo::parse(&format!("/api/v1/namespaces/a/pods/x/proxy{path}")).unwrap().rest
+        };
+        for path in ["", "/", "/b", "/b/", "/b/c"] {
+            assert_eq!(rest(path), path);
+        }
+    }
+
+    #[test]
     fn paths_name_kinds_objects_and_subresources() {
         let cases = [
             ("/api/v1/pods", Some("pods - - -")),
@@ -128,6 +146,12 @@ mod tests {
             ("/api/v1/nodes/n/status", Some("nodes - n status")),
             ("/api/v1/nodes/n/proxy/stats/summary", Some("nodes - n proxy")),
             ("/api/v1/pods/n/proxy/stats/summary", None),
+            ("/api/v1/namespaces/a/pods/x:80/proxy/b/c", Some("pods a x:80 proxy")),
+            (
+                "/api/v1/namespaces/a/services/https:x:web/proxy/",
+                Some("services a https:x:web proxy"),
+            ),
+            ("/api/v1/namespaces/a/configmaps/x/proxy/b", None),
             ("/apis/metrics.k8s.io/v1beta1/nodes/n", Some("nodes - n -")),
             ("/apis/metrics.k8s.io/v1beta1/namespaces/a/pods", Some("pods a - -")),
             ("/apis/metrics.k8s.io/v1beta1/secrets", None),

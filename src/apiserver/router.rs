@@ -21,8 +21,8 @@ use crate::apiserver::query::Query;
 use crate::apiserver::request_info::RequestInfo;
 use crate::apiserver::{
     access, aggregate, body, create, custom_metrics, delete, documents, health, logs, metrics,
-    node_proxy, read, registry, renewals, reviews, service_account, streaming, subresource, update,
-    versions, watch,
+    node_proxy, proxy, read, registry, renewals, reviews, service_account, streaming, subresource,
+    update, versions, watch,
 };
 use crate::store::Store;
 
@@ -145,6 +145,9 @@ async fn dispatch(
         && let Some(leader) = context.store.leader_elsewhere()
     {
         return context.forward.to_leader(&leader, request, &user).await;
+    }
+    if proxy::is_for(&info) {
+        return proxy::respond(&context, &info, request).await;
     }
     let mut headers = request.headers().clone();
     let method = request.method().clone();

@@ -463,4 +463,28 @@ fn port_forward_reaches_a_pod_of_another_node() {
         let exec = ["exec", "web", "--", "sh", "-c", "echo $NODE_NAME"];
         assert_eq!(succeed(&mut session(&server, is_spdy, &exec)), "agent\n");
     }
+    // And requests through the API.
+    succeed(&mut server.kubectl(&["label", "pod", "web", "app=web"]));
+    succeed(&mut server.kubectl(&["expose", "pod", "web", "--port=80", "--target-port=8080"]));
+    for place in ["pods/web", "pods/web:8080", "services/web", "services/http:web:80"] {
+        let path = format!("/api/v1/namespaces/default/{place}/proxy/");
+        eventually(&path, PATIENCE, || {
+            let output = server.kubectl(&["get", "--raw", &path]).output().unwrap();
+            let text = both(&output);
+            if text.contains("pod web on node agent") { Ok(()) } else { Err(text) }
+        });
+        assert_eq!(
+            succeed(&mut server.kubectl(&["get", "--raw", &format!("{path}healthz")])),
+            "ok\n"
+        );
+    }
+    for (place, why) in [
+        ("pods/none", "pods \"none\" not found"),
+        ("services/web:81", "has no port 81"),
+        ("services/ftp:web:80", "invalid proxy request"),
+    ] {
+        let path = format!("/api/v1/namespaces/default/{place}/proxy/");
+        let refused = both(&server.kubectl(&["get", "--raw", &path]).output().unwrap());
+        assert!(refused.contains(why), "{refused}");
+    }
 }

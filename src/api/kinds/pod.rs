@@ -59,6 +59,7 @@ pub(super) const RESOURCE: Resource = Resource {
         subresource("exec", "PodExecOptions", &["create", "get"]),
         subresource("log", "Pod", &["get"]),
         subresource("portforward", "PodPortForwardOptions", &["create", "get"]),
+        subresource("proxy", "PodProxyOptions", &["create", "delete", "get", "patch", "update"]),
     ],
     columns: &[
         Column::NAME,

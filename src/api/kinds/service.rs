@@ -11,7 +11,7 @@ use crate::api::json::{
 use crate::api::kinds::service_rules::{validate, validate_update, warnings};
 use crate::api::meta;
 use crate::api::names::check_dns1123_label;
-use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy};
+use crate::api::resource::{ALL_VERBS, Column, Resource, Strategy, Subresource};
 use crate::api::table::age;
 
 pub(super) const RESOURCE: Resource = Resource {
@@ -30,7 +30,13 @@ pub(super) const RESOURCE: Resource = Resource {
     has_status: true,
     has_scale: false,
     has_generation: false,
-    subresources: &[],
+    subresources: &[Subresource {
+        name: "proxy",
+        kind: "ServiceProxyOptions",
+        group: "",
+        version: "",
+        verbs: &["create", "delete", "get", "patch", "update"],
+    }],
     columns: &[
         Column::NAME,
         Column::text("Type"),

@@ -12,7 +12,7 @@ use crate::api;
 use crate::api::discovery;
 use crate::api::json::{int_at, is_unset, items_at, set, text_at};
 use crate::api::user::UserInfo;
-use crate::apiserver::aggregate::{backend, introduce};
+use crate::apiserver::aggregate::{ask, introduce};
 use crate::apiserver::context::Context;
 use crate::apiserver::forward;
 use crate::store::{Freshness, Page, Scope};
@@ -149,7 +149,7 @@ async fn resources(context: &Context, service: &Value) -> Option<Vec<Value>> {
         forward::get(&format!("/apis/{group}/{version}")).map(|_: Body| Body::empty());
     introduce(request.headers_mut(), &UserInfo::new(OWN_USER, &["system:masters"])).ok()?;
     let asked = async {
-        let answer = backend::ask(context, service, request).await.ok()?;
+        let answer = ask(context, service, request).await.ok()?;
         let body = Limited::new(answer.into_body(), DOCUMENT_BYTES_MAX).collect().await.ok()?;
         serde_json::from_slice::<Value>(&body.to_bytes()).ok()
     };

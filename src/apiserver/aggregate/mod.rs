@@ -10,23 +10,29 @@
 //! - A backend gets no credentials: who asks is in `X-Remote-User` and `X-Remote-Group`, which nobody
 //!   else can set.
 
-mod backend;
 mod discovery;
-mod trust;
+pub(super) mod trust;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use http_body_util::{BodyExt as _, Limited};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
 use crate::api;
-use crate::api::json::is_unset;
+use crate::api::json::{int_at, is_true, is_unset, text_at};
 use crate::api::status::Status;
 use crate::api::user::UserInfo;
 use crate::apiserver::access;
+use crate::apiserver::backend;
 use crate::apiserver::body::BODY_BYTES_MAX;
 use crate::apiserver::context::Context;
 use crate::apiserver::error::ApiError;
@@ -46,6 +52,8 @@ const KEPT_BACK: [HeaderName; 7] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
+/// A port of a Service that says this is spoken to without TLS: our addition.
+const PLAIN: &str = "http";
 const KEEP_ALIVE: &str = "keep-alive";
 const REMOTE: &str = "x-remote-";
 const REMOTE_USER: &str = "x-remote-user";
@@ -95,7 +103,7 @@ pub(super) async fn respond(
         let limited = Limited::new(body, BODY_BYTES_MAX);
         Body::new(limited.map_err(axum::Error::new))
     });
-    let asked = tokio::time::timeout(ANSWER_MAX, backend::ask(context, api_service, request));
+    let asked = tokio::time::timeout(ANSWER_MAX, ask(context, api_service, request));
     let answer = match asked.await {
         Ok(answer) => answer,
         Err(_) => Err("it does not answer in time".to_owned()),
@@ -110,6 +118,41 @@ pub(super) async fn respond(
     Ok(answer)
 }
 
+/// Sends `request` to the server behind the APIService.
+async fn ask(
+    context: &Context,
+    api_service: &Value,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, String> {
+    let text = |path: &str| text_at(api_service, path);
+    let (namespace, name) = (text("/spec/service/namespace"), text("/spec/service/name"));
+    let host = format!("{name}.{namespace}.svc");
+    if let Ok(host) = HeaderValue::from_str(&host) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let wanted = int_at(api_service, "/spec/service/port").unwrap_or(443).to_string();
+    let (places, port) = backend::places(context, (namespace, name), &wanted).await?;
+    // Who names certificates wants them looked at.
+    let is_plain = text("/spec/caBundle").is_empty() && text_at(&port, "/appProtocol") == PLAIN;
+    let tls = if is_plain { None } else { Some((Arc::new(client_config(api_service)?), host)) };
+    backend::ask(context, &places, tls.as_ref(), request).await
+}
+
+/// Whom the server must be.
+fn client_config(api_service: &Value) -> Result<ClientConfig, String> {
+    if is_true(api_service, "/spec/insecureSkipTLSVerify") {
+        return trust::anybody();
+    }
+    let bundle = STANDARD.decode(text_at(api_service, "/spec/caBundle"));
+    let bundle = bundle.map_err(|_| "its caBundle is no base64".to_owned())?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bundle) {
+        let certificate = certificate.map_err(|err| format!("its caBundle: {err}"))?;
+        roots.add(certificate).map_err(|err| format!("its caBundle: {err}"))?;
+    }
+    trust::these(roots)
+}
+
 fn unavailable(api_service: &Value, cause: &str) -> Status {
     let name = api::meta::name(api_service);
     Status::unavailable(format!(
@@ -118,7 +161,7 @@ fn unavailable(api_service: &Value, cause: &str) -> Status {
 }
 
 /// Takes out what may not pass.
-fn sanitize(headers: &mut HeaderMap) {
+pub(super) fn sanitize(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()

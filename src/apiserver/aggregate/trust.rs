@@ -18,8 +18,8 @@ pub(super) fn these(roots: RootCertStore) -> Result<ClientConfig, String> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Anybody: the administrator said `insecureSkipTLSVerify`.
-pub(super) fn anybody() -> Result<ClientConfig, String> {
+/// Anybody: the administrator said `insecureSkipTLSVerify`, or asked for a pod by `https`.
+pub(in crate::apiserver) fn anybody() -> Result<ClientConfig, String> {
     let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(provider);

@@ -1,18 +1,16 @@
-//! The way to a server behind a Service: an endpoint, a connection, TLS.
+//! The way to a server in a pod, by the pod or by a Service: an endpoint, a connection, TLS.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use http::{HeaderValue, Request, Response, header};
+use http::{Request, Response};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -21,8 +19,7 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use tokio_util::sync::PollSender;
 
 use crate::api;
-use crate::api::json::{int_at, is_true, items_at, text_at};
-use crate::apiserver::aggregate::trust;
+use crate::api::json::{int_at, items_at, text_at};
 use crate::apiserver::context::Context;
 use crate::apiserver::streaming::{self, Target};
 use crate::store::{Freshness, Key, Page, Scope};
@@ -33,8 +30,6 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const TO_POD_MAX: usize = 16;
 /// Endpoints that are tried.
 const TRIES_MAX: usize = 3;
-/// A port of a Service that says this is spoken to without TLS: our addition.
-const PLAIN: &str = "http";
 
 /// A connection.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -42,34 +37,27 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Where a server is.
 #[derive(Debug, Clone)]
-enum Place {
+pub(super) enum Place {
     /// A pod, reached through its node.
     Pod { target: Target, port: u16 },
     /// An address outside.
     Address(String, u16),
 }
 
-/// Sends `request` to one of the endpoints; another one is tried while no connection comes about.
+/// Whom a server has to be, and the name that it is asked for.
+pub(super) type Tls = (Arc<ClientConfig>, String);
+
+/// Sends `request` to one of the places; another one is tried while no connection comes about.
 pub(super) async fn ask(
     context: &Context,
-    api_service: &Value,
-    mut request: Request<Body>,
+    places: &[Place],
+    tls: Option<&Tls>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, String> {
-    let host = format!(
-        "{}.{}.svc",
-        text_at(api_service, "/spec/service/name"),
-        text_at(api_service, "/spec/service/namespace")
-    );
-    if let Ok(host) = HeaderValue::from_str(&host) {
-        request.headers_mut().insert(header::HOST, host);
-    }
-    let (places, is_plain) = places(context, api_service).await?;
     let mut failure = "there is no endpoint".to_owned();
     let start = usize::try_from(context.rng.below(places.len().max(1) as u64)).unwrap_or(0);
     for place in places.iter().cycle().skip(start).take(places.len().min(TRIES_MAX)) {
-        let connecting =
-            connect(context, place, (!is_plain).then_some((api_service, host.as_str())));
-        match tokio::time::timeout(CONNECT_MAX, connecting).await {
+        match tokio::time::timeout(CONNECT_MAX, connect(context, place, tls)).await {
             Ok(Ok(io)) => return send(context, io, request).await,
             Ok(Err(cause)) => failure = cause,
             Err(_) => failure = "no connection within 5 s".to_owned(),
@@ -86,7 +74,7 @@ async fn send(
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(io)).await;
     let (mut sender, connection) = shaken.map_err(|err| err.to_string())?;
     // It ends with the answer's body.
-    context.sessions.spawn("aggregated-connection", |cancel| async move {
+    context.sessions.spawn("backend-connection", |cancel| async move {
         let _ = cancel.run_until_cancelled(connection).await;
     });
     let answer = sender.send_request(request).await.map_err(|err| err.to_string())?;
@@ -96,7 +84,7 @@ async fn send(
 async fn connect(
     context: &Context,
     place: &Place,
-    tls: Option<(&Value, &str)>,
+    tls: Option<&Tls>,
 ) -> Result<Box<dyn Io>, String> {
     let io: Box<dyn Io> = match place {
         Place::Pod { target, port } => {
@@ -114,47 +102,36 @@ async fn connect(
             Box::new(tcp.map_err(|err| format!("{address}:{port}: {err}"))?)
         }
     };
-    let Some((api_service, host)) = tls else { return Ok(io) };
-    let connector = TlsConnector::from(Arc::new(client_config(api_service)?));
-    let name = ServerName::try_from(host.to_owned()).map_err(|err| err.to_string())?;
+    let Some((config, host)) = tls else { return Ok(io) };
+    let connector = TlsConnector::from(Arc::clone(config));
+    let name = ServerName::try_from(host.clone()).map_err(|err| err.to_string())?;
     let secured = connector.connect(name, io).await;
     Ok(Box::new(secured.map_err(|err| format!("TLS with {host}: {err}"))?))
 }
 
-/// Whom the server must be.
-fn client_config(api_service: &Value) -> Result<rustls::ClientConfig, String> {
-    if is_true(api_service, "/spec/insecureSkipTLSVerify") {
-        return trust::anybody();
-    }
-    let bundle = STANDARD.decode(text_at(api_service, "/spec/caBundle"));
-    let bundle = bundle.map_err(|_| "its caBundle is no base64".to_owned())?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&bundle) {
-        let certificate = certificate.map_err(|err| format!("its caBundle: {err}"))?;
-        roots.add(certificate).map_err(|err| format!("its caBundle: {err}"))?;
-    }
-    trust::these(roots)
-}
-
-/// The endpoints of the APIService's Service, and whether they are spoken to without TLS.
-async fn places(context: &Context, api_service: &Value) -> Result<(Vec<Place>, bool), String> {
-    let namespace = text_at(api_service, "/spec/service/namespace");
-    let name = text_at(api_service, "/spec/service/name");
-    let wanted = int_at(api_service, "/spec/service/port").unwrap_or(443);
+/// The ready endpoints of a Service's port, and that port as the Service has it; null if it leads outside and
+/// has no such port.
+pub(super) async fn places(
+    context: &Context,
+    (namespace, name): (&str, &str),
+    wanted: &str,
+) -> Result<(Vec<Place>, Value), String> {
     let broken = |_| "the store does not answer".to_owned();
     let services = api::find("", "v1", "services").ok_or("there are no Services")?;
     let key = Key::new(services, Some(namespace), name);
     let service = context.store.get(&key, Freshness::Any).await.map_err(broken)?;
     let service = service.ok_or_else(|| format!("service {namespace}/{name} not found"))?.object;
-    let port =
-        items_at(&service, "/spec/ports").iter().find(|port| int_at(port, "/port") == Some(wanted));
-    // Who names certificates wants them looked at.
-    let has_bundle = !text_at(api_service, "/spec/caBundle").is_empty();
-    let is_plain = !has_bundle && port.is_some_and(|port| text_at(port, "/appProtocol") == PLAIN);
+    let number: Option<u16> = wanted.parse().ok();
+    let ports = items_at(&service, "/spec/ports");
+    let is_wanted = |port: &&Value| match number {
+        Some(number) => int_at(port, "/port") == Some(i64::from(number)),
+        None => text_at(port, "/name") == wanted || (wanted.is_empty() && ports.len() == 1),
+    };
+    let port = ports.iter().find(is_wanted);
     if text_at(&service, "/spec/type") == "ExternalName" {
-        let port = u16::try_from(wanted).unwrap_or(443);
         let outside = text_at(&service, "/spec/externalName").to_owned();
-        return Ok((vec![Place::Address(outside, port)], is_plain));
+        let number = number.ok_or("it leads outside, and its port has to be a number")?;
+        return Ok((vec![Place::Address(outside, number)], port.cloned().unwrap_or_default()));
     }
     let port = port.ok_or_else(|| format!("service {namespace}/{name} has no port {wanted}"))?;
     let slices = api::find("discovery.k8s.io", "v1", "endpointslices");
@@ -169,7 +146,7 @@ async fn places(context: &Context, api_service: &Value) -> Result<(Vec<Place>, b
             places.extend(of_slice(slice, text_at(port, "/name"), namespace));
         }
     }
-    Ok((places, is_plain))
+    Ok((places, port.clone()))
 }
 
 /// The ready endpoints of a slice.
