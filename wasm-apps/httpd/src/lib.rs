@@ -18,8 +18,10 @@ wasip2::http::proxy::export!(Httpd);
 
 struct Httpd;
 
-/// Folders when `DOCUMENT_ROOT` is not set: those of the images `httpd` and `nginx`. The first that is there.
-const ROOT_DEFAULTS: [&str; 2] = ["/usr/local/apache2/htdocs", "/usr/share/nginx/html"];
+/// Folder when `DOCUMENT_ROOT` is not set: that of the image `httpd`.
+const ROOT_DEFAULT: &str = "/usr/local/apache2/htdocs";
+/// That of the image `nginx`, if something is mounted there.
+const ROOT_OF_NGINX: &str = "/usr/share/nginx/html";
 const GREETING: &str = "<html><body><h1>It works!</h1></body></html>\n";
 /// Longest write that `blocking-write-and-flush` takes, in bytes.
 const WRITE_BYTES_MAX: usize = 4096;
@@ -54,8 +56,9 @@ impl wasip2::exports::http::incoming_handler::Guest for Httpd {
 
 fn root() -> PathBuf {
     let of_image = || {
-        let there = ROOT_DEFAULTS.into_iter().find(|folder| Path::new(folder).is_dir());
-        PathBuf::from(there.unwrap_or("/"))
+        // Of what lies below a mount, the folders above it cannot be seen.
+        let is_nginx = Path::new(ROOT_OF_NGINX).is_dir();
+        PathBuf::from(if is_nginx { ROOT_OF_NGINX } else { ROOT_DEFAULT })
     };
     std::env::var_os("DOCUMENT_ROOT").map_or_else(of_image, PathBuf::from)
 }
