@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::agent::dirs::Dirs;
@@ -31,6 +31,22 @@ pub(crate) struct Manager {
     pub(crate) statics: watch::Receiver<Vec<Arc<Pod>>>,
     /// By uid: a pod of the same name with another uid is another pod.
     pub(crate) pods: BTreeMap<String, watch::Sender<Arc<Pod>>>,
+    /// The workers of static pods by namespace and name: the next of a name begins when the last one has ended.
+    pub(crate) statics_running: Turns,
+}
+
+/// Who ran last under a name. A token is cancelled when its holder has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(BTreeMap<(String, String), CancellationToken>);
+
+impl Turns {
+    /// The end of the last one of this name, if there was one, and what ends the turn of the next when dropped.
+    fn next(&mut self, namespace: &str, name: &str) -> (Option<CancellationToken>, DropGuard) {
+        self.0.retain(|_, running| !running.is_cancelled());
+        let turn = CancellationToken::new();
+        let last = self.0.insert((namespace.to_owned(), name.to_owned()), turn.clone());
+        (last, turn.drop_guard())
+    }
 }
 
 impl Manager {
@@ -58,7 +74,10 @@ impl Manager {
             if is_known {
                 self.reconcile(informer.store.state(), own);
             } else {
-                // Without the API nothing is taken away; what is in the folder runs.
+                // Without the API nothing is taken away but what is no longer in the folder.
+                self.take_away(|uid| {
+                    own.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid))
+                });
                 for pod in own {
                     self.see(&uid(&pod), pod);
                 }
@@ -96,11 +115,7 @@ impl Manager {
         let shown = self.tidy_mirrors(&mirrors, &own);
         let wanted: BTreeMap<String, Arc<Pod>> =
             pods.into_iter().map(|pod| (uid(&pod), mirror::from_api(pod))).chain(own).collect();
-        for (uid, sender) in &self.pods {
-            if !wanted.contains_key(uid) && mirror::is_static(&sender.borrow()) {
-                sender.send_modify(|pod| *pod = Arc::new(deleted(pod, self.shared.clock.now())));
-            }
-        }
+        self.take_away(|uid| wanted.contains_key(uid));
         // Dropping the sender tells the worker that its pod is gone.
         self.pods.retain(|uid, _| wanted.contains_key(uid));
         for (uid, pod) in wanted {
@@ -109,6 +124,18 @@ impl Manager {
             }
             self.see(&uid, pod);
         }
+    }
+
+    /// Has the static pods end that are not in the folder any more.
+    fn take_away(&mut self, is_there: impl Fn(&str) -> bool) {
+        let now = self.shared.clock.now();
+        self.pods.retain(|uid, sender| {
+            let is_over = mirror::is_static(&sender.borrow()) && !is_there(uid);
+            if is_over {
+                sender.send_modify(|pod| *pod = Arc::new(deleted(pod, now)));
+            }
+            !is_over
+        });
     }
 
     /// Removes the mirrors of static pods that are not there any more, or that somebody deletes.
@@ -166,6 +193,7 @@ impl Manager {
         }
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
+        let turn = mirror::is_static(&pod).then(|| self.statics_running.next(&namespace, &name));
         let (sender, seen) = watch::channel(pod);
         let dir = self.dirs.pod(uid);
         let worker = Worker::new(Arc::clone(&self.shared), &self.tasks, seen.clone(), dir.clone());
@@ -189,6 +217,12 @@ impl Manager {
         let span = info_span!("pod", k8s.namespace.name = namespace, k8s.pod.name = name);
         self.tasks.spawn("pod", |cancel| {
             async move {
+                let (last, _turn) = turn.unzip();
+                if let Some(last) = last.flatten()
+                    && cancel.run_until_cancelled(last.cancelled()).await.is_none()
+                {
+                    return;
+                }
                 worker.run(cancel).await;
                 residents.remove(&uid);
                 logs.remove(&namespace, &name, &states);
@@ -224,4 +258,25 @@ fn deleted(pod: &Pod, now: jiff::Timestamp) -> Pod {
     pod.metadata.deletion_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
     pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_of_a_name_waits_for_the_last_and_for_no_other() {
+        let mut turns = Turns::default();
+        let (before, first) = turns.next("n", "a");
+        assert!(before.is_none());
+        assert!(turns.next("n", "b").0.is_none());
+        let (before, second) = turns.next("n", "a");
+        let before = before.unwrap();
+        assert!(!before.is_cancelled());
+        drop(first);
+        assert!(before.is_cancelled());
+        drop(second);
+        assert!(turns.next("n", "a").0.is_none(), "nobody runs");
+        assert_eq!(turns.0.len(), 1);
+    }
 }
