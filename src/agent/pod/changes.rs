@@ -66,7 +66,7 @@ impl Worker {
     /// whatever the restart policy says; one that waits waits no longer.
     fn replace(&mut self, at: usize) {
         let Some(plan) = self.plan.containers.get(at) else { return };
-        let (image, role) = (plan.image.clone(), plan.role);
+        let (image, role, is_stopping) = (plan.image.clone(), plan.role, self.is_stopping(at));
         if let Some(backoff) = self.backoffs.get_mut(at) {
             *backoff = Backoff::new(self.shared.restart);
         }
@@ -80,11 +80,20 @@ impl Worker {
             }
             // An init container's work is done, or about to be.
             RunState::Running { .. } if role != Role::Init => {
-                let Some(is_replaced) = self.replaced.get_mut(at) else { return };
-                *is_replaced = true;
-                // One that ends already starts again with the new one.
-                if !self.is_stopping(at) {
-                    self.fetch(at, Duration::ZERO);
+                let is_back = record.image == image;
+                let (Some(is_replaced), Some(due)) =
+                    (self.replaced.get_mut(at), self.due.get_mut(at))
+                else {
+                    return;
+                };
+                match (is_stopping, is_back) {
+                    // It starts again with the new one.
+                    (true, _) => *is_replaced = true,
+                    (false, true) => (*is_replaced, *due) = (false, Due::Now),
+                    (false, false) => {
+                        *is_replaced = true;
+                        self.fetch(at, Duration::ZERO);
+                    }
                 }
             }
             RunState::Running { .. } | RunState::Ended(_) => {}

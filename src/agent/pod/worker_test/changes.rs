@@ -86,6 +86,9 @@ async fn a_server_gets_another_image_without_a_moment_of_not_being_ready() {
     // One that cannot be had changes nothing but the events.
     world.set_image("server", "missing");
     world.journal.until("event Failed server: Error: no such image", 3).await;
+    world.set_image("server", "s:1");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.journal.count("start server"), 1, "it has that image");
     world.set_image("server", "s:2");
     world.journal.until("start server", 2).await;
     let status = world.status(|s| is(s, "server", |c| c.image == "s:2" && c.ready)).await;
