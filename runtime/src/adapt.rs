@@ -13,7 +13,7 @@ use wasi_preview1_component_adapter_provider::{
     WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
     WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
 };
-use wasmparser::{Parser, Payload};
+use wasmparser::{ExternalKind, Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -43,6 +43,11 @@ pub(crate) fn to_component(wasm: &[u8], is_command: bool) -> Result<Vec<u8>, Str
     } else {
         WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER
     };
+    if !exports_memory(wasm).map_err(in_words)? {
+        return Err(
+            "a module for WASI exports its memory as \"memory\", which this one does not".into()
+        );
+    }
     let module = rename_exit(wasm).map_err(in_words)?;
     let mut encoder = ComponentEncoder::default()
         .validate(true)
@@ -58,6 +63,21 @@ pub(crate) fn to_component(wasm: &[u8], is_command: bool) -> Result<Vec<u8>, Str
 /// The tools' own error type, without a dependency on it.
 fn in_words(error: impl std::fmt::Display) -> String {
     format!("{error:#}")
+}
+
+/// Whether there is what the adapters read and write.
+fn exports_memory(wasm: &[u8]) -> wasmparser::Result<bool> {
+    for payload in Parser::new(0).parse_all(wasm) {
+        let Payload::ExportSection(exports) = payload? else { continue };
+        for export in exports {
+            let export = export?;
+            if export.kind == ExternalKind::Memory && export.name == "memory" {
+                return Ok(true);
+            }
+        }
+        break;
+    }
+    Ok(false)
 }
 
 /// Moves `proc_exit` to our adapter, if the module imports it.
@@ -121,6 +141,14 @@ mod tests {
     #[test]
     fn the_exit_adapter_is_a_valid_module() {
         wasmparser::Validator::new().validate_all(&exit_adapter().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_module_without_a_memory_is_told_that_it_needs_one() {
+        let none = wat::parse_str(r#"(module (func (export "_start")))"#).unwrap();
+        assert!(to_component(&none, true).unwrap_err().contains("exports its memory"));
+        let some = r#"(module (memory (export "memory") 1) (func (export "_start")))"#;
+        to_component(&wat::parse_str(some).unwrap(), true).unwrap();
     }
 
     #[test]

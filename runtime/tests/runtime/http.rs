@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgeorc_runtime::{BodyError, ExitReason, HttpError, StartError};
+use edgeorc_runtime::{BodyError, ExitReason, HttpError, Machine, StartError};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::TokioIo;
 
-use crate::support::{Node, app, exit, request};
+use crate::support::{Node, app, app_bytes, compiled_for, exit, request};
 
 const HELLO: &str = "10.0.0.1:8080";
 
@@ -238,14 +238,21 @@ async fn a_run_takes_the_place_of_another_and_no_request_is_lost() {
 
 #[tokio::test]
 async fn a_request_without_room_for_an_instance_is_given_back_after_a_while() {
-    let node = Arc::new(Node::start());
+    // Room for 511 memories, of which one container may have a quarter.
+    const BITS: Option<u32> = Some(38);
+    let node = Arc::new(Node::start_with(|config| config.address_bits_max = BITS));
+    let machine = Machine::probe().with_address_bits_max(BITS);
+    let code = compiled_for(machine, &app_bytes("hello"));
     let pod = node.pod("10.0.0.1").await;
-    let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let container = pod.start(node.container("hello", code)).await.unwrap();
     let mut busy = tokio::task::JoinSet::new();
-    // As many as one container may have on the largest machine.
-    for _ in 0..512 {
+    for _ in 0..160 {
         let node = Arc::clone(&node);
-        busy.spawn(async move { node.get(HELLO, "/burn?ms=600000").await.map(drop) });
+        // However long that takes: who gives up makes room.
+        busy.spawn(async move {
+            let burn = request("/burn?ms=600000", "");
+            node.network.http(HELLO.parse().unwrap(), burn).await.map(drop)
+        });
     }
     let refused = async {
         loop {
