@@ -149,10 +149,14 @@ impl Ports {
         let mut place = None;
         loop {
             let opened = self.opened.notified();
-            if let Some(listener) = self.listener(to) {
-                return Some(listener);
-            }
-            let until = self.waits_until(to)?;
+            let until = {
+                // One look at both: between two, a listener could come.
+                let table = self.table.read();
+                if let Some(listener) = table.listener(to) {
+                    return Some(listener.clone());
+                }
+                table.is_back_by(to)?
+            };
             if place.is_none() {
                 place = Some(self.waiters.try_acquire().ok()?);
             }
@@ -160,28 +164,29 @@ impl Ports {
         }
     }
 
-    /// Until when a listener may come back.
-    fn waits_until(&self, to: SocketAddr) -> Option<Instant> {
-        let table = self.table.read();
-        let any = unspecified(to.ip());
-        let lost = [to, SocketAddr::new(any, to.port())];
-        let until = lost.iter().filter_map(|at| table.lost.get(at)).max().copied();
-        until.filter(|until| *until > Instant::now())
-    }
-
     /// Who listens at this address of the pod.
     pub(crate) fn listener(&self, to: SocketAddr) -> Option<Listener> {
-        let table = self.table.read();
-        let bound = table.by_port.get(&to.port())?;
-        let exact = bound.iter().find(|bound| bound.ip == to.ip());
-        let wildcard = bound
-            .iter()
-            .find(|bound| bound.ip.is_unspecified() && bound.ip.is_ipv4() == to.ip().is_ipv4());
-        exact.or(wildcard)?.listener.clone()
+        self.table.read().listener(to).cloned()
     }
 }
 
 impl Table {
+    fn listener(&self, to: SocketAddr) -> Option<&Listener> {
+        let bound = self.by_port.get(&to.port())?;
+        let exact = bound.iter().find(|bound| bound.ip == to.ip());
+        let wildcard = bound
+            .iter()
+            .find(|bound| bound.ip.is_unspecified() && bound.ip.is_ipv4() == to.ip().is_ipv4());
+        exact.or(wildcard)?.listener.as_ref()
+    }
+
+    /// Until when a listener that went may come back.
+    fn is_back_by(&self, to: SocketAddr) -> Option<Instant> {
+        let lost = [to, SocketAddr::new(unspecified(to.ip()), to.port())];
+        let until = lost.iter().filter_map(|at| self.lost.get(at)).max().copied();
+        until.filter(|until| *until > Instant::now())
+    }
+
     fn is_free(&self, ip: IpAddr, port: u16) -> bool {
         let collides = |bound: &Bound| {
             bound.ip.is_ipv4() == ip.is_ipv4()
@@ -194,6 +199,11 @@ impl Table {
         let next = self.next_ephemeral.clamp(EPHEMERAL_FIRST, EPHEMERAL_LAST);
         self.next_ephemeral = if next == EPHEMERAL_LAST { EPHEMERAL_FIRST } else { next + 1 };
         next
+    }
+
+    fn bound(&mut self, binding: &Binding) -> Option<&mut Bound> {
+        let bound = self.by_port.get_mut(&binding.at.port())?;
+        bound.iter_mut().find(|bound| bound.serial == binding.serial)
     }
 
     fn lose(&mut self, at: SocketAddr) {
@@ -228,22 +238,21 @@ impl Binding {
     /// Starts to take connections. `None` stops.
     pub(crate) fn listen(&self, listener: Option<Listener>) {
         let is_opened = listener.is_some();
-        // A listener may hold the last reference to something that has its own bindings, so the
-        // old one is dropped without the lock.
-        let old = self.with(|bound| std::mem::replace(&mut bound.listener, listener)).flatten();
-        if is_opened {
-            self.ports.table.write().lost.remove(&self.at);
-            self.ports.opened.notify_waiters();
-        } else if old.as_ref().is_some_and(Listener::goes_with_its_container) {
-            self.ports.table.write().lose(self.at);
-        }
-        drop(old);
-    }
-
-    fn with<R>(&self, change: impl FnOnce(&mut Bound) -> R) -> Option<R> {
         let mut table = self.ports.table.write();
-        let bound = table.by_port.get_mut(&self.at.port())?;
-        bound.iter_mut().find(|bound| bound.serial == self.serial).map(change)
+        let old =
+            table.bound(self).and_then(|bound| std::mem::replace(&mut bound.listener, listener));
+        // Under the same lock, so that nobody sees it gone and not remembered.
+        if is_opened {
+            table.lost.remove(&self.at);
+        } else if old.as_ref().is_some_and(Listener::goes_with_its_container) {
+            table.lose(self.at);
+        }
+        drop(table);
+        if is_opened {
+            self.ports.opened.notify_waiters();
+        }
+        // It may hold the last reference to something that has its own bindings: without the lock.
+        drop(old);
     }
 }
 
@@ -342,6 +351,35 @@ mod tests {
         });
         let waited = futures_util::future::join_all(all).await;
         assert_eq!(waited.iter().filter(|is_refused_at_once| **is_refused_at_once).count(), 1);
+    }
+
+    #[test]
+    fn who_asks_while_a_listener_is_replaced_is_never_refused() {
+        let ports = ports();
+        let mut binding = ports.bind(at("0.0.0.0:80")).unwrap();
+        let mut intake = listen(&binding);
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let asker = scope.spawn(|| {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                runtime.enable_time().build().unwrap().block_on(async {
+                    while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                        if ports.listener_soon(at("10.0.0.1:80")).await.is_none() {
+                            return false;
+                        }
+                    }
+                    true
+                })
+            });
+            for _ in 0..20_000 {
+                intake.over.cancel();
+                drop(binding);
+                binding = ports.bind(at("0.0.0.0:80")).unwrap();
+                intake = listen(&binding);
+            }
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(asker.join().unwrap(), "refused");
+        });
     }
 
     #[test]

@@ -61,35 +61,54 @@ pub(crate) struct HttpService {
     over: CancellationToken,
 }
 
-/// Counts requests from their start to the end of their response body.
+/// Counts requests from their start to the end of their response body, until none is left and no
+/// further one comes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InFlight(Arc<Counter>);
 
 #[derive(Debug, Default)]
 struct Counter {
+    /// How many, and [`DRAINED`].
     count: AtomicUsize,
     idle: Notify,
 }
+
+/// Set once nothing is in flight after a stop: what comes later is refused, not cut off.
+const DRAINED: usize = 1 << (usize::BITS - 1);
 
 /// One request in flight.
 #[derive(Debug)]
 pub(crate) struct Ticket(Arc<Counter>);
 
+/// Why a request may not begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Barred {
+    Full,
+    Drained,
+}
+
 impl InFlight {
-    fn enter(&self) -> Option<Ticket> {
-        let ticket = Ticket(Arc::clone(&self.0));
+    fn enter(&self) -> Result<Ticket, Barred> {
+        let before = self.0.count.fetch_add(1, Ordering::Relaxed);
         // Dropping the ticket takes the count back.
-        (self.0.count.fetch_add(1, Ordering::Relaxed) < IN_FLIGHT_MAX).then_some(ticket)
+        let ticket = Ticket(Arc::clone(&self.0));
+        match before {
+            DRAINED.. => Err(Barred::Drained),
+            IN_FLIGHT_MAX.. => Err(Barred::Full),
+            _ => Ok(ticket),
+        }
     }
 
-    async fn idle(&self) {
+    /// Waits until nothing is in flight; nothing gets in from then on.
+    async fn drained(&self) {
         loop {
             let mut idle = std::pin::pin!(self.0.idle.notified());
             idle.as_mut().enable();
-            if self.0.count.load(Ordering::SeqCst) == 0 {
-                return;
+            let (seq, count) = (Ordering::SeqCst, &self.0.count);
+            match count.compare_exchange(0, DRAINED, seq, seq) {
+                Ok(_) | Err(DRAINED..) => return,
+                Err(_) => idle.await,
             }
-            idle.await;
         }
     }
 }
@@ -149,9 +168,9 @@ impl HttpService {
         self.over.is_cancelled()
     }
 
-    /// Waits until no request is in flight.
+    /// Waits until no request is in flight. Those that come later are refused.
     pub(crate) async fn drained(&self) {
-        self.in_flight.idle().await;
+        self.in_flight.drained().await;
     }
 
     /// It was asked to stop. Drained is a success, as of a server that ends on SIGTERM.
@@ -180,8 +199,10 @@ impl HttpService {
         if self.over.is_cancelled() || self.pool.template().meter.is_held() {
             return Err(HttpError::Refused(Unsent::new(request)));
         }
-        let Some(ticket) = self.in_flight.enter() else {
-            return Err(HttpError::Busy(Unsent::new(request)));
+        let ticket = match self.in_flight.enter() {
+            Ok(ticket) => ticket,
+            Err(Barred::Full) => return Err(HttpError::Busy(Unsent::new(request))),
+            Err(Barred::Drained) => return Err(HttpError::Refused(Unsent::new(request))),
         };
         if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
             // HTTP/1.0 need not say it, WASI wants it.
@@ -246,4 +267,33 @@ impl HttpService {
 /// What a trap says, without its backtrace.
 fn first_line(error: &wasmtime::Error) -> String {
     error.chain().last().map_or_else(String::new, ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_gets_in_once_the_last_one_has_left() {
+        let in_flight = InFlight::default();
+        let ticket = in_flight.enter().unwrap();
+        {
+            let mut drained = std::pin::pin!(in_flight.drained());
+            assert!(futures_util::poll!(drained.as_mut()).is_pending());
+            assert!(in_flight.enter().is_ok(), "callers that were on their way");
+            drop(ticket);
+            drained.await;
+        }
+        assert_eq!(in_flight.enter().unwrap_err(), Barred::Drained);
+        in_flight.drained().await;
+    }
+
+    #[test]
+    fn so_many_requests_are_in_flight_and_no_more() {
+        let in_flight = InFlight::default();
+        let mut tickets: Vec<_> = (0..IN_FLIGHT_MAX).map(|_| in_flight.enter().unwrap()).collect();
+        assert_eq!(in_flight.enter().unwrap_err(), Barred::Full);
+        tickets.pop();
+        assert!(in_flight.enter().is_ok());
+    }
 }
