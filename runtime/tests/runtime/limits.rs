@@ -188,11 +188,20 @@ async fn a_limited_guest_gets_its_share() {
     let mut config = node.container("spinner", wat(SPINS));
     config.cpu_millis_max = Some(100);
     let container = pod.start(config).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let used = container.usage().cpu;
-    // 200 ms are earned, and 10 ms are free; the latest stretch may be overdrawn.
-    let share = Duration::from_millis(100)..Duration::from_millis(300);
-    assert!(share.contains(&used), "{used:?} in 2 s at 100m");
+    let begin = Instant::now();
+    // 200 ms are earned, and 10 ms are free; the latest stretch may be overdrawn. Others may leave it less
+    // of the machine, but not all the time.
+    let (least, most) = (Duration::from_millis(100), Duration::from_millis(300));
+    loop {
+        let before = container.usage().cpu;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let used = container.usage().cpu - before;
+        assert!(used < most, "{used:?} in 2 s at 100m");
+        if used >= least {
+            break;
+        }
+        assert!(begin.elapsed() < crate::support::PATIENCE, "never more than {used:?} in 2 s");
+    }
 }
 
 #[tokio::test]
@@ -206,17 +215,27 @@ async fn busy_guests_share_a_thread_by_their_requests() {
         spinners.push(pod.start(config).await.unwrap());
     }
     let [one, three] = &spinners[..] else { unreachable!() };
-    let before = [one.usage().cpu, three.usage().cpu];
-    let used = || [one.usage().cpu - before[0], three.usage().cpu - before[1]];
     let begin = Instant::now();
-    // They run where nobody else wants the processor: how long that takes is the machine's business.
-    while used().iter().sum::<Duration>() < Duration::from_millis(1200) {
-        assert!(begin.elapsed() < Duration::from_secs(60), "the thread was idle: {:?}", used());
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    // They run where nobody else wants the processor: how long that takes is the machine's business,
+    // and who is in the middle of a stretch when it does.
+    loop {
+        let before = [one.usage().cpu, three.usage().cpu];
+        let used = || [one.usage().cpu - before[0], three.usage().cpu - before[1]];
+        while used().iter().sum::<Duration>() < Duration::from_millis(1200) {
+            assert!(
+                begin.elapsed() < Duration::from_secs(300),
+                "the thread was idle: {:?}",
+                used()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let used = used();
+        let ratio = used[1].as_secs_f64() / used[0].as_secs_f64();
+        if (2.0..4.5).contains(&ratio) {
+            break;
+        }
+        assert!(begin.elapsed() < crate::support::PATIENCE, "{used:?}: 1 to {ratio:.1}");
     }
-    let used = used();
-    let ratio = used[1].as_secs_f64() / used[0].as_secs_f64();
-    assert!((2.0..4.5).contains(&ratio), "{used:?}: 1 to {ratio:.1}");
 }
 
 /// Grows a table by 1000 elements until it may not, then exits with 7.
@@ -344,10 +363,13 @@ async fn cpu_time_of_requests_is_counted() {
     let node = Node::start();
     let pod = node.pod("10.0.0.1").await;
     let container = pod.start(node.container("hello", app("hello"))).await.unwrap();
-    node.get("10.0.0.1:8080", "/burn?ms=1000").await.unwrap();
+    // As much as there is for it: others may keep the processor busy.
+    let begin = Instant::now();
+    while container.usage().cpu < Duration::from_millis(20) {
+        assert!(begin.elapsed() < crate::support::PATIENCE, "{:?}", container.usage().cpu);
+        node.get("10.0.0.1:8080", "/burn?ms=1000").await.unwrap();
+    }
     let used = container.usage().cpu;
-    // As much as there was for it: others may have kept the processor busy.
-    assert!(used >= Duration::from_millis(20), "{used:?}");
     // Nothing runs now, so nothing is counted.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(container.usage().cpu <= used + Duration::from_millis(30));
