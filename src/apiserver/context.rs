@@ -10,15 +10,15 @@ use tokio_util::sync::CancellationToken;
 use crate::apiserver::by_node::ByNode;
 use crate::apiserver::compiled::{self, CompiledConfig};
 use crate::apiserver::image_policy::ImageVerifier;
-use crate::apiserver::registry::Registry;
+use crate::apiserver::registry::{self, Collected as RegistryCollected, Registry};
 use crate::apiserver::renewals::Relay;
 use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
 use crate::apiserver::{forward, router, streaming};
 use crate::config::ServiceCidrs;
 use crate::net::Peers;
-use crate::rt::{Rng, TaskGroup, WallClock};
-use crate::store::Store;
+use crate::rt::{DiskMarks, Rng, TaskGroup, WallClock};
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// What the API server is made of.
@@ -120,6 +120,23 @@ impl ApiServer {
         if self.context.image_verifier.set(verifier).is_err() {
             tracing::debug!("images are verified already");
         }
+    }
+
+    /// Deletes what nothing names from the registry until `cancel`: every hour, and as the disk fills.
+    pub async fn collect_garbage(&self, marks: DiskMarks, cancel: CancellationToken) {
+        registry::collect_garbage(&self.context, marks, cancel).await;
+    }
+
+    /// Does that once, with so many bytes to free.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; what was deleted until then was rightly so.
+    pub async fn collect_garbage_once(
+        &self,
+        wanted_bytes: u64,
+    ) -> Result<RegistryCollected, StoreError> {
+        registry::collect_once(&self.context, wanted_bytes).await
     }
 
     /// The paths of compiled code, to be merged with [`Self::router`].

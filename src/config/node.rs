@@ -11,14 +11,12 @@ use crate::config::{
     ConfigError, DeviceSettings, DnsSettings, Environment, EvictionSettings, HostPath, NodeFlags,
     PodCidrs, Proxies, ServiceCidrs, TracingSettings, parse_thresholds,
 };
+use crate::rt::DiskMarks;
 
 /// Default port of the HTTP ingress.
 const INGRESS_PORT: u16 = 8080;
 /// Default port of the HTTPS ingress.
 const INGRESS_HTTPS_PORT: u16 = 8443;
-/// Default marks of image garbage collection, in percent: kubelet's.
-const GC_HIGH_PERCENT: u8 = 85;
-const GC_LOW_PERCENT: u8 = 80;
 /// Default number of pods on a node: as many as a /24 has addresses for.
 const PODS_MAX: u32 = 250;
 /// The longest value of a label, and name in its key.
@@ -124,10 +122,8 @@ pub struct Sandboxes {
 pub struct ImageFlags {
     /// `registries.yaml` as it was named; `None` is the one in the data folder, if there is one.
     pub registries_file: Option<PathBuf>,
-    /// Use of the disk, in percent, above which unused images are deleted. Default 85.
-    pub gc_high_threshold_percent: u8,
-    /// Use of the disk, in percent, down to which they are. Default 80.
-    pub gc_low_threshold_percent: u8,
+    /// Above which use of the disk unused images are deleted, and down to which.
+    pub gc_marks: DiskMarks,
     /// Whether this node compiles components. A small one may run what servers compile. Default true.
     pub compiles: bool,
     /// Proxies on the way to registries. Default: those of the environment.
@@ -161,14 +157,17 @@ impl NodeSettings {
             _ => return Err(ConfigError::JoinWithoutToken),
         };
         let timing = timing(flags.restart_backoff_min, flags.restart_backoff_max)?;
+        let default_marks = DiskMarks::default();
         let images = ImageFlags {
             registries_file: flags.registries_file,
-            gc_high_threshold_percent: flags.image_gc_high.unwrap_or(GC_HIGH_PERCENT),
-            gc_low_threshold_percent: flags.image_gc_low.unwrap_or(GC_LOW_PERCENT),
+            gc_marks: DiskMarks {
+                high_percent: flags.image_gc_high.unwrap_or(default_marks.high_percent),
+                low_percent: flags.image_gc_low.unwrap_or(default_marks.low_percent),
+            },
             compiles: !flags.no_compile,
             proxies: environment.proxies.clone(),
         };
-        let (low, high) = (images.gc_low_threshold_percent, images.gc_high_threshold_percent);
+        let (low, high) = (images.gc_marks.low_percent, images.gc_marks.high_percent);
         if low >= high || high > 100 {
             return Err(ConfigError::ImageGcThresholds { low, high });
         }
@@ -386,7 +385,7 @@ mod tests {
             NodeSettings::build(flags, &Environment::default())
         };
         let default = build(None, None).unwrap().images;
-        assert_eq!((default.gc_low_threshold_percent, default.gc_high_threshold_percent), (80, 85));
+        assert_eq!((default.gc_marks.low_percent, default.gc_marks.high_percent), (80, 85));
         assert!(build(Some(10), Some(20)).is_ok());
         for (low, high) in [(Some(90), None), (None, Some(80)), (None, Some(101))] {
             let refused = build(low, high);

@@ -66,11 +66,7 @@ fn image_settings(base: &Base) -> ImageSettings {
     ImageSettings {
         registries_file: Some(named.unwrap_or_else(|| base.dir.join("registries.yaml"))),
         proxies: flags.proxies.clone(),
-        gc: ImageGcSettings {
-            high_threshold_percent: flags.gc_high_threshold_percent,
-            low_threshold_percent: flags.gc_low_threshold_percent,
-            ..ImageGcSettings::default()
-        },
+        gc: ImageGcSettings { marks: flags.gc_marks, ..ImageGcSettings::default() },
         ..ImageSettings::default()
     }
 }

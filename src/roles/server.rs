@@ -133,6 +133,10 @@ pub(super) async fn start_server(
     base.tasks.spawn("leader", |cancel| leader.run(group, cancel));
     serve_https(base, listener, router.clone())?;
     tracing::info!(url, "the API is ready");
+    let (registry, marks) = (api.clone(), base.settings.images.gc_marks);
+    base.tasks.spawn("registry-gc", |cancel| async move {
+        registry.collect_garbage(marks, cancel).await;
+    });
     let client = as_user("edgeorc-admin");
     let (images, loader) = (base.dir.join("images"), client.clone());
     base.tasks.spawn("images-folder", |cancel| async move {

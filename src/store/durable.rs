@@ -191,6 +191,16 @@ impl Durable {
         after: &str,
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
+        let entries = self.raw_entries(prefix, after, limit).await?;
+        Ok(entries.into_iter().map(|(key, _)| key).collect())
+    }
+
+    pub(super) async fn raw_entries(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
         self.replica.read_barrier().await?;
         // No key holds a byte above those of UTF-8.
         let end = [prefix.as_bytes(), &[0xff]].concat();
@@ -200,7 +210,8 @@ impl Durable {
             return Ok(Vec::new());
         }
         let page = self.replica.range(&start, &end, limit, None)?;
-        Ok(page.entries.iter().map(|e| String::from_utf8_lossy(&e.key).into_owned()).collect())
+        let key = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        Ok(page.entries.into_iter().map(|entry| (key(&entry.key), entry.value)).collect())
     }
 
     pub(super) async fn claimed(

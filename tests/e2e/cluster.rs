@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Block, Node, PATIENCE, both, eventually, get, hello, succeed};
+use crate::support::{Block, Node, PATIENCE, both, eventually, get, guest, hello, succeed};
 
 /// Longest a request may take; a failed one is one without a 200 by then.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
@@ -209,9 +209,19 @@ fn three_nodes_spread_balance_and_survive_the_loss_of_the_leader() {
     assert!(writes <= WRITES_WITHIN, "writes only after {writes:?}");
     assert!(replicas <= REPLICAS_WITHIN, "replicas only after {replicas:?}");
 
-    // Take it back: it becomes ready and gets pods again.
+    // Take it back: it gets what was pushed meanwhile, becomes ready and gets pods again.
+    let busybox = guest("busybox");
+    succeed(&mut nodes[survivor].edgeorc(&["push", busybox.to_str().unwrap(), "tools:v1"]));
     nodes[lost].restart();
     nodes[lost].wait_ready();
+    eventually("it has what was pushed without it", PATIENCE, || {
+        let blobs = |node: &Node| -> BTreeSet<_> {
+            let files = std::fs::read_dir(node.data_dir.join("registry/sha256")).unwrap();
+            files.map(|file| file.unwrap().file_name()).collect()
+        };
+        let (all, own) = (blobs(&nodes[survivor]), blobs(&nodes[lost]));
+        if all == own { Ok(()) } else { Err((all, own)) }
+    });
     ready_and_untainted(&nodes[survivor], &nodes[lost].name, "True");
     succeed(&mut nodes[survivor].edgeorc(&["scale", "deploy/hello", "--replicas", "9"]));
     eventually("the node that came back is used", PATIENCE, || {

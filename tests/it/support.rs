@@ -35,8 +35,9 @@ impl Transport for Nobody {
 pub(crate) struct Api {
     pub(crate) router: axum::Router,
     pub(crate) store: Store,
+    pub(crate) server: ApiServer,
     cancel: CancellationToken,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Api {
@@ -101,7 +102,13 @@ impl Api {
             bookmark_interval: Duration::from_millis(100),
             cancel: cancel.clone(),
         });
-        Self { router: server.router(), store, cancel, _folder: folder }
+        Self { router: server.router(), store, server, cancel, folder }
+    }
+
+    /// The file of a blob of the registry.
+    pub(crate) fn blob(&self, digest: &str) -> std::path::PathBuf {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        self.folder.path().join("registry/sha256").join(hex)
     }
 
     /// What the controllers are told of heartbeats.

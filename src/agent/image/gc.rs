@@ -23,6 +23,7 @@ use crate::agent::image::signed::SIGNATURES;
 use crate::agent::image::volume::{TEMPORARY, tree_bytes};
 use crate::agent::image::{Images, ReadyVolume};
 use crate::client::{EventType, Regarding};
+use crate::rt::{Disk, DiskMarks};
 
 /// File with the times of last use.
 const USED_FILE: &str = "used.json";
@@ -38,10 +39,8 @@ const HEX_LEN: usize = 64;
 /// When unused images are deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageGcSettings {
-    /// Above this use of the disk, in percent, images are deleted; 100 is never. Default 85.
-    pub high_threshold_percent: u8,
-    /// Deleting stops below this use of the disk, in percent. Default 80.
-    pub low_threshold_percent: u8,
+    /// Above which use of the disk, and down to which.
+    pub marks: DiskMarks,
     /// An image that was fetched or used within this time stays. Default 2 min.
     pub minimum_age: Duration,
     /// Pause between two looks at the disk. Default 5 min.
@@ -51,8 +50,7 @@ pub struct ImageGcSettings {
 impl Default for ImageGcSettings {
     fn default() -> Self {
         Self {
-            high_threshold_percent: 85,
-            low_threshold_percent: 80,
+            marks: DiskMarks::default(),
             minimum_age: Duration::from_secs(120),
             period: Duration::from_secs(300),
         }
@@ -101,39 +99,6 @@ impl Ledger {
             self.last_used.insert(layer.clone(), now);
         }
         !let_go.is_empty()
-    }
-}
-
-/// How full the disk with the images is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Disk {
-    pub(super) capacity: u64,
-    pub(super) available: u64,
-}
-
-impl Disk {
-    fn of(folder: &Path) -> std::io::Result<Self> {
-        let stat = rustix::fs::statvfs(folder)?;
-        Ok(Self {
-            // As df counts: what is reserved for root is nobody's to use.
-            capacity: stat
-                .f_blocks
-                .saturating_sub(stat.f_bfree)
-                .saturating_add(stat.f_bavail)
-                .saturating_mul(stat.f_frsize),
-            available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        })
-    }
-
-    /// How many bytes must go, in kubelet's arithmetic; 0 below the high mark.
-    fn excess(self, settings: &ImageGcSettings) -> u64 {
-        let free_percent = self.available.saturating_mul(100).checked_div(self.capacity);
-        let used_percent = 100_u64.saturating_sub(free_percent.unwrap_or(100));
-        if used_percent < u64::from(settings.high_threshold_percent) {
-            return 0;
-        }
-        let to_be_free = 100_u64.saturating_sub(u64::from(settings.low_threshold_percent));
-        (self.capacity / 100).saturating_mul(to_be_free).saturating_sub(self.available)
     }
 }
 
@@ -221,7 +186,7 @@ impl Images {
 
     /// One look: forgets pods that are gone, removes what is stale, and frees what the disk needs.
     pub(super) fn pass(&self, disk: Disk) -> std::io::Result<Collected> {
-        self.free(disk.excess(&self.gc))
+        self.free(disk.excess(self.gc.marks))
     }
 
     /// As [`Self::pass`], with so many bytes to free.
@@ -465,12 +430,12 @@ mod tests {
 
     #[test]
     fn above_the_high_mark_the_disk_is_freed_down_to_the_low_one() {
-        let settings = ImageGcSettings::default();
+        let marks = DiskMarks::default();
         let cases = [(0, 0), (84, 0), (85, 50), (90, 100), (100, 200)];
         for (used, excess) in cases {
-            assert_eq!(disk(used).excess(&settings), excess, "{used} %");
+            assert_eq!(disk(used).excess(marks), excess, "{used} %");
         }
-        assert_eq!(Disk { capacity: 0, available: 0 }.excess(&settings), 0);
+        assert_eq!(Disk { capacity: 0, available: 0 }.excess(marks), 0);
     }
 
     #[test]

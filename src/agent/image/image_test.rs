@@ -16,12 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Keyring;
 use super::distribution::Fault;
-use super::gc::Disk;
 use super::*;
 use crate::agent::config::Compiler;
 use crate::agent::pod::start::StartFailure;
 use crate::config::Proxies;
-use crate::rt::TaskGroup;
+use crate::rt::{Disk, TaskGroup};
 
 pub(super) const WASM: &[u8] = b"\0asm\x0d\0\x01\0 a component, as far as a shell script can tell";
 /// Where the line of a registry that breaks is cut.

@@ -8,10 +8,10 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::json;
 
-use super::gc::Disk;
 use super::image_test::{COPY, Node, digest_of};
 use super::tar::tests::entry;
 use super::*;
+use crate::rt::Disk;
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const FULL: Disk = Disk { capacity: 1_000_000, available: 1000 };

@@ -1,19 +1,44 @@
 //! Blobs on disk, by digest.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::fs::{self, File};
 
-/// Content-addressed files under `<dir>/sha256/`.
+/// Letters of a digest in hex.
+const HEX_LEN: usize = 64;
+/// A file whose time is younger than this is not written to once more.
+const HELD_AFTER: Duration = Duration::from_secs(600);
+
+/// Content-addressed files under `<dir>/sha256/`. The time of a file's modification is when somebody
+/// counted on it last: pushed it, was told that it is here, or named it in a manifest.
 #[derive(Debug)]
 pub(super) struct Blobs {
     dir: PathBuf,
+    /// Held while a file is looked at and noted as counted on, or deleted: never both.
+    turn: Arc<Mutex<()>>,
+}
+
+/// The file of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlobFile {
+    pub(super) bytes: u64,
+    /// When somebody counted on it last.
+    pub(super) held: SystemTime,
 }
 
 impl Blobs {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir: dir.join("sha256") }
+        Self { dir: dir.join("sha256"), turn: Arc::default() }
+    }
+
+    /// Where they are; made when the first one comes.
+    pub(super) fn folder(&self) -> &Path {
+        &self.dir
     }
 
     /// Where a blob is, if it is here.
@@ -38,5 +63,77 @@ impl Blobs {
         fs::create_dir_all(&self.dir).await?;
         fs::rename(file, self.path(hex)).await?;
         File::open(&self.dir).await?.sync_all().await
+    }
+
+    /// Notes that somebody counts on a blob, if it is here; what was known of it before.
+    pub(super) async fn hold(&self, hex: &str) -> io::Result<Option<BlobFile>> {
+        let path = self.path(hex);
+        self.in_turn(move || {
+            let file = match std::fs::File::open(path) {
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+                file => file?,
+            };
+            let meta = file.metadata()?;
+            let (held, now) = (meta.modified()?, SystemTime::now());
+            if !now.duration_since(held).is_ok_and(|age| age < HELD_AFTER) {
+                file.set_modified(now)?;
+            }
+            Ok(Some(BlobFile { bytes: meta.len(), held }))
+        })
+        .await
+    }
+
+    /// Deletes a blob that nobody has counted on since `before`. Whether it did.
+    pub(super) async fn delete_unless_held(
+        &self,
+        hex: &str,
+        before: SystemTime,
+    ) -> io::Result<bool> {
+        let path = self.path(hex);
+        self.in_turn(move || {
+            let held = match std::fs::metadata(&path) {
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+                meta => meta?.modified()?,
+            };
+            if held >= before {
+                return Ok(false);
+            }
+            std::fs::remove_file(&path).map(|()| true)
+        })
+        .await
+    }
+
+    /// All that are here, by digest; none if there never was one.
+    pub(super) async fn files(&self) -> io::Result<BTreeMap<String, BlobFile>> {
+        let dir = self.dir.clone();
+        let read = move || {
+            let mut all = BTreeMap::new();
+            let entries = match std::fs::read_dir(dir) {
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(all),
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                if name.len() == HEX_LEN {
+                    let meta = entry.metadata()?;
+                    all.insert(name, BlobFile { bytes: meta.len(), held: meta.modified()? });
+                }
+            }
+            Ok(all)
+        };
+        tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+    }
+
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let turn = Arc::clone(&self.turn);
+        let work = move || {
+            let _turn = turn.lock();
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
     }
 }

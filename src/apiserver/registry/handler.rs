@@ -177,6 +177,10 @@ async fn blob(
     let hex = name::digest(digest)?;
     let blobs = &context.registry.blobs;
     let io = |cause: std::io::Error| OciError::io(&cause);
+    if *method == Method::HEAD {
+        // Whoever hears that it is here does not send it.
+        replicas::hold(context, hex).await?;
+    }
     let mut found = blobs.open(hex).await.map_err(io)?;
     if found.is_none() && replicas::fetch(context, hex).await? {
         found = blobs.open(hex).await.map_err(io)?;

@@ -21,7 +21,7 @@ use crate::apiserver::registry::{referrers, replicas};
 use crate::apiserver::response;
 
 /// Root of the manifests in the store.
-const MANIFESTS: &str = "/oci/manifests/";
+pub(super) const MANIFESTS: &str = "/oci/manifests/";
 /// Largest manifest, in bytes: it is one entry of the store.
 const MANIFEST_BYTES_MAX: usize = 1024 * 1024;
 /// Most that is read of one that is larger.
@@ -97,6 +97,22 @@ async fn read(
 ) -> Result<Option<Manifest>, OciError> {
     let found = context.store.raw_get(&key(repository, reference)).await?;
     Ok(found.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+/// Keys of the manifest of this digest in hex, and of those of its tags that are given.
+pub(super) fn keys_of<'a>(
+    repository: &str,
+    hex: &str,
+    tags: impl Iterator<Item = &'a str>,
+) -> Vec<String> {
+    let digest = std::iter::once(key(repository, &format!("sha256:{hex}")));
+    digest.chain(tags.map(|tag| key(repository, tag))).collect()
+}
+
+/// Digest and content, in base64, of a manifest as it is stored.
+pub(super) fn parse(stored: &[u8]) -> Option<(String, String)> {
+    let manifest: Manifest = serde_json::from_slice(stored).ok()?;
+    Some((manifest.digest, manifest.content))
 }
 
 async fn put(
@@ -176,7 +192,7 @@ async fn check(context: &Context, manifest: &Value) -> Result<(), OciError> {
         }
         let digest = part.get("digest").and_then(Value::as_str);
         let digest = digest.ok_or_else(|| invalid("config and layers need a digest each"))?;
-        let found = replicas::size(context, name::digest(digest)?).await?;
+        let found = replicas::hold(context, name::digest(digest)?).await?;
         let size = found.ok_or_else(|| OciError::not_found("MANIFEST_BLOB_UNKNOWN", digest))?;
         let said = part.get("size").and_then(Value::as_u64);
         if said.is_some_and(|said| said != size) {
@@ -230,8 +246,8 @@ fn link(answer: &mut Response<Body>, path: &str) {
     }
 }
 
-/// Removes a tag; or a manifest by its digest, with all tags that name it. Its blobs stay: they
-/// belong to no repository.
+/// Removes a tag; or a manifest by its digest, with all tags that name it. Its blobs go by
+/// [`super::gc`]: others may name them.
 async fn delete(context: &Context, repository: &str, reference: &str) -> Answer {
     let unknown = || OciError::not_found("MANIFEST_UNKNOWN", &format!("{repository}:{reference}"));
     let stored = read(context, repository, reference).await?.ok_or_else(unknown)?;

@@ -12,9 +12,11 @@
 //! - A file under `sha256/` holds exactly the bytes its name says: it is renamed there only after
 //!   its digest was checked.
 //! - Every error is an OCI error document.
+//! - What somebody counts on is not deleted: see [`gc`].
 //! - A service account pushes only where its annotation and its namespace let it.
 
 mod blobs;
+mod gc;
 mod handler;
 mod manifests;
 mod name;
@@ -25,13 +27,17 @@ mod uploads;
 
 use std::path::PathBuf;
 
+pub use gc::Collected;
 pub(super) use handler::range_start;
 
 use axum::body::Body;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
+use crate::rt::DiskMarks;
+use crate::store::StoreError;
 
 /// Tells Docker's clients that this is a registry.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -47,6 +53,20 @@ impl Registry {
     pub(super) fn new(dir: PathBuf) -> Self {
         Self { uploads: uploads::Uploads::new(dir.join("uploads")), blobs: blobs::Blobs::new(dir) }
     }
+}
+
+/// Deletes what nothing names until `cancel`, and more when the disk is full.
+pub(super) async fn collect_garbage(
+    context: &Context,
+    marks: DiskMarks,
+    cancel: CancellationToken,
+) {
+    gc::run(context, marks, cancel).await;
+}
+
+/// One pass of the same, which is to free so many bytes.
+pub(super) async fn collect_once(context: &Context, wanted: u64) -> Result<Collected, StoreError> {
+    gc::collect(context, wanted).await
 }
 
 /// The file of a blob, fetched from another server if it is not here. `None`: no server has it.

@@ -7,7 +7,7 @@ use crate::apiserver::context::Context;
 use crate::apiserver::query::Query;
 use crate::apiserver::registry::handler::{Answer, DIGEST_HEADER, not_allowed, with_headers};
 use crate::apiserver::registry::name::{self, OciError};
-use crate::apiserver::registry::replicas::{fetch, replicate};
+use crate::apiserver::registry::replicas::{hold, replicate};
 
 /// Answers a request for the upload `session`; without one it begins one.
 pub(super) async fn respond(
@@ -60,9 +60,7 @@ async fn begin(
     if let Some(digest) = query.get("mount") {
         // Blobs belong to no repository: whoever may push here may use any that is here.
         let hex = name::digest(digest)?;
-        let opened = context.registry.blobs.open(hex).await;
-        let is_here = opened.map_err(|cause| OciError::io(&cause))?.is_some();
-        if is_here || fetch(context, hex).await? {
+        if hold(context, hex).await?.is_some() {
             return Ok(created(repository, digest));
         }
     }

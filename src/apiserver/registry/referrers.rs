@@ -52,6 +52,11 @@ pub(super) fn key_of(repository: &str, manifest: &Value, digest: &str) -> Option
     Some(format!("{REFERRERS}{repository}/{subject}/{digest}"))
 }
 
+/// The same, of digests in hex.
+pub(super) fn key(repository: &str, subject: &str, hex: &str) -> String {
+    format!("{REFERRERS}{repository}/sha256:{subject}/sha256:{hex}")
+}
+
 /// The manifests whose subject `digest` is, as an index; those of one type if asked for it.
 pub(super) async fn list(
     context: &Context,

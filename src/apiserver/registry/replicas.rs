@@ -104,15 +104,16 @@ async fn while_moving<T>(work: impl Future<Output = T>, moved: &AtomicU64) -> Op
     }
 }
 
-/// The size of a blob that this server has, or now fetches; `None`: nobody has it.
-pub(super) async fn size(context: &Context, hex: &str) -> Result<Option<u64>, OciError> {
+/// The size of a blob that this server has, or now fetches, and keeps for whoever asks; `None`: nobody
+/// has it.
+pub(super) async fn hold(context: &Context, hex: &str) -> Result<Option<u64>, OciError> {
     let blobs = &context.registry.blobs;
     let io = |cause: std::io::Error| OciError::io(&cause);
-    let mut found = blobs.open(hex).await.map_err(io)?;
+    let mut found = blobs.hold(hex).await.map_err(io)?;
     if found.is_none() && fetch(context, hex).await? {
-        found = blobs.open(hex).await.map_err(io)?;
+        found = blobs.hold(hex).await.map_err(io)?;
     }
-    Ok(found.map(|(_, size)| size))
+    Ok(found.map(|blob| blob.bytes))
 }
 
 /// Fetches a blob from another server. `false`: nobody has it.
@@ -146,7 +147,11 @@ pub(super) async fn respond(
     }
     let hex = name::digest(digest)?;
     let io = |cause: std::io::Error| OciError::io(&cause);
-    let found = context.registry.blobs.open(hex).await.map_err(io)?;
+    let blobs = &context.registry.blobs;
+    if request.method() == Method::PUT {
+        blobs.hold(hex).await.map_err(io)?;
+    }
+    let found = blobs.open(hex).await.map_err(io)?;
     match (request.method().clone(), found) {
         (Method::GET, Some((file, size))) => {
             let headers = [(header::CONTENT_LENGTH, size.to_string())];
