@@ -6,8 +6,9 @@ use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
 
-use crate::support::{API_PORT, Block, Node, both, hello, succeed};
+use crate::support::{API_PORT, Block, Node, both, guest, hello, succeed};
 
 /// What the admin kubeconfig has, in the files that clients of registries look for.
 fn certificates(node: &Node, folder: &Path) -> PathBuf {
@@ -101,4 +102,60 @@ fn what_is_pushed_runs_and_other_clients_read_copy_and_delete_it() {
     succeed(&mut skopeo(&delete));
     let gone = ["inspect", "--raw", "--cert-dir", certificates, &at("other:v1")];
     assert!(!skopeo(&gone).output().unwrap().status.success());
+}
+
+/// What `docker save` writes of `FROM scratch`, `COPY busybox.wasm /` and a few lines that say how it is
+/// started.
+fn docker_archive(folder: &Path) -> PathBuf {
+    let (root, image) = (folder.join("root"), folder.join("image"));
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::create_dir_all(&image).unwrap();
+    std::fs::copy(guest("busybox"), root.join("busybox.wasm")).unwrap();
+    let tar = |file: &Path, of: &Path| {
+        succeed(Command::new("tar").arg("-cf").arg(file).arg("-C").arg(of).arg("."));
+    };
+    let layer = image.join("layer.tar");
+    tar(&layer, &root);
+    let digest = hex::encode(Sha256::digest(std::fs::read(&layer).unwrap()));
+    let config = serde_json::json!({
+        "architecture": "wasm", "os": "wasip1",
+        "config": {
+            "Env": ["MODE=of the image", "KEPT=it"], "Entrypoint": ["sh", "-c"],
+            "Cmd": ["echo $MODE $KEPT in $PWD"], "WorkingDir": "/data",
+        },
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    std::fs::write(image.join("config.json"), config.to_string()).unwrap();
+    let manifest = serde_json::json!([
+        {"Config": "config.json", "RepoTags": ["tools:v1"], "Layers": ["layer.tar"]},
+    ]);
+    std::fs::write(image.join("manifest.json"), manifest.to_string()).unwrap();
+    let archive = folder.join("image.tar");
+    tar(&archive, &image);
+    archive
+}
+
+/// Goal: an image that was made by docker is started as its config says, where the pod says nothing else.
+/// Method: skopeo pushes what `docker save` writes.
+#[test]
+fn an_image_that_docker_built_is_started_as_its_config_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path(), "one", Block::take().address(1), None);
+    node.wait_ready();
+    let certificates = certificates(&node, folder.path());
+    let from = format!("docker-archive:{}", docker_archive(folder.path()).display());
+    let to = format!("docker://{}:{API_PORT}/shop/tools:v1", node.address);
+    succeed(&mut skopeo(&["copy", "--dest-cert-dir", certificates.to_str().unwrap(), &from, &to]));
+    let run = ["run", "--image=shop/tools:v1", "--restart=Never"];
+    for (name, more, said) in [
+        ("plain", &[][..], "of the image it in /data\n"),
+        ("env", &["--env=MODE=of the pod"], "of the pod it in /data\n"),
+        ("args", &["--", "echo args $KEPT"], "args it\n"),
+        ("command", &["--command", "--", "echo", "no sh"], "no sh\n"),
+    ] {
+        succeed(&mut node.kubectl(&[&run, &[name][..], more].concat()));
+        let phase = "--for=jsonpath={.status.phase}=Succeeded";
+        succeed(&mut node.kubectl(&["wait", phase, &format!("pod/{name}"), "--timeout=60s"]));
+        assert_eq!(succeed(&mut node.kubectl(&["logs", name])), said, "{name}");
+    }
 }

@@ -148,6 +148,11 @@ impl Source {
         self.document(&format!("referrers/sha256:{hex}")).await
     }
 
+    /// The config of an image, which is a small blob.
+    pub(super) async fn config(&self, hex: &str) -> Result<Bytes, Fault> {
+        self.document(&format!("blobs/sha256:{hex}")).await
+    }
+
     async fn document(&self, path: &str) -> Result<Bytes, Fault> {
         let limit = if self.is_copy { COPY_TIMEOUT } else { MANIFEST_TIMEOUT };
         let read = async {

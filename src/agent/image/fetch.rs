@@ -12,7 +12,7 @@ use crate::agent::image::metrics::Origin;
 use crate::agent::image::part::{Pace, Part, Transfer};
 use crate::agent::image::reference::Reference;
 use crate::agent::image::swarm::Claim;
-use crate::agent::image::{Images, Peering, sources};
+use crate::agent::image::{ImageConfig, Images, Peering, config, sources};
 
 /// Largest component, in bytes.
 pub(super) const COMPONENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -84,10 +84,13 @@ impl Images {
                 Content::Tree => manifest::read_volume(&manifest),
             };
             match found.map_err(|why| Fault::Refused(why.to_string()))? {
-                Found::Layer(blob) => {
+                Found::Layer(blob, config) => {
+                    let config = match config {
+                        Some(config) => Some(self.config(source, &config).await?),
+                        None => None,
+                    };
                     self.fetch(source, &blob, &reference.scope(), COMPONENT_BYTES_MAX).await?;
-                    let manifest = Some(digest);
-                    return Ok(Resolved::of(blob.hex, manifest, None));
+                    return Ok(Resolved { config, ..Resolved::of(blob.hex, Some(digest), None) });
                 }
                 Found::Layers(layers) => {
                     let scope = reference.scope();
@@ -125,6 +128,17 @@ impl Images {
             return Err(Fault::Refused(why.to_owned()));
         }
         Ok((hex, content))
+    }
+
+    /// What an image says of its process.
+    async fn config(&self, source: &Source, blob: &Blob) -> Result<ImageConfig, Fault> {
+        let mut tries = 0;
+        loop {
+            match source.config(&blob.hex).await {
+                Ok(content) => return config::read(blob, &content),
+                Err(fault) => self.pause(fault, &mut tries, MANIFEST_TRIES_MAX).await?,
+            }
+        }
     }
 
     /// Brings one blob into its place, unless it is there: from another node, or from the registry.

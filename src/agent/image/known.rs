@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::dirs::{read_json, write_json_aside};
-use crate::agent::image::Images;
 use crate::agent::image::reference::Reference;
+use crate::agent::image::{ImageConfig, Images};
 
 /// Namespaces that are remembered of an image; others ask the registry again.
 const NAMESPACES_MAX: usize = 256;
@@ -32,6 +32,9 @@ pub(super) struct Resolved {
     /// Bytes of a volume's layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bytes: Option<u64>,
+    /// What the image says of its process; none of an artifact, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) config: Option<ImageConfig>,
     /// Namespaces whose pull secrets have opened it; none: it is open to all pods of the node.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) namespaces: BTreeSet<String>,
@@ -40,7 +43,7 @@ pub(super) struct Resolved {
 impl Resolved {
     /// Open to all pods, as long as nothing else is said.
     pub(super) fn of(layer: String, manifest: Option<String>, bytes: Option<u64>) -> Self {
-        Self { layer, manifest, bytes, namespaces: BTreeSet::new() }
+        Self { layer, manifest, bytes, config: None, namespaces: BTreeSet::new() }
     }
 
     /// With what was known of the same manifest: who has opened it once may use it.
@@ -138,6 +141,7 @@ mod tests {
             layer: layer.to_owned(),
             manifest: None,
             bytes: None,
+            config: None,
             namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
         };
         let joined = |new: &Resolved, had: &Resolved| new.clone().joined(Some(had));

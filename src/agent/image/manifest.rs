@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::agent::image::config;
 use crate::agent::image::reference::hex_of;
 
 /// Media types of the manifests this node can read, as an `Accept` header.
@@ -55,8 +56,8 @@ pub(super) struct Blob {
 /// What a manifest says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The component is this layer, or the one file in it.
-    Layer(Blob),
+    /// The component is this layer, or the one file in it. The second blob says how it is started.
+    Layer(Blob, Option<Blob>),
     /// It is an index, and this manifest is the one for Wasm, or for this machine.
     Manifest(Blob),
     /// The files of a volume come from these layers, the lowest first.
@@ -115,6 +116,7 @@ pub(super) enum ManifestError {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
+    config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
 }
@@ -152,7 +154,11 @@ pub(super) fn read(content: &[u8]) -> Result<Found, ManifestError> {
     let manifest: Manifest = serde_json::from_slice(content)
         .map_err(|cause| ManifestError::Malformed(cause.to_string()))?;
     match (&manifest.layers, &manifest.manifests) {
-        (Some(layers), _) => layer(layers)?.blob().map(Found::Layer),
+        (Some(layers), _) => {
+            let says = |config: &&Descriptor| config::TYPES.contains(&config.media_type.as_str());
+            let config = manifest.config.as_ref().filter(says).map(Descriptor::blob).transpose()?;
+            Ok(Found::Layer(layer(layers)?.blob()?, config))
+        }
         (None, Some(manifests)) => entry(manifests)?.blob().map(Found::Manifest),
         (None, None) => Err(ManifestError::Malformed("it has no layers".to_owned())),
     }
@@ -289,7 +295,7 @@ mod tests {
         };
         for media in WASM_LAYERS {
             let found = read_json(&manifest(media, &digest("a")));
-            assert_eq!(found, Ok(Found::Layer(blob("a"))), "{media}");
+            assert_eq!(found, Ok(Found::Layer(blob("a"), None)), "{media}");
         }
         let escape = read_json(&manifest("application/wasm", "sha256:../../x"));
         assert!(matches!(escape, Err(ManifestError::Digest(_))));
@@ -302,7 +308,7 @@ mod tests {
         let manifest =
             json!({"layers": [{"mediaType": TAR_LAYERS[3], "digest": digest("b"), "size": 7}]});
         let wanted = Blob { size: Some(7), ..blob("b") };
-        assert_eq!(read_json(&manifest), Ok(Found::Layer(wanted)));
+        assert_eq!(read_json(&manifest), Ok(Found::Layer(wanted, None)));
     }
 
     #[test]

@@ -46,6 +46,7 @@ mod adopt;
 mod auth;
 mod backoff;
 mod compile;
+mod config;
 mod credentials;
 mod distribution;
 mod fetch;
@@ -123,6 +124,7 @@ use reference::Reference;
 use swarm::Swarm;
 
 pub use backoff::BackoffSettings;
+pub(crate) use config::ImageConfig;
 pub use fleet::CodeTrust;
 pub use gc::ImageGcSettings;
 pub(crate) use held::HeldImage;
@@ -216,6 +218,8 @@ pub(crate) struct ReadyImage {
     pub(crate) compiled: PathBuf,
     /// `status.imageID`: the name with the digest of the manifest.
     pub(crate) id: String,
+    /// What it says of its process.
+    pub(crate) config: ImageConfig,
 }
 
 /// An image, and who wants it.
@@ -385,7 +389,8 @@ impl Images {
             };
             let digest = resolved.manifest.as_ref().unwrap_or(&resolved.layer);
             let id = format!("{}@sha256:{digest}", reference.name());
-            return Ok(ReadyImage { compiled, id });
+            let config = resolved.config.unwrap_or_default();
+            return Ok(ReadyImage { compiled, id, config });
         }
         Err(ImageError::Vanished)
     }

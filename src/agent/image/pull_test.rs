@@ -121,6 +121,44 @@ async fn a_transfer_that_dies_in_the_middle_goes_on_where_it_ended() {
     assert_eq!(node.files("images/sha256").len(), 1);
 }
 
+/// Goal: what an image's config says is here with it, also without the registry. Method: a registry whose
+/// config is what its manifest names, or not.
+#[tokio::test]
+async fn a_config_is_kept_with_the_image_and_checked() {
+    const CONFIG: &str = r#"{"config": {"Env": ["MODE=fast"], "Entrypoint": ["/app.wasm"]}}"#;
+    let manifest = |config: &str| {
+        let mut manifest: serde_json::Value =
+            serde_json::from_str(&manifest_of("application/wasm", WASM)).unwrap();
+        manifest["config"] = json!({"mediaType": config::TYPES[0],
+            "digest": digest_of(config.as_bytes()), "size": config.len()});
+        manifest.to_string()
+    };
+    let (good, bad) = (manifest(CONFIG), manifest("something else"));
+    let host = listen(
+        Router::new()
+            .route("/v2/app/manifests/v1", get(|| async { good }))
+            .route("/v2/bad/manifests/v1", get(|| async { bad }))
+            .route("/v2/{name}/blobs/{digest}", get(|path| async { blob_or_config(path, CONFIG) })),
+    )
+    .await;
+    let node = Node::new(Router::new(), COPY, "");
+    let image = format!("{host}/app:v1");
+    let pulled = node.ready(&image, PullPolicy::Always).await.unwrap().config;
+    assert_eq!(pulled.env, ["MODE=fast"]);
+    assert_eq!(pulled.entrypoint, ["/app.wasm"]);
+    let known = node.ready(&image, PullPolicy::Never).await.unwrap().config;
+    assert_eq!(known, pulled);
+    let refused = failure(node.ready(&format!("{host}/bad:v1"), PullPolicy::Always).await);
+    assert!(refused.message.contains("for the image's config sha256:"), "{refused:?}");
+}
+
+fn blob_or_config(
+    axum::extract::Path((_, digest)): axum::extract::Path<(String, String)>,
+    config: &'static str,
+) -> Vec<u8> {
+    if digest == digest_of(WASM) { WASM.to_vec() } else { config.as_bytes().to_vec() }
+}
+
 /// Goal: a registry that stands still in its answers keeps no other waiting, nor its own other images
 /// for ever. Method: more pulls from it than it has places, and paused time.
 #[tokio::test(start_paused = true)]

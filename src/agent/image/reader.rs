@@ -179,7 +179,7 @@ impl RemoteImage {
         let found =
             manifest::read(content).or_else(|why| manifest::read_volume(content).map_err(|_| why));
         match found {
-            Ok(Found::Layer(_) | Found::Layers(_)) => Ok(None),
+            Ok(Found::Layer(..) | Found::Layers(_)) => Ok(None),
             Ok(Found::Manifest(blob)) => Ok(Some(blob.hex)),
             Err(why) => Err(ReadError::Failed(why.to_string())),
         }
@@ -218,7 +218,7 @@ impl RemoteImage {
         for _ in 0..=fetch::INDEX_DEPTH_MAX {
             let (manifest, content) = self.manifest(&reference).await?;
             match manifest::read(&content) {
-                Ok(Found::Layer(blob)) => {
+                Ok(Found::Layer(blob, _)) => {
                     let unsized_ = || ReadError::Failed("its manifest tells no size".to_owned());
                     let bytes = blob.size.ok_or_else(unsized_)?;
                     return Ok(ComponentBlob { manifest, layer: blob.hex, bytes });

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::agent::devices::GivenDevice;
+use crate::agent::image::ImageConfig;
 use crate::agent::pod::names;
 use crate::agent::pod::plan::{bytes, cpu_millis};
 use crate::agent::pod::volumes::TokenKey;
@@ -130,15 +131,45 @@ pub(crate) fn environment(
     Ok(env.0)
 }
 
-/// `argv`: `command` (its first word is `argv[0]`) then `args`; without a command the name is `argv[0]`.
-pub(crate) fn arguments(container: &Container, env: &[(String, String)]) -> Vec<String> {
-    let mut argv: Vec<String> =
-        container.command.iter().flatten().map(|word| expand(word, env)).collect();
+/// `argv`, as Kubernetes has it: `command` takes the place of the image's entry point and its arguments,
+/// `args` that of its arguments alone. Without a first word, the container's name is `argv[0]`.
+pub(crate) fn arguments(
+    container: &Container,
+    env: &[(String, String)],
+    image: &ImageConfig,
+) -> Vec<String> {
+    let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
+        words.iter().flatten().map(|word| expand(word, env)).collect()
+    };
+    let (command, args) = (expanded(&container.command), expanded(&container.args));
+    let (mut argv, rest) = match (command.is_empty(), args.is_empty()) {
+        (false, _) => (command, args),
+        (true, false) => (image.entrypoint.clone(), args),
+        // Without an entry point, the arguments begin with the program.
+        (true, true) => ([image.entrypoint.as_slice(), &image.cmd].concat(), Vec::new()),
+    };
     if argv.is_empty() {
         argv.push(container.name.clone());
     }
-    argv.extend(container.args.iter().flatten().map(|word| expand(word, env)));
+    argv.extend(rest);
     argv
+}
+
+/// The variables of a container, and those of its image that it does not set itself.
+pub(crate) fn with_image(
+    mut env: Vec<(String, String)>,
+    image: &ImageConfig,
+) -> Vec<(String, String)> {
+    let folder = Some(image.working_dir.as_str()).filter(|folder| !matches!(*folder, "" | "/"));
+    let folder = folder.map(|folder| ("PWD", folder));
+    let variables = image.env.iter().filter_map(|variable| variable.split_once('='));
+    for (name, value) in folder.into_iter().chain(variables) {
+        if !name.is_empty() && !env.iter().any(|(had, _)| had == name) {
+            env.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    env.shrink_to_fit();
+    env
 }
 
 #[derive(Default)]

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod};
 use serde_json::json;
 
-use crate::agent::pod::env::{ConfigError, Sources, arguments, environment, expand, skipped};
+use crate::agent::image::ImageConfig;
+use crate::agent::pod::env::{
+    ConfigError, Sources, arguments, environment, expand, skipped, with_image,
+};
 
 fn pod() -> Pod {
     serde_json::from_value(json!({
@@ -254,10 +257,47 @@ fn what_is_missing_is_named() {
     );
 }
 
+/// The table of Kubernetes' "Define a Command and Arguments for a Container".
+#[test]
+fn what_the_image_says_counts_where_the_pod_says_nothing() {
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let argv = |entrypoint: &[&str], cmd: &[&str], c: serde_json::Value| {
+        let (entrypoint, cmd) = (words(entrypoint), words(cmd));
+        let image = ImageConfig { entrypoint, cmd, ..ImageConfig::default() };
+        let env = [("A".into(), "1".into())];
+        arguments(&serde_json::from_value(c).unwrap(), &env, &image)
+    };
+    let (entry, cmd) = (&["/app.wasm", "$(A)"][..], &["serve"][..]);
+    let args = json!({"name": "c", "args": ["$(A)"]});
+    let command = json!({"name": "c", "command": ["run"]});
+    let both = json!({"name": "c", "command": ["run"], "args": ["x"]});
+    let neither = json!({"name": "c"});
+    assert_eq!(argv(entry, cmd, neither.clone()), ["/app.wasm", "$(A)", "serve"]);
+    assert_eq!(argv(entry, cmd, args.clone()), ["/app.wasm", "$(A)", "1"]);
+    assert_eq!(argv(entry, cmd, command), ["run"]);
+    assert_eq!(argv(entry, cmd, both), ["run", "x"]);
+    assert_eq!(argv(&[], &["/app.wasm", "-v"], neither.clone()), ["/app.wasm", "-v"]);
+    assert_eq!(argv(&[], &["/app.wasm"], args), ["c", "1"], "a component needs no entry point");
+    assert_eq!(argv(&[], &[], neither), ["c"]);
+
+    let image = ImageConfig {
+        env: words(&["A=of the image", "B=x=y", "no name", "=", "B=again"]),
+        working_dir: "/data".to_owned(),
+        ..ImageConfig::default()
+    };
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let own = vec![pair("A", "of the pod")];
+    let all = [pair("A", "of the pod"), pair("PWD", "/data"), pair("B", "x=y")];
+    assert_eq!(with_image(own, &image), all);
+    let own = vec![pair("PWD", "/elsewhere"), pair("B", "")];
+    assert_eq!(with_image(own.clone(), &image), [own, vec![pair("A", "of the image")]].concat());
+}
+
 #[test]
 fn command_and_args_make_argv() {
     let argv = |c: serde_json::Value| {
-        arguments(&serde_json::from_value(c).unwrap(), &[("A".into(), "1".into())])
+        let env = [("A".into(), "1".into())];
+        arguments(&serde_json::from_value(c).unwrap(), &env, &ImageConfig::default())
     };
     assert_eq!(argv(json!({"name": "app"})), ["app"]);
     assert_eq!(argv(json!({"name": "app", "args": ["-a", "$(A)"]})), ["app", "-a", "1"]);

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,9 @@ use crate::agent::backlog::Backlog;
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::PodDir;
 use crate::agent::fence::Fence;
-use crate::agent::image::{ImageError, ImageSource, SIGNATURE_VALIDATION_FAILED, Wanted};
+use crate::agent::image::{
+    ImageError, ImageSource, ReadyImage, SIGNATURE_VALIDATION_FAILED, Wanted,
+};
 use crate::agent::ipam::Ipam;
 use crate::agent::pod::api::PodApi;
 use crate::agent::pod::env::{self, ConfigError, Sources};
@@ -204,8 +205,7 @@ fn buckets(plan: &PodPlan) -> Result<Option<BTreeSet<String>>, ConfigError> {
 
 /// A container ready to be started.
 pub(super) struct Prepared {
-    compiled: PathBuf,
-    image_id: String,
+    image: ReadyImage,
     sources: Arc<Sources>,
     ips: Vec<IpAddr>,
     /// Copies that the next agent may need.
@@ -265,7 +265,7 @@ impl Shared {
             .block("volumes-write", move || volumes::write_volumes(&pod, &dir, &of))
             .await
             .ok_or_else(stopping)??;
-        Ok(Prepared { compiled: image.compiled, image_id: image.id, sources, ips, backlog })
+        Ok(Prepared { image, sources, ips, backlog })
     }
 }
 
@@ -287,7 +287,9 @@ impl Worker {
         let plan = self.plan.containers.get(at).ok_or_else(missing)?.clone();
         let run = self.state.containers.get(at).map_or(0, |record| record.restart_count);
         let log_path = self.dir.log_file(&plan.name, run);
-        let env = Arc::new(env::environment(&pod, &plan.spec, &prepared.sources)?);
+        let env = env::environment(&pod, &plan.spec, &prepared.sources)?;
+        let args = env::arguments(&plan.spec, &env, &prepared.image.config);
+        let env = Arc::new(env::with_image(env, &prepared.image.config));
         for what in env::skipped(&pod, &plan.spec, &prepared.sources) {
             self.event_of(at, EventType::Warning, "InvalidEnvironmentVariableNames", what);
         }
@@ -308,8 +310,8 @@ impl Worker {
         }
         let config = ContainerConfig {
             name: plan.name.clone(),
-            compiled: prepared.compiled,
-            args: env::arguments(&plan.spec, &env),
+            compiled: prepared.image.compiled,
+            args,
             env,
             mounts,
             memory_bytes_max: plan.memory_bytes_max,
@@ -339,7 +341,7 @@ impl Worker {
         let id = format!("wasmtime://{}-{}-{run}", self.plan.uid, plan.name);
         if let Some(record) = self.state.containers.get_mut(at) {
             record.image.clone_from(&plan.image);
-            record.image_id = prepared.image_id;
+            record.image_id = prepared.image.id;
             record.volume_mounts = volumes::shown_mounts(&plan.spec, &prepared.sources);
             record.state = RunState::Running { started_at: now, container_id: id };
         }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::config::RestartBackoff;
 use crate::agent::dirs::{Dirs, PodDir, make_private};
 use crate::agent::fence::Fence;
-use crate::agent::image::{ImageError, ImageSource, ReadyImage, ReadyVolume, Wanted};
+use crate::agent::image::{ImageConfig, ImageError, ImageSource, ReadyImage, ReadyVolume, Wanted};
 use crate::agent::ipam::{Ipam, Ranges};
 use crate::agent::pod::api::{Happening, PodApi, PodApiError};
 use crate::agent::pod::objects::{NodeSources, Written};
@@ -311,7 +311,11 @@ impl ImageSource for Pictures {
                 message: "no such image".to_owned(),
                 wait: Duration::from_secs(5),
             }),
-            _ => Ok(ReadyImage { compiled: PathBuf::from(&image), id: image }),
+            _ => Ok(ReadyImage {
+                compiled: PathBuf::from(&image),
+                id: image,
+                config: ImageConfig::default(),
+            }),
         })
         .boxed()
     }
