@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use crate::kubectl::push;
-use crate::support::{Block, Node, PATIENCE, eventually, guest, succeed};
+use crate::support::{Block, Node, PATIENCE, eventually, guest, hello, succeed};
 
-/// A counter, a probe of a file, an init container, and a Job whose script is more than one line.
+/// A counter, a probe of a file, an init container, one that waits for a Service, and a Job whose script is
+/// more than one line.
 const MANIFESTS: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -47,6 +48,27 @@ spec:
     command: [sh, -c, "cat /work/index.html | sed 's/<[^>]*>//g'; sleep 600"]
     volumeMounts: [{name: workdir, mountPath: /work}]
   volumes: [{name: workdir, emptyDir: {}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: waits}
+spec:
+  restartPolicy: Never
+  initContainers:
+  - name: wait-for-db
+    image: busybox
+    command: [sh, -c, "until nc -z db 8080; do echo waiting for db; sleep 0.2; done"]
+  containers:
+  - name: client
+    image: busybox
+    command: [sh, -c]
+    args:
+    - |
+      printf 'GET /healthz HTTP/1.0\r\n\r\n' | nc -w 20 db 8080 | head -n 1 | tr -d '\r'
+      dd if=/dev/zero of=/tmp/zeros bs=1k count=32 status=none
+      du -k /tmp/zeros
+      expr $(stat -c %s /tmp/zeros) / 1024
+      nc -z -w 20 db 81 || echo "nobody listens there"
 ---
 apiVersion: batch/v1
 kind: Job
@@ -112,6 +134,21 @@ fn manifests_of_kubernetes_documentation_run_as_they_are() {
         let log = succeed(&mut node.kubectl(&["logs", "init-demo"]));
         if log == "from init\n" { Ok(()) } else { Err(log) }
     });
+
+    let waiting = || succeed(&mut node.kubectl(&["logs", "waits", "-c", "wait-for-db"]));
+    eventually("it waits for the Service", PATIENCE, || {
+        if waiting().contains("waiting for db") { Ok(()) } else { Err(waiting()) }
+    });
+    let hello = push(&node, hello().to_str().unwrap());
+    let run = ["run", "db", "--expose", "--port=8080", "--image"];
+    succeed(&mut node.kubectl(&[&run[..], &[&hello]].concat()));
+    let done = "--for=jsonpath={.status.phase}=Succeeded";
+    succeed(&mut node.kubectl(&["wait", done, "pod/waits", "--timeout=60s"]));
+    let said = succeed(&mut node.kubectl(&["logs", "waits", "-c", "client"]));
+    let lines: Vec<&str> = said.lines().collect();
+    let [answer, size, count, .., nobody] = lines[..] else { panic!("{said}") };
+    assert!(answer.starts_with("HTTP/1.") && answer.ends_with("200 OK"), "{said}");
+    assert_eq!((size, count, nobody), ("32\t/tmp/zeros", "32", "nobody listens there"));
 
     // Healthy for as long as the file is there: the last run ended after its four seconds.
     let path = "jsonpath={.status.containerStatuses[0].restartCount} \

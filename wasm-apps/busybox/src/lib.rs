@@ -7,17 +7,21 @@
 //! command of older linkers runs all constructors again whenever the host hands bytes over.
 
 mod cx;
+mod dd;
+mod expr;
 mod files;
 mod filters;
 mod find;
 #[cfg(target_family = "wasm")]
 mod memory;
+mod nc;
 mod net;
 mod nslookup;
 mod pattern;
 mod print;
 mod sed;
 mod sh;
+mod sizes;
 mod tar;
 mod text;
 mod wget;
@@ -52,10 +56,13 @@ const APPLETS: &[(&str, Applet)] = &[
     ("cp", files::cp),
     ("cut", filters::cut),
     ("date", text::date),
+    ("dd", dd::main),
     ("dirname", files::dirname),
+    ("du", sizes::du),
     ("echo", text::echo),
     ("egrep", text::grep),
     ("env", text::env),
+    ("expr", expr::main),
     ("false", |_, _| 1),
     ("fgrep", text::grep),
     ("find", find::main),
@@ -67,6 +74,7 @@ const APPLETS: &[(&str, Applet)] = &[
     ("mkdir", files::mkdir),
     ("mktemp", files::mktemp),
     ("mv", files::mv),
+    ("nc", nc::main),
     ("nslookup", nslookup::main),
     ("printenv", text::env),
     ("printf", print::printf),
@@ -80,6 +88,7 @@ const APPLETS: &[(&str, Applet)] = &[
     ("sh", sh::main),
     ("sleep", text::sleep),
     ("sort", text::sort),
+    ("stat", sizes::stat),
     ("tail", text::tail),
     ("tar", tar::main),
     ("tee", filters::tee),
@@ -109,6 +118,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("cat", "u"),
     ("cp", "Rafprv"),
     ("date", "u"),
+    ("du", "ahkms"),
     ("egrep", "EFcehinoqsvx"),
     ("fgrep", "EFcehinoqsvx"),
     ("grep", "EFcehinoqsvx"),

@@ -12,7 +12,7 @@ use wasip2::sockets::ip_name_lookup::resolve_addresses;
 use wasip2::sockets::network::{
     ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress,
 };
-use wasip2::sockets::tcp::TcpSocket;
+use wasip2::sockets::tcp::{ShutdownType, TcpSocket};
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
 
 /// Bytes read or written at once.
@@ -65,7 +65,7 @@ pub fn resolve(name: &str, deadline: Deadline) -> io::Result<Vec<IpAddr>> {
 pub struct Connection {
     input: InputStream,
     output: OutputStream,
-    _socket: TcpSocket,
+    socket: TcpSocket,
     deadline: Deadline,
 }
 
@@ -90,12 +90,20 @@ impl Connection {
         loop {
             match socket.finish_connect() {
                 Ok((input, output)) => {
-                    return Ok(Self { input, output, _socket: socket, deadline });
+                    return Ok(Self { input, output, socket, deadline });
                 }
                 Err(ErrorCode::WouldBlock) => deadline.wait(&socket.subscribe())?,
                 Err(code) => return Err(of_code(code)),
             }
         }
+    }
+}
+
+impl Connection {
+    /// Tells the other end that nothing more comes.
+    pub fn ends_sending(&self) {
+        // One that is gone needs not be told.
+        let _ = self.socket.shutdown(ShutdownType::Send);
     }
 }
 
