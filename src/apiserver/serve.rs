@@ -78,7 +78,7 @@ async fn connection(
     tunnels: Tunnels,
     cancel: CancellationToken,
 ) {
-    let _ = stream.set_nodelay(true);
+    net::attend(&stream);
     let handshake = tokio::time::timeout(HEAD_TIMEOUT, acceptor.accept(stream));
     let Some(Ok(Ok(stream))) = cancel.run_until_cancelled(handshake).await else { return };
     if net::is_tunnel(stream.get_ref().1.alpn_protocol()) {

@@ -19,6 +19,7 @@ use super::cidr::Cidr;
 use super::policy::Origin;
 use super::routes::{Place, ServiceKey};
 use super::splice::splice;
+use crate::net;
 
 /// Connections to all ports of this node at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4096;
@@ -211,8 +212,7 @@ impl Mesh {
                 return super::health_port::serve(client, &service, count).await;
             }
         };
-        // Fails only on a connection that is gone already.
-        let _ = client.set_nodelay(true);
+        net::attend(&client);
         let backend = self.for_client(backend, &ip.to_string());
         match self.connect_backend(&backend, Origin::client(from.ip()), Some(from)).await {
             Ok(pod) => splice(client, pod, self.0.tasks.token()).await,

@@ -9,6 +9,7 @@ use tokio::net::{TcpStream, UdpSocket};
 
 use super::caller;
 use super::udp::{DATAGRAM_BYTES_MAX, Datagrams};
+use crate::net;
 
 /// Wait for a TCP connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ pub(super) async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(to))
         .await
         .map_err(|_| io::ErrorKind::TimedOut)??;
-    stream.set_nodelay(true)?;
+    net::attend(&stream);
     Ok(stream)
 }
 

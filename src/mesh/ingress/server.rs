@@ -29,7 +29,7 @@ use super::stalled::{Ended, Watched};
 use crate::api::gateway::{HTTP_PORT, HTTPS_PORT};
 use crate::mesh::Mesh;
 use crate::net::http3::Http3Listener;
-use crate::net::{BindError, Body};
+use crate::net::{self, BindError, Body};
 use crate::rt::TaskGroup;
 
 /// Connections of one listener at once; more wait to be accepted.
@@ -226,8 +226,7 @@ impl Mesh {
         server: &Server,
         cancel: &CancellationToken,
     ) {
-        // Fails only on a connection that is gone already.
-        let _ = client.set_nodelay(true);
+        net::attend(&client);
         let from = HeaderValue::try_from(from.ip().to_canonical().to_string()).ok();
         let Some(tls) = &server.tls else {
             return self.serve_http(Patient::new(client), from, server, cancel).await;
