@@ -185,6 +185,24 @@ impl Durable {
         Ok(())
     }
 
+    pub(super) async fn raw_delete_unchanged(
+        &self,
+        read: &[(String, u64)],
+        others: &[String],
+    ) -> Result<bool, StoreError> {
+        let unchanged = |(key, revision): &(String, u64)| {
+            Precondition::ModRevision(key.as_bytes().to_vec(), *revision)
+        };
+        let keys = read.iter().map(|(key, _)| key).chain(others);
+        let mut txn = Txn {
+            preconditions: read.iter().map(unchanged).collect(),
+            deletes: keys.map(|key| key.as_bytes().to_vec()).collect(),
+            ..Txn::default()
+        };
+        self.rng.fill(&mut txn.request_id);
+        Ok(matches!(self.replica.txn(txn).await?, TxnOutcome::Committed(_)))
+    }
+
     pub(super) async fn raw_keys(
         &self,
         prefix: &str,
@@ -192,7 +210,7 @@ impl Durable {
         limit: usize,
     ) -> Result<Vec<String>, StoreError> {
         let entries = self.raw_entries(prefix, after, limit).await?;
-        Ok(entries.into_iter().map(|(key, _)| key).collect())
+        Ok(entries.into_iter().map(|(key, ..)| key).collect())
     }
 
     pub(super) async fn raw_entries(
@@ -200,7 +218,7 @@ impl Durable {
         prefix: &str,
         after: &str,
         limit: usize,
-    ) -> Result<Vec<(String, bytes::Bytes)>, StoreError> {
+    ) -> Result<Vec<(String, bytes::Bytes, u64)>, StoreError> {
         self.replica.read_barrier().await?;
         // No key holds a byte above those of UTF-8.
         let end = [prefix.as_bytes(), &[0xff]].concat();
@@ -211,7 +229,8 @@ impl Durable {
         }
         let page = self.replica.range(&start, &end, limit, None)?;
         let key = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
-        Ok(page.entries.into_iter().map(|entry| (key(&entry.key), entry.value)).collect())
+        let entries = page.entries.into_iter();
+        Ok(entries.map(|entry| (key(&entry.key), entry.value, entry.mod_revision)).collect())
     }
 
     pub(super) async fn claimed(

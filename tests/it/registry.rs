@@ -432,6 +432,16 @@ fn age(api: &Api, digest: &str, hours: u64) {
     file.set_modified(time).unwrap();
 }
 
+/// Lets manifests have been pushed as many hours ago.
+async fn age_manifests(api: &Api, hours: i64) {
+    for (key, value, _) in api.store.raw_entries("/oci/manifests/", "", 1000).await.unwrap() {
+        let mut stored: serde_json::Value = serde_json::from_slice(&value).unwrap();
+        let pushed_at = stored["pushed_at"].as_i64().unwrap();
+        stored["pushed_at"] = json!(pushed_at - hours * 3600);
+        api.store.raw_put(&key, stored.to_string().into_bytes()).await.unwrap();
+    }
+}
+
 /// Frees so many bytes of the registry if it can; how many manifests and blobs went.
 async fn collect(api: &Api, wanted: u64) -> (usize, usize) {
     let collected = api.server.collect_garbage_once(wanted).await.unwrap();
@@ -498,6 +508,7 @@ async fn a_full_disk_loses_images_that_nobody_named_and_nothing_runs() {
     let rolled_back_to = deployed(b"in a ReplicaSet").await;
     let running = deployed(b"what a pod runs").await;
     let new = deployed(b"a build of today").await;
+    let again = deployed(b"an old build that is deployed again").await;
     let named = deployed(b"somebody gave it a name").await;
     let layers = json!({"schemaVersion": 2, "layers": [{"digest": named.0}]});
     push_manifest(&api, "/v2/default/app/manifests/stable", &layers).await;
@@ -516,6 +527,13 @@ async fn a_full_disk_loses_images_that_nobody_named_and_nothing_runs() {
     let old = old.map(|image| &image.0).into_iter().chain([&untagged, &signature]);
     old.for_each(|blob| age(&api, blob, 25));
     age(&api, &oldest.0, 100);
+    age_manifests(&api, 25).await;
+    // Pushed again: at another server, whose files are its own.
+    let again = json!({"schemaVersion": 2, "layers": [{"digest": again.0}]});
+    let place = format!("/v2/default/app/manifests/{}", digest(again.to_string().as_bytes()));
+    let again = again["layers"][0]["digest"].as_str().unwrap().to_owned();
+    push_manifest(&api, &place, &json!({"schemaVersion": 2, "layers": [{"digest": again}]})).await;
+    age(&api, &again, 25);
     let spec = |image: String| json!({"containers": [{"name": "app", "image": image}]});
     let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "old"},
         "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
@@ -544,6 +562,7 @@ async fn a_full_disk_loses_images_that_nobody_named_and_nothing_runs() {
         ("in a ReplicaSet", &rolled_back_to.0, true),
         ("what a pod runs", &running.0, true),
         ("a build of today", &new.0, true),
+        ("deployed again", &again, true),
         ("with a name", &named.0, true),
         ("listed by an index", &child.0, true),
     ] {
@@ -558,6 +577,12 @@ async fn a_full_disk_loses_images_that_nobody_named_and_nothing_runs() {
         assert_eq!(api.get(&path).await.code, code, "{reference}");
     }
     assert_eq!(collect(&api, u64::MAX).await, (0, 0));
+    let stored = format!("/oci/manifests/default/app/{}", running.2);
+    let (_, _, revision) = api.store.raw_entries(&stored, "", 1).await.unwrap().remove(0);
+    let read = |revision| [(stored.clone(), revision)];
+    let others = ["/oci/other".to_owned()];
+    assert!(!api.store.raw_delete_unchanged(&read(revision - 1), &others).await.unwrap());
+    assert!(api.store.raw_delete_unchanged(&read(revision), &others).await.unwrap());
 }
 
 #[tokio::test]

@@ -19,8 +19,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -65,6 +63,10 @@ pub struct Collected {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Image {
     tags: Vec<String>,
+    /// Where it is stored, by digest and by tag, and the revisions of that.
+    keys: Vec<(String, u64)>,
+    /// When it was pushed last.
+    pushed_at: Option<SystemTime>,
     /// Digests in it, in hex: of blobs, and of the manifests that an index lists.
     names: BTreeSet<String>,
     /// The manifest that it is about, by its digest.
@@ -139,11 +141,12 @@ pub(super) async fn collect(context: &Context, wanted: u64) -> Result<Collected,
         }
         for (repository, hex) in victims {
             let Some(image) = images.get(&(repository.clone(), hex.clone())) else { continue };
-            let references = image.tags.iter().map(String::as_str);
-            let mut keys = manifests::keys_of(&repository, &hex, references);
-            keys.extend(image.subject.as_deref().map(|s| referrers::key(&repository, s, &hex)));
-            context.store.raw_delete(&keys).await?;
-            collected.manifests += 1;
+            let referrer = image.subject.as_deref().map(|s| referrers::key(&repository, s, &hex));
+            let others: Vec<String> = referrer.into_iter().collect();
+            // One that was pushed again meanwhile is somebody's.
+            if context.store.raw_delete_unchanged(&image.keys, &others).await? {
+                collected.manifests += 1;
+            }
         }
     }
 }
@@ -170,20 +173,22 @@ async fn read(context: &Context) -> Result<Images, StoreError> {
     let mut after = String::new();
     loop {
         let page = context.store.raw_entries(manifests::MANIFESTS, &after, MANIFESTS_PAGE).await?;
-        let Some((end, _)) = page.last() else { return Ok(images) };
+        let Some((end, ..)) = page.last() else { return Ok(images) };
         after.clone_from(end);
-        for (key, value) in page {
+        for (key, value, revision) in page {
             let damaged = || StoreError::Damaged(format!("{key} is no manifest"));
             let place = key.strip_prefix(manifests::MANIFESTS).and_then(|at| at.rsplit_once('/'));
             let (repository, reference) = place.ok_or_else(damaged)?;
-            let (digest, content) = manifests::parse(&value).ok_or_else(damaged)?;
-            let hex = digest.strip_prefix("sha256:").ok_or_else(damaged)?;
+            let kept = manifests::parse(&value).ok_or_else(damaged)?;
+            let hex = kept.digest.strip_prefix("sha256:").ok_or_else(damaged)?;
             let image = images.entry((repository.to_owned(), hex.to_owned())).or_default();
-            if reference != digest {
+            if reference != kept.digest {
                 image.tags.push(reference.to_owned());
             }
-            let content = STANDARD.decode(content).map_err(|_| damaged())?;
-            fill(image, &content);
+            let seconds = Duration::from_secs(u64::try_from(kept.pushed_at).unwrap_or(0));
+            image.pushed_at = image.pushed_at.max(SystemTime::UNIX_EPOCH.checked_add(seconds));
+            fill(image, &kept.content);
+            image.keys.push((key, revision));
         }
     }
 }
@@ -303,7 +308,7 @@ fn nobodys(
     free.into_iter().map(|(_, place)| place).collect()
 }
 
-/// When somebody counted last on a blob of an image, or of those that an index lists. `None`: this server
+/// When an image was pushed last, or somebody counted on a blob of it, or of those that an index lists. `None`: this server
 /// has none, and nothing is won.
 fn held(
     images: &Images,
@@ -314,7 +319,9 @@ fn held(
     let listed =
         image.names.iter().filter_map(|hex| images.get(&(repository.to_owned(), hex.clone())));
     let names = image.names.iter().chain(listed.flat_map(|image| &image.names));
-    names.filter_map(|hex| Some(files.get(hex)?.held)).max()
+    let held = names.filter_map(|hex| Some(files.get(hex)?.held)).max()?;
+    // Whoever pushed it again may have done so at another server.
+    Some(image.pushed_at.map_or(held, |pushed| held.max(pushed)))
 }
 
 /// Whether a tag is the start of the component's digest that no object names, or a signature's.

@@ -43,6 +43,18 @@ struct Manifest {
     digest: String,
     media_type: String,
     content: String,
+    /// Unix seconds; 0 in those of earlier versions.
+    #[serde(default)]
+    pushed_at: i64,
+}
+
+/// A manifest as it is stored, for those who look at all of them.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) digest: String,
+    pub(super) content: Vec<u8>,
+    /// Unix seconds.
+    pub(super) pushed_at: i64,
 }
 
 /// Answers a request for the manifest that a tag or digest names.
@@ -99,20 +111,10 @@ async fn read(
     Ok(found.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// Keys of the manifest of this digest in hex, and of those of its tags that are given.
-pub(super) fn keys_of<'a>(
-    repository: &str,
-    hex: &str,
-    tags: impl Iterator<Item = &'a str>,
-) -> Vec<String> {
-    let digest = std::iter::once(key(repository, &format!("sha256:{hex}")));
-    digest.chain(tags.map(|tag| key(repository, tag))).collect()
-}
-
-/// Digest and content, in base64, of a manifest as it is stored.
-pub(super) fn parse(stored: &[u8]) -> Option<(String, String)> {
-    let manifest: Manifest = serde_json::from_slice(stored).ok()?;
-    Some((manifest.digest, manifest.content))
+/// Reads a stored manifest. `None`: it is none.
+pub(super) fn parse(stored: &[u8]) -> Option<Kept> {
+    let Manifest { digest, content, pushed_at, .. } = serde_json::from_slice(stored).ok()?;
+    Some(Kept { digest, content: STANDARD.decode(content).ok()?, pushed_at })
 }
 
 async fn put(
@@ -144,8 +146,12 @@ async fn put(
     let subject =
         referrers::add(context, repository, &parsed, &media_type, (&digest, size)).await?;
     headers.extend(subject.map(|subject| (SUBJECT_HEADER, subject)));
-    let stored =
-        Manifest { digest: digest.clone(), media_type, content: STANDARD.encode(&content) };
+    let stored = Manifest {
+        digest: digest.clone(),
+        media_type,
+        content: STANDARD.encode(&content),
+        pushed_at: context.clock.now().as_second(),
+    };
     let value = serde_json::to_vec(&stored).map_err(|_| invalid("the manifest cannot be kept"))?;
     context.store.raw_put(&key(repository, &digest), value.clone()).await?;
     if reference != digest {
