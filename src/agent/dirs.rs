@@ -193,6 +193,11 @@ pub(crate) struct PodDir {
 }
 
 impl PodDir {
+    /// The pod's, which names its folder.
+    pub(crate) fn uid(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     pub(crate) fn create(&self) -> io::Result<()> {
         make_private(&self.path)?;
         if let Some(memory) = &self.memory

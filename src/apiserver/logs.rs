@@ -50,6 +50,10 @@ pub(super) async fn respond(call: Call) -> Result<Response<Body>, ApiError> {
             Status::internal(format!("node {node} cannot read the log of {}", key.name)).into()
         );
     }
+    if head.status == StatusCode::TOO_MANY_REQUESTS {
+        let text = format!("node {node} is read from by too many clients, try again later");
+        return Err(Status::too_many_requests(text, 1).into());
+    }
     if !head.status.is_success() {
         let what = if is_previous {
             no_previous(&container, &key.name)

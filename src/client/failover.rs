@@ -24,6 +24,10 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 const BODY_BYTES_MAX: usize = 64 << 20;
 /// How long one server has for the head of its answer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a request that says so: its body is large, and servers answer once they have all of it.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerWithin(pub Duration);
+
 /// How often all servers are tried before the caller hears of it.
 const ROUNDS_MAX: u32 = 4;
 /// Rests between rounds: an election takes about a second.
@@ -151,9 +155,10 @@ impl<T: Transport> Failover<T> {
         server: &str,
         request: Request<Body>,
     ) -> Result<Response<T::Body>, SendFailure> {
+        let within = request.extensions().get::<AnswerWithin>().map(|within| within.0);
         let sent = self.transport.send(server, request);
         let late = |elapsed: tokio::time::error::Elapsed| SendFailure::Unanswered(elapsed.into());
-        tokio::time::timeout(ATTEMPT_TIMEOUT, sent).await.map_err(late)?
+        tokio::time::timeout(within.unwrap_or(ATTEMPT_TIMEOUT), sent).await.map_err(late)?
     }
 
     /// The server in use first; the others from a random one on, so that the clients of a server
@@ -195,6 +200,8 @@ mod tests {
         Dead,
         Mute,
         CutOff,
+        /// Answers after 40 s.
+        Slow,
     }
 
     /// Servers as moods, and who was asked.
@@ -211,6 +218,10 @@ mod tests {
             tokio::task::yield_now().await;
             let mood = self.moods.lock().get(server).copied();
             match mood {
+                Some(Mood::Slow) => {
+                    tokio::time::sleep(Duration::from_secs(40)).await;
+                    Ok(Response::new(()))
+                }
                 Some(Mood::Well) => Ok(Response::new(())),
                 Some(Mood::CutOff) => {
                     let answer = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE);
@@ -272,6 +283,15 @@ mod tests {
         assert_eq!(script.asked.lock().len(), 1);
         script.moods.lock().insert("b".into(), Mood::Well);
         failover.call(request(Method::GET)).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_whose_body_is_large_says_how_long_its_answer_may_take() {
+        let (_, failover) = cluster(&[("a", Mood::Slow)]);
+        failover.call(request(Method::PUT)).await.unwrap_err();
+        let mut large = request(Method::PUT);
+        large.extensions_mut().insert(AnswerWithin(Duration::from_secs(60)));
+        failover.call(large).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -64,6 +64,21 @@ async fn a_pushed_image_is_pulled_by_tag_and_by_digest() {
 }
 
 #[tokio::test]
+async fn a_repository_may_have_the_name_of_the_interface() {
+    let api = Api::start().await;
+    for repository in ["v2/app", "v2app/x", "v2-api/web"] {
+        let manifest = json!({"schemaVersion": 2, "layers": [], "annotations": {"of": repository}});
+        push_manifest(&api, &format!("/v2/{repository}/manifests/v1"), &manifest).await;
+        assert_eq!(
+            api.get(&format!("/v2/{repository}/tags/list")).await.at("/name"),
+            json!(repository)
+        );
+    }
+    let names = api.get("/v2/_catalog").await.at("/repositories");
+    assert_eq!(names, json!(["v2-api/web", "v2/app", "v2app/x"]));
+}
+
+#[tokio::test]
 async fn wrong_bytes_and_strangers_are_refused() {
     let api = Api::start().await;
     let wrong = format!("/v2/a/blobs/uploads/?digest={}", digest(b"other"));

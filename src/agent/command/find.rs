@@ -31,10 +31,13 @@ const APPLETS: &[&str] = &[
     "cp",
     "cut",
     "date",
+    "dd",
     "dirname",
+    "du",
     "echo",
     "egrep",
     "env",
+    "expr",
     "false",
     "fgrep",
     "find",
@@ -46,6 +49,7 @@ const APPLETS: &[&str] = &[
     "mkdir",
     "mktemp",
     "mv",
+    "nc",
     "nslookup",
     "printenv",
     "printf",
@@ -59,6 +63,7 @@ const APPLETS: &[&str] = &[
     "sha256sum",
     "sleep",
     "sort",
+    "stat",
     "tail",
     "tar",
     "tee",
@@ -119,8 +124,10 @@ impl Commands {
         let with_root = |compiled: PathBuf| Found { compiled, root };
         let adopted = match &place {
             // The handle is held until the file was read.
-            Some(Place::Volume(held)) => Some(images.adopt(&held.path()).await),
-            Some(Place::Tool(file)) => Some(images.adopt(file).await),
+            Some(Place::Volume(held)) => {
+                Some(images.adopt(&held.path(), Some(&self.dir.uid())).await)
+            }
+            Some(Place::Tool(file)) => Some(images.adopt(file, None).await),
             None => None,
         };
         if let Some(adopted) = adopted {

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::agent::image::adopt::digest;
+use crate::agent::image::fetch::COMPONENT_BYTES_MAX;
 use crate::agent::image::fleet::NotFetched;
 use crate::agent::image::part::PART;
 use crate::agent::image::process::CompileFailure;
@@ -20,9 +22,18 @@ pub(super) const COMPILED: &str = "cwasm";
 /// Letters of an engine's name that tell it apart from others, for people.
 const ENGINE_SHOWN: usize = 12;
 
+/// Who compiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// A server, for all nodes; this node if none does.
+    Fleet,
+    /// This node, if it can.
+    Node,
+}
+
 impl Images {
     /// The compiled code of a layer that is here; made if missing.
-    pub(super) async fn compiled(&self, hex: &str) -> Result<PathBuf, ImageError> {
+    pub(super) async fn compiled(&self, hex: &str, by: By) -> Result<PathBuf, ImageError> {
         let output = self.dirs.compiled().join(compiled_name(hex, &self.engine));
         // Whoever has the turn may be fetching, compiling or deleting it.
         let _turn = self.locks.lock(hex).await;
@@ -39,7 +50,7 @@ impl Images {
             let wait = failed.remaining();
             return Err(ImageError::Compile { message: failed.message, wait });
         }
-        let failed = match self.obtain(hex, &output).await {
+        let failed = match self.obtain(hex, &output, by).await {
             Ok(()) => {
                 self.compile_backoffs.worked(hex);
                 return Ok(output);
@@ -68,7 +79,7 @@ impl Images {
         wanted: &Wanted<'_>,
         hex: &str,
     ) -> Result<PathBuf, ImageError> {
-        let mut compiled = std::pin::pin!(self.compiled(hex));
+        let mut compiled = std::pin::pin!(self.compiled(hex, By::Fleet));
         match tokio::time::timeout(TOLD_AFTER, &mut compiled).await {
             Ok(compiled) => compiled,
             Err(_) => {
@@ -79,15 +90,32 @@ impl Images {
         }
     }
 
+    /// Whether a layer still is what its name says; a disk may have changed it. It goes if not, and is
+    /// fetched again.
+    async fn check_layer(&self, hex: &str) -> Result<(), CompileFailure> {
+        let unread = |cause: std::io::Error| CompileFailure::Unfinished(cause.to_string());
+        let mut file = tokio::fs::File::open(self.blob(hex)).await.map_err(unread)?;
+        if digest(&mut file, None, COMPONENT_BYTES_MAX).await.map_err(unread)? == hex {
+            return Ok(());
+        }
+        tracing::error!(image.digest = hex, "the layer on the disk is damaged");
+        tokio::fs::remove_file(self.blob(hex)).await.map_err(unread)?;
+        let text = "the image on the disk was damaged, it is fetched again";
+        Err(CompileFailure::Unfinished(text.to_owned()))
+    }
+
     /// Brings the code into `output`: from a server, or from the compiler of this node.
-    async fn obtain(&self, hex: &str, output: &Path) -> Result<(), CompileFailure> {
-        let why = match self.fetch_code(hex, output).await {
-            Ok(()) => return Ok(()),
-            Err(why) => why,
+    async fn obtain(&self, hex: &str, output: &Path, by: By) -> Result<(), CompileFailure> {
+        let fetched = if by == By::Fleet || !self.compiler.is_here() {
+            self.fetch_code(hex, output).await
+        } else {
+            Err(NotFetched::Unasked)
         };
+        let Err(why) = fetched else { return Ok(()) };
         if self.compiler.is_here() {
             tracing::debug!(image.digest = hex, reason = %why, "no code from a server");
             let started = tokio::time::Instant::now();
+            self.check_layer(hex).await?;
             self.compiler.make(&self.blob(hex), output).await?;
             // What came of a server's code is of no use any more.
             let _ = tokio::fs::remove_file(output.with_extension(PART)).await;

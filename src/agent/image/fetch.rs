@@ -169,6 +169,7 @@ impl Images {
             return Ok(());
         }
         let mut part = Part::open(self.blob(&blob.hex)).await?;
+        part.check_room(blob.size.unwrap_or(0)).await?;
         let claim = self.swarm.claim(&blob.hex, repository);
         let peering = self.peering.as_ref();
         // A server has the cluster's registry in its own process, and what is small is here before others

@@ -21,11 +21,14 @@ use crate::agent::image::transport::{Body, Transport};
 use crate::api::compiled_code::{
     self, Absence, COMPONENT_BYTES_MAX, NoCode, TICKET_HEADER, Ticket,
 };
+use crate::client::AnswerWithin;
 
 /// How long servers may take to answer at all: a pod must start without any in reach.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a component may take to be brought to the server that compiles it.
+/// How long a component may take to be brought to the server that compiles it: this, and what a link of
+/// half a Mbit/s needs.
 const BRING_TIMEOUT: Duration = Duration::from_secs(60);
+const BRING_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// How much longer than one compile a node waits for a server, which may have others to do first.
 const QUEUE_MAX: Duration = Duration::from_secs(60);
 /// Pause before a server is asked again that is still compiling. It answers late by itself.
@@ -250,9 +253,11 @@ impl Images {
             return Err(NotFetched::Absent(text));
         }
         let component = tokio::fs::read(&layer).await?;
-        let request = request(Method::PUT, &format!("{url}?to={server}"))?
+        let mut request = request(Method::PUT, &format!("{url}?to={server}"))?
             .map(|_| kube::client::Body::from(component));
-        let sent = tokio::time::timeout(BRING_TIMEOUT, self.client.send(request)).await;
+        let within = BRING_TIMEOUT + Duration::from_secs(bytes / BRING_BYTES_PER_SECOND);
+        request.extensions_mut().insert(AnswerWithin(within));
+        let sent = tokio::time::timeout(within, self.client.send(request)).await;
         let away = |cause: String| NotFetched::Unreachable(cause);
         let answer = sent
             .map_err(|_| away("bringing the component took too long".to_owned()))?

@@ -202,7 +202,9 @@ impl Images {
         if let Some(last_used) = last_used {
             write_json(&self.dirs.images().join(USED_FILE), &last_used)?;
         }
-        self.sweep(now);
+        // On a full disk, what nobody goes on with now goes first.
+        let part_age_max = if wanted_bytes > 0 { self.gc.minimum_age } else { PART_AGE_MAX };
+        self.sweep(now, part_age_max);
         let mut collected = Collected { wanted_bytes, ..Collected::default() };
         if wanted_bytes == 0 {
             return Ok(collected);
@@ -348,7 +350,7 @@ impl Images {
     }
 
     /// Removes what no living process will finish, and code that this engine cannot run.
-    fn sweep(&self, now: i64) {
+    fn sweep(&self, now: i64, part_age_max: Duration) {
         let is_older = |modified: i64, age: Duration| {
             now.saturating_sub(modified) > i64::try_from(age.as_secs()).unwrap_or(i64::MAX)
         };
@@ -367,7 +369,7 @@ impl Images {
                 let hex = name.get(..HEX_LEN).unwrap_or_default();
                 let ending = name.rsplit('.').next().unwrap_or_default();
                 let is_stale = if ending == PART {
-                    is_older(modified, PART_AGE_MAX)
+                    is_older(modified, part_age_max)
                 } else if ending.starts_with("tmp") {
                     is_older(modified, TEMPORARY_AGE_MAX)
                 } else {

@@ -113,7 +113,7 @@ use crate::agent::dirs::Dirs;
 use crate::agent::pod::plan::PullPolicy;
 use crate::client::EventRecorder;
 use crate::rt::{Rng, WallClock};
-use adopt::Adopted;
+use adopt::{Adopted, Bringers};
 use backoff::Backoffs;
 use gc::Ledger;
 use known::{Content, Resolved};
@@ -298,8 +298,12 @@ pub(crate) trait ImageSource: Send + Sync + 'static {
         had: Option<ReadyVolume>,
     ) -> BoxFuture<'a, Result<ReadyVolume, ImageError>>;
 
-    /// Compiles a component that lies in a file; gives its compiled code.
-    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>>;
+    /// Compiles a component that lies in a file, of the node or of a pod's volume; gives its compiled code.
+    fn adopt<'a>(
+        &'a self,
+        file: &'a Path,
+        whose: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<PathBuf, ImageError>>;
 }
 
 /// The images of this node.
@@ -318,6 +322,8 @@ pub(crate) struct Images {
     compile_backoffs: Backoffs,
     /// What was found in files lately.
     adopted: Mutex<Adopted>,
+    /// What pods brought lately.
+    bringers: Mutex<Bringers>,
     /// Images that were not signed where that is only told, see [`signed`].
     unsigned: Mutex<signed::Unsigned>,
     /// Layers that are no components, with the compiler's words.
@@ -360,6 +366,7 @@ impl Images {
             pull_backoffs: Backoffs::new(settings.pull_backoff),
             compile_backoffs: Backoffs::new(settings.compile_backoff),
             adopted: Mutex::default(),
+            bringers: Mutex::default(),
             unsigned: Mutex::default(),
             refused: Mutex::default(),
             locks: Locks::default(),
@@ -427,7 +434,11 @@ impl ImageSource for Images {
         .boxed()
     }
 
-    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
-        self.adopt_file(file).boxed()
+    fn adopt<'a>(
+        &'a self,
+        file: &'a Path,
+        whose: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
+        self.adopt_file(file, whose).boxed()
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::agent::dirs::make_private;
 use crate::agent::image::distribution::Fault;
 use crate::agent::image::transport::Body;
+use crate::rt::{Room, check_room};
 
 /// Bytes read at a time of a blob that was begun before.
 const READ_BYTES: usize = 64 * 1024;
@@ -44,6 +45,7 @@ pub(super) struct Part {
     file: File,
     hash: Sha256,
     size: u64,
+    room: Room,
     /// It holds bytes of an earlier life, which a power cut may have torn.
     is_resumed: bool,
 }
@@ -70,7 +72,8 @@ impl Part {
             hash.update(read);
             size += count as u64;
         }
-        Ok(Self { place, path, file, hash, size, is_resumed: size > 0 })
+        let room = Room::new(place.parent().unwrap_or(&place));
+        Ok(Self { place, path, file, hash, size, room, is_resumed: size > 0 })
     }
 
     /// Bytes that are here.
@@ -83,8 +86,26 @@ impl Part {
         let _ = fs::remove_file(&self.path).await;
     }
 
-    /// Adds bytes at the end.
+    /// Gives up, and leaves nothing, unless the disk has room for what is still to come.
+    pub(super) async fn check_room(&mut self, size: u64) -> Result<(), Fault> {
+        let Some(folder) = self.place.parent() else { return Ok(()) };
+        let checked = check_room(folder, size.saturating_sub(self.size));
+        self.or_restart(checked).await
+    }
+
+    /// What is of no use any more is not to fill a disk that is full.
+    async fn or_restart(&mut self, checked: std::io::Result<()>) -> Result<(), Fault> {
+        if let Err(cause) = checked {
+            self.restart().await?;
+            return Err(cause.into());
+        }
+        Ok(())
+    }
+
+    /// Adds bytes at the end. When the disk has no room for them, nothing is left of the others.
     pub(super) async fn append(&mut self, chunk: &[u8]) -> Result<(), Fault> {
+        let has_room = self.room.take(chunk.len() as u64);
+        self.or_restart(has_room).await?;
         self.file.write_all(chunk).await?;
         self.hash.update(chunk);
         self.size += chunk.len() as u64;
@@ -172,6 +193,21 @@ mod tests {
             Ok(Frame::data(Bytes::from(vec![7; bytes])))
         });
         StreamBody::new(pieces).boxed_unsync()
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_keeps_nothing_of_what_does_not_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut part = Part::open(folder.path().join("a")).await.unwrap();
+        part.append(b"bytes").await.unwrap();
+        part.check_room(1000).await.unwrap();
+        assert_eq!(part.size(), 5);
+        let full = part.check_room(u64::MAX).await;
+        assert!(
+            matches!(full, Err(Fault::Disk(why)) if why.kind() == std::io::ErrorKind::StorageFull)
+        );
+        assert_eq!(part.size(), 0);
+        assert_eq!(std::fs::metadata(folder.path().join("a.part")).unwrap().len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

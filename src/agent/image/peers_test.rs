@@ -311,7 +311,7 @@ async fn what_came_out_of_a_volume_is_not_given_away() {
     let node = net.join("has", Router::new());
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), WASM).unwrap();
-    node.images.adopt(file.path()).await.unwrap();
+    node.images.adopt(file.path(), None).await.unwrap();
     assert!(node.images.blob(digest_of(WASM).trim_start_matches("sha256:")).exists());
     let router = net.0.lock()["has"].clone();
     for method in [Method::HEAD, Method::GET] {

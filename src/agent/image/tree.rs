@@ -11,12 +11,14 @@
 //!   agent follows none that leaves it.
 //! - What an image may cost has a limit before it costs it: entries, bytes, names, looks, room.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, linkat, mkdirat, openat, statat, symlinkat,
@@ -29,6 +31,7 @@ use crate::agent::dirs::make_one;
 use crate::agent::image::manifest::Form;
 use crate::agent::image::tar::{Archive, Entry, Kind, damaged};
 use crate::agent::image::unpack;
+use crate::rt::Room;
 
 /// In front of the name of something that a lower layer has and this one takes away.
 const WHITEOUT: &[u8] = b".wh.";
@@ -42,11 +45,9 @@ const NAME_BYTES_MAX: usize = 255;
 const DEPTH_MAX: usize = 64;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 64 * 1024;
-/// Bytes written between two looks at the free space.
-const SPACE_LOOK_BYTES: u64 = 16 << 20;
-/// What an image leaves of the file system, as guests do: this part, but at most so many bytes.
-const RESERVED_PART: u64 = 10;
-const RESERVED_BYTES_MAX: u64 = 512 << 20;
+/// How much may be read for each byte that may be written, and beside that: what is skipped costs time.
+const READ_PER_BYTE: u64 = 2;
+const READ_BYTES_FREE: u64 = 64 << 20;
 const FILE_MODE: u32 = 0o400;
 const EXECUTABLE_MODE: u32 = 0o500;
 const FOLDER_MODE: u32 = 0o700;
@@ -86,8 +87,11 @@ pub(super) fn unpack(
     let held = beneath::open(root, Path::new(""), Missing::Refuse)?;
     let path = held.path();
     let (cancel, bytes) = (cancel.clone(), limits.bytes);
-    let mut tree = Tree { _root: held, path, left: limits, look_at: bytes, cancel, made: None };
-    tree.look_for_room()?;
+    let mut room = Room::new(&path);
+    room.take(0)?;
+    let reads = READ_PER_BYTE.saturating_mul(bytes).saturating_add(READ_BYTES_FREE);
+    let reads = Rc::new(Cell::new(reads));
+    let mut tree = Tree { _root: held, path, left: limits, reads, room, cancel, made: None };
     for (at, (file, form)) in layers.iter().enumerate() {
         // Under the lowest layer there is nothing to take away.
         tree.made = (at > 0).then(BTreeSet::new);
@@ -106,11 +110,33 @@ struct Tree {
     /// Leads to the folder while it is held.
     path: PathBuf,
     left: Limits,
-    /// When so many bytes are left, the free space is looked at.
-    look_at: u64,
+    /// Bytes that may be read of all layers together, when they are unpacked.
+    reads: Rc<Cell<u64>>,
+    room: Room,
     cancel: CancellationToken,
     /// Paths of the present layer; `None` in the lowest.
     made: Option<BTreeSet<PathBuf>>,
+}
+
+/// What is read of a layer, also of what is skipped: bounded, and until it is cancelled.
+struct Metered {
+    content: Box<dyn Read>,
+    left: Rc<Cell<u64>>,
+    cancel: CancellationToken,
+}
+
+impl Read for Metered {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("nobody wants the image any more"));
+        }
+        let count = self.content.read(buffer)?;
+        let left = self.left.get().checked_sub(count as u64);
+        self.left.set(left.ok_or_else(|| {
+            refused("the image's layers are larger than a volume may be".to_owned())
+        })?);
+        Ok(count)
+    }
 }
 
 fn refused(why: String) -> io::Error {
@@ -121,13 +147,20 @@ impl Tree {
     /// Unpacks a layer.
     fn archive(&mut self, layer: &Path) -> io::Result<()> {
         let (content, _) = unpack::open(layer)?;
-        // What is skipped costs time as well.
         let most = self.left.bytes.saturating_add(1);
-        let mut archive = Archive::new(content.take(most));
+        let content: Box<dyn Read> = Box::new(content.take(most));
+        let (left, cancel) = (Rc::clone(&self.reads), self.cancel.clone());
+        let mut archive = Archive::new(Metered { content, left, cancel });
+        let unpacked = self.entries(&mut archive);
+        // A reader cannot say so: whoever copies from it would try again.
+        if self.cancel.is_cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { unpacked }
+    }
+
+    fn entries(&mut self, archive: &mut Archive<Metered>) -> io::Result<()> {
         while let Some(entry) = archive.next()? {
             self.count(&entry.path)?;
             let Some(path) = plain(&entry.path)? else { continue };
-            self.put(&path, &entry, &mut archive)?;
+            self.put(&path, &entry, archive)?;
         }
         Ok(())
     }
@@ -347,22 +380,8 @@ impl Tree {
         let left = self.left.bytes.checked_sub(bytes);
         self.left.bytes =
             left.ok_or_else(|| refused("the image has more bytes than a volume may".to_owned()))?;
-        if self.left.bytes <= self.look_at {
-            self.look_at = self.left.bytes.saturating_sub(SPACE_LOOK_BYTES);
-            self.look_for_room()?;
-        }
+        self.room.take(bytes)?;
         if self.cancel.is_cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-    }
-
-    /// The store of a server ends it when it cannot write: an image must not bring that about.
-    fn look_for_room(&self) -> io::Result<()> {
-        let space = rustix::fs::statvfs(&self.path)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
-        let reserved = (bytes(space.f_blocks) / RESERVED_PART).min(RESERVED_BYTES_MAX);
-        if bytes(space.f_bavail) < reserved.saturating_add(SPACE_LOOK_BYTES) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
     }
 }
 

@@ -242,6 +242,20 @@ fn what_an_image_may_cost_has_limits() {
     }
 }
 
+/// Goal: layers that hold nothing but what is skipped end as well. Method: more of them than a volume may
+/// have bytes, each of which alone would do.
+#[test]
+fn what_is_skipped_counts_over_all_layers() {
+    let skipped = [file(".wh..wh.x", &"x".repeat(1 << 20))];
+    let limits = Limits { bytes: 2 << 20, ..LIMITS };
+    let few = (0..3).fold(Bench::new(), |bench, _| bench.layer(&skipped));
+    few.unpack_within(limits).unwrap();
+    let many = (0..70).fold(Bench::new(), |bench, _| bench.layer(&skipped));
+    let error = many.unpack_within(limits).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(error.to_string().contains("larger than a volume"), "{error}");
+}
+
 #[test]
 fn a_bomb_stops_at_its_limit() {
     let bench = Bench::new();

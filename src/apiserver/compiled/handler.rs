@@ -173,6 +173,10 @@ async fn put(compiled: &Compiled, key: &Key, request: Request<Body>) -> Response
         return if is_here { later() } else { refusal(code, message) };
     }
     // Nobody may ask again: then it is compiled and lies on the shelf all the same.
-    drop(jobs::join(&Arc::clone(compiled), key, Reach::Here));
+    let job = jobs::join(&Arc::clone(compiled), key, Reach::Here);
+    if job.is_none_or(|job| job.borrow().is_some()) {
+        // It has failed a moment ago, or there is no place for it: nobody comes for the file.
+        compiled.jobs.forget(&key.component);
+    }
     later()
 }

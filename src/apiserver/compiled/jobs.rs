@@ -57,12 +57,20 @@ struct Job {
     until: Option<Instant>,
 }
 
-/// A file that is of no use once this is dropped, unless it was renamed.
+/// A file that is of no use once this is dropped, unless it was renamed; and what a compiler that was ended
+/// left beside it.
 struct Scrap(PathBuf);
 
 impl Drop for Scrap {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+        let (Some(folder), Some(stem)) = (self.0.parent(), self.0.file_stem()) else { return };
+        let mark = format!("{}.", stem.to_string_lossy());
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&mark) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -70,7 +78,7 @@ impl Drop for Scrap {
 struct Brought<'a> {
     jobs: &'a Jobs,
     component: &'a str,
-    _file: Scrap,
+    file: Scrap,
 }
 
 impl Drop for Brought<'_> {
@@ -101,6 +109,17 @@ impl Jobs {
         }
         brought.insert(component.to_owned(), file);
         true
+    }
+
+    /// Forgets a component that was brought for nothing.
+    pub(super) fn forget(&self, component: &str) {
+        drop(self.brought.lock().remove(component).map(Scrap));
+    }
+
+    /// What was brought of a component, which goes when this does.
+    fn brought<'a>(&'a self, component: &'a str) -> Option<Brought<'a>> {
+        let file = Scrap(self.brought.lock().get(component)?.clone());
+        Some(Brought { jobs: self, component, file })
     }
 }
 
@@ -224,6 +243,8 @@ async fn fleet(compiled: &Compiled, key: &Key) -> Ended {
 /// Compiles on this server.
 async fn here(compiled: &Compiled, key: &Key) -> Ended {
     let me = &compiled.context.node_name;
+    // Whatever comes of it, it does not stay.
+    let brought = compiled.jobs.brought(&key.component);
     match compiled.config.maker.engine() {
         None => return Err(none(Absence::OtherEngine, format!("server {me} does not compile"))),
         Some(engine) if engine != key.engine => {
@@ -235,26 +256,25 @@ async fn here(compiled: &Compiled, key: &Key) -> Ended {
     if compiled.shelf.lock().take(key).is_some() {
         return Ok(());
     }
-    let Some((file, was_brought)) = component(compiled, &key.component).await else {
+    let file = match &brought {
+        Some(brought) => Some(brought.file.0.clone()),
+        None => component(compiled, &key.component).await,
+    };
+    let Some(file) = file else {
         let message = "no server has this component".to_owned();
         let server = Some(me.clone());
         return Err(NoCode { reason: Absence::NoComponent, message, server });
     };
-    let (jobs, component) = (&compiled.jobs, key.component.as_str());
-    let _brought = was_brought.then(|| Brought { jobs, component, _file: Scrap(file.clone()) });
     make(compiled, key, &file).await
 }
 
-/// The file of a component, and whether a node brought it.
-async fn component(compiled: &Compiled, hex: &str) -> Option<(PathBuf, bool)> {
-    if let Some(brought) = compiled.jobs.brought.lock().get(hex).cloned() {
-        return Some((brought, true));
-    }
+/// The file of a component.
+async fn component(compiled: &Compiled, hex: &str) -> Option<PathBuf> {
     let of_pods = compiled.config.components.iter().map(|folder| folder.join(hex));
     if let Some(file) = of_pods.into_iter().find(|file| file.is_file()) {
-        return Some((file, false));
+        return Some(file);
     }
-    registry::file(&compiled.context, hex).await.map(|file| (file, false))
+    registry::file(&compiled.context, hex).await
 }
 
 async fn make(compiled: &Compiled, key: &Key, component: &Path) -> Ended {
@@ -264,6 +284,13 @@ async fn make(compiled: &Compiled, key: &Key, component: &Path) -> Ended {
     };
     let temporary = compiled.shelf.lock().temporary().map_err(unfinished)?;
     let _scrap = Scrap(temporary.clone());
+    // A disk may have changed it, and what is signed goes to all nodes.
+    let (found, _) = receive::of_file(component).await.map_err(unfinished)?;
+    if found != key.component {
+        tracing::error!(image.digest = key.component, "the component on the disk is damaged");
+        tokio::fs::remove_file(component).await.map_err(unfinished)?;
+        return Err(none(Absence::Unfinished, "the server's copy of the component was damaged"));
+    }
     let started = Instant::now();
     let made = compiled.config.maker.make(component, &temporary).await;
     let kept = match made {
@@ -330,23 +357,44 @@ async fn take(compiled: &Compiled, key: &Key, server: &str, answer: Response<Bod
         .map_err(|why| refused(&why))?;
     let statement = &ticket.statement;
     let temporary = compiled.shelf.lock().temporary().map_err(|why| refused(&why))?;
+    let _scrap = Scrap(temporary.clone());
     let received = receive::to_file(answer.into_body(), &temporary, statement.bytes).await;
-    let kept = match received {
+    match received {
         Ok((code, _)) if code == statement.code => {
             compiled.shelf.lock().put(&temporary, statement).map_err(|why| refused(&why))
         }
         Ok(_) => Err(refused(&"other bytes came than were signed")),
         Err(why) => Err(refused(&why)),
-    };
-    if kept.is_err() {
-        let _ = tokio::fs::remove_file(&temporary).await;
     }
-    kept
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_brought_goes_with_whoever_takes_it_or_when_nobody_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let jobs = Jobs::default();
+        let bring = |name: &str| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, "component").unwrap();
+            assert!(jobs.bring("c", file.clone(), 1));
+            assert!(!jobs.bring("d", file.clone(), 1), "there is place for one");
+            file
+        };
+        let file = bring("1.tmp");
+        let left = folder.path().join("1.unpacked.tmp");
+        let other = folder.path().join("11.tmp");
+        std::fs::write(&left, "of a compiler").unwrap();
+        std::fs::write(&other, "of another job").unwrap();
+        drop(jobs.brought("c").unwrap());
+        assert!(!file.exists() && !left.exists() && other.exists());
+        assert!(!jobs.has_brought("c"));
+        let file = bring("2.tmp");
+        jobs.forget("c");
+        assert!(!file.exists() && !jobs.has_brought("c"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_job_goes_on_while_somebody_waits_or_asks_and_no_longer() {

@@ -10,6 +10,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::rt::Room;
+
 /// How long one piece may take to arrive.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes read at once of a file that is hashed.
@@ -18,6 +20,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Writes a body to `file`, at most `bytes_max` of it, and syncs it: its SHA-256 in hex and its size.
 pub(super) async fn to_file(body: Body, file: &Path, bytes_max: u64) -> io::Result<(String, u64)> {
     let mut out = File::create(file).await?;
+    let mut room = Room::new(file.parent().unwrap_or(file));
     let (mut hash, mut size) = (Sha256::new(), 0_u64);
     let mut chunks = body.into_data_stream();
     loop {
@@ -27,6 +30,7 @@ pub(super) async fn to_file(body: Body, file: &Path, bytes_max: u64) -> io::Resu
         if size > bytes_max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
+        room.take(chunk.len() as u64)?;
         hash.update(&chunk);
         out.write_all(&chunk).await?;
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::api::compiled_code::{Statement, is_sha256};
 use crate::apiserver::compiled::Key;
@@ -18,6 +18,8 @@ use crate::apiserver::compiled::Key;
 const CODES_MAX: usize = 4096;
 /// Ending of code.
 const ENDING: &str = ".cwasm";
+/// What is not complete and was not written to for so long, nobody goes on with.
+const INCOMING_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Folder of what is not complete.
 const INCOMING: &str = "incoming";
 
@@ -109,6 +111,12 @@ impl Shelf {
         self.temporaries += 1;
         let folder = self.dir.join(INCOMING);
         fs::create_dir_all(&folder)?;
+        for file in fs::read_dir(&folder)?.flatten() {
+            let modified = file.metadata().and_then(|meta| meta.modified());
+            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > INCOMING_AGE_MAX)) {
+                let _ = fs::remove_file(file.path());
+            }
+        }
         Ok(folder.join(format!("{}.tmp", self.temporaries)))
     }
 

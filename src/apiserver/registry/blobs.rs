@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::fs::{self, File};
+use tokio::fs::File;
+
+use crate::apiserver::registry::uploads::Whole;
 
 /// Letters of a digest in hex.
 const HEX_LEN: usize = 64;
@@ -59,10 +61,15 @@ impl Blobs {
     }
 
     /// Takes over a complete, checked and synced file.
-    pub(super) async fn adopt(&self, file: &Path, hex: &str) -> io::Result<()> {
-        fs::create_dir_all(&self.dir).await?;
-        fs::rename(file, self.path(hex)).await?;
-        File::open(&self.dir).await?.sync_all().await
+    pub(super) async fn adopt(&self, file: Whole, hex: &str) -> io::Result<()> {
+        let (dir, path) = (self.dir.clone(), self.path(hex));
+        // In turn: an older file of that name may be about to be deleted.
+        self.in_turn(move || {
+            std::fs::create_dir_all(&dir)?;
+            std::fs::rename(file.path(), path)?;
+            std::fs::File::open(&dir)?.sync_all()
+        })
+        .await
     }
 
     /// Notes that somebody counts on a blob, if it is here; what was known of it before.

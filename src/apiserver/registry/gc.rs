@@ -84,6 +84,7 @@ pub(super) async fn run(context: &Context, marks: DiskMarks, cancel: Cancellatio
             () = cancel.cancelled() => return,
             () = tokio::time::sleep_until(rests_until.min(Instant::now() + LOOK_PERIOD)) => {}
         }
+        context.registry.uploads.sweep().await;
         // A folder that is not there yet is no disk that is full.
         let disk = Disk::of(context.registry.blobs.folder());
         let wanted = disk.map_or(0, |disk| disk.excess(marks));
@@ -157,11 +158,9 @@ async fn fetch_missing(context: &Context) -> Result<(), StoreError> {
     let manifests: BTreeSet<&String> = images.keys().map(|(_, hex)| hex).collect();
     let named: BTreeSet<&String> = images.values().flat_map(|image| &image.names).collect();
     for hex in named.difference(&manifests).filter(|hex| !files.contains_key(**hex)) {
-        match replicas::fetch(context, hex).await {
-            Ok(true) => tracing::info!(blob.digest = hex, "a missing blob was fetched"),
-            // It may be elsewhere by intent: a layer with `urls`.
-            Ok(false) => {}
-            Err(err) => tracing::warn!(?err, "the registry cannot take what is missing"),
+        // It may be elsewhere by intent: a layer with `urls`.
+        if replicas::fetch_whole(context, hex).await {
+            tracing::info!(blob.digest = hex, "a missing blob was fetched");
         }
     }
     Ok(())

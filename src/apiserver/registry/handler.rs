@@ -62,7 +62,9 @@ pub(super) async fn respond(context: &Context, user: &UserInfo, request: Request
     if !access::may_pull(user) {
         return Err(OciError::unauthorized());
     }
-    let path = request.uri().path().trim_start_matches("/v2").trim_matches('/').to_owned();
+    let path = request.uri().path();
+    // Once: a repository's name may begin with it as well.
+    let path = path.strip_prefix("/v2").unwrap_or(path).trim_matches('/').to_owned();
     let asked = Endpoint::parse(&path);
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         check_push(context, user, asked.map(|(repository, _)| repository)).await?;

@@ -47,11 +47,13 @@ const VERSION_HEADER: HeaderName = HeaderName::from_static("docker-distribution-
 pub(super) struct Registry {
     blobs: blobs::Blobs,
     uploads: uploads::Uploads,
+    fetches: replicas::Fetches,
 }
 
 impl Registry {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { uploads: uploads::Uploads::new(dir.join("uploads")), blobs: blobs::Blobs::new(dir) }
+        let uploads = uploads::Uploads::new(dir.join("uploads"));
+        Self { uploads, blobs: blobs::Blobs::new(dir), fetches: replicas::Fetches::default() }
     }
 }
 

@@ -81,10 +81,7 @@ async fn finish(context: &Context, repository: &str, id: &str, digest: &str) -> 
     let hex = name::digest(digest)?;
     let registry = &context.registry;
     let file = registry.uploads.finish(id, hex).await?;
-    if let Err(cause) = registry.blobs.adopt(&file, hex).await {
-        let _ = tokio::fs::remove_file(&file).await;
-        return Err(OciError::io(&cause));
-    }
+    registry.blobs.adopt(file, hex).await.map_err(|cause| OciError::io(&cause))?;
     replicate(context, digest).await?;
     Ok(created(repository, digest))
 }

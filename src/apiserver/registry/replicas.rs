@@ -1,5 +1,6 @@
 //! Blobs between servers: each that is pushed is copied to all, and one that is missing is fetched.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use axum::body::Body;
 use futures_util::StreamExt as _;
 use http::{Method, Request, StatusCode, header};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
 
 use crate::api::user::UserInfo;
@@ -22,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// A server that takes fewer bytes of a blob than this in the time below is not waited for: whoever
 /// pushed waits, too. It fetches the blob when somebody asks it.
 const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+/// How long somebody waits who asks for a blob that another server has: most are here by then, and
+/// clients do not wait much longer.
+const FETCH_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Also the time for its answer once it has all.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -35,11 +41,7 @@ pub(super) async fn keep(
     let registry = &context.registry;
     registry.uploads.append(id, None, body).await?;
     let file = registry.uploads.finish(id, hex).await?;
-    if let Err(cause) = registry.blobs.adopt(&file, hex).await {
-        let _ = tokio::fs::remove_file(&file).await;
-        return Err(OciError::io(&cause));
-    }
-    Ok(())
+    registry.blobs.adopt(file, hex).await.map_err(|cause| OciError::io(&cause))
 }
 
 /// Copies a blob to every other server that takes it: one of them may be all that is left later.
@@ -116,8 +118,48 @@ pub(super) async fn hold(context: &Context, hex: &str) -> Result<Option<u64>, Oc
     Ok(found.map(|blob| blob.bytes))
 }
 
-/// Fetches a blob from another server. `false`: nobody has it.
+/// Fetches under way, by digest in hex; each says in the end whether the blob is here.
+#[derive(Debug, Default)]
+pub(super) struct Fetches(Mutex<BTreeMap<String, Fetching>>);
+
+type Fetching = watch::Receiver<Option<bool>>;
+
+/// Fetches a blob from another server. `false`: nobody has it. What takes long goes on without whoever asked,
+/// who is told to come again.
 pub(super) async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError> {
+    let whole = tokio::time::timeout(FETCH_WAIT_MAX, fetch_whole(context, hex));
+    whole.await.map_err(|_| {
+        let text = "the blob is on its way from another server, try again";
+        OciError::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", text)
+    })
+}
+
+/// The same, however long it takes.
+pub(super) async fn fetch_whole(context: &Context, hex: &str) -> bool {
+    let mut fetching = join(context, hex);
+    // Without an end, this server stops.
+    fetching.wait_for(Option::is_some).await.is_ok_and(|found| *found == Some(true))
+}
+
+/// Joins the fetch of a blob, or begins it: it outlives those who ask.
+fn join(context: &Context, hex: &str) -> Fetching {
+    let mut fetches = context.registry.fetches.0.lock();
+    if let Some(fetching) = fetches.get(hex).filter(|one| one.has_changed().is_ok()) {
+        return fetching.clone();
+    }
+    let (tell, fetching) = watch::channel(None);
+    fetches.insert(hex.to_owned(), fetching.clone());
+    drop(fetches);
+    let (own, hex) = (Context::clone(context), hex.to_owned());
+    context.sessions.spawn_until_cancelled("registry-fetch", async move {
+        let found = fetch_now(&own, &hex).await;
+        own.registry.fetches.0.lock().remove(&hex);
+        tell.send_replace(Some(found));
+    });
+    fetching
+}
+
+async fn fetch_now(context: &Context, hex: &str) -> bool {
     for server in context.store.other_servers(&context.node_name) {
         let request = forward::get(&format!("/v2/{REPLICA}/blobs/sha256:{hex}"));
         let asked = context.forward.server(&server, request);
@@ -126,13 +168,16 @@ pub(super) async fn fetch(context: &Context, hex: &str) -> Result<bool, OciError
             continue;
         }
         let id = context.rng.uuid().to_string();
-        context.registry.uploads.begin(&id, REPLICA).await?;
-        match keep(context, &id, hex, answer.into_body()).await {
-            Ok(()) => return Ok(true),
-            Err(_) => tracing::warn!(peer = server, "a server sent a damaged blob"),
+        let kept = async {
+            context.registry.uploads.begin(&id, REPLICA).await?;
+            keep(context, &id, hex, answer.into_body()).await
+        };
+        match kept.await {
+            Ok(()) => return true,
+            Err(err) => tracing::warn!(peer = server, ?err, "a blob of a server cannot be kept"),
         }
     }
-    Ok(false)
+    false
 }
 
 /// What servers ask of each other: a blob as it is here, or to take one.

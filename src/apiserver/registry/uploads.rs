@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::apiserver::registry::name::OciError;
 use crate::apiserver::registry::replicas::REPLICA;
+use crate::rt::Room;
 
 /// Uploads under way at once, and those of one user.
 const UPLOADS_MAX: usize = 64;
@@ -52,9 +53,26 @@ pub(super) struct Upload {
     path: PathBuf,
     size: u64,
     hash: Sha256,
+    room: Room,
     /// Every byte that was hashed is in the file and no other. Not so while a body is written, nor
     /// ever after one that broke off: what the disk still writes of it nobody knows.
     is_whole: bool,
+}
+
+/// The file of an upload that is complete; removed unless it was renamed.
+#[derive(Debug)]
+pub(super) struct Whole(PathBuf);
+
+impl Whole {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 fn broken(why: &str) -> OciError {
@@ -72,11 +90,16 @@ impl Uploads {
         Self { dir, open: Mutex::default() }
     }
 
-    /// Starts an upload of `user` named `id`.
-    pub(super) async fn begin(&self, id: &str, user: &str) -> Result<(), OciError> {
+    /// Removes what rests for too long.
+    pub(super) async fn sweep(&self) {
         for path in self.expire() {
             let _ = fs::remove_file(path).await;
         }
+    }
+
+    /// Starts an upload of `user` named `id`.
+    pub(super) async fn begin(&self, id: &str, user: &str) -> Result<(), OciError> {
+        self.sweep().await;
         let path = self.dir.join(id);
         if let Some(path) = self.reserve(id, user, &path)? {
             let _ = fs::remove_file(path).await;
@@ -94,7 +117,8 @@ impl Uploads {
 
     /// Takes one of the places, before anything is on disk. Returns the file of the upload that gives way.
     fn reserve(&self, id: &str, user: &str, path: &Path) -> Result<Option<PathBuf>, OciError> {
-        let upload = Upload { path: path.to_owned(), size: 0, hash: Sha256::new(), is_whole: true };
+        let (path, room) = (path.to_owned(), Room::new(&self.dir));
+        let upload = Upload { path, size: 0, hash: Sha256::new(), room, is_whole: true };
         let mut open = self.open.lock();
         let own = open.values().filter(|session| session.user == user).count();
         // Servers have as many as there are: what they copy, clients have pushed.
@@ -169,8 +193,9 @@ impl Uploads {
         Ok(self.find(id)?.lock().await.size)
     }
 
-    /// Ends an upload: its file, when the bytes have the digest. Else nothing is left of it.
-    pub(super) async fn finish(&self, id: &str, hex: &str) -> Result<PathBuf, OciError> {
+    /// Ends an upload: its file, when the bytes have the digest. Else nothing is left of it, nor when the
+    /// file is not put into its place.
+    pub(super) async fn finish(&self, id: &str, hex: &str) -> Result<Whole, OciError> {
         let upload = self.find(id)?;
         let checked = upload.lock().await.check(hex).await;
         if checked.is_err() {
@@ -178,7 +203,7 @@ impl Uploads {
         } else {
             self.open.lock().remove(id);
         }
-        checked
+        checked.map(Whole)
     }
 
     /// Gives an upload up.
@@ -242,6 +267,7 @@ impl Upload {
                 let message = format!("blobs may have at most {BLOB_BYTES_MAX} bytes");
                 return Err(OciError::new(StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID", message));
             }
+            self.room.take(chunk.len() as u64).map_err(io)?;
             self.hash.update(&chunk);
             file.write_all(&chunk).await.map_err(io)?;
         }
@@ -305,7 +331,7 @@ mod tests {
         assert_eq!(uploads.append("a", None, Body::from("one")).await.unwrap(), 3);
         assert_eq!(uploads.append("a", None, Body::from("two")).await.unwrap(), 6);
         let file = uploads.finish("a", &digest(b"onetwo")).await.unwrap();
-        assert_eq!(std::fs::read(file).unwrap(), b"onetwo");
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"onetwo");
         assert!(uploads.find("a").is_err());
     }
 

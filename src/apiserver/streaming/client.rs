@@ -7,13 +7,13 @@ use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::IDLE_MAX;
+use super::{IDLE_MAX, PING};
 
 /// Longest message and frame of a client, in bytes; kubectl sends at most 32 KiB at once.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -46,6 +46,11 @@ impl Activity {
             tokio::time::sleep_until(until).await;
         }
     }
+}
+
+/// When a client is to be asked whether it is still there.
+pub(super) fn pings() -> Interval {
+    tokio::time::interval_at(Instant::now() + PING, PING)
 }
 
 /// Speaks WebSocket on a connection that has agreed to it.

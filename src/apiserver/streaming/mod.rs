@@ -39,6 +39,9 @@ pub(super) use target::Target;
 /// A session on which nothing moves for this long is ended, as by kubelet's
 /// `streamingConnectionIdleTimeout`.
 const IDLE_MAX: Duration = Duration::from_secs(4 * 60 * 60);
+/// How often a client is asked whether it is still there: one whose command reads nothing is not read from,
+/// and its end is seen when something is written to it.
+const PING: Duration = Duration::from_secs(30);
 /// Sessions that one server holds at once.
 pub(super) const SESSIONS_MAX: usize = 512;
 

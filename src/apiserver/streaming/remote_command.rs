@@ -1,9 +1,10 @@
 //! A command over WebSocket messages: `v4.channel.k8s.io` and `v5.channel.k8s.io`.
 
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::client::{Activity, ClientIo, goodbye, websocket};
+use super::client::{Activity, ClientIo, goodbye, pings, websocket};
 use super::node;
 use super::target::Target;
 use crate::apiserver::context::Context;
@@ -37,8 +38,18 @@ pub(super) async fn run(io: ClientIo, context: &Context, target: &Target, path: 
         }
     };
     let to_client = async {
+        let mut ping = pings();
         loop {
-            let (message, is_last) = match output.next().await {
+            let frame = tokio::select! {
+                frame = output.next() => frame,
+                _ = ping.tick() => {
+                    if sink.send(Message::Ping(Bytes::new())).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let (message, is_last) = match frame {
                 Frame::Stdout(bytes) => (channel::write(channel::STDOUT, &bytes), false),
                 Frame::Stderr(bytes) => (channel::write(channel::STDERR, &bytes), false),
                 last => {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 use super::Streams;
-use super::client::{Activity, GOODBYE_MAX};
+use super::client::{Activity, GOODBYE_MAX, pings};
 use super::node;
 use super::target::Target;
 use crate::apiserver::context::Context;
@@ -91,19 +91,28 @@ pub(super) async fn run(
     let (input, mut output) = node::command(context, target, path).await;
     let (sender, mut queue) = mpsc::channel::<Bytes>(QUEUE_MAX);
     let activity = Activity::new();
-    let (open, activity, pings) = (&open, &activity, sender.clone());
+    let (open, activity, answers) = (&open, &activity, sender.clone());
     let from_client = async {
         for frame in early {
-            heed(frame, open, &input, &pings).await;
+            heed(frame, open, &input, &answers).await;
         }
         while let Ok(Some(frame)) = next_frame(&mut read, &mut decoder).await {
             activity.touch();
-            heed(frame, open, &input, &pings).await;
+            heed(frame, open, &input, &answers).await;
         }
     };
     let to_client = async {
-        loop {
-            let (stream, bytes) = match output.next().await {
+        let mut ping = pings();
+        // Those of a server are even.
+        for id in (2..).step_by(2) {
+            let frame = tokio::select! {
+                frame = output.next() => frame,
+                _ = ping.tick() => {
+                    let _ = sender.send(Encoder::ping(id)).await;
+                    continue;
+                }
+            };
+            let (stream, bytes) = match frame {
                 Frame::Stdout(bytes) => (open.stdout, bytes),
                 Frame::Stderr(bytes) => (open.stderr.or(open.stdout), bytes),
                 last => {
@@ -133,7 +142,7 @@ pub(super) async fn run(
         () = &mut writing => return,
         () = to_client => {}
     }
-    drop((sender, pings, input, output));
+    drop((sender, answers, input, output));
     let parting = async {
         writing.await;
         // The client ends the connection when it has read everything.
@@ -190,7 +199,8 @@ async fn heed(frame: spdy::Frame, open: &Open, input: &node::Input, answers: &mp
         spdy::Frame::SynStream { stream, .. } => {
             let _ = answers.send(Encoder::refuse(stream)).await;
         }
-        spdy::Frame::Ping { id } => drop(answers.send(Encoder::ping(id)).await),
+        // An even one is the client's answer to ours.
+        spdy::Frame::Ping { id } if id % 2 == 1 => drop(answers.send(Encoder::ping(id)).await),
         _ => {}
     }
 }

@@ -337,7 +337,11 @@ impl ImageSource for Pictures {
         .boxed()
     }
 
-    fn adopt<'a>(&'a self, file: &'a Path) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
+    fn adopt<'a>(
+        &'a self,
+        file: &'a Path,
+        _whose: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
         std::future::ready(Ok(file.to_owned())).boxed()
     }
 }

@@ -1,16 +1,29 @@
 //! The streams of a connection, until both are there.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Pair;
 use crate::streaming::spdy::Headers;
 
 /// Streams whose partner has not come yet.
 const HALF_OPEN_MAX: usize = 32;
+/// How long one waits for it, as kubelet has it.
+const PARTNER_MAX: Duration = Duration::from_secs(30);
 
-/// Streams that wait for their partner: by request, the numbers of `data` and `error`.
+/// Streams that wait for their partner, by request.
 #[derive(Debug, Default)]
-pub(super) struct HalfOpen(BTreeMap<String, (Option<u32>, Option<u32>)>);
+pub(super) struct HalfOpen(BTreeMap<String, Half>);
+
+/// The numbers of the streams of a request that have come.
+#[derive(Debug)]
+struct Half {
+    data: Option<u32>,
+    error: Option<u32>,
+    since: Instant,
+}
 
 impl HalfOpen {
     /// Adds a stream; the pair when it is complete, or `Err` for what is no stream of a pair.
@@ -26,21 +39,27 @@ impl HalfOpen {
             "" => format!("port {port}"),
             id => id.to_owned(),
         };
-        if !self.0.contains_key(&request) && self.0.len() >= HALF_OPEN_MAX {
+        self.0.retain(|_, half| half.since.elapsed() < PARTNER_MAX);
+        let kind = text("streamtype");
+        let is_known = self.0.contains_key(&request);
+        if !matches!(kind, "data" | "error") || (!is_known && self.0.len() >= HALF_OPEN_MAX) {
             return Err(());
         }
-        let known = self.0.entry(request.clone()).or_default();
-        let place = match text("streamtype") {
-            "data" => &mut known.0,
-            "error" => &mut known.1,
-            _ => return Err(()),
-        };
-        if place.replace(stream).is_some() {
+        let none = Half { data: None, error: None, since: Instant::now() };
+        let half = self.0.entry(request.clone()).or_insert(none);
+        let place = if kind == "data" { &mut half.data } else { &mut half.error };
+        if place.is_some() {
             return Err(());
         }
-        let (Some(data), Some(error)) = *known else { return Ok(None) };
+        *place = Some(stream);
+        let (Some(data), Some(error)) = (half.data, half.error) else { return Ok(None) };
         self.0.remove(&request);
         Ok(Some((Pair { data, error }, port)))
+    }
+
+    /// The client has given a stream up.
+    pub(super) fn reset(&mut self, stream: u32) {
+        self.0.retain(|_, half| half.data != Some(stream) && half.error != Some(stream));
     }
 }
 
@@ -73,5 +92,20 @@ mod tests {
             let _ = half.add(request + 1, &headers("data", "80", &format!("r{request}")));
         }
         assert_eq!(half.0.len(), HALF_OPEN_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_partner_does_not_come_is_forgotten() {
+        let mut half = HalfOpen::default();
+        for request in 0..u32::try_from(HALF_OPEN_MAX).unwrap() {
+            half.add(request, &headers("error", "80", &format!("r{request}"))).unwrap();
+        }
+        assert!(half.add(99, &headers("error", "80", "new")).is_err());
+        half.reset(5);
+        assert!(half.add(99, &headers("error", "80", "new")).is_ok());
+        assert!(half.add(100, &headers("error", "80", "newer")).is_err());
+        tokio::time::advance(PARTNER_MAX).await;
+        assert!(half.add(100, &headers("error", "80", "newer")).is_ok());
+        assert_eq!(half.0.len(), 1);
     }
 }

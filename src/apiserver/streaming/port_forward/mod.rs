@@ -106,8 +106,13 @@ impl<'a> Connections<'a> {
             // Says that its place is free.
             own.cancel();
         });
-        self.open.retain(|_, connection| !connection.cancel.is_cancelled());
         self.open.insert(pair.data, Connection { to_pod: Some(to_pod), cancel, stalled });
+    }
+
+    /// Whether there is no place for another one.
+    fn is_full(&mut self) -> bool {
+        self.open.retain(|_, connection| !connection.cancel.is_cancelled());
+        self.open.len() >= CONNECTIONS_MAX
     }
 
     /// Bytes of the client; waits while the pod does not read, and not for ever.

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::half_open::HalfOpen;
-use super::{CONNECTIONS_MAX, Connections, Event, QUEUE_MAX};
+use super::{Connections, Event, QUEUE_MAX};
 use crate::apiserver::context::Context;
 use crate::apiserver::streaming::client::{Activity, ClientIo, GOODBYE_MAX, goodbye, websocket};
 use crate::apiserver::streaming::spdy_command::next_frame;
@@ -68,8 +68,8 @@ async fn heed(
         activity.touch();
         match frame {
             Frame::SynStream { stream, headers, .. } => {
-                let is_full = connections.open.len() >= CONNECTIONS_MAX;
-                let added = if is_full { Err(()) } else { half_open.add(stream, &headers) };
+                let added =
+                    if connections.is_full() { Err(()) } else { half_open.add(stream, &headers) };
                 let answer = match added {
                     Ok(_) => encoder.reply(stream),
                     Err(()) => Encoder::refuse(stream),
@@ -83,7 +83,10 @@ async fn heed(
             Frame::Data { stream, is_last, bytes } => {
                 connections.data(stream, is_last, bytes).await;
             }
-            Frame::Reset { stream } => connections.reset(stream),
+            Frame::Reset { stream } => {
+                half_open.reset(stream);
+                connections.reset(stream);
+            }
             Frame::Ping { id } => connections.answer(Encoder::ping(id)).await,
             Frame::GoAway | Frame::Other => {}
         }
