@@ -36,7 +36,7 @@ const WASM_STACK_BYTES: usize = 512 << 10;
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 50_000;
 /// Core instances that a component may hold; tools split one component into several,
 /// and tools that compose put several of those into one.
-const CORE_INSTANCES_PER_COMPONENT: u32 = 128;
+pub(crate) const CORE_INSTANCES_PER_COMPONENT: u32 = 128;
 /// Core instances that the pool counts for each memory: an adapted module has five, what tools
 /// compose has more. None is set aside for them, so more of them cost nothing.
 const CORE_INSTANCES_PER_SLOT: u32 = 16;

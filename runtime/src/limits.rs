@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::ResourceLimiter;
 
-use crate::engine::TABLE_ELEMENTS_MAX;
+use crate::engine::{CORE_INSTANCES_PER_COMPONENT, TABLE_ELEMENTS_MAX};
 
-/// Instances, tables and memories that one store may hold; a store holds one component.
-const INSTANCES_MAX: usize = 64;
+/// Tables and memories that one store may hold; a store holds one component.
+const TABLES_MAX: usize = 64;
 
 /// What one element of a table takes, in bytes.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
@@ -189,15 +189,15 @@ impl ResourceLimiter for MemoryLimiter {
     }
 
     fn instances(&self) -> usize {
-        INSTANCES_MAX
+        CORE_INSTANCES_PER_COMPONENT as usize
     }
 
     fn tables(&self) -> usize {
-        INSTANCES_MAX
+        TABLES_MAX
     }
 
     fn memories(&self) -> usize {
-        INSTANCES_MAX
+        TABLES_MAX
     }
 }
 

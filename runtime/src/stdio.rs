@@ -112,6 +112,9 @@ impl Pollable for PipeStream {
 
 impl OutputStream for PipeStream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > WRITE_BYTES_MAX {
+            return Err(StreamError::trap("wrote more than check-write permits"));
+        }
         // There is room: `check_write` said so, and a stream has one writer at a time.
         self.sender.try_send(bytes).map_err(|_| StreamError::Closed)
     }
@@ -168,6 +171,9 @@ mod tests {
         assert_eq!(receiver.recv().await.unwrap(), "one");
         pipe.ready().await;
         assert_eq!(pipe.check_write().unwrap(), WRITE_BYTES_MAX);
+        // WASI's interface does not check it: one that was not asked for would be copied whole.
+        let unasked = pipe.write(vec![0; WRITE_BYTES_MAX + 1].into());
+        assert!(matches!(unasked, Err(StreamError::Trap(_))));
         drop(receiver);
         assert!(matches!(pipe.check_write(), Err(StreamError::Closed)));
     }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use http::Method;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -77,6 +78,7 @@ async fn start_and_run(flags: NodeStart, environment: &Environment) -> Result<()
 
 /// Starts the node; the error is one sentence with its exit code.
 pub(super) async fn start(settings: NodeSettings) -> Result<RunningNode, Failure> {
+    may_open_many_files();
     roles::start(settings).await.map_err(|error| {
         let code = match error {
             NodeError::Join(_) => exit::JOIN,
@@ -87,6 +89,18 @@ pub(super) async fn start(settings: NodeSettings) -> Result<RunningNode, Failure
 }
 
 /// Runs until `stop`, or until the node ends by itself.
+/// Takes the number of open files that the system would allow: a shell allows 1024 at first, and each
+/// connection is one.
+fn may_open_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(err) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%err, "cannot raise the number of open files");
+    }
+}
+
 pub(super) async fn run_until(
     mut running: RunningNode,
     stop: impl Future<Output = ()>,

@@ -1,11 +1,12 @@
 //! The way out of the cluster: host sockets, for addresses that guests may reach.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
 
 use super::caller;
 use super::udp::{DATAGRAM_BYTES_MAX, Datagrams};
@@ -17,6 +18,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Datagrams that are read from a host socket before others get their turn.
 const RECEIVE_MAX: usize = 16;
+/// Names that are looked up at the same time: half of the threads that may be blocked.
+const LOOKUPS_MAX: usize = 8;
+static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
 /// Addresses of one name that are used.
 const ADDRESSES_MAX: usize = 16;
 
@@ -99,13 +103,24 @@ fn receive(socket: &UdpSocket, tx: &tokio::sync::mpsc::Sender<Bytes>) -> io::Res
 }
 
 /// Asks the host's resolver; only addresses that may be reached.
+///
+/// It blocks a thread, and does so to its own end when nobody waits any more: those threads start
+/// containers and write logs as well.
 pub(super) async fn lookup(name: &str) -> Vec<IpAddr> {
-    let looking = tokio::net::lookup_host((name, 0));
-    let Ok(Ok(found)) = tokio::time::timeout(LOOKUP_TIMEOUT, looking).await else {
+    let name = name.to_owned();
+    let looking = async move {
+        let turn = LOOKUPS.acquire().await.ok()?;
+        let look = move || {
+            let _turn = turn;
+            (name.as_str(), 0).to_socket_addrs().map(Iterator::collect::<Vec<_>>)
+        };
+        tokio::task::spawn_blocking(look).await.ok()?.ok()
+    };
+    let Ok(Some(found)) = tokio::time::timeout(LOOKUP_TIMEOUT, looking).await else {
         return Vec::new();
     };
-    let mut ips: Vec<IpAddr> =
-        found.map(|at| at.ip()).filter(|ip| is_allowed(*ip)).take(ADDRESSES_MAX).collect();
+    let found = found.into_iter().map(|at| at.ip());
+    let mut ips: Vec<IpAddr> = found.filter(|ip| is_allowed(*ip)).take(ADDRESSES_MAX).collect();
     ips.dedup();
     ips
 }

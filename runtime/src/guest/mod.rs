@@ -40,9 +40,11 @@ use crate::volumes::Quotas;
 use crate::wasm::WallClock;
 
 /// Handles that one guest may hold: sockets, streams, requests, bodies.
-const RESOURCES_MAX: usize = 16 << 10;
+const RESOURCES_MAX: usize = 8 << 10;
 /// What a guest may hand over in one call, in bytes: the host has to copy it before it can judge it.
-const CALL_BYTES_MAX: usize = 16 << 20;
+const CALL_BYTES_MAX: usize = 4 << 20;
+/// Calls and streams of WASI 0.3 that one guest may have under way: each keeps what was handed over.
+const CONCURRENT_MAX: usize = 4096;
 /// Random bytes of one call; a guest that asks for more traps.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
 /// Size of the headers or trailers of one HTTP message in memory; more is a `header-error`.
@@ -240,6 +242,10 @@ impl Template {
         };
         let mut store = Store::new(&self.engine, guest);
         store.set_hostcall_fuel(CALL_BYTES_MAX);
+        store.set_max_component_handles(RESOURCES_MAX);
+        if let Some(concurrent) = store.concurrent_resource_table() {
+            concurrent.set_max_capacity(CONCURRENT_MAX);
+        }
         store.limiter(|guest| &mut guest.limiter);
         burst.govern(&mut store, self.kill.clone());
         Ok(store)

@@ -37,12 +37,24 @@ impl OutgoingHttp {
     }
 }
 
+/// What a guest may write of a body at once: that much is in the host's memory for each body that nobody
+/// reads.
+const BODY_CHUNK_BYTES: usize = 64 << 10;
+
 /// A transfer that is over, or goes on in the background.
 type Transfer = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl WasiHttpHooks for OutgoingHttp {
     fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
         Arc::clone(&FORBIDDEN)
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
     }
 
     fn send_request(
@@ -63,7 +75,9 @@ impl WasiHttpHooks for OutgoingHttp {
             if !request.uri().scheme().is_none_or(is_known) {
                 return Err(Error::HttpProtocolError);
             }
-            let sent = net.send(request.map(from_wasi));
+            // Each may become a connection of the host.
+            let _slot = net.socket().ok_or(Error::ConnectionLimitReached)?;
+            let sent = Arc::clone(&net).send(request.map(from_wasi));
             let response = tokio::time::timeout(limit, sent)
                 .await
                 .map_err(|_| late(limits))?

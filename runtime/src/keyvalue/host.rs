@@ -215,6 +215,10 @@ impl batch::Host for KeyValueView<'_> {
         keys: Vec<String>,
     ) -> Result<Vec<Option<Pair>>, KeyValueError> {
         check_batch(keys.len())?;
+        // One value many times over would be in the host's memory as often.
+        if keys.iter().collect::<BTreeSet<_>>().len() < keys.len() {
+            return Err(KeyValueError::Other("a key is named twice".to_owned()));
+        }
         let values = self.read(&bucket, &keys).await?;
         Ok(keys
             .into_iter()
@@ -294,6 +298,8 @@ mod tests {
         }
         let many = vec![key(1); BATCH_KEYS_MAX + 1];
         assert!(view.get_many(again(&bucket), many.clone()).await.is_err());
+        let twice = vec!["a".to_owned(), "b".to_owned(), "a".to_owned()];
+        assert!(view.get_many(again(&bucket), twice).await.is_err());
         assert!(view.delete_many(again(&bucket), many).await.is_err());
         let keys = view.list_keys(again(&bucket), None).await.unwrap().keys;
         assert_eq!(keys, [key(KEY_BYTES_MAX)], "nothing else was written");

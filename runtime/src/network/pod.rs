@@ -23,6 +23,10 @@ pub(crate) fn unknown_peer(to: SocketAddr) -> SocketAddr {
 
 /// Sockets that all guests of one pod may have open at the same time.
 const SOCKETS_PER_POD_MAX: usize = 1024;
+/// Connections to a pod's listeners that no guest has accepted yet.
+const UNACCEPTED_PER_POD_MAX: usize = 512;
+/// Names that one pod looks up at the same time; further ones wait.
+const LOOKUPS_PER_POD_MAX: usize = 4;
 
 /// One open socket of a pod.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub(crate) struct PodNet {
     ports: Arc<Ports>,
     udp_ports: Arc<Ports>,
     sockets: Arc<Semaphore>,
+    unaccepted: Arc<Semaphore>,
+    lookups: Semaphore,
     /// What the pod's datagrams may take.
     pub(super) budget: Budget,
     guests: Arc<Guests>,
@@ -76,6 +82,8 @@ impl PodNet {
             ports: Ports::new(pod.ips.clone()),
             udp_ports: Ports::new(pod.ips.clone()),
             sockets: Arc::new(Semaphore::new(SOCKETS_PER_POD_MAX)),
+            unaccepted: Arc::new(Semaphore::new(UNACCEPTED_PER_POD_MAX)),
+            lookups: Semaphore::new(LOOKUPS_PER_POD_MAX),
             budget: Budget::default(),
             guests,
             uplink,
@@ -170,7 +178,9 @@ impl PodNet {
     ) -> io::Result<BoxIo> {
         match self.listener(to).await.ok_or(io::ErrorKind::ConnectionRefused)? {
             Listener::Udp(_) => Err(io::ErrorKind::ConnectionRefused.into()),
-            Listener::Tcp(backlog, intake) => Ok(Box::new(enqueue(&backlog, &intake, from, to)?)),
+            Listener::Tcp(backlog, intake) => {
+                Ok(Box::new(self.enqueue(&backlog, &intake, from, to)?))
+            }
             Listener::Http(_) => {
                 let (near, far) = tokio::io::duplex(PIPE_BYTES);
                 // Ends with the connection or with the pod; who serves its requests may change.
@@ -211,6 +221,8 @@ impl PodNet {
         if name == self.hostname {
             return self.ips.clone();
         }
+        // Never closed.
+        let Ok(_turn) = self.lookups.acquire().await else { return Vec::new() };
         for whole in self.whole_names(&name) {
             let found = self.uplink.resolve(&self.id, &whole).await;
             if !found.is_empty() {
@@ -279,7 +291,7 @@ impl PodNet {
                     answer => answer,
                 },
                 Some(Listener::Tcp(backlog, intake)) => {
-                    match enqueue(&backlog, &intake, unknown_peer(to), to) {
+                    match self.enqueue(&backlog, &intake, unknown_peer(to), to) {
                         Ok(pipe) => {
                             client::send(&self.guests, self.over.clone(), pipe, request).await
                         }
@@ -319,24 +331,28 @@ impl PodNet {
         };
         self.is_own(ip).then_some(SocketAddr::new(ip, port))
     }
-}
 
-fn enqueue(
-    backlog: &tokio::sync::mpsc::Sender<Accepted>,
-    intake: &Intake,
-    from: SocketAddr,
-    to: SocketAddr,
-) -> io::Result<tokio::io::DuplexStream> {
-    if intake.taken.is_closed() {
-        return Err(io::ErrorKind::ConnectionRefused.into());
+    /// Puts a connection before a guest's listener.
+    fn enqueue(
+        &self,
+        backlog: &tokio::sync::mpsc::Sender<Accepted>,
+        intake: &Intake,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> io::Result<tokio::io::DuplexStream> {
+        let refused = io::ErrorKind::ConnectionRefused;
+        if intake.taken.is_closed() {
+            return Err(refused.into());
+        }
+        let _waits = Arc::clone(&self.unaccepted).try_acquire_owned().map_err(|_| refused)?;
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        let token = intake.taken.token();
+        let peer = if from.is_ipv4() == to.is_ipv4() { from } else { unknown_peer(to) };
+        backlog
+            .try_send(Accepted { io: Box::new(far), peer, local: to, token, _waits })
+            .map_err(|_| refused)?;
+        Ok(near)
     }
-    let (near, far) = tokio::io::duplex(PIPE_BYTES);
-    let token = intake.taken.token();
-    let peer = if from.is_ipv4() == to.is_ipv4() { from } else { unknown_peer(to) };
-    backlog
-        .try_send(Accepted { io: Box::new(far), peer, local: to, token })
-        .map_err(|_| io::ErrorKind::ConnectionRefused)?;
-    Ok(near)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +37,8 @@ pub(crate) struct Accepted {
     pub(crate) local: SocketAddr,
     /// Counts it among the container's connections.
     pub(crate) token: TaskTrackerToken,
+    /// Counts it among those of the pod that nobody has accepted: they hold what was sent.
+    pub(crate) _waits: OwnedSemaphorePermit,
 }
 
 /// What is behind a port.

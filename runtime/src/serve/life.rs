@@ -96,7 +96,7 @@ async fn serve(
             // Before the inbox is looked at, so that nothing that comes into it is missed.
             slot.register(cx.waker());
             if has_room && let Some(job) = slot.take() {
-                calls.push(call(guest, proxy, worker, job));
+                calls.push(call(guest, proxy, (slot, worker), job));
                 continue;
             }
             if !calls.is_empty() {
@@ -118,14 +118,19 @@ async fn serve(
 fn call<'a>(
     guest: &'a Accessor<Guest>,
     proxy: &'a Proxy,
-    worker: &Worker,
+    (slot, worker): (&'a Slot, &Worker),
     job: Job,
 ) -> impl Future<Output = wasmtime::Result<()>> + 'a {
-    job.turn.set(worker.took_one());
+    let number = worker.took_one();
+    job.turn.set(number);
+    let turnover = slot.begin(number);
     let (request, answer) = (job.request, job.answer);
     let prepared = guest.with(|mut store| {
         Prepared::new(store.as_context_mut(), proxy, request, |guest| guest.http(), answer)
     });
     // Nothing ends a request before its time but the end of its instance.
-    async move { prepared?.run(guest, std::future::pending()).await.map(drop) }
+    async move {
+        let _turnover = turnover;
+        prepared?.run(guest, std::future::pending()).await.map(drop)
+    }
 }

@@ -256,11 +256,13 @@ impl Pool {
 
     /// An instance is gone: what it left, and who waits for room, goes elsewhere.
     fn left(self: &Arc<Self>, slot: &Arc<Slot>) {
-        let mut jobs = slot.left_over();
         let mut inner = self.inner.lock();
         inner.roomy.retain(|other| !Arc::ptr_eq(other, slot));
+        // From here on nobody gives it another one.
+        let mut jobs = slot.left_over();
         if !slot.has_failed() {
-            jobs.extend(inner.waiting.pop_front().map(|(_, job)| job));
+            let waiting = std::iter::from_fn(|| inner.waiting.pop_front());
+            jobs.extend(waiting.map(|(_, job)| job).find(|job| !job.is_given_up()));
         } else if !self.shared.has_instances() {
             // Nobody is left who would take them; their callers hear that.
             inner.waiting.clear();
@@ -272,7 +274,7 @@ impl Pool {
     }
 
     /// Says whether an instance may get another request beside those that it has.
-    fn share(&self, slot: &Arc<Slot>) {
+    fn share(self: &Arc<Self>, slot: &Arc<Slot>) {
         // One that computes is not told apart from one that waits, but by its time.
         let is_roomy = slot.is(Activity::Roomy) && !lanes::has_overrun();
         if !is_roomy && matches!(self.pre, ProxyPre::P2(_)) {
@@ -282,7 +284,14 @@ impl Pool {
         let known = inner.roomy.iter().position(|other| Arc::ptr_eq(other, slot));
         match known {
             None if is_roomy => inner.roomy.push(Arc::clone(slot)),
-            Some(at) if !is_roomy => drop(inner.roomy.swap_remove(at)),
+            Some(at) if !is_roomy => {
+                drop(inner.roomy.swap_remove(at));
+                // What came while it had no room any more goes elsewhere: this one may be busy for long.
+                let jobs = slot.left_over();
+                drop(inner);
+                jobs.into_iter().for_each(|job| self.place_again(job));
+                return;
+            }
             _ => {}
         }
         if is_roomy && let Some((_, job)) = inner.waiting.pop_front() {
@@ -399,7 +408,7 @@ impl Driver {
             }
             ready!(hold.poll(slot.burst.meter(), cx));
             while late.as_mut().poll(cx).is_ready() {
-                let ends_at = slot.began() + REQUEST_MAX;
+                let ends_at = slot.began().unwrap_or_else(Instant::now) + REQUEST_MAX;
                 if ends_at <= Instant::now() {
                     slot.give_up();
                     return self.drive(cx);

@@ -48,14 +48,26 @@ pub(super) enum Activity {
     Roomy,
 }
 
+/// A request that an instance has taken.
+pub(super) struct Turnover<'a> {
+    slot: &'a Slot,
+    number: usize,
+}
+
+impl Drop for Turnover<'_> {
+    fn drop(&mut self) {
+        self.slot.began.lock().retain(|(number, _)| *number != self.number);
+    }
+}
+
 /// One instance, as the others see it.
 pub(super) struct Slot {
     inbox: Mutex<VecDeque<Job>>,
     waker: AtomicWaker,
     activity: AtomicU8,
-    /// When it took its newest request.
-    began: Mutex<Instant>,
-    /// That request takes too long.
+    /// The requests that it has taken and not ended yet, by number, and when each began.
+    began: Mutex<Vec<(usize, Instant)>>,
+    /// One of them takes too long.
     is_late: AtomicBool,
     /// It could not be made.
     is_failed: AtomicBool,
@@ -68,7 +80,7 @@ impl Slot {
             inbox: Mutex::default(),
             waker: AtomicWaker::new(),
             activity: AtomicU8::new(Activity::Busy as u8),
-            began: Mutex::new(Instant::now()),
+            began: Mutex::default(),
             is_late: AtomicBool::new(false),
             is_failed: AtomicBool::new(false),
             burst,
@@ -85,9 +97,13 @@ impl Slot {
     pub(super) fn take(&self) -> Option<Job> {
         let mut inbox = self.inbox.lock();
         let job = std::iter::from_fn(|| inbox.pop_front()).find(|job| !job.is_given_up())?;
-        drop(inbox);
-        *self.began.lock() = Instant::now();
         Some(job)
+    }
+
+    /// A request begins; until what it gives is dropped.
+    pub(super) fn begin(&self, number: usize) -> Turnover<'_> {
+        self.began.lock().push((number, Instant::now()));
+        Turnover { slot: self, number }
     }
 
     /// What nobody has taken.
@@ -112,11 +128,12 @@ impl Slot {
         self.activity.load(Ordering::Acquire) == activity as u8
     }
 
-    pub(super) fn began(&self) -> Instant {
-        *self.began.lock()
+    /// When the oldest request began that goes on.
+    pub(super) fn began(&self) -> Option<Instant> {
+        self.began.lock().iter().map(|(_, began)| *began).min()
     }
 
-    /// The newest request takes too long: the instance ends at its next poll.
+    /// A request takes too long: the instance ends at its next poll.
     pub(super) fn give_up(&self) {
         self.is_late.store(true, Ordering::Relaxed);
     }

@@ -11,7 +11,7 @@ use wasmtime::Store;
 use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 
 use super::{TRAPS_IN_A_ROW_MAX, TRAPS_WINDOW};
-use crate::guest::{Guest, Template};
+use crate::guest::{Guest, Template, is_out_of_slots};
 use crate::types::{Exit, ExitReason};
 
 /// Requests that one p3 instance handles at the same time; p2 cannot do more than one.
@@ -217,8 +217,10 @@ impl Worker {
     /// Its instance has ended. Too many that trap take the container with them.
     pub(super) fn ended(self, store: Store<Guest>, result: wasmtime::Result<()>) {
         let is_over = self.template.kill().is_cancelled();
+        // That others have taken all stacks or memories is no fault of the guest.
         if let Err(error) = result
             && !is_over
+            && !is_out_of_slots(&error)
         {
             let exit = crate::guest::exit_of_error(&store, &error);
             self.template.trapped(&exit);

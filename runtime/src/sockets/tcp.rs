@@ -24,7 +24,7 @@ use crate::types::BoxIo;
 
 /// Connections that wait to be accepted, unless the guest says less; also the most it can say.
 const BACKLOG_DEFAULT: usize = 128;
-const BACKLOG_MAX: u64 = 4096;
+const BACKLOG_MAX: u64 = 128;
 
 /// One socket.
 pub(super) struct Tcp {

@@ -28,6 +28,8 @@ use crate::tasks::Guests;
 const INTERFACE: &str = "wasi:filesystem/types@0.3.0";
 /// Bytes written at once.
 const WRITE_BYTES_MAX: usize = 64 << 10;
+/// Longest path, as Linux has it: it is kept while what it leads to is looked at.
+const PATH_BYTES_MAX: usize = 4096;
 
 type Fd = Resource<Descriptor>;
 /// What a function answers its guest, or a trap.
@@ -175,6 +177,9 @@ struct Open {
 
 async fn open_at(store: &Accessor<Guest>, fd: Fd, what: Open) -> Answer<Fd> {
     let Open { follow, path, how, flags } = what;
+    if path.len() > PATH_BYTES_MAX {
+        return Ok(Err(ErrorCode::NameTooLong));
+    }
     let (makes, cuts) = (how.contains(OpenFlags::CREATE), how.contains(OpenFlags::TRUNCATE));
     let (quotas, _, folder) = look(store, &fd);
     let opening = if makes || cuts {
