@@ -27,7 +27,9 @@ pub(crate) async fn serve_pipe(pipe: DuplexStream, pod: Arc<PodNet>, to: SocketA
             Ok::<_, Infallible>(response.map(to_hyper))
         }
     });
-    let server = auto::Builder::new(TokioExecutor::new());
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    // A client that has sent its last still waits for its answer.
+    server.http1().half_close(true);
     let connection = server.serve_connection(TokioIo::new(pipe), serve);
     // An error here is the peer's going away.
     let _ = pod.over.run_until_cancelled(connection).await;

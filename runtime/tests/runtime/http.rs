@@ -6,6 +6,7 @@ use std::time::Duration;
 use edgeorc_runtime::{BodyError, ExitReason, HttpError, Machine, StartError};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{Node, app, app_bytes, compiled_for, exit, request};
 
@@ -239,6 +240,19 @@ async fn a_run_takes_the_place_of_another_and_no_request_is_lost() {
     let ((), asked) = tokio::join!(swaps, asks);
     assert!(asked > 20, "{asked} requests over 20 swaps");
     assert_eq!(slow.join_next().await.unwrap().unwrap().unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_client_that_has_sent_its_last_gets_its_answer() {
+    let node = Node::start();
+    let pod = node.pod("10.0.0.1").await;
+    let _container = pod.start(node.container("hello", app("hello"))).await.unwrap();
+    let mut pipe = node.network.connect(HELLO.parse().unwrap()).await.unwrap();
+    pipe.write_all(b"GET /burn?ms=50 HTTP/1.0\r\n\r\n").await.unwrap();
+    pipe.shutdown().await.unwrap();
+    let mut answer = String::new();
+    pipe.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
 }
 
 #[tokio::test]
