@@ -505,19 +505,43 @@ async fn a_blob_that_no_manifest_names_goes_after_a_day_in_which_nobody_asked_fo
     assert_eq!(collect(&api, 0).await, (0, 1));
 }
 
+/// A ReplicaSet that names one image by its tag, a pod that names one by its digest, and a node that has one
+/// on its disk.
+async fn name_images(api: &Api, tag_of_set: &str, digest_of_pod: &str, tag_on_node: &str) {
+    let spec = |image: String| json!({"containers": [{"name": "app", "image": image}]});
+    let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "old"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": spec(format!("registry.edgeorc.local/default/app:{}", tag_of_set))}}});
+    let made = api.post("/apis/apps/v1/namespaces/default/replicasets", &set).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    // What a node has on its disk is no use of it.
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+        "status": {"images": [{"names": [format!("default/app:{}", tag_on_node)]}]}});
+    assert_eq!(api.post("/api/v1/nodes", &node).await.code, StatusCode::CREATED);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": spec(format!("default/app@{}", digest_of_pod))});
+    let made = api.post("/api/v1/namespaces/default/pods", &pod).await;
+    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+}
+
+/// Pushes as `edgeorc deploy` does: the tag is the start of the component's digest. Gives the digest of the
+/// component, the tag, and the digest of the manifest.
+async fn deployed(api: &Api, bytes: &'static [u8]) -> (String, String, String) {
+    let layer = push_blob(api, "default/app", bytes).await;
+    let tag = layer["sha256:".len()..][..12].to_owned();
+    let manifest = json!({"schemaVersion": 2, "layers": [{"digest": layer}]});
+    let place = format!("/v2/default/app/manifests/{tag}");
+    let digest = push_manifest(api, &place, &manifest).await;
+    (layer, tag, digest)
+}
+
 /// Goal: a full disk loses images that are nobody's, the oldest first, and no others. Method: one image for
 /// each reason to stay.
 #[tokio::test]
 async fn a_full_disk_loses_images_that_nobody_named_and_nothing_runs() {
     let api = Api::start().await;
-    // What `edgeorc deploy` pushes: the tag is the start of the component's digest.
-    let deployed = async |bytes: &'static [u8]| {
-        let layer = push_blob(&api, "default/app", bytes).await;
-        let tag = layer["sha256:".len()..][..12].to_owned();
-        let manifest = json!({"schemaVersion": 2, "layers": [{"digest": layer}]});
-        let place = format!("/v2/default/app/manifests/{tag}");
-        (layer, tag, push_manifest(&api, &place, &manifest).await)
-    };
+    let deployed = async |bytes: &'static [u8]| deployed(&api, bytes).await;
     let oldest = deployed(b"an old build").await;
     let signed = deployed(b"another old build").await;
     let rolled_back_to = deployed(b"in a ReplicaSet").await;
@@ -549,21 +573,7 @@ async fn a_full_disk_loses_images_that_nobody_named_and_nothing_runs() {
     let again = again["layers"][0]["digest"].as_str().unwrap().to_owned();
     push_manifest(&api, &place, &json!({"schemaVersion": 2, "layers": [{"digest": again}]})).await;
     age(&api, &again, 25);
-    let spec = |image: String| json!({"containers": [{"name": "app", "image": image}]});
-    let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "old"},
-        "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
-            "metadata": {"labels": {"a": "b"}},
-            "spec": spec(format!("registry.edgeorc.local/default/app:{}", rolled_back_to.1))}}});
-    let made = api.post("/apis/apps/v1/namespaces/default/replicasets", &set).await;
-    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
-    // What a node has on its disk is no use of it.
-    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
-        "status": {"images": [{"names": [format!("default/app:{}", oldest.1)]}]}});
-    assert_eq!(api.post("/api/v1/nodes", &node).await.code, StatusCode::CREATED);
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
-        "spec": spec(format!("default/app@{}", running.2))});
-    let made = api.post("/api/v1/namespaces/default/pods", &pod).await;
-    assert_eq!(made.code, StatusCode::CREATED, "{made:?}");
+    name_images(&api, &rolled_back_to.1, &running.2, &oldest.1).await;
 
     assert_eq!(collect(&api, 0).await, (0, 0), "the disk is not full");
     assert_eq!(collect(&api, 1).await, (1, 1), "one is enough");

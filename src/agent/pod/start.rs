@@ -205,7 +205,7 @@ fn buckets(plan: &PodPlan) -> Result<Option<BTreeSet<String>>, ConfigError> {
 
 /// A container ready to be started.
 pub(super) struct Prepared {
-    image: ReadyImage,
+    image: Box<ReadyImage>,
     sources: Arc<Sources>,
     ips: Vec<IpAddr>,
     /// Copies that the next agent may need.
@@ -265,7 +265,7 @@ impl Shared {
             .block("volumes-write", move || volumes::write_volumes(&pod, &dir, &of))
             .await
             .ok_or_else(stopping)??;
-        Ok(Prepared { image, sources, ips, backlog })
+        Ok(Prepared { image: Box::new(image), sources, ips, backlog })
     }
 }
 

@@ -72,8 +72,8 @@ impl Blobs {
         .await
     }
 
-    /// Notes that somebody counts on a blob, if it is here; what was known of it before.
-    pub(super) async fn hold(&self, hex: &str) -> io::Result<Option<BlobFile>> {
+    /// Notes that somebody counts on a blob `now`, if it is here; what was known of it before.
+    pub(super) async fn hold(&self, hex: &str, now: SystemTime) -> io::Result<Option<BlobFile>> {
         let path = self.path(hex);
         self.in_turn(move || {
             let file = match std::fs::File::open(path) {
@@ -81,7 +81,7 @@ impl Blobs {
                 file => file?,
             };
             let meta = file.metadata()?;
-            let (held, now) = (meta.modified()?, SystemTime::now());
+            let held = meta.modified()?;
             if !now.duration_since(held).is_ok_and(|age| age < HELD_AFTER) {
                 file.set_modified(now)?;
             }

@@ -134,7 +134,7 @@ pub(super) async fn collect(context: &Context, wanted: u64) -> Result<Collected,
         }
         let named = named_by_objects(context).await?;
         let files = files(context).await?;
-        let now = SystemTime::now();
+        let now = context.clock.system_time();
         let oldest = nobodys(&images, &named, &files, now);
         let victims = enough(&images, oldest, &files, wanted - collected.bytes);
         if victims.is_empty() {
@@ -225,7 +225,7 @@ async fn sweep(
     collected: &mut Collected,
 ) -> Result<(), StoreError> {
     let named: BTreeSet<&String> = images.values().flat_map(|image| &image.names).collect();
-    let Some(before) = SystemTime::now().checked_sub(age_min) else { return Ok(()) };
+    let Some(before) = context.clock.system_time().checked_sub(age_min) else { return Ok(()) };
     let found = files(context).await?;
     let stale = found.iter().filter(|(hex, file)| !named.contains(hex) && file.held < before);
     for (hex, file) in stale {

@@ -111,9 +111,9 @@ async fn while_moving<T>(work: impl Future<Output = T>, moved: &AtomicU64) -> Op
 pub(super) async fn hold(context: &Context, hex: &str) -> Result<Option<u64>, OciError> {
     let blobs = &context.registry.blobs;
     let io = |cause: std::io::Error| OciError::io(&cause);
-    let mut found = blobs.hold(hex).await.map_err(io)?;
+    let mut found = blobs.hold(hex, context.clock.system_time()).await.map_err(io)?;
     if found.is_none() && fetch(context, hex).await? {
-        found = blobs.hold(hex).await.map_err(io)?;
+        found = blobs.hold(hex, context.clock.system_time()).await.map_err(io)?;
     }
     Ok(found.map(|blob| blob.bytes))
 }
@@ -194,7 +194,7 @@ pub(super) async fn respond(
     let io = |cause: std::io::Error| OciError::io(&cause);
     let blobs = &context.registry.blobs;
     if request.method() == Method::PUT {
-        blobs.hold(hex).await.map_err(io)?;
+        blobs.hold(hex, context.clock.system_time()).await.map_err(io)?;
     }
     let found = blobs.open(hex).await.map_err(io)?;
     match (request.method().clone(), found) {
