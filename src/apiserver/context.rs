@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::apiserver::by_node::ByNode;
 use crate::apiserver::compiled::{self, CompiledConfig};
 use crate::apiserver::image_policy::ImageVerifier;
-use crate::apiserver::registry::{self, Collected as RegistryCollected, Registry};
+use crate::apiserver::registry::{
+    self, CollectError as RegistryCollectError, Collected as RegistryCollected, Registry,
+};
 use crate::apiserver::renewals::Relay;
 use crate::apiserver::service_account::Signers;
 use crate::apiserver::stats::Stats;
@@ -18,7 +20,7 @@ use crate::apiserver::{forward, router, streaming};
 use crate::config::ServiceCidrs;
 use crate::net::Peers;
 use crate::rt::{DiskMarks, Rng, TaskGroup, WallClock};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::telemetry::Metrics;
 
 /// What the API server is made of.
@@ -131,11 +133,11 @@ impl ApiServer {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; what was deleted until then was rightly so.
+    /// [`RegistryCollectError`].
     pub async fn collect_garbage_once(
         &self,
         wanted_bytes: u64,
-    ) -> Result<RegistryCollected, StoreError> {
+    ) -> Result<RegistryCollected, RegistryCollectError> {
         registry::collect_once(&self.context, wanted_bytes).await
     }
 

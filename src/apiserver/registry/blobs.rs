@@ -9,10 +9,9 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::fs::File;
 
+use crate::apiserver::registry::name::SHA256_HEX;
 use crate::apiserver::registry::uploads::Whole;
 
-/// Letters of a digest in hex.
-const HEX_LEN: usize = 64;
 /// A file whose time is younger than this is not written to once more.
 const HELD_AFTER: Duration = Duration::from_secs(600);
 
@@ -122,7 +121,7 @@ impl Blobs {
             for entry in entries {
                 let entry = entry?;
                 let Ok(name) = entry.file_name().into_string() else { continue };
-                if name.len() == HEX_LEN {
+                if name.len() == SHA256_HEX {
                     let meta = entry.metadata()?;
                     all.insert(name, BlobFile { bytes: meta.len(), held: meta.modified()? });
                 }

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::apiserver::context::Context;
 use crate::apiserver::registry::blobs::BlobFile;
+use crate::apiserver::registry::name::SHA256_HEX;
 use crate::apiserver::registry::{manifests, referrers, replicas};
 use crate::rt::{Disk, DiskMarks};
 use crate::store::{Freshness, Page, Scope, StoreError};
@@ -43,8 +44,6 @@ const PASS_PERIOD: Duration = Duration::from_secs(3600);
 /// Manifests and objects that are read at once.
 const MANIFESTS_PAGE: usize = 32;
 const OBJECTS_PAGE: usize = 500;
-/// Letters of a digest in hex.
-const HEX_LEN: usize = 64;
 /// `edgeorc deploy` gives so many of its component's digest as a tag; no person gives such a name.
 const OWN_TAG_LEN_MIN: usize = 12;
 
@@ -57,6 +56,17 @@ pub struct Collected {
     pub blobs: usize,
     /// Bytes of those.
     pub bytes: u64,
+}
+
+/// Why a pass ended early. What was deleted until then was rightly so; the next pass tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The manifests or objects cannot be read, or not changed.
+    #[error("the store does not answer: {0}")]
+    Store(#[from] StoreError),
+    /// The folder with the blobs.
+    #[error("the registry's folder cannot be used: {0}")]
+    Disk(#[from] std::io::Error),
 }
 
 /// A manifest with its tags.
@@ -106,7 +116,7 @@ pub(super) async fn run(context: &Context, marks: DiskMarks, cancel: Cancellatio
 }
 
 /// One pass, and before it a look for what is missing, if there is room.
-async fn pass(context: &Context, wanted: u64) -> Result<Collected, StoreError> {
+async fn pass(context: &Context, wanted: u64) -> Result<Collected, CollectError> {
     if wanted == 0 {
         fetch_missing(context).await?;
     }
@@ -122,8 +132,8 @@ async fn pass(context: &Context, wanted: u64) -> Result<Collected, StoreError> {
 ///
 /// # Errors
 ///
-/// [`StoreError`]; what was deleted until then was rightly so.
-pub(super) async fn collect(context: &Context, wanted: u64) -> Result<Collected, StoreError> {
+/// [`CollectError`].
+pub(super) async fn collect(context: &Context, wanted: u64) -> Result<Collected, CollectError> {
     let age_min = if wanted > 0 { PRESSED_AGE_MIN } else { AGE_MIN };
     let mut collected = Collected::default();
     loop {
@@ -133,7 +143,7 @@ pub(super) async fn collect(context: &Context, wanted: u64) -> Result<Collected,
             return Ok(collected);
         }
         let named = named_by_objects(context).await?;
-        let files = files(context).await?;
+        let files = context.registry.blobs.files().await?;
         let now = context.clock.system_time();
         let oldest = nobodys(&images, &named, &files, now);
         let victims = enough(&images, oldest, &files, wanted - collected.bytes);
@@ -153,8 +163,8 @@ pub(super) async fn collect(context: &Context, wanted: u64) -> Result<Collected,
 }
 
 /// Fetches the blobs that other servers have and this one should.
-async fn fetch_missing(context: &Context) -> Result<(), StoreError> {
-    let (images, files) = (read(context).await?, files(context).await?);
+async fn fetch_missing(context: &Context) -> Result<(), CollectError> {
+    let (images, files) = (read(context).await?, context.registry.blobs.files().await?);
     let manifests: BTreeSet<&String> = images.keys().map(|(_, hex)| hex).collect();
     let named: BTreeSet<&String> = images.values().flat_map(|image| &image.names).collect();
     for hex in named.difference(&manifests).filter(|hex| !files.contains_key(**hex)) {
@@ -194,7 +204,7 @@ async fn read(context: &Context) -> Result<Images, StoreError> {
 
 /// Notes what a manifest names.
 fn fill(image: &mut Image, content: &[u8]) {
-    image.names = hexes(&String::from_utf8_lossy(content), HEX_LEN).map(str::to_owned).collect();
+    image.names = hexes(&String::from_utf8_lossy(content), SHA256_HEX).map(str::to_owned).collect();
     let parsed: Value = serde_json::from_slice(content).unwrap_or_default();
     let subject = parsed.pointer("/subject/digest").and_then(Value::as_str);
     let subject = subject.and_then(|digest| digest.strip_prefix("sha256:"));
@@ -207,7 +217,7 @@ fn fill(image: &mut Image, content: &[u8]) {
 }
 
 fn subject_of_tag(tag: &str) -> Option<&str> {
-    tag.strip_prefix("sha256-")?.get(..HEX_LEN)
+    tag.strip_prefix("sha256-")?.get(..SHA256_HEX)
 }
 
 /// Words of at least so many hexadecimal digits.
@@ -223,27 +233,18 @@ async fn sweep(
     images: &Images,
     age_min: Duration,
     collected: &mut Collected,
-) -> Result<(), StoreError> {
+) -> Result<(), CollectError> {
     let named: BTreeSet<&String> = images.values().flat_map(|image| &image.names).collect();
     let Some(before) = context.clock.system_time().checked_sub(age_min) else { return Ok(()) };
-    let found = files(context).await?;
+    let found = context.registry.blobs.files().await?;
     let stale = found.iter().filter(|(hex, file)| !named.contains(hex) && file.held < before);
     for (hex, file) in stale {
-        let deleted = context.registry.blobs.delete_unless_held(hex, before).await;
-        if deleted.map_err(|cause| io(&cause))? {
+        if context.registry.blobs.delete_unless_held(hex, before).await? {
             collected.blobs += 1;
             collected.bytes = collected.bytes.saturating_add(file.bytes);
         }
     }
     Ok(())
-}
-
-async fn files(context: &Context) -> Result<BTreeMap<String, BlobFile>, StoreError> {
-    context.registry.blobs.files().await.map_err(|cause| io(&cause))
-}
-
-fn io(cause: &std::io::Error) -> StoreError {
-    StoreError::Damaged(format!("the registry's folder: {cause}"))
 }
 
 /// All words of hexadecimal digits in the objects of the cluster that could be a digest or a tag of
@@ -307,8 +308,8 @@ fn nobodys(
     free.into_iter().map(|(_, place)| place).collect()
 }
 
-/// When an image was pushed last, or somebody counted on a blob of it, or of those that an index lists. `None`: this server
-/// has none, and nothing is won.
+/// When an image was pushed last, or somebody counted on a blob of it, or of those that an index lists.
+/// `None`: this server has none, and nothing is won.
 fn held(
     images: &Images,
     repository: &str,

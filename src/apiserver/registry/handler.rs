@@ -179,23 +179,27 @@ async fn blob(
     let hex = name::digest(digest)?;
     let blobs = &context.registry.blobs;
     let io = |cause: std::io::Error| OciError::io(&cause);
+    let unknown = || OciError::not_found("BLOB_UNKNOWN", digest);
+    let headers = |size: u64| {
+        vec![
+            (header::CONTENT_LENGTH, size.to_string()),
+            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+            (header::ACCEPT_RANGES, "bytes".to_owned()),
+            (DIGEST_HEADER, digest.to_owned()),
+        ]
+    };
     if *method == Method::HEAD {
         // Whoever hears that it is here does not send it.
-        replicas::hold(context, hex).await?;
+        let size = replicas::hold(context, hex).await?.ok_or_else(unknown)?;
+        return Ok(with_headers(StatusCode::OK, &headers(size), Body::empty()));
     }
     let mut found = blobs.open(hex).await.map_err(io)?;
     if found.is_none() && replicas::fetch(context, hex).await? {
         found = blobs.open(hex).await.map_err(io)?;
     }
-    let (mut file, size) = found.ok_or_else(|| OciError::not_found("BLOB_UNKNOWN", digest))?;
-    let mut headers = vec![
-        (header::CONTENT_LENGTH, size.to_string()),
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (header::ACCEPT_RANGES, "bytes".to_owned()),
-        (DIGEST_HEADER, digest.to_owned()),
-    ];
+    let (mut file, size) = found.ok_or_else(unknown)?;
+    let mut headers = headers(size);
     match *method {
-        Method::HEAD => Ok(with_headers(StatusCode::OK, &headers, Body::empty())),
         Method::GET => {
             let mut wanted = size;
             let code = match range {

@@ -27,7 +27,7 @@ mod uploads;
 
 use std::path::PathBuf;
 
-pub use gc::Collected;
+pub use gc::{CollectError, Collected};
 pub(super) use handler::range_start;
 
 use axum::body::Body;
@@ -37,7 +37,6 @@ use tokio_util::sync::CancellationToken;
 use crate::api::user::UserInfo;
 use crate::apiserver::context::Context;
 use crate::rt::DiskMarks;
-use crate::store::StoreError;
 
 /// Tells Docker's clients that this is a registry.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -67,7 +66,10 @@ pub(super) async fn collect_garbage(
 }
 
 /// One pass of the same, which is to free so many bytes.
-pub(super) async fn collect_once(context: &Context, wanted: u64) -> Result<Collected, StoreError> {
+pub(super) async fn collect_once(
+    context: &Context,
+    wanted: u64,
+) -> Result<Collected, CollectError> {
     gc::collect(context, wanted).await
 }
 

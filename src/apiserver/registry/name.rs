@@ -12,7 +12,7 @@ const NAME_BYTES_MAX: usize = 255;
 /// Longest tag, in bytes.
 const TAG_BYTES_MAX: usize = 128;
 /// Digits of a SHA-256 in hex.
-const SHA256_HEX: usize = 64;
+pub(super) const SHA256_HEX: usize = 64;
 
 /// An OCI error: code of the specification, HTTP status, and a sentence.
 #[derive(Debug)]
